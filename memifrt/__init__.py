@@ -1,0 +1,57 @@
+"""memifrt: memif, the shared memory packet interface, spoken natively in Python.
+
+See :class:`Runtime` for where to start; :mod:`memifrt.libmemif` has the C library's names.
+"""
+
+from memifrt.control.channel import Credentials
+from memifrt.errors import (
+    ConfigError,
+    Disconnected,
+    ErrorCode,
+    MemifError,
+    MemifOSError,
+    PollCancelled,
+    ProtocolError,
+    RingViolation,
+    strerror,
+)
+from memifrt.interface import Details, Interface, QueueDetails, RegionDetails
+from memifrt.memory.region import ExternalRegion
+from memifrt.queue import RxQueue, TxQueue
+from memifrt.ring import Burst
+from memifrt.runtime import Runtime
+from memifrt.sockets import Socket
+from memifrt.types import BufferFlag, FdEvent, Mode, QueueCounters, Role, RxMode, State
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BufferFlag",
+    "Burst",
+    "ConfigError",
+    "Credentials",
+    "Details",
+    "Disconnected",
+    "ErrorCode",
+    "ExternalRegion",
+    "FdEvent",
+    "Interface",
+    "MemifError",
+    "MemifOSError",
+    "Mode",
+    "PollCancelled",
+    "ProtocolError",
+    "QueueCounters",
+    "QueueDetails",
+    "RegionDetails",
+    "RingViolation",
+    "Role",
+    "Runtime",
+    "RxMode",
+    "RxQueue",
+    "Socket",
+    "State",
+    "TxQueue",
+    "__version__",
+    "strerror",
+]

@@ -1,0 +1,1 @@
+"""The control channel: messages, the two conversations, and the socket that carries them."""

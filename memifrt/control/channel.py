@@ -1,0 +1,143 @@
+"""One control channel: a SEQPACKET socket, its send queue, the fds that travel on it, the peer's credentials.
+
+Owns the socket. Knows nothing of what the messages mean or of event loops: it says whether it wants to write.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import struct
+from collections import deque
+from dataclasses import dataclass
+
+from memifrt.control.wire import MESSAGE_SIZE, Disconnect, Message, decode, encode
+from memifrt.errors import ErrorCode, ProtocolError, os_error
+from memifrt.fds import OwnedFd
+
+_UCRED = struct.Struct("3i")
+# Room for one fd, one more (so that a second one shows itself instead of being cut off), and the credentials that a
+# peer's SO_PASSCRED adds.
+_ANCILLARY = socket.CMSG_SPACE(2 * 4) + socket.CMSG_SPACE(_UCRED.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Who the peer is, as the kernel saw it at connect (``SO_PEERCRED``)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class ChannelClosed(Exception):
+    """The peer has closed its end."""
+
+
+class Channel:
+    """A connected, non-blocking SEQPACKET socket that carries memif messages. Takes the socket."""
+
+    __slots__ = ("_outgoing", "_pid", "_socket", "credentials")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._pid = os.getpid()
+        self._outgoing: deque[tuple[bytes, int]] = deque()
+        sock.setblocking(False)
+        self.credentials = Credentials(
+            *_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        )
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether messages wait for room in the socket's buffer."""
+        return bool(self._outgoing)
+
+    def send(self, message: Message, fd: int = -1) -> None:
+        """Queue a message, and its fd if it has one, and send what the socket takes. The fd must stay open until
+        the queue is empty.
+
+        :raises ChannelClosed: the peer is gone.
+        :raises MemifOSError: the system refuses.
+        """
+        self._outgoing.append((encode(message), fd))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send queued messages until none is left or the socket is full; raises as :meth:`send` does."""
+        while self._outgoing:
+            data, fd = self._outgoing[0]
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
+            try:
+                self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return
+            except (BrokenPipeError, ConnectionResetError) as error:
+                self._outgoing.clear()
+                raise ChannelClosed from error
+            except OSError as error:
+                raise os_error("cannot send a control message", error) from error
+            self._outgoing.popleft()
+
+    def receive(self) -> tuple[Message, OwnedFd | None] | None:
+        """The next message and the fd that came with it, or None if there is none yet.
+
+        :raises ChannelClosed: the peer is gone.
+        :raises ProtocolError: the message is malformed; fds that came with it are closed.
+        """
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(MESSAGE_SIZE + 1, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError as error:
+            raise ChannelClosed from error
+        except OSError as error:
+            raise os_error("cannot receive a control message", error) from error
+        fds = _received_fds(ancillary)
+        try:
+            if not data:
+                raise ChannelClosed
+            if flags & socket.MSG_CTRUNC or len(fds) > 1:
+                raise ProtocolError(ErrorCode.MFMSG, "more than one fd came with a message")
+            message = decode(data)
+        except BaseException:
+            for fd in fds:
+                fd.close()
+            raise
+        return message, fds[0] if fds else None
+
+    def say_goodbye(self, reason: str) -> None:
+        """Tell the peer why this ends, if it still listens. What cannot be sent at once is not sent.
+
+        May be called from another thread than the one that owns the channel: it touches nothing but the socket.
+        """
+        with contextlib.suppress(OSError):
+            self._socket.sendmsg([encode(Disconnect(0, reason))], [], socket.MSG_NOSIGNAL)
+
+    def shut_down(self) -> None:
+        """End both directions without closing the fd: whoever watches the channel finds it closed."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._outgoing.clear()
+        if self._pid == os.getpid():
+            self._socket.close()
+        else:  # a forked child: the connection is its parent's
+            self._socket.detach()
+
+
+def _received_fds(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
+    """Every fd of a message, owned before anything is checked, so that none is lost to an early error."""
+    owned = []
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds = array.array("i")
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+            owned += [OwnedFd(fd, "fd received from a peer") for fd in fds]
+    return owned

@@ -1,0 +1,366 @@
+"""The two conversations of the control channel, master's and slave's, each a straight line to read.
+
+Owns which message follows which and what is acceptable in it. Knows no fd, socket or clock: a conversation is a
+generator that yields what is to be done (an *action*) and is sent the result; whoever drives it does the I/O.
+
+    action = conversation.send(result)
+
+A conversation never returns: it ends by raising, ``ProtocolError`` for what the peer did wrong, ``Disconnected``
+for a DISCONNECT message. After ``Established`` it waits for just that.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from memifrt.control.wire import (
+    Ack,
+    AddRegion,
+    AddRing,
+    Connect,
+    Connected,
+    Disconnect,
+    Hello,
+    Init,
+    Message,
+)
+from memifrt.errors import Disconnected, ErrorCode, ProtocolError
+from memifrt.types import MAX_INDEX, MAX_LOG2_RING_SIZE, VERSION, Direction, Mode
+
+# --- actions: what a conversation asks its driver to do -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Receive:
+    """Wait for the next message; the result is a :class:`Received`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegionFd:
+    """The memory fd of one of our regions."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class RingFd:
+    """The eventfd of one of our rings."""
+
+    direction: Direction
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Queue a message, with the fd that ``attach`` names."""
+
+    message: Message
+    attach: RegionFd | RingFd | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CreateMemory:
+    """Slave: create regions and rings; the result is a :class:`SharedMemory`."""
+
+    num_s2m_rings: int
+    num_m2s_rings: int
+    log2_ring_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Master: which interface has this id? The result is its :class:`MasterTerms`, or None for no such interface."""
+
+    interface_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Master: the INIT is accepted; from here on this peer is the interface's peer."""
+
+    interface_id: int
+    peer_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptRegion:
+    """Master: check and map the fd that came with the message as region ``index``."""
+
+    index: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptRing:
+    """Master: check the ring against its region and keep the eventfd that came with the message."""
+
+    direction: Direction
+    index: int
+    region: int
+    offset: int
+    log2_ring_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Master: every ring is known; reset them before the peer is told that it is connected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Established:
+    """Both sides agree; packets may flow."""
+
+    peer_name: str
+    peer_if_name: str
+
+
+Action = (
+    Receive | Send | CreateMemory | Claim | Bind | AcceptRegion | AcceptRing | Prepare | Established
+)  # fmt: skip
+
+# --- results --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message, and whether an fd came with it (the driver holds the fd itself)."""
+
+    message: Message
+    has_fd: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SharedMemory:
+    """What the slave created: the size of each region, and where each ring lies (S2M first, then M2S)."""
+
+    region_sizes: Sequence[int]
+    rings: Sequence[AddRing]
+
+
+@dataclass(frozen=True, slots=True)
+class MasterTerms:
+    """What the interface that a peer asks for demands of it."""
+
+    mode: Mode
+    secret: bytes = field(repr=False)
+    if_name: str
+    connected: bool = False
+    is_slave: bool = False
+
+
+Result = Received | SharedMemory | MasterTerms | None
+Conversation = Generator[Action, Result, None]
+_M = TypeVar("_M", Hello, Ack, Connected, Init)
+
+
+# --- the slave ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SlaveOffer:
+    """What a slave brings into the conversation."""
+
+    app_name: str
+    if_name: str
+    interface_id: int
+    mode: Mode
+    secret: bytes = field(repr=False)
+    num_s2m_rings: int
+    num_m2s_rings: int
+    log2_ring_size: int
+
+
+def slave(offer: SlaveOffer) -> Conversation:
+    """The connecting side: it speaks only after the master's HELLO, and each time after an answer."""
+    hello = yield from _expect(Hello)
+    _check_versions(hello)
+    yield from _ask(
+        Send(Init(VERSION, offer.interface_id, offer.mode, offer.secret, offer.app_name)),
+    )
+
+    # max_*_ring is the highest index, so the number of rings is one more (protocol notes, section 3).
+    result = yield CreateMemory(
+        min(hello.max_s2m_ring + 1, offer.num_s2m_rings),
+        min(hello.max_m2s_ring + 1, offer.num_m2s_rings),
+        min(hello.max_log2_ring_size, offer.log2_ring_size),
+    )
+    assert isinstance(result, SharedMemory)
+    if len(result.region_sizes) > hello.max_region + 1:
+        raise ProtocolError(
+            ErrorCode.MAXREG,
+            f"the peer accepts {hello.max_region + 1} region(s), we need {len(result.region_sizes)}",
+        )
+    for index, size in enumerate(result.region_sizes):
+        yield from _ask(Send(AddRegion(index, size), RegionFd(index)))
+    for ring in result.rings:
+        direction = Direction.S2M if ring.s2m else Direction.M2S
+        yield from _ask(Send(ring, RingFd(direction, ring.index)))
+
+    yield Send(Connect(offer.if_name))
+    connected = yield from _expect(Connected)
+    yield Established(hello.name, connected.if_name)
+    yield from _until_disconnected()
+
+
+def _ask(send: Send) -> Conversation:
+    """Send what the master acknowledges."""
+    yield send
+    yield from _expect(Ack)
+
+
+def _check_versions(hello: Hello) -> None:
+    if not hello.min_version <= VERSION <= hello.max_version:
+        raise ProtocolError(
+            ErrorCode.PROTO,
+            f"the peer speaks memif versions {_version(hello.min_version)} to {_version(hello.max_version)}, "
+            f"we speak {_version(VERSION)}",
+        )
+
+
+# --- the master -----------------------------------------------------------------------------------------------------
+
+
+def master(app_name: str) -> Conversation:
+    """The listening side: it says HELLO, then answers."""
+    yield Send(Hello(app_name))
+    init = yield from _expect(Init)
+    if_name = yield from _admit(init)
+    yield Send(Ack())
+
+    regions = 0
+    rings = {Direction.S2M: 0, Direction.M2S: 0}
+    while True:
+        message, has_fd = yield from _receive()
+        match message:
+            case AddRegion(index, size):
+                _check_next("region", index, regions, ErrorCode.MAXREG)
+                if not has_fd:
+                    raise ProtocolError(ErrorCode.NO_SHMFD, f"region {index} came without a shared memory fd")
+                yield AcceptRegion(index, size)
+                regions += 1
+            case AddRing():
+                direction = Direction.S2M if message.s2m else Direction.M2S
+                _check_ring(message, direction, rings[direction], regions, has_fd)
+                yield AcceptRing(direction, message.index, message.region, message.offset, message.log2_ring_size)
+                rings[direction] += 1
+            case Connect(peer_if_name):
+                break
+            case _:
+                raise _unexpected(message, "ADD_REGION, ADD_RING or CONNECT")
+        yield Send(Ack())
+
+    yield Prepare()
+    yield Send(Connected(if_name))
+    yield Established(init.name, peer_if_name)
+    yield from _until_disconnected()
+
+
+def _admit(init: Init) -> Generator[Action, Result, str]:
+    """Check the INIT against the interface that it asks for, and bind the peer to it; our interface's name."""
+    if init.version != VERSION:
+        raise ProtocolError(
+            ErrorCode.PROTO, f"the peer speaks memif {_version(init.version)}, we speak {_version(VERSION)}"
+        )
+    terms = yield Claim(init.id)
+    if terms is None:
+        raise ProtocolError(ErrorCode.ID, f"there is no interface with id {init.id} on this socket")
+    assert isinstance(terms, MasterTerms)
+    if terms.is_slave:
+        raise ProtocolError(ErrorCode.ACCSLAVE, f"interface {init.id} is a slave and accepts no connection")
+    if terms.secret and not init.secret:
+        raise ProtocolError(ErrorCode.NOSECRET, f"interface {init.id} requires a secret")
+    if terms.secret and not hmac.compare_digest(terms.secret, init.secret):
+        raise ProtocolError(ErrorCode.SECRET, f"wrong secret for interface {init.id}")
+    if init.mode != terms.mode:
+        raise ProtocolError(
+            ErrorCode.MODE,
+            f"mode mismatch: interface {init.id} is in mode {_mode(terms.mode)}, the peer asks for {_mode(init.mode)}",
+        )
+    if terms.connected:
+        raise ProtocolError(ErrorCode.ALRCONN, f"interface {init.id} is already connected")
+    yield Bind(init.id, init.name)
+    return terms.if_name
+
+
+def _check_next(what: str, index: int, expected: int, code: ErrorCode) -> None:
+    if index > MAX_INDEX:
+        raise ProtocolError(code, f"{what} index {index} is above the advertised {MAX_INDEX}")
+    if index != expected:
+        raise ProtocolError(code, f"{what} {index} came where {what} {expected} was due")
+
+
+def _check_ring(ring: AddRing, direction: Direction, due: int, regions: int, has_fd: bool) -> None:
+    name = f"{direction.value} ring"
+    _check_next(name, ring.index, due, ErrorCode.MAXRING)
+    if not has_fd:
+        raise ProtocolError(ErrorCode.NO_INTFD, f"{name} {ring.index} came without an interrupt fd")
+    if ring.log2_ring_size > MAX_LOG2_RING_SIZE:
+        raise ProtocolError(
+            ErrorCode.MAX_RING,
+            f"{name} {ring.index} has 2^{ring.log2_ring_size} descriptors; "
+            f"the advertised limit is 2^{MAX_LOG2_RING_SIZE}",
+        )
+    if ring.private_hdr_size:
+        raise ProtocolError(
+            ErrorCode.PRIVHDR,
+            f"{name} {ring.index} has private headers of {ring.private_hdr_size} bytes; none are supported",
+        )
+    if ring.region >= regions:
+        raise ProtocolError(
+            ErrorCode.MAXREG, f"{name} {ring.index} lies in region {ring.region}, but only {regions} came"
+        )
+
+
+# --- both -----------------------------------------------------------------------------------------------------------
+
+
+def _receive() -> Generator[Action, Result, tuple[Message, bool]]:
+    """The next message. A DISCONNECT may come at any time: this is the one place that sees it."""
+    received = yield Receive()
+    assert isinstance(received, Received)
+    message = received.message
+    if isinstance(message, Disconnect):
+        reason = message.reason or "no reason given"
+        raise Disconnected(f"peer disconnected: {reason}", ErrorCode.DISCONNECT)
+    return message, received.has_fd
+
+
+def _expect(kind: type[_M]) -> Generator[Action, Result, _M]:
+    message, _ = yield from _receive()
+    if not isinstance(message, kind):
+        raise _unexpected(message, _NAMES[kind])
+    return message
+
+
+def _until_disconnected() -> Conversation:
+    message, _ = yield from _receive()
+    raise _unexpected(message, "DISCONNECT")
+
+
+_NAMES: dict[type[Message], str] = {
+    Ack: "ACK",
+    Hello: "HELLO",
+    Init: "INIT",
+    AddRegion: "ADD_REGION",
+    AddRing: "ADD_RING",
+    Connect: "CONNECT",
+    Connected: "CONNECTED",
+}
+
+
+def _unexpected(message: Message, expected: str) -> ProtocolError:
+    return ProtocolError(ErrorCode.UNKNOWN_MSG, f"unexpected message {_NAMES[type(message)]} where {expected} was due")
+
+
+def _version(version: int) -> str:
+    return f"{version >> 8}.{version & 0xFF}"
+
+
+def _mode(mode: int) -> str:
+    try:
+        return Mode(mode).name.lower()
+    except ValueError:
+        return str(mode)

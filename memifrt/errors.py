@@ -1,0 +1,195 @@
+"""Every error that memifrt raises, with libmemif's numbers.
+
+Owns the error codes, their texts and the exception classes. Knows nothing of sockets, rings or loops.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from enum import IntEnum
+
+
+class ErrorCode(IntEnum):
+    """libmemif's error codes, number for number (libmemif 4.0, ``libmemif.h``)."""
+
+    SUCCESS = 0
+    SYSCALL = 1
+    CONNREFUSED = 2
+    ACCES = 3
+    NO_FILE = 4
+    FILE_LIMIT = 5
+    PROC_FILE_LIMIT = 6
+    ALREADY = 7
+    AGAIN = 8
+    BAD_FD = 9
+    NOMEM = 10
+    INVAL_ARG = 11
+    NOCONN = 12
+    CONN = 13
+    CB_FDUPDATE = 14
+    FILE_NOT_SOCK = 15
+    NO_SHMFD = 16
+    COOKIE = 17
+    NOBUF_RING = 18
+    NOBUF = 19
+    NOBUF_DET = 20
+    INT_WRITE = 21
+    MFMSG = 22
+    QID = 23
+    PROTO = 24
+    ID = 25
+    ACCSLAVE = 26
+    ALRCONN = 27
+    MODE = 28
+    SECRET = 29
+    NOSECRET = 30
+    MAXREG = 31
+    MAXRING = 32
+    NO_INTFD = 33
+    DISCONNECT = 34
+    DISCONNECTED = 35
+    UNKNOWN_MSG = 36
+    POLL_CANCEL = 37
+    MAX_RING = 38
+    PRIVHDR = 39
+
+
+_TEXTS = {
+    ErrorCode.SUCCESS: "success",
+    ErrorCode.SYSCALL: "system call failed",
+    ErrorCode.CONNREFUSED: "connection refused: nobody listens on the socket",
+    ErrorCode.ACCES: "permission denied",
+    ErrorCode.NO_FILE: "no such file or directory",
+    ErrorCode.FILE_LIMIT: "the system's limit of open files is reached",
+    ErrorCode.PROC_FILE_LIMIT: "the process's limit of open files is reached",
+    ErrorCode.ALREADY: "already in progress",
+    ErrorCode.AGAIN: "resource temporarily unavailable",
+    ErrorCode.BAD_FD: "bad file descriptor",
+    ErrorCode.NOMEM: "out of memory",
+    ErrorCode.INVAL_ARG: "invalid argument",
+    ErrorCode.NOCONN: "no such connection handle",
+    ErrorCode.CONN: "handle is already in use",
+    ErrorCode.CB_FDUPDATE: "control_fd_update hook failed",
+    ErrorCode.FILE_NOT_SOCK: "file is not a socket of the right kind",
+    ErrorCode.NO_SHMFD: "region came without a shared memory fd",
+    ErrorCode.COOKIE: "wrong cookie in ring header",
+    ErrorCode.NOBUF_RING: "ring is full",
+    ErrorCode.NOBUF: "more packets than buffers to take them",
+    ErrorCode.NOBUF_DET: "more room needed for details",
+    ErrorCode.INT_WRITE: "interrupt could not be sent",
+    ErrorCode.MFMSG: "malformed message",
+    ErrorCode.QID: "no such queue",
+    ErrorCode.PROTO: "protocol versions do not match",
+    ErrorCode.ID: "no interface with this id",
+    ErrorCode.ACCSLAVE: "a slave interface does not accept connections",
+    ErrorCode.ALRCONN: "already connected",
+    ErrorCode.MODE: "interface modes differ",
+    ErrorCode.SECRET: "wrong secret",
+    ErrorCode.NOSECRET: "secret required",
+    ErrorCode.MAXREG: "too many regions",
+    ErrorCode.MAXRING: "too many rings",
+    ErrorCode.NO_INTFD: "ring came without an interrupt fd",
+    ErrorCode.DISCONNECT: "disconnect received",
+    ErrorCode.DISCONNECTED: "not connected",
+    ErrorCode.UNKNOWN_MSG: "unknown message type",
+    ErrorCode.POLL_CANCEL: "poll was cancelled",
+    ErrorCode.MAX_RING: "ring size out of range",
+    ErrorCode.PRIVHDR: "private headers are not supported",
+}
+
+_FROM_ERRNO = {
+    errno.ECONNREFUSED: ErrorCode.CONNREFUSED,
+    errno.EACCES: ErrorCode.ACCES,
+    errno.ENOENT: ErrorCode.NO_FILE,
+    errno.ENFILE: ErrorCode.FILE_LIMIT,
+    errno.EMFILE: ErrorCode.PROC_FILE_LIMIT,
+    errno.EALREADY: ErrorCode.ALREADY,
+    errno.EAGAIN: ErrorCode.AGAIN,
+    errno.EBADF: ErrorCode.BAD_FD,
+    errno.ENOMEM: ErrorCode.NOMEM,
+    errno.ENOTSOCK: ErrorCode.FILE_NOT_SOCK,
+}
+
+
+def strerror(code: int) -> str:
+    """The text for an error code; ``"undefined error"`` for a number that is none."""
+    try:
+        return _TEXTS[ErrorCode(code)]
+    except ValueError:
+        return "undefined error"
+
+
+class MemifError(Exception):
+    """Base of everything that memifrt raises.
+
+    ``code`` is libmemif's number for it; ``str()`` says what happened, to what, and what would be right.
+    """
+
+    code: ErrorCode
+
+    def __init__(self, code: ErrorCode, message: str | None = None) -> None:
+        self.code = code
+        self.message = message if message is not None else strerror(code)
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ConfigError(MemifError, ValueError):
+    """The caller's argument is wrong: the message names it, its value and what would be right."""
+
+    def __init__(self, message: str, code: ErrorCode = ErrorCode.INVAL_ARG) -> None:
+        super().__init__(code, message)
+
+
+class ProtocolError(MemifError):
+    """The peer broke the protocol, or offered what we cannot accept."""
+
+
+class RingViolation(ProtocolError):
+    """The peer wrote something into shared memory that a ring must not hold."""
+
+    def __init__(self, message: str, code: ErrorCode = ErrorCode.DISCONNECTED) -> None:
+        super().__init__(code, message)
+
+
+class Disconnected(MemifError):
+    """The interface has no peer (any more).
+
+    ``established`` tells whether ``on_connect`` had been called for the connection that ended.
+    """
+
+    def __init__(self, message: str, code: ErrorCode = ErrorCode.DISCONNECTED, *, established: bool = False) -> None:
+        super().__init__(code, message)
+        self.established = established
+
+
+class PollCancelled(MemifError):
+    """``poll_event`` was ended by ``cancel_poll_event``."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.POLL_CANCEL)
+
+
+class MemifOSError(MemifError, OSError):
+    """A system call failed: ``errno``, ``strerror`` and ``filename`` are those of the call."""
+
+    def __init__(self, code: ErrorCode, message: str, cause: OSError, path: str | None = None) -> None:
+        MemifError.__init__(self, code, message)
+        self.errno = cause.errno
+        self.strerror = cause.strerror
+        self.filename = path
+
+
+def os_error(what: str, cause: OSError, *, path: str | None = None, code: ErrorCode | None = None) -> MemifOSError:
+    """A :class:`MemifOSError` for ``cause``: *what* was tried, on which *path*, and the system's own words."""
+    number = cause.errno or 0
+    if code is None:
+        code = _FROM_ERRNO.get(number, ErrorCode.SYSCALL)
+    name = errno.errorcode.get(number, str(number))
+    message = f"{what}: {os.strerror(number) if number else cause} [{name}]"
+    error = MemifOSError(code, message, cause, path)
+    error.__cause__ = cause
+    return error

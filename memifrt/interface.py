@@ -1,0 +1,299 @@
+"""What a user holds: an interface with its state, queues and callbacks.
+
+Owns what outlives a connection: configuration, callbacks, counters, the last error. Knows who connects and when, not
+how.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from memifrt.control import address
+from memifrt.control.channel import Channel, Credentials
+from memifrt.errors import Disconnected, ErrorCode, MemifError, MemifOSError
+from memifrt.memory.layout import RingLayout
+from memifrt.queue import RxQueue, TxQueue
+from memifrt.ring import RxRing, TxRing
+from memifrt.types import Direction, InterfaceConfig, Mode, QueueCounters, Role, State
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from memifrt.connection import Connection
+    from memifrt.runtime import Runtime
+    from memifrt.sockets import Socket
+
+logger = logging.getLogger("memifrt")
+
+OnConnect = Callable[["Interface"], object]
+OnDisconnect = Callable[["Interface", Disconnected], object]
+OnInterrupt = Callable[["Interface", int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionDetails:
+    """One shared memory region; ``address`` is that of its mapping in this process."""
+
+    index: int
+    address: int
+    size: int
+    fd: int
+    is_external: bool
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDetails:
+    """One queue. ``buffer_size`` is 0 for a master, which learns it from each descriptor."""
+
+    qid: int
+    region: int
+    ring_size: int
+    flags: int
+    head: int
+    tail: int
+    buffer_size: int
+    counters: QueueCounters
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """Everything about an interface at one moment. The secret is there, but never shows in the repr."""
+
+    name: str
+    app_name: str
+    remote_name: str
+    remote_app_name: str
+    id: int
+    secret: bytes = field(repr=False)
+    role: Role
+    mode: Mode
+    socket_path: str
+    state: State
+    error: str
+    peer: Credentials | None
+    regions: tuple[RegionDetails, ...]
+    rx_queues: tuple[QueueDetails, ...]
+    tx_queues: tuple[QueueDetails, ...]
+
+    @property
+    def link_up(self) -> bool:
+        return self.state is State.CONNECTED
+
+
+class Interface:
+    """One memif interface. Made by :meth:`memifrt.Runtime.create_interface`; a context manager that deletes it.
+
+    Callbacks run on the thread that polls, and may call anything:
+
+    - ``on_connect(interface)``
+    - ``on_disconnect(interface, reason)``: once for each conversation with a peer that ended, ``reason`` a
+      :class:`~memifrt.Disconnected` that says why, and by ``reason.established`` whether ``on_connect`` had been
+      called for it. The queues' eventfds stay open until it returns.
+    - ``on_interrupt(interface, qid)``: receive queue ``qid`` has packets.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        socket: Socket,
+        config: InterfaceConfig,
+        on_connect: OnConnect | None,
+        on_disconnect: OnDisconnect | None,
+        on_interrupt: OnInterrupt | None,
+        context: object,
+    ) -> None:
+        self._runtime = runtime
+        self.socket = socket
+        self.config = config
+        self.on_connect = on_connect
+        self.on_disconnect = on_disconnect
+        self.on_interrupt = on_interrupt
+        #: The application's own.
+        self.context = context
+        self.connection: Connection | None = None
+        #: Why the last connection or attempt to connect ended.
+        self.last_error: MemifError | None = None
+        self.deleted = False
+        #: Whether on_connect has been called for the present connection.
+        self.announced = False
+        self._rx_queues: tuple[RxQueue, ...] = ()
+        self._tx_queues: tuple[TxQueue, ...] = ()
+        self._counters: dict[tuple[Direction, int], QueueCounters] = {}
+
+    # --- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> int:
+        return self.config.id
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def role(self) -> Role:
+        return self.config.role
+
+    @property
+    def mode(self) -> Mode:
+        return self.config.mode
+
+    @property
+    def state(self) -> State:
+        if self.connection is None:
+            return State.DISCONNECTED
+        return State.CONNECTED if self.connection.established else State.CONNECTING
+
+    @property
+    def connected(self) -> bool:
+        return self.state is State.CONNECTED
+
+    @property
+    def rx_queues(self) -> tuple[RxQueue, ...]:
+        """The receive queues of the present connection, or of the last one, whose every operation raises
+        :class:`~memifrt.Disconnected`. Empty before the first."""
+        return self._rx_queues
+
+    @property
+    def tx_queues(self) -> tuple[TxQueue, ...]:
+        """The transmit queues; see :attr:`rx_queues`."""
+        return self._tx_queues
+
+    def details(self) -> Details:
+        """Everything about the interface at this moment, libmemif's ``memif_get_details``."""
+        connection = self.connection
+        return Details(
+            name=self.name,
+            app_name=self._runtime.app_name,
+            remote_name=connection.peer_if_name if connection else "",
+            remote_app_name=connection.peer_name if connection else "",
+            id=self.id,
+            secret=self.config.secret,
+            role=self.role,
+            mode=self.mode,
+            socket_path=self.socket.path,
+            state=self.state,
+            error=self.last_error.message if self.last_error else "",
+            peer=connection.credentials if connection else None,
+            regions=tuple(
+                RegionDetails(region.index, region.address, region.size, region.fileno(), region.is_external)
+                for region in (connection.regions if connection else ())
+            ),
+            rx_queues=tuple(
+                _queue_details(queue, layout.region, ring)
+                for queue, (layout, ring, _) in (connection.rx() if connection else ())
+            ),
+            tx_queues=tuple(
+                _queue_details(queue, layout.region, ring)
+                for queue, (layout, ring, _) in (connection.tx() if connection else ())
+            ),
+        )
+
+    # --- what it does -------------------------------------------------------------------------------------------
+
+    def request_connection(self) -> None:
+        """A slave connects now, without waiting for the timer. For a master, which listens, nothing is to be done.
+
+        :raises MemifError: ``ALRCONN`` if it is connected or connecting.
+        :raises MemifOSError: nobody listens, no permission, …; the timer goes on trying.
+        """
+        self._check_alive()
+        if self.connection is not None:
+            raise MemifError(ErrorCode.ALRCONN, f"{self} is {self.state.value} already")
+        if self.role is Role.SLAVE:
+            self._connect()
+
+    def disconnect(self, reason: str = "disconnected by the application") -> None:
+        """End the present connection, if there is one; a slave then connects again with the timer."""
+        if self.connection is not None:
+            self.connection.close(Disconnected(reason))
+
+    def delete(self) -> None:
+        """Disconnect (``on_disconnect`` is called) and forget the interface. A second call is harmless."""
+        if self.deleted:
+            return
+        self.deleted = True
+        try:
+            self.disconnect("interface deleted")
+        finally:
+            self._runtime._forget(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.delete()
+
+    def __str__(self) -> str:
+        return f"memif {self.id} ({self.role.name.lower()}) on {self.socket.path}"
+
+    def __repr__(self) -> str:
+        return f"<{self}, {'deleted' if self.deleted else self.state.value}>"
+
+    # --- what its connection and its runtime tell it ------------------------------------------------------------
+
+    def _connect(self) -> None:
+        """One attempt of a slave; see :meth:`request_connection` for what it raises."""
+        try:
+            sock = address.connect(self.socket.address)
+        except MemifOSError as error:
+            if self.last_error is None or self.last_error.message != error.message:
+                logger.info("%s: %s", self, error)
+            self.last_error = error
+            raise
+        try:
+            self._bound(self._runtime._slave_connection(self, Channel(sock)))
+        except BaseException:
+            sock.close()
+            raise
+        assert self.connection is not None
+        self.connection.start()
+
+    def _bound(self, connection: Connection) -> None:
+        self.connection = connection
+        self.announced = False
+        self._runtime._update_timer()
+
+    def _established(self) -> None:
+        connection = self.connection
+        assert connection is not None
+        self.announced = True
+        self.last_error = None
+        self._rx_queues, self._tx_queues = connection.rx_queues, connection.tx_queues
+        logger.info("%s: connected to %r of %r", self, connection.peer_if_name, connection.peer_name)
+        if self.on_connect is not None:
+            self.on_connect(self)
+
+    def _ended(self, connection: Connection, reason: Disconnected) -> None:
+        for rx_queue, (layout, _, _) in connection.rx():
+            self._counters[layout.direction, layout.index] = rx_queue.counters
+        for tx_queue, (layout, _, _) in connection.tx():
+            self._counters[layout.direction, layout.index] = tx_queue.counters
+        self.connection = None
+        self.last_error = reason
+        logger.info("%s: disconnected: %s", self, reason)
+        self._runtime._update_timer()
+        if self.on_disconnect is not None:
+            self.on_disconnect(self, reason)
+
+    def _earlier(self, ring: RingLayout) -> QueueCounters:
+        """What the queue of this ring counted in earlier connections."""
+        return self._counters.get((ring.direction, ring.index), QueueCounters())
+
+    def _check_alive(self) -> None:
+        if self.deleted:
+            raise MemifError(ErrorCode.NOCONN, f"{self} is deleted")
+
+    @property
+    def _wants_connection(self) -> bool:
+        return self.role is Role.SLAVE and self.connection is None and not self.deleted
+
+
+def _queue_details(queue: RxQueue | TxQueue, region: int, ring: RxRing | TxRing) -> QueueDetails:
+    return QueueDetails(queue.qid, region, ring.size, ring.flags, ring.head, ring.tail, ring.capacity, queue.counters)

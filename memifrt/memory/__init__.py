@@ -1,0 +1,1 @@
+"""Shared memory regions, and where rings and buffers lie in them."""

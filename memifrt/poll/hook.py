@@ -1,0 +1,92 @@
+"""The hook's contract: every fd is announced, changed and withdrawn through one function.
+
+Owns the registry of which fd belongs to whom, and the rule *unregister, then close*. Knows nothing of memif.
+
+For each fd the hook sees one ADD (READ and/or WRITE, without MOD or DEL), any number of MOD, and one DEL while the
+fd is still open. The last matters: an epoll set holds the open file, not the number. A file that others share (the
+peer has our eventfds) survives our close, and its events would go on firing under a number that soon means another
+file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from memifrt.errors import ErrorCode, MemifError
+from memifrt.types import FdEvent
+
+#: ``control_fd_update(fd, events)``.
+Hook = Callable[[int, FdEvent], object]
+#: Called with the events that are ready.
+Handler = Callable[[FdEvent], object]
+
+
+@dataclass(slots=True)
+class _Registration:
+    events: FdEvent
+    handler: Handler
+
+
+class FdRegistry:
+    """The fds of one runtime, and the hook that is told about them."""
+
+    def __init__(self, hook: Hook) -> None:
+        self._hook = hook
+        self._registrations: dict[int, _Registration] = {}
+
+    def __len__(self) -> int:
+        return len(self._registrations)
+
+    def __contains__(self, fd: int) -> bool:
+        return fd in self._registrations
+
+    def add(self, fd: int, events: FdEvent, handler: Handler) -> None:
+        """Announce an fd.
+
+        :raises MemifError: ``CB_FDUPDATE`` if the hook raises; the fd is then not registered.
+        """
+        if fd in self._registrations:
+            raise KeyError(f"fd {fd} is registered already")
+        self._registrations[fd] = _Registration(events, handler)
+        try:
+            self._tell(fd, events)
+        except BaseException:
+            del self._registrations[fd]
+            raise
+
+    def modify(self, fd: int, events: FdEvent) -> None:
+        """Change what is waited for; nothing is said if nothing changes."""
+        registration = self._registrations[fd]
+        if registration.events != events:
+            self._tell(fd, events | FdEvent.MOD)
+            registration.events = events
+
+    def remove(self, fd: int) -> None:
+        """Withdraw an fd, before it is closed; harmless if it was never announced.
+
+        :raises MemifError: ``CB_FDUPDATE`` if the hook raises; the fd is withdrawn all the same.
+        """
+        if self._registrations.pop(fd, None) is not None:
+            self._tell(fd, FdEvent.DEL)
+
+    def dispatch(self, fd: int, events: FdEvent) -> bool:
+        """Hand events to the fd's handler. A stale event, of an fd that is gone, is harmless: False."""
+        registration = self._registrations.get(fd)
+        if registration is None:
+            return False
+        registration.handler(events)
+        return True
+
+    def abandon(self) -> None:
+        """Forget everything without a word to the hook: for a forked child, whose poll set is its parent's."""
+        self._registrations.clear()
+
+    def _tell(self, fd: int, events: FdEvent) -> None:
+        try:
+            self._hook(fd, events)
+        except Exception as error:
+            raise MemifError(
+                ErrorCode.CB_FDUPDATE,
+                f"control_fd_update({fd}, {events!r}) failed: {type(error).__name__}: {error}",
+            ) from error

@@ -1,0 +1,320 @@
+"""What users send and receive with: one ring, its eventfd, and the peer behind them.
+
+Owns when the eventfd is read and written, and turns what the peer did to a ring into the end of the connection. Knows
+nothing of descriptors, messages or loops.
+
+A queue belongs to one thread at a time; different queues may be used in different threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from memifrt.errors import ConfigError, Disconnected, ErrorCode, RingViolation, os_error
+from memifrt.fds import EventFd
+from memifrt.ring import Burst, RxRing, TxRing
+from memifrt.types import QueueCounters, RxMode, parse_rx_mode
+
+if TYPE_CHECKING:
+    from memifrt.types import ReadableBuffer
+
+_R = TypeVar("_R", RxRing, TxRing)
+
+#: Buffers in a burst when the caller names no number (VPP's and DPDK's habit: a vector of 256).
+DEFAULT_BURST = 256
+_MASK_INT = 1
+
+
+class _Queue(Generic[_R]):
+    """A ring and its eventfd. After the disconnect every operation raises :class:`Disconnected`."""
+
+    def __init__(
+        self,
+        qid: int,
+        ring: _R,
+        event: EventFd,
+        earlier: QueueCounters,
+        violated: Callable[[RingViolation], Disconnected],
+    ) -> None:
+        self.qid = qid
+        #: Number of slots of the ring.
+        self.ring_size = ring.size
+        self._ring: _R | None = ring
+        self._event = event
+        self._violated: Callable[[RingViolation], Disconnected] | None = violated
+        self._reason: Disconnected | None = None
+        self._earlier = earlier
+        self._interrupts = 0
+
+    @property
+    def connected(self) -> bool:
+        return self._ring is not None
+
+    @property
+    def counters(self) -> QueueCounters:
+        """What this queue did since its interface was created, over all connections."""
+        ring = self._ring
+        now = self._earlier if ring is None else self._earlier + ring.counters
+        return now + QueueCounters(interrupts=self._interrupts)
+
+    def fileno(self) -> int:
+        """The queue's eventfd, for an application that polls it itself. It stays open until ``on_disconnect`` has
+        returned.
+
+        :raises Disconnected: the connection is gone.
+        """
+        fd = self._event.fileno()
+        if fd < 0:
+            raise self._disconnected()
+        return fd
+
+    def _live(self) -> _R:
+        ring = self._ring
+        if ring is None:
+            raise self._disconnected()
+        return ring
+
+    def _disconnected(self) -> Disconnected:
+        """A new exception each time: several threads may raise it."""
+        reason = self._reason
+        if reason is None:
+            return Disconnected(f"queue {self.qid} is not connected")
+        error = Disconnected(reason.message, established=reason.established)
+        error.__cause__ = reason.__cause__
+        return error
+
+    def _fail(self, violation: RingViolation) -> Disconnected:
+        violated = self._violated
+        return self._disconnected() if violated is None else violated(violation)
+
+    def _disconnect(self, reason: Disconnected) -> None:
+        """From now on every operation raises. The eventfd becomes readable, so that who waits on it looks."""
+        ring = self._ring
+        if ring is not None:
+            self._earlier += ring.counters
+            self._reason = reason
+            self._ring = None
+            self._violated = None
+            self._event.notify()
+
+
+class RxQueue(_Queue[RxRing]):
+    """A receive queue."""
+
+    def __init__(
+        self,
+        qid: int,
+        ring: RxRing,
+        event: EventFd,
+        earlier: QueueCounters,
+        violated: Callable[[RingViolation], Disconnected],
+        mode_changed: Callable[[RxQueue], None],
+    ) -> None:
+        super().__init__(qid, ring, event, earlier, violated)
+        self._mode_changed = mode_changed
+        self._mode = RxMode.INTERRUPT
+        #: We know that the eventfd is readable, because the last burst left it so.
+        self._left_readable = False
+
+    @property
+    def mode(self) -> RxMode:
+        return self._mode
+
+    def set_mode(self, mode: RxMode | str) -> None:
+        """Choose between interrupts and polling: tells the peer whether to kick. Belongs to the control thread.
+
+        :raises Disconnected: there is no peer.
+        """
+        wanted = parse_rx_mode(mode)
+        ring = self._live()
+        self._mode = wanted
+        ring.set_mask(wanted is RxMode.POLLING)
+        if wanted is RxMode.INTERRUPT:
+            # The peer may have published between our last look and the unmasking, and seen the mask when it decided
+            # whether to kick (no peer fences its store of the index against its load of the flags): look again.
+            self._event.notify()
+        self._mode_changed(self)
+
+    def pending(self) -> int:
+        """Buffers that wait in the ring.
+
+        :raises Disconnected: there is no peer (any more).
+        """
+        ring = self._live()
+        try:
+            return ring.pending()
+        except RingViolation as error:
+            raise self._fail(error) from error
+
+    def burst(self, limit: int = DEFAULT_BURST, *, split: bool = False) -> Burst:
+        """Take up to ``limit`` buffers as memoryviews into shared memory; to be used as ``with queue.burst() as
+        burst``: leaving the block gives the buffers back to the peer and ends their views.
+
+        Only whole packets are taken (unless ``split``): one of more than ``limit`` buffers is taken whole.
+
+        :raises Disconnected: there is no peer (any more).
+        """
+        return self._receive(lambda ring: ring.burst(limit, split=split), limit)
+
+    def recv(self, limit: int = DEFAULT_BURST) -> list[bytes]:
+        """Take the packets of up to ``limit`` buffers, copied, each chain joined into one ``bytes``.
+
+        :raises Disconnected: there is no peer (any more).
+        """
+        return self._receive(lambda ring: ring.recv(limit), limit)
+
+    def refill(self, count: int | None = None, headroom: int = 0) -> int:
+        """Give up to ``count`` (None: all) taken buffers back, oldest first; the number given.
+
+        Bursts that end by their block need no refill. A slave posts the buffers with ``headroom`` bytes free in
+        front of the data.
+
+        :raises Disconnected: there is no peer (any more).
+        """
+        return self._live().refill(count, headroom)
+
+    def _receive(self, take: Callable[[RxRing], _T], limit: int) -> _T:
+        """Take packets, with the eventfd read in the order that loses no wake-up.
+
+        First the eventfd is read, then the index. A packet that comes in between is taken now, and its kick is a
+        spurious wake-up later. The other way round, its kick would be read away and the packet would wait for the
+        next one. If packets stay behind, the fd is left readable.
+        """
+        ring = self._live()
+        try:
+            if self._mode is RxMode.POLLING:
+                return take(ring)
+            if not (self._left_readable and ring.pending() > limit):
+                self._left_readable = False
+                self._interrupts += self._event.drain()
+            taken = take(ring)
+            if not ring.more:
+                self._left_readable = False
+            elif not self._left_readable:
+                self._event.notify()
+                self._left_readable = True
+        except RingViolation as error:
+            raise self._fail(error) from error
+        return taken
+
+
+_T = TypeVar("_T")
+
+
+class TxQueue(_Queue[TxRing]):
+    """A transmit queue."""
+
+    def __init__(
+        self,
+        qid: int,
+        ring: TxRing,
+        event: EventFd,
+        earlier: QueueCounters,
+        violated: Callable[[RingViolation], Disconnected],
+        chained: bool,
+    ) -> None:
+        super().__init__(qid, ring, event, earlier, violated)
+        self._chained = chained
+
+    def free(self) -> int:
+        """Buffers that could be allocated now.
+
+        :raises Disconnected: there is no peer (any more).
+        """
+        ring = self._live()
+        try:
+            return ring.free()
+        except RingViolation as error:
+            raise self._fail(error) from error
+
+    def send(self, packets: Iterable[ReadableBuffer]) -> int:
+        """Copy packets to the peer; the number taken: fewer than given if the ring is full.
+
+        A packet longer than a buffer is sent as a chain, unless the interface was created with ``chained_tx=False``.
+        Of an iterator one packet more than the number returned may have been consumed.
+
+        :raises ConfigError: a packet is empty or too long; nothing was sent.
+        :raises Disconnected: there is no peer (any more).
+        """
+        ring = self._live()
+        try:
+            sent = ring.send(packets, chain=self._chained)
+        except RingViolation as error:
+            raise self._fail(error) from error
+        return self._kicked(ring, sent)
+
+    def forward(self, burst: Burst) -> int:
+        """Send the packets of a received burst that are not sent yet; the number of buffers sent.
+
+        Between the queues of one slave this swaps buffers, without a copy; elsewhere it copies. Chains stay chains.
+        What does not fit stays in the burst: a second call goes on with it.
+
+        :raises Disconnected: there is no peer (any more).
+        """
+        ring = self._live()
+        try:
+            sent = ring.forward(burst)
+        except RingViolation as error:
+            raise self._fail(error) from error
+        return self._kicked(ring, sent)
+
+    def alloc(self, count: int, size: int | None = None) -> Burst:
+        """Room for up to ``count`` packets of ``size`` bytes (None: a whole buffer each), to be filled in place and
+        sent with :meth:`transmit`; fewer if the ring is full. A size above the buffer's gives chains.
+
+        Closing the burst gives back what was not transmitted.
+
+        :raises ConfigError: a packet of ``size`` does not fit into the whole ring, or into a buffer and chains are
+            switched off.
+        :raises Disconnected: there is no peer (any more).
+        """
+        ring = self._live()
+        if size is not None and not self._chained and size > ring.capacity > 0:
+            raise ConfigError(
+                f"a packet of {size} bytes does not fit into a buffer of {ring.capacity}, and chains are switched off"
+            )
+        try:
+            return ring.alloc(count, size)
+        except RingViolation as error:
+            raise self._fail(error) from error
+
+    def enqueue(self, burst: Burst, first: int = 0, count: int | None = None) -> Burst:
+        """Swap buffers of a received burst into this ring, ready for :meth:`transmit`; slaves only.
+
+        :raises ConfigError: for a master, or a burst of another interface.
+        :raises Disconnected: there is no peer (any more).
+        """
+        ring = self._live()
+        try:
+            return ring.enqueue(burst, first, len(burst) - first if count is None else count)
+        except RingViolation as error:
+            raise self._fail(error) from error
+
+    def transmit(self, burst: Burst, count: int | None = None) -> int:
+        """Send the next ``count`` (None: all) buffers of an allocated burst; the number sent.
+
+        :raises ConfigError: the burst is not the oldest allocated one.
+        :raises Disconnected: there is no peer (any more).
+        """
+        ring = self._live()
+        return self._kicked(ring, ring.transmit(burst, count))
+
+    def rewind(self, burst: Burst, index: int) -> None:
+        """The next allocation starts at this buffer of an allocated burst again.
+
+        :raises ConfigError: the buffer is not one that is allocated and not sent.
+        :raises Disconnected: there is no peer (any more).
+        """
+        self._live().rewind(burst, index)
+
+    def _kicked(self, ring: TxRing, sent: int) -> int:
+        """One kick for what was published, unless the peer has masked its interrupts."""
+        if sent and not ring.flags & _MASK_INT:
+            try:
+                self._event.notify()
+            except OSError as error:
+                what = f"tx ring {self.qid}: {sent} packets are published, but the peer could not be interrupted"
+                raise os_error(what, error, code=ErrorCode.INT_WRITE) from error
+            self._interrupts += 1
+        return sent

@@ -1,0 +1,823 @@
+"""The data plane in Python, to be read: what every faster implementation has to do, byte for byte.
+
+Nothing in shared memory is trusted. The peer can write to all of it at any moment, so a descriptor is copied once,
+the copy is checked, and only the copy is used; what we need to remember (which buffer sits in which slot, how far we
+are) is kept in memory of our own.
+
+Order of memory operations. A producer writes buffers and descriptors first and the index last; a consumer reads the
+index first and descriptors after it. CPython neither reorders nor merges the accesses below, each of which is one
+aligned load or store of 16 bits for an index, and x86-64 keeps stores in order and loads in order. The one reordering
+that it does allow, a store of an index passing a later load of the flags, is the receiver's to handle: who unmasks
+interrupts looks at the ring again afterwards (see ``RxQueue.set_mode``).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from memifrt.errors import ConfigError, ErrorCode, RingViolation
+from memifrt.memory.layout import DESCRIPTOR_SIZE, RING_HEADER_SIZE
+from memifrt.ring.protocol import Burst, RingMemory, SlaveBuffers
+from memifrt.types import COOKIE, BufferFlag, QueueCounters
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from memifrt.types import ReadableBuffer
+
+# flags, region, length, offset, metadata (protocol notes, section 2)
+_DESCRIPTOR = struct.Struct("<HHIII")
+_COOKIE = struct.Struct("<I")
+_NEXT = int(BufferFlag.NEXT)
+_U16 = 0xFFFF
+# The header as u16: cookie at bytes 0 to 3, flags at 4, head at 6, tail at 64.
+_FLAGS, _HEAD, _TAIL = 2, 3, 32
+_MASK_INT = 1
+
+#: A copied descriptor: flags, region, length, offset, metadata.
+Entry = tuple[int, int, int, int, int]
+
+
+class _Ring:
+    """A ring in shared memory and what we count on it."""
+
+    __slots__ = (
+        "_bad",
+        "_bytes",
+        "_descriptors",
+        "_full",
+        "_header",
+        "_mask",
+        "_name",
+        "_packets",
+        "_regions",
+        "size",
+    )
+
+    def __init__(self, memory: RingMemory) -> None:
+        area = memory.regions[memory.region][memory.offset :]
+        self.size = 1 << memory.log2_size
+        self._mask = self.size - 1
+        self._name = memory.name
+        self._regions = tuple(memory.regions)
+        self._header = area[:RING_HEADER_SIZE].cast("H")
+        self._descriptors = area[RING_HEADER_SIZE : RING_HEADER_SIZE + self.size * DESCRIPTOR_SIZE]
+        self._packets = self._bytes = self._full = self._bad = 0
+
+    @property
+    def head(self) -> int:
+        return self._header[_HEAD]
+
+    @property
+    def tail(self) -> int:
+        return self._header[_TAIL]
+
+    @property
+    def flags(self) -> int:
+        return self._header[_FLAGS]
+
+    @property
+    def capacity(self) -> int:
+        return 0
+
+    @property
+    def counters(self) -> QueueCounters:
+        return QueueCounters(self._packets, self._bytes, 0, self._full, self._bad)
+
+    def set_mask(self, masked: bool) -> None:
+        self._header[_FLAGS] = _MASK_INT if masked else 0
+
+    def _reset(self) -> None:
+        self._header[_HEAD] = self._header[_TAIL] = self._header[_FLAGS] = 0
+
+    def _read(self, index: int, count: int) -> Iterator[Entry]:
+        """A copy of ``count`` descriptors from ``index`` on. From here on shared memory is not looked at again."""
+        start = (index & self._mask) * DESCRIPTOR_SIZE
+        stop = start + count * DESCRIPTOR_SIZE
+        limit = len(self._descriptors)
+        data = bytes(self._descriptors[start:stop])
+        if stop > limit:
+            data += bytes(self._descriptors[: stop - limit])
+        return _DESCRIPTOR.iter_unpack(data)
+
+    def _write(self, index: int, entries: Iterable[Entry]) -> None:
+        data = b"".join([_DESCRIPTOR.pack(*entry) for entry in entries])
+        start = (index & self._mask) * DESCRIPTOR_SIZE
+        fits = min(len(data), len(self._descriptors) - start)
+        self._descriptors[start : start + fits] = data[:fits]
+        self._descriptors[: len(data) - fits] = data[fits:]
+
+    def _view(self, entry: Entry) -> memoryview:
+        _, region, length, offset, _ = entry
+        return self._regions[region][offset : offset + length]
+
+    def _count(self, entries: list[Entry]) -> None:
+        self._packets += sum(not entry[0] & _NEXT for entry in entries)
+        self._bytes += sum(entry[2] for entry in entries)
+
+    def _violation(self, what: str) -> RingViolation:
+        self._bad += 1
+        return RingViolation(f"{self._name}: {what}")
+
+    def _outside(self, index: int, entry: Entry, where: str) -> RingViolation:
+        _, region, length, offset, _ = entry
+        return self._violation(
+            f"descriptor {index & self._mask} points outside {where} "
+            f"(region {region}, offset {offset}, length {length})"
+        )
+
+    def _check_bounds(self, index: int, entry: Entry) -> None:
+        _, region, length, offset, _ = entry
+        if region >= len(self._regions):
+            raise self._outside(index, entry, f"the {len(self._regions)} region(s)")
+        if offset + length > len(self._regions[region]):
+            raise self._outside(index, entry, f"region {region} of {len(self._regions[region])} bytes")
+
+    def _burst_ended(self, burst: _Burst) -> None:
+        raise NotImplementedError
+
+
+class _Burst:
+    """A run of buffers of one ring, as copied descriptors; views are made when they are touched."""
+
+    __slots__ = ("_done", "_ended", "_entries", "_first", "_ring", "_views")
+
+    def __init__(self, ring: _Ring, first: int, entries: list[Entry]) -> None:
+        self._ring = ring
+        self._first = first
+        self._entries = entries
+        self._views: dict[int, memoryview] = {}
+        self._done = 0
+        self._ended = False
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> memoryview:
+        position = self._position(index)
+        view = self._views.get(position)
+        if view is None:
+            view = self._views[position] = self._ring._view(self._entries[position])
+        return view
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for index in range(self._done, len(self._entries)):
+            yield self[index]
+
+    def packets(self) -> Iterator[tuple[memoryview, ...]]:
+        for start, stop in self._packet_bounds():
+            yield tuple(self[index] for index in range(start, stop))
+
+    def length(self, index: int) -> int:
+        return self._entries[self._position(index)][2]
+
+    def flags(self, index: int) -> BufferFlag:
+        return BufferFlag(self._entries[self._position(index)][0] & _NEXT)
+
+    def slot(self, index: int) -> int:
+        return (self._first + self._position(index)) & self._ring._mask
+
+    @property
+    def done(self) -> int:
+        return self._done
+
+    def set_length(self, index: int, length: int) -> None:
+        self._trim(index, 0, length)
+
+    def advance(self, index: int, count: int) -> None:
+        self._trim(index, count, self.length(index) - count)
+
+    def close(self) -> None:
+        if self._ended:
+            return
+        held = self._release_views(len(self._entries))
+        self._ended = True
+        self._ring._burst_ended(self)
+        if held:
+            raise BufferError(
+                "a view of this burst is still exported (to a NumPy array?) and its buffer goes back to the peer: "
+                "copy what must outlive the burst, and drop the rest before its block ends"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<burst of {len(self._entries)} buffers{', ended' * self._ended}>"
+
+    def _position(self, index: int) -> int:
+        position = index + len(self._entries) if index < 0 else index
+        if not 0 <= position < len(self._entries):
+            raise IndexError(f"buffer {index} of a burst of {len(self._entries)}")
+        if self._ended:
+            raise ValueError("the burst has ended: its buffers belong to the peer")
+        if position < self._done:
+            raise ValueError(f"buffer {index} has been sent: it belongs to the peer")
+        return position
+
+    def _packet_bounds(self) -> Iterator[tuple[int, int]]:
+        """Start and stop of each packet that is not sent yet."""
+        start = self._done
+        for index in range(start, len(self._entries)):
+            if not self._entries[index][0] & _NEXT:
+                yield start, index + 1
+                start = index + 1
+        if start < len(self._entries):
+            yield start, len(self._entries)
+
+    def _joined(self, start: int, stop: int) -> ReadableBuffer:
+        """The data of one packet."""
+        views = [self._ring._view(entry) for entry in self._entries[start:stop]]
+        return views[0] if len(views) == 1 else b"".join(views)
+
+    def _trim(self, index: int, count: int, length: int) -> None:
+        position = self._position(index)
+        flags, region, present, offset, metadata = self._entries[position]
+        if count < 0 or not 0 < length <= present - count:
+            raise ConfigError(
+                f"buffer {index} has {present} bytes: it cannot start at {count} and be {length} bytes long"
+            )
+        if count and isinstance(self._ring, MasterTxRing):
+            raise ConfigError("a master sends from the start of a buffer: only a slave moves data inside it")
+        self._drop_view(position)
+        self._entries[position] = (flags, region, length, offset + count, metadata)
+
+    def _drop_view(self, position: int) -> None:
+        view = self._views.pop(position, None)
+        if view is not None:
+            view.release()
+
+    def _release_views(self, stop: int) -> bool:
+        """End the views of the first buffers; whether one could not be ended."""
+        held = False
+        for position in [position for position in self._views if position < stop]:
+            try:
+                self._views.pop(position).release()
+            except BufferError:
+                held = True
+        return held
+
+    def _sent(self, done: int) -> None:
+        self._done = done
+        self._release_views(done)
+
+
+# --- receiving ------------------------------------------------------------------------------------------------------
+
+
+class _RxRing(_Ring):
+    """What both receiving sides do. ``_last`` is the index of the next buffer to take."""
+
+    __slots__ = ("_headroom", "_last", "_open", "more")
+
+    def __init__(self, memory: RingMemory) -> None:
+        super().__init__(memory)
+        self._last = 0
+        self._headroom = 0
+        self.more = False
+        #: Bursts that hold buffers, oldest first.
+        self._open: deque[_Burst] = deque()
+
+    def set_headroom(self, headroom: int) -> None:
+        self._headroom = headroom
+
+    def pending(self) -> int:
+        return self._available()
+
+    def burst(self, limit: int, *, split: bool = False) -> _Burst:
+        if limit < 1:
+            raise ConfigError(f"a burst of {limit} buffers; it must be at least 1")
+        available = self._available()
+        entries = self._take(available, limit, split)
+        # No entries although some are available: an unfinished chain, for which the peer will kick again.
+        self.more = available > limit and bool(entries) and available > len(entries)
+        burst = _Burst(self, self._last, entries)
+        self._last = (self._last + len(entries)) & _U16
+        if entries:
+            self._open.append(burst)
+            self._count(entries)
+        return burst
+
+    def recv(self, limit: int) -> list[bytes]:
+        with self.burst(limit) as burst:
+            return [bytes(burst._joined(start, stop)) for start, stop in burst._packet_bounds()]
+
+    def refill(self, count: int | None = None, headroom: int = 0) -> int:
+        refillable = self._refillable()
+        count = refillable if count is None else min(count, refillable)
+        if count < 0:
+            raise ConfigError(f"refill of {count} buffers; it must be at least 0")
+        if count:
+            self._give_back(count, headroom)
+            self._end_returned_bursts()
+        return count
+
+    def _take(self, available: int, limit: int, split: bool) -> list[Entry]:
+        """The checked descriptors to hand out: whole packets, at most ``limit`` buffers if the first one allows."""
+        entries = self._snapshot(self._last, min(available, limit))
+        if split or not entries:
+            return entries
+        whole = len(entries)
+        while whole and entries[whole - 1][0] & _NEXT:
+            whole -= 1
+        if not whole:
+            # The first packet alone is longer than the limit, or the peer has not finished it yet.
+            entries += self._snapshot(self._last + len(entries), available - len(entries))
+            ends = (index + 1 for index, entry in enumerate(entries) if not entry[0] & _NEXT)
+            whole = next(ends, 0)
+            if not whole and available == self.size:
+                raise self._violation(f"a chain of {available} descriptors fills the ring and has no end")
+        return entries[:whole]
+
+    def _burst_ended(self, burst: _Burst) -> None:
+        # Buffers go back in the order in which they came: a burst that ends before an older one waits for it.
+        while self._open and self._open[0]._ended:
+            oldest = self._open.popleft()
+            missing = (oldest._first + len(oldest) - self._boundary()) & _U16
+            if missing <= self.size:  # else a refill has given them back already
+                self._give_back(missing, self._headroom)
+
+    def _end_returned_bursts(self) -> None:
+        """After a refill by count: what went back to the peer is not to be looked at any more."""
+        boundary = self._boundary()
+        for burst in list(self._open):
+            returned = (boundary - burst._first) & _U16
+            if not 0 < returned <= self.size:
+                break
+            burst._sent(max(burst._done, min(returned, len(burst))))
+            if returned >= len(burst):
+                burst._ended = True
+                self._open.popleft()
+
+    def _available(self) -> int:
+        """Buffers that the peer has published and we have not taken."""
+        raise NotImplementedError
+
+    def _snapshot(self, index: int, count: int) -> list[Entry]:
+        """Copied and checked descriptors."""
+        raise NotImplementedError
+
+    def _refillable(self) -> int:
+        raise NotImplementedError
+
+    def _boundary(self) -> int:
+        """The index up to which taken buffers have been given back."""
+        raise NotImplementedError
+
+    def _give_back(self, count: int, headroom: int) -> None:
+        raise NotImplementedError
+
+
+class MasterRxRing(_RxRing):
+    """S2M, read by the master: it takes up to head and gives back by advancing tail. Descriptors stay untouched:
+    slaves do not write region and offset again (protocol notes, section 4, rule 5)."""
+
+    __slots__ = ("_returned",)
+
+    def __init__(self, memory: RingMemory) -> None:
+        super().__init__(memory)
+        self._returned = 0
+        self._reset()
+
+    def _available(self) -> int:
+        head = self._header[_HEAD]  # acquire: descriptors are read after this
+        if (head - self._returned) & _U16 > self.size:
+            raise self._violation(f"head {head} is more than {self.size} descriptors ahead of tail {self._returned}")
+        available = (head - self._last) & _U16
+        if available > self.size:
+            raise self._violation(f"head {head} went back behind {self._last}, which it had reached before")
+        return available
+
+    def _snapshot(self, index: int, count: int) -> list[Entry]:
+        entries = list(self._read(index, count))
+        for position, entry in enumerate(entries):
+            self._check_bounds(index + position, entry)
+        return entries
+
+    def _refillable(self) -> int:
+        return (self._last - self._returned) & _U16
+
+    def _boundary(self) -> int:
+        return self._returned
+
+    def _give_back(self, count: int, headroom: int) -> None:
+        self._returned = (self._returned + count) & _U16
+        self._header[_TAIL] = self._returned  # release: we have read all that we wanted
+
+
+class SlaveRxRing(_RxRing):
+    """M2S, read by the slave: it posts empty buffers by advancing head and takes up to tail."""
+
+    __slots__ = ("_buffers", "_posted")
+
+    def __init__(self, memory: RingMemory, buffers: SlaveBuffers) -> None:
+        super().__init__(memory)
+        self._buffers = buffers
+        self._posted = 0
+        _COOKIE.pack_into(self._header.cast("B"), 0, COOKIE)
+        self._reset()
+
+    @property
+    def capacity(self) -> int:
+        return self._buffers.size
+
+    def _available(self) -> int:
+        tail = self._header[_TAIL]  # acquire: descriptors are read after this
+        available = (tail - self._last) & _U16
+        if available > (self._posted - self._last) & _U16:
+            raise self._violation(f"tail {tail} is not between {self._last} and head {self._posted}")
+        return available
+
+    def _snapshot(self, index: int, count: int) -> list[Entry]:
+        """A descriptor must stay inside the buffer that we posted in its slot: the peer may move the data's start
+        but not hand us another buffer, which would then be in two slots at once."""
+        region, size, offsets = self._buffers.region, self._buffers.size, self._buffers.offsets
+        entries = list(self._read(index, count))
+        for position, entry in enumerate(entries):
+            start = offsets[(index + position) & self._mask]
+            _, got_region, length, offset, _ = entry
+            if got_region != region or offset < start or offset + length > start + size:
+                self._check_bounds(index + position, entry)  # says it more plainly where it can
+                raise self._outside(index + position, entry, f"its buffer of {size} bytes at {start}")
+        return entries
+
+    def _refillable(self) -> int:
+        return self.size - ((self._posted - self._last) & _U16)
+
+    def _boundary(self) -> int:
+        return (self._posted - self.size) & _U16
+
+    def _give_back(self, count: int, headroom: int) -> None:
+        region, size, offsets = self._buffers.region, self._buffers.size, self._buffers.offsets
+        if not 0 <= headroom < size:
+            raise ConfigError(f"headroom is {headroom} bytes; it must be less than the buffer's {size}")
+        first = self._posted
+        # Most masters use the posted length as the room that they have: it is restored each time.
+        self._write(
+            first,
+            [
+                (0, region, size - headroom, offsets[index & self._mask] + headroom, 0)
+                for index in range(first, first + count)
+            ],
+        )
+        self._posted = (first + count) & _U16
+        self._header[_HEAD] = self._posted  # release: the descriptors are written
+
+
+# --- sending --------------------------------------------------------------------------------------------------------
+
+
+class _TxRing(_Ring):
+    """What both sending sides do. ``_published`` is what the peer sees, ``_next`` where the next allocation starts."""
+
+    __slots__ = ("_next", "_open", "_published")
+
+    def __init__(self, memory: RingMemory) -> None:
+        super().__init__(memory)
+        self._published = self._next = 0
+        #: Bursts that hold allocated buffers, oldest first.
+        self._open: deque[_Burst] = deque()
+
+    def free(self) -> int:
+        raise NotImplementedError
+
+    def alloc(self, count: int, size: int | None = None) -> _Burst:
+        if count < 1 or (size is not None and size < 1):
+            raise ConfigError(f"room for {count} packets of {size} bytes; both must be at least 1")
+        entries: list[Entry] = []
+        rooms = self._rooms()
+        for _ in range(count):
+            chain = self._reserve(rooms, size)
+            if chain is None:
+                if not entries:
+                    self._check_can_ever_fit(size)
+                self._full += 1
+                break
+            entries += chain
+        burst = _Burst(self, self._next, entries)
+        self._next = (self._next + len(entries)) & _U16
+        if entries:
+            self._open.append(burst)
+        return burst
+
+    def transmit(self, burst: Burst, count: int | None = None) -> int:
+        own = _own(burst)
+        if not own._ended and own._ring is self and not len(own):
+            return 0
+        if own._ended or not self._open or self._open[0] is not own:
+            raise ConfigError("this burst is not the oldest allocated one that is not sent yet")
+        stop = len(own) if count is None else min(own._done + max(count, 0), len(own))
+        entries = own._entries[own._done : stop]
+        self._publish(entries)
+        own._sent(stop)
+        if stop == len(own):
+            own._ended = True
+            self._open.popleft()
+        return len(entries)
+
+    def send(self, packets: Iterable[ReadableBuffer], *, chain: bool = True) -> int:
+        return self._copy(packets, chain, strict=True)
+
+    def forward(self, burst: Burst) -> int:
+        own = _own(burst)
+        bounds = list(own._packet_bounds())
+        sent = self._copy((own._joined(start, stop) for start, stop in bounds), chain=True, strict=False)
+        before = own._done
+        if sent:
+            own._sent(bounds[sent - 1][1])
+        return own._done - before
+
+    def _copy(self, packets: Iterable[ReadableBuffer], chain: bool, *, strict: bool) -> int:
+        """Copy packets into free buffers and publish them all at once.
+
+        A caller's mistake is an error (``strict``); what a peer made us forward is not the caller's mistake.
+        """
+        self._require_nothing_open()
+        entries: list[Entry] = []
+        rooms = self._rooms()
+        sent = 0
+        for packet in packets:
+            data = packet if type(packet) is bytes else memoryview(packet).cast("B")
+            size = len(data)
+            if strict and not size:
+                raise ConfigError(f"packet {sent} is empty")
+            reserved = self._reserve(rooms, size)
+            if reserved is None:
+                if strict and not entries:
+                    self._check_can_ever_fit(size)
+                self._full += 1
+                break
+            if len(reserved) > 1 and not chain:
+                raise ConfigError(
+                    f"packet {sent} has {size} bytes, a buffer {reserved[0][2]}, and chains are switched off"
+                )
+            start = 0
+            for entry in reserved:
+                self._view(entry)[:] = data[start : start + entry[2]]
+                start += entry[2]
+            entries += reserved
+            sent += 1
+        self._next = (self._next + len(entries)) & _U16
+        self._publish(entries)
+        return sent
+
+    def enqueue(self, burst: Burst, first: int, count: int) -> _Burst:
+        raise ConfigError("a master cannot swap buffers: only the rings of one slave can")
+
+    def rewind(self, burst: Burst, index: int) -> None:
+        own = _own(burst)
+        if own not in self._open or own._ended:
+            raise ConfigError("this buffer is not allocated on this queue, or it is sent already")
+        position = own._position(index)
+        while self._open[-1] is not own:
+            later = self._open.pop()
+            later._release_views(len(later))
+            later._ended = True
+        own._release_views(len(own))
+        del own._entries[position:]
+        self._next = (own._first + position) & _U16
+        if not own._entries:
+            own._ended = True
+            self._open.pop()
+
+    def _burst_ended(self, burst: _Burst) -> None:
+        # Roll back from the newest: a burst that is given up while a newer one is open waits for that one.
+        while self._open and self._open[-1]._ended:
+            newest = self._open.pop()
+            self._next = (newest._first + newest._done) & _U16
+
+    def _require_nothing_open(self) -> None:
+        if self._open:
+            raise ConfigError("buffers allocated earlier must be transmitted or given back first")
+
+    def _reserve(self, rooms: Iterator[Entry], size: int | None) -> list[Entry] | None:
+        """Descriptors for one packet of ``size`` bytes from the next rooms, None if they do not suffice."""
+        chain: list[Entry] = []
+        left = size
+        for flags, region, room, offset, metadata in rooms:
+            if left is None:
+                return [(flags, region, room, offset, metadata)]
+            length = min(left, room)
+            left -= length
+            chain.append((_NEXT if left else 0, region, length, offset, metadata))
+            if not left:
+                return chain
+        return None
+
+    def _check_can_ever_fit(self, size: int | None) -> None:
+        """What an empty ring does not take will never fit: waiting for room would be for ever."""
+        if self.free() == self.size:
+            raise ConfigError(f"a packet of {size} bytes is longer than all {self.size} buffers of the ring together")
+
+    def _publish(self, entries: list[Entry]) -> None:
+        if entries:
+            self._write(self._published, entries)
+            self._published = (self._published + len(entries)) & _U16
+            self._publish_index(self._published)
+            self._count(entries)
+
+    def _rooms(self) -> Iterator[Entry]:
+        """The buffers from ``_next`` on that are free, as descriptors of their whole room."""
+        raise NotImplementedError
+
+    def _publish_index(self, index: int) -> None:
+        raise NotImplementedError
+
+
+class SlaveTxRing(_TxRing):
+    """S2M, written by the slave: it fills its own buffers and advances head."""
+
+    __slots__ = ("_buffers",)
+
+    def __init__(self, memory: RingMemory, buffers: SlaveBuffers) -> None:
+        super().__init__(memory)
+        self._buffers = buffers
+        _COOKIE.pack_into(self._header.cast("B"), 0, COOKIE)
+        self._reset()
+
+    @property
+    def capacity(self) -> int:
+        return self._buffers.size
+
+    def free(self) -> int:
+        tail = self._header[_TAIL]  # acquire: buffers are written after this
+        in_flight = (self._published - tail) & _U16
+        if in_flight > self.size:
+            raise self._violation(f"tail {tail} is more than {self.size} away from head {self._published}")
+        return self.size - in_flight - ((self._next - self._published) & _U16)
+
+    def forward(self, burst: Burst) -> int:
+        own = _own(burst)
+        if not self._is_sibling(own._ring):
+            return super().forward(own)
+        self._require_nothing_open()
+        room, start, stop = self.free(), own._done, own._done
+        for _, end in own._packet_bounds():
+            if end - start > room:
+                self._full += 1
+                break
+            stop = end
+        own._release_views(stop)  # before the swap: these buffers are about to be the peer's
+        for position in range(start, stop):
+            _exchange_buffers(
+                own._ring, own._first + position, self, self._published + position - start
+            )  # fmt: skip
+        self._next = (self._next + stop - start) & _U16
+        self._publish([_clean(entry) for entry in own._entries[start:stop]])
+        own._sent(stop)
+        return stop - start
+
+    def enqueue(self, burst: Burst, first: int, count: int) -> _Burst:
+        own = _own(burst)
+        if not self._is_sibling(own._ring):
+            raise ConfigError("the burst was not received on a ring of the same slave")
+        count = min(count, self.free(), len(own) - first)
+        entries = [_clean(entry) for entry in own._entries[first : first + count]]
+        for position in range(count):
+            own._drop_view(own._position(first + position))
+            _exchange_buffers(own._ring, own._first + first + position, self, self._next + position)
+            slot = (own._first + first + position) & own._ring._mask
+            free_buffer = _slave_buffers(own._ring).offsets[slot]
+            own._entries[first + position] = (0, self._buffers.region, self._buffers.size, free_buffer, 0)
+        swapped = _Burst(self, self._next, entries)
+        self._next = (self._next + count) & _U16
+        if entries:
+            self._open.append(swapped)
+        return swapped
+
+    def _is_sibling(self, ring: _Ring) -> bool:
+        return _is_slave(ring) and _same_memory(ring, self)
+
+    def _rooms(self) -> Iterator[Entry]:
+        region, size, offsets = self._buffers.region, self._buffers.size, self._buffers.offsets
+        for index in range(self._next, self._next + self.free()):
+            yield 0, region, size, offsets[index & self._mask], 0
+
+    def _publish_index(self, index: int) -> None:
+        self._header[_HEAD] = index  # release: data and descriptors are written
+
+
+class MasterTxRing(_TxRing):
+    """M2S, written by the master: it takes the buffers that the slave posted, fills them and advances tail.
+
+    The room in a buffer is the posted ``length``; region and offset go back as they came.
+    """
+
+    __slots__ = ()
+
+    #: Posted descriptors that are copied at a time: a short burst need not copy a long ring.
+    _CHUNK = 64
+
+    def __init__(self, memory: RingMemory) -> None:
+        super().__init__(memory)
+        self._reset()
+
+    def free(self) -> int:
+        head = self._header[_HEAD]  # acquire: posted descriptors are read after this
+        if (head - self._published) & _U16 > self.size:
+            raise self._violation(f"head {head} is more than {self.size} descriptors ahead of tail {self._published}")
+        free = (head - self._next) & _U16
+        if free > self.size:
+            raise self._violation(f"head {head} went back behind {self._next}, which it had reached before")
+        return free
+
+    def _rooms(self) -> Iterator[Entry]:
+        index, free = self._next, self.free()
+        while free:
+            count = min(free, self._CHUNK)
+            for position, entry in enumerate(list(self._read(index, count))):
+                self._check_bounds(index + position, entry)
+                _, region, room, offset, metadata = entry
+                if not room:
+                    raise self._violation(f"posted descriptor {(index + position) & self._mask} has no room")
+                yield 0, region, room, offset, metadata
+            index += count
+            free -= count
+
+    def _publish_index(self, index: int) -> None:
+        self._header[_TAIL] = index  # release: data, lengths and flags are written
+
+
+# --- what a module exports ------------------------------------------------------------------------------------------
+
+
+def slave_rx(memory: RingMemory, buffers: SlaveBuffers) -> SlaveRxRing:
+    return SlaveRxRing(memory, buffers)
+
+
+def slave_tx(memory: RingMemory, buffers: SlaveBuffers) -> SlaveTxRing:
+    return SlaveTxRing(memory, buffers)
+
+
+def master_rx(memory: RingMemory) -> MasterRxRing:
+    return MasterRxRing(memory)
+
+
+def master_tx(memory: RingMemory) -> MasterTxRing:
+    return MasterTxRing(memory)
+
+
+def check_cookie(memory: RingMemory) -> None:
+    """:raises RingViolation: ``COOKIE`` if there is no ring."""
+    (cookie,) = _COOKIE.unpack_from(memory.regions[memory.region], memory.offset)
+    if cookie != COOKIE:
+        raise RingViolation(f"{memory.name}: the header's cookie is {cookie:#x}, not {COOKIE:#x}", ErrorCode.COOKIE)
+
+
+def exchange(burst_a: Burst, index_a: int, burst_b: Burst, index_b: int) -> None:
+    """Swap two buffers of one slave's rings, received or allocated, between their slots.
+
+    :raises ConfigError: the rings are not of one slave.
+    """
+    a, b = _own(burst_a), _own(burst_b)
+    if not (_is_slave(a._ring) and _is_slave(b._ring)) or not _same_memory(a._ring, b._ring):
+        raise ConfigError("buffers can be exchanged only between the rings of one slave")
+    at_a, at_b = a._position(index_a), b._position(index_b)
+    a._drop_view(at_a)
+    b._drop_view(at_b)
+    _exchange_buffers(a._ring, a._first + at_a, b._ring, b._first + at_b)
+    a._entries[at_a], b._entries[at_b] = b._entries[at_b], a._entries[at_a]
+
+
+def _exchange_buffers(ring_a: _Ring, index_a: int, ring_b: _Ring, index_b: int) -> None:
+    """Swap, in our own record, the buffers of two slots."""
+    a, b = _slave_buffers(ring_a).offsets, _slave_buffers(ring_b).offsets
+    slot_a, slot_b = index_a & ring_a._mask, index_b & ring_b._mask
+    a[slot_a], b[slot_b] = b[slot_b], a[slot_a]
+
+
+def _slave_buffers(ring: _Ring) -> SlaveBuffers:
+    assert isinstance(ring, SlaveRxRing | SlaveTxRing)
+    return ring._buffers
+
+
+def _own(burst: Burst) -> _Burst:
+    if not isinstance(burst, _Burst):
+        raise ConfigError(f"{burst!r} is not a burst of this ring implementation")
+    return burst
+
+
+def _is_slave(ring: _Ring) -> bool:
+    return isinstance(ring, SlaveRxRing | SlaveTxRing)
+
+
+def _same_memory(ring_a: _Ring, ring_b: _Ring) -> bool:
+    # By identity: memoryviews compare by their content.
+    return len(ring_a._regions) == len(ring_b._regions) and all(
+        a is b for a, b in zip(ring_a._regions, ring_b._regions, strict=True)
+    )
+
+
+def _clean(entry: Entry) -> Entry:
+    """A received descriptor as we send it: nothing of the peer's but where the data is."""
+    flags, region, length, offset, _ = entry
+    return flags & _NEXT, region, length, offset, 0

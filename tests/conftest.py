@@ -1,0 +1,85 @@
+"""Fixtures for every test, and the check that none leaves anything behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import stat
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memifrt import Runtime
+from tests.support import Pair, connect
+
+
+def _fds() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:  # the fd of the listing itself
+            continue
+    return found
+
+
+def _mappings() -> list[str]:
+    with open("/proc/self/maps") as maps:
+        return [line for line in maps if "memif region" in line]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After the test: the same fds and threads as before, no mapping of a region, no socket file."""
+    threads = set(threading.enumerate())
+    fds = _fds()
+    yield
+    gc.collect()
+    left = {fd: what for fd, what in _fds().items() if fd not in fds}
+    assert not left, f"open fds: {left}"
+    assert not set(threading.enumerate()) - threads
+    assert not _mappings()
+    path = request.node.funcargs.get("tmp_path")
+    if path is not None:
+        sockets = [file for file in Path(path).rglob("*") if stat.S_ISSOCK(file.lstat().st_mode)]
+        assert not sockets, f"socket files: {sockets}"
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    """A runtime in internal mode, closed afterwards. Slaves retry fast."""
+    with Runtime("test", reconnect_interval=0.02) as runtime:
+        yield runtime
+
+
+@pytest.fixture
+def peer_runtime() -> Iterator[Runtime]:
+    """A second one, for the other end."""
+    with Runtime("peer", reconnect_interval=0.02) as runtime:
+        yield runtime
+
+
+@pytest.fixture
+def socket_name() -> str:
+    """An abstract socket of this test's own."""
+    return f"@memifrt-test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def socket_path(tmp_path: Path) -> str:
+    """A path for a socket file, short enough for an address."""
+    return str(tmp_path / "memif.sock")
+
+
+@pytest.fixture
+def make_pair(runtime: Runtime, peer_runtime: Runtime, socket_name: str) -> Callable[..., Pair]:
+    """``make_pair(**options)``: a master and a slave, connected, each with a runtime of its own."""
+
+    def make(**options: Any) -> Pair:
+        return connect(runtime, peer_runtime, socket_name, **options)
+
+    return make

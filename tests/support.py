@@ -1,0 +1,80 @@
+"""What many tests need: waiting for events with a deadline, a pair of interfaces, recorded callbacks."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from memifrt import Disconnected, Interface, Runtime
+
+#: Seconds after which a wait has failed. Generous: the machine may be busy, and nothing waits that long in vain.
+DEADLINE = 20.0
+
+
+def wait_until(predicate: Callable[[], object], *runtimes: Runtime, timeout: float = DEADLINE) -> None:
+    """Handle events of all runtimes until the predicate holds."""
+    deadline = time.monotonic() + timeout
+    poll = select.poll()
+    for runtime in runtimes:
+        poll.register(runtime.fileno(), select.POLLIN)
+    while not predicate():
+        left = deadline - time.monotonic()
+        assert left > 0, f"not within {timeout} s: {predicate}"
+        poll.poll(min(left, 1.0) * 1000)
+        for runtime in runtimes:
+            runtime.poll_event(0)
+
+
+@dataclass
+class Recorder:
+    """Callbacks that note what they are called with, in order."""
+
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+    reasons: list[Disconnected] = field(default_factory=list)
+
+    def on_connect(self, interface: Interface) -> None:
+        self.events.append(("connect", interface.role.name.lower()))
+
+    def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
+        self.events.append(("disconnect", interface.role.name.lower()))
+        self.reasons.append(reason)
+
+    def on_interrupt(self, interface: Interface, qid: int) -> None:
+        self.events.append(("interrupt", interface.role.name.lower(), qid))
+
+    def count(self, kind: str) -> int:
+        return sum(event[0] == kind for event in self.events)
+
+
+@dataclass
+class Pair:
+    """A master and a slave that are connected to each other."""
+
+    master: Interface
+    slave: Interface
+    runtimes: tuple[Runtime, ...]
+
+    def wait(self, predicate: Callable[[], object], timeout: float = DEADLINE) -> None:
+        wait_until(predicate, *self.runtimes, timeout=timeout)
+
+    def side(self, role: str) -> Interface:
+        return self.master if role == "master" else self.slave
+
+
+def connect(master_runtime: Runtime, slave_runtime: Runtime, socket: str, **options: Any) -> Pair:
+    """Create both ends on a socket and wait until both are connected.
+
+    Options are ``create_interface``'s, for both; those that start with ``master_`` or ``slave_`` are for one end.
+    """
+    common = {key: value for key, value in options.items() if not key.startswith(("master_", "slave_"))}
+    ends = []
+    for runtime, role in ((master_runtime, "master"), (slave_runtime, "slave")):
+        own = {key.removeprefix(f"{role}_"): value for key, value in options.items() if key.startswith(f"{role}_")}
+        ends.append(runtime.create_interface(socket=socket, role=role, **{**common, **own}))
+    runtimes = (master_runtime,) if master_runtime is slave_runtime else (master_runtime, slave_runtime)
+    pair = Pair(ends[0], ends[1], runtimes)
+    pair.wait(lambda: pair.master.connected and pair.slave.connected)
+    return pair
