@@ -6,6 +6,7 @@ what the handshake asks for and feeds it what the peer says. Knows of its interf
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -86,14 +87,16 @@ class Connection:
         try:
             self._registry.add(self._channel.fileno(), FdEvent.READ, self._on_channel)
             self._advance(None)
-        except ChannelClosed:
-            pass  # the reader finds out, and finds the reason that the peer may have left
-        except MemifError as error:
-            self.close(error)
+        except BaseException as failure:
+            self.close(_as_error(failure))
             raise
 
     def _on_channel(self, events: FdEvent) -> None:
-        error, tell_peer = self._pump(events)
+        try:
+            error, tell_peer = self._pump(events)
+        except BaseException as failure:  # the application's allocator or external region: nothing goes on from here
+            self.close(_as_error(failure))
+            raise
         if error is not None:
             self.close(error, tell_peer=tell_peer)
             if error.code is ErrorCode.CB_FDUPDATE:
@@ -109,14 +112,14 @@ class Connection:
             if events & (FdEvent.READ | FdEvent.ERROR):
                 self._read()
         except ChannelClosed:
-            if self._violation is not None:
-                return self._violation, False
-            return Disconnected("peer closed the connection without a reason"), False
-        except Disconnected as error:
-            return self._violation or error, False
+            ended: MemifError = Disconnected("peer closed the connection without a reason")
         except MemifError as error:
-            return error, True
-        return None, False
+            ended = error
+        else:
+            return None, False
+        if self._violation is not None:  # the peer is told already, and this is why, whatever else it had sent
+            return self._violation, False
+        return ended, not isinstance(ended, Disconnected)
 
     def _read(self) -> None:
         for _ in range(_MESSAGES_PER_EVENT):
@@ -162,11 +165,13 @@ class Connection:
             case None:
                 fd = -1
         logger.debug("%s: sending %r", self, message)
-        self._channel.send(message, fd)
+        with contextlib.suppress(ChannelClosed):  # the reader finds out, and the reason that the peer may have left
+            self._channel.send(message, fd)
         self._watch_channel()
 
     def _flush(self) -> None:
-        self._channel.flush()
+        with contextlib.suppress(ChannelClosed):  # as above
+            self._channel.flush()
         self._watch_channel()
 
     def _watch_channel(self) -> None:
@@ -223,7 +228,7 @@ class Connection:
     def _rx_mode_changed(self, queue: RxQueue) -> None:
         """Watch the eventfds of queues that want interrupts, where somebody is to be told."""
         interface, fd = self.interface, queue.fileno()
-        wanted = interface is not None and interface.on_interrupt is not None and queue.mode is RxMode.INTERRUPT
+        wanted = interface is not None and interface.on_interrupt is not None and queue.mode is not RxMode.POLLING
         if wanted and fd not in self._registry:
             self._registry.add(fd, FdEvent.READ, lambda events: self._on_interrupt(queue))
         elif not wanted:
@@ -265,7 +270,8 @@ class Connection:
             return
         with self._channel_lock:
             self.closed = True
-        reason = Disconnected(error.message, error.code, established=self.established)
+        announced = self.established and self.interface is not None and self.interface.announced
+        reason = Disconnected(error.message, error.code, established=announced)
         reason.__cause__ = error.__cause__ if isinstance(error, Disconnected) else error
         self._disconnect_queues(reason)
         if tell_peer:
@@ -288,11 +294,11 @@ class Connection:
     def _unregister(self) -> None:
         """Unregister, then close. A hook that raises does not keep the others registered."""
         fds = [queue.fileno() for queue in self.rx_queues] + [self._channel.fileno()]
-        failure: MemifError | None = None
+        failure: BaseException | None = None
         for fd in fds:
             try:
                 self._registry.remove(fd)
-            except MemifError as error:
+            except BaseException as error:
                 failure = failure or error
         if failure is not None:
             raise failure
@@ -478,6 +484,15 @@ def _check_offsets(offsets: array[int], buffer_size: int, region_size: int) -> N
             f"next_buffer_offset() gave {highest}: a buffer of {buffer_size} bytes there does not fit into "
             f"the external region of {region_size} bytes",
         )
+
+
+def _as_error(failure: BaseException) -> MemifError:
+    """What ends a connection, as a reason that its peer can be told."""
+    if isinstance(failure, MemifError):
+        return failure
+    error = MemifError(ErrorCode.SYSCALL, f"{type(failure).__name__}: {failure}")
+    error.__cause__ = failure
+    return error
 
 
 def _accept_eventfd(fd: OwnedFd, name: str) -> EventFd:

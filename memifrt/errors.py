@@ -149,10 +149,14 @@ class ProtocolError(MemifError):
 
 
 class RingViolation(ProtocolError):
-    """The peer wrote something into shared memory that a ring must not hold."""
+    """The peer wrote something into shared memory that a ring must not hold.
 
-    def __init__(self, message: str, code: ErrorCode = ErrorCode.DISCONNECTED) -> None:
+    ``sending`` tells whether it was found on a ring to send on: a relay works on two rings.
+    """
+
+    def __init__(self, message: str, code: ErrorCode = ErrorCode.DISCONNECTED, *, sending: bool = False) -> None:
         super().__init__(code, message)
+        self.sending = sending
 
 
 class Disconnected(MemifError):

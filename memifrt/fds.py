@@ -10,6 +10,8 @@ import os
 import threading
 import warnings
 
+from memifrt.errors import os_error
+
 
 class OwnedFd:
     """An fd that this object alone closes.
@@ -69,7 +71,11 @@ class EventFd(OwnedFd):
 
     @classmethod
     def create(cls, what: str) -> EventFd:
-        return cls(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), what)
+        """:raises MemifOSError: the system refuses, for example for want of fds."""
+        try:
+            return cls(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), what)
+        except OSError as error:
+            raise os_error(f"cannot make the {what}", error) from error
 
     def notify(self) -> None:
         """Make the fd readable. A counter that is full already says so."""

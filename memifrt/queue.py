@@ -116,6 +116,8 @@ class RxQueue(_Queue[RxRing]):
         self._mode = RxMode.INTERRUPT
         #: We know that the eventfd is readable, because the last burst left it so.
         self._left_readable = False
+        #: Adaptive mode has masked the peer's interrupts.
+        self._masked = False
 
     @property
     def mode(self) -> RxMode:
@@ -129,8 +131,9 @@ class RxQueue(_Queue[RxRing]):
         wanted = parse_rx_mode(mode)
         ring = self._live()
         self._mode = wanted
+        self._masked = False
         ring.set_mask(wanted is RxMode.POLLING)
-        if wanted is RxMode.INTERRUPT:
+        if wanted is not RxMode.POLLING:
             # The peer may have published between our last look and the unmasking, and seen the mask when it decided
             # whether to kick (no peer fences its store of the index against its load of the flags): look again.
             self._event.notify()
@@ -164,6 +167,19 @@ class RxQueue(_Queue[RxRing]):
         """
         return self._receive(lambda ring: ring.recv(limit), limit)
 
+    def recv_into(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
+        """Copy packets into the rows of ``matrix``, a writable 2-D buffer of bytes (a NumPy array of uint8, or any
+        other), one row for each; the number of packets. Their lengths go into ``lengths``, a writable 1-D buffer of
+        whole numbers of 2, 4 or 8 bytes.
+
+        Takes at most as many buffers as there are rows. A packet longer than a row is cut; its length is not.
+
+        :raises ConfigError: a buffer has not this shape.
+        :raises Disconnected: there is no peer (any more).
+        """
+        sizes = memoryview(lengths)
+        return self._receive(lambda ring: ring.recv_into(matrix, lengths), sizes.nbytes // sizes.itemsize)
+
     def refill(self, count: int | None = None, headroom: int = 0) -> int:
         """Give up to ``count`` (None: all) taken buffers back, oldest first; the number given.
 
@@ -188,15 +204,36 @@ class RxQueue(_Queue[RxRing]):
             if not (self._left_readable and ring.pending() > limit):
                 self._left_readable = False
                 self._interrupts += self._event.drain()
+                if self._ring is None:
+                    self._event.notify()  # what was read may be the disconnect's: who waits must not miss it
             taken = take(ring)
-            if not ring.more:
+            if ring.more:
+                self._stay_readable(ring)
+            else:
                 self._left_readable = False
-            elif not self._left_readable:
-                self._event.notify()
-                self._left_readable = True
+                self._unmask(ring)
         except RingViolation as error:
+            if error.sending:  # a relay's other ring: its queue knows its own connection
+                raise
             raise self._fail(error) from error
         return taken
+
+    def _stay_readable(self, ring: RxRing) -> None:
+        if not self._left_readable:
+            self._event.notify()
+            self._left_readable = True
+        if self._mode is RxMode.ADAPTIVE and not self._masked:
+            ring.set_mask(True)  # we come back without being told
+            self._masked = True
+
+    def _unmask(self, ring: RxRing) -> None:
+        """Adaptive mode: the ring is drained. What came while the mask was set was not kicked: look again, after the
+        store of the flag (``set_mask`` fences)."""
+        if self._masked:
+            ring.set_mask(False)
+            self._masked = False
+            if ring.pending():
+                self._event.notify()
 
 
 _T = TypeVar("_T")
@@ -244,17 +281,37 @@ class TxQueue(_Queue[TxRing]):
             raise self._fail(error) from error
         return self._kicked(ring, sent)
 
-    def forward(self, burst: Burst) -> int:
-        """Send the packets of a received burst that are not sent yet; the number of buffers sent.
+    def send_from(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
+        """Copy packets from the rows of a 2-D buffer of bytes, row ``i`` up to ``lengths[i]``, to the peer; the
+        number taken: fewer than there are if the ring is full. The buffers' shapes are those of
+        :meth:`RxQueue.recv_into`.
+
+        :raises ConfigError: a buffer has not this shape; a length is 0 or larger than a row; nothing was sent.
+        :raises Disconnected: there is no peer (any more).
+        """
+        ring = self._live()
+        try:
+            sent = ring.send_from(matrix, lengths, chain=self._chained)
+        except RingViolation as error:
+            raise self._fail(error) from error
+        return self._kicked(ring, sent)
+
+    def forward(self, source: Burst | RxQueue, limit: int = DEFAULT_BURST) -> int:
+        """Send the packets of a received burst that are not sent yet, or of up to ``limit`` buffers straight from a
+        receive queue; the number of buffers sent.
 
         Between the queues of one slave this swaps buffers, without a copy; elsewhere it copies. Chains stay chains.
-        What does not fit stays in the burst: a second call goes on with it.
+        What does not fit stays in the burst, where a second call goes on with it, or in the queue, which then stays
+        readable.
 
         :raises Disconnected: there is no peer (any more).
         """
         ring = self._live()
         try:
-            sent = ring.forward(burst)
+            if isinstance(source, RxQueue):
+                sent = source._receive(lambda received: ring.relay(received, limit), limit)
+            else:
+                sent = ring.forward(source)
         except RingViolation as error:
             raise self._fail(error) from error
         return self._kicked(ring, sent)

@@ -7,23 +7,26 @@ side of a runtime belongs to one thread.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from memifrt.connection import SlaveConnection, Surroundings
 from memifrt.control.address import Address
 from memifrt.control.channel import Channel
-from memifrt.errors import ConfigError, ErrorCode, MemifError, MemifOSError, PollCancelled
+from memifrt.errors import ConfigError, ErrorCode, MemifError, MemifOSError, PollCancelled, os_error
 from memifrt.interface import Interface, OnConnect, OnDisconnect, OnInterrupt
 from memifrt.memory.layout import plan
 from memifrt.memory.region import RegionAllocator, allocate_memfd
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.hook import FdRegistry, Hook
 from memifrt.poll.timer import TimerFd
+from memifrt.ring import unsafe_reason
 from memifrt.sockets import Socket
 from memifrt.types import (
     DEFAULT_APP_NAME,
@@ -74,23 +77,23 @@ class Runtime:
         accept_unsealed: bool = False,
     ) -> None:
         self._closed = True  # until there is something to close
+        self._closing = False
         if sys.platform != "linux":
             raise MemifError(ErrorCode.SYSCALL, f"memif needs Linux (memfd, eventfd, epoll); this is {sys.platform}")
         _debug_from_environment()
         self.app_name = check_name("app_name", app_name)
         self._interval = _check_interval(reconnect_interval)
         self._pid = os.getpid()
-        self._poller = EpollPoller() if control_fd_update is None else None
+        self._poller, self._timer = _open_fds(internal=control_fd_update is None)
         self._registry = FdRegistry(self._poller.update if self._poller else control_fd_update)  # type: ignore[arg-type]
         self._around = Surroundings(self._registry, self.app_name, region_allocator, accept_unsealed)
         self._sockets: dict[str, Socket] = {}
         self._interfaces: list[Interface] = []
         self._dispatching = False
-        self._timer = TimerFd()
         self._closed = False
         try:
             self._registry.add(self._timer.fileno(), FdEvent.READ, self._on_timer)
-        except MemifError:
+        except BaseException:
             self.close()
             raise
 
@@ -110,6 +113,7 @@ class Runtime:
         :raises ConfigError: the path is too long, or there is a socket for it already.
         """
         self._check_open()
+        self._check_not_closing()
         address = Address.parse(path)
         if address.path in self._sockets:
             raise ConfigError(f"there is a socket for {address} in this runtime already")
@@ -146,7 +150,7 @@ class Runtime:
         :param num_m2s_rings: rings from master to slave, 1 to 255.
         :param log2_ring_size: 0 to 14, for 1 to 16384 slots; the slave's choice.
         :param buffer_size: bytes, 1 to 65535; the slave's choice.
-        :param rx_mode: ``"interrupt"`` or ``"polling"``.
+        :param rx_mode: ``"interrupt"``, ``"polling"`` or ``"adaptive"`` (interrupts, masked while packets stay behind).
         :param rx_headroom: bytes left free in front of each packet that a slave receives.
         :param auto_refill: whether a slave's receive buffers are posted on connect; without it the application
             calls ``refill`` in ``on_connect``, as with libmemif.
@@ -156,6 +160,9 @@ class Runtime:
         :raises MemifOSError: a master cannot listen.
         """
         self._check_open()
+        self._check_not_closing()
+        if reason := unsafe_reason():
+            warnings.warn(reason, RuntimeWarning, stacklevel=2)
         config = InterfaceConfig(
             id=id,
             name=name,
@@ -303,14 +310,18 @@ class Runtime:
 
         :raises BaseException: the first that a callback or the hook raised, after everything is closed.
         """
-        if self._closed:
+        if self._closed or self._closing:
             return
         if self._pid != os.getpid():
             self._closed = True
             self._registry.abandon()
             return
         failure: BaseException | None = None
-        steps = [interface.delete for interface in self._interfaces]
+        self._closing = True
+        steps: list[Callable[[], object]] = []
+        for interface in self._interfaces:
+            # An interface whose on_disconnect called this is deleted, but not forgotten yet.
+            steps += [interface.delete, functools.partial(self._forget, interface)]
         steps += [socket.delete for socket in self._sockets.values() if not socket.implicit]
         steps += [lambda: self._registry.remove(self._timer.fileno())]
         for step in steps:
@@ -358,6 +369,10 @@ class Runtime:
                 f"this runtime belongs to process {self._pid}: a forked child makes one of its own",
             )
 
+    def _check_not_closing(self) -> None:
+        if self._closing:
+            raise MemifError(ErrorCode.INVAL_ARG, "the runtime is closing: nothing new can be created")
+
     def _socket_for(self, socket: str | os.PathLike[str] | Socket) -> Socket:
         if isinstance(socket, Socket):
             if self._sockets.get(socket.path) is not socket:
@@ -381,6 +396,17 @@ class Runtime:
             interface.socket._remove(interface)
         finally:
             self._update_timer()
+
+
+def _open_fds(*, internal: bool) -> tuple[EpollPoller | None, TimerFd]:
+    poller: EpollPoller | None = None
+    try:
+        poller = EpollPoller() if internal else None
+        return poller, TimerFd()
+    except OSError as error:
+        if poller is not None:
+            poller.close()
+        raise os_error("cannot make a runtime", error) from error
 
 
 def _check_interval(seconds: float) -> float:

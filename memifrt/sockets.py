@@ -6,13 +6,14 @@ live on one path.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
 from memifrt.connection import Connection, MasterConnection, Surroundings
 from memifrt.control.address import Address, Listener
 from memifrt.control.channel import Channel
-from memifrt.errors import ConfigError, Disconnected, MemifError, MemifOSError
+from memifrt.errors import ConfigError, Disconnected, MemifOSError
 from memifrt.memory.region import ExternalRegion
 from memifrt.types import FdEvent, Role
 
@@ -60,6 +61,7 @@ class Socket:
         :raises ConfigError: ``FILE_NOT_SOCK`` if it is not a listening ``AF_UNIX`` ``SOCK_SEQPACKET`` socket, or this
             socket listens already; the fd then stays the caller's.
         """
+        self._runtime._socket_for(self)  # else nobody would close the listener
         if self._listener is not None:
             raise ConfigError(f"{self} listens already, on fd {self._listener.fileno()}")
         self._listen(Listener.adopt(fd, self.address))
@@ -121,7 +123,7 @@ class Socket:
     def _listen(self, listener: Listener) -> None:
         try:
             self._around.registry.add(listener.fileno(), FdEvent.READ, self._on_listener)
-        except MemifError:
+        except BaseException:
             listener.close()
             raise
         self._listener = listener
@@ -130,12 +132,12 @@ class Socket:
         listener, self._listener = self._listener, None
         if listener is None:
             return
-        try:
-            for connection in list(self._unbound):
-                connection.close(Disconnected("the listener was closed"))
-            self._around.registry.remove(listener.fileno())
-        finally:
-            listener.close()
+        reason = Disconnected("the listener was closed")
+        with contextlib.ExitStack() as steps:  # a hook that raises at one of them does not keep the others
+            steps.callback(listener.close)
+            steps.callback(self._around.registry.remove, listener.fileno())
+            for connection in self._unbound:
+                steps.callback(connection.close, reason)
 
     def _on_listener(self, events: FdEvent) -> None:
         for _ in range(_ACCEPTS_PER_EVENT):

@@ -69,10 +69,15 @@ class Mode(IntEnum):
 
 
 class RxMode(IntEnum):
-    """How a receive queue learns of packets: the peer kicks its eventfd, or the application looks."""
+    """How a receive queue learns of packets: the peer kicks its eventfd, or the application looks.
+
+    ``ADAPTIVE`` (not libmemif's) is interrupts that are masked while packets stay behind: a peer that sends faster
+    than we take is spared its kicks.
+    """
 
     INTERRUPT = 0
     POLLING = 1
+    ADAPTIVE = 2
 
 
 class Direction(Enum):
@@ -98,7 +103,7 @@ class State(Enum):
 
 _ROLE_NAMES = {"master": Role.MASTER, "server": Role.MASTER, "slave": Role.SLAVE, "client": Role.SLAVE}
 _MODE_NAMES = {"ethernet": Mode.ETHERNET, "ip": Mode.IP, "punt-inject": Mode.PUNT_INJECT}
-_RX_MODE_NAMES = {"interrupt": RxMode.INTERRUPT, "polling": RxMode.POLLING}
+_RX_MODE_NAMES = {"interrupt": RxMode.INTERRUPT, "polling": RxMode.POLLING, "adaptive": RxMode.ADAPTIVE}
 
 
 def parse_role(value: Role | str) -> Role:
@@ -112,7 +117,7 @@ def parse_mode(value: Mode | str) -> Mode:
 
 
 def parse_rx_mode(value: RxMode | str) -> RxMode:
-    """A receive mode from an enum member or one of ``interrupt``, ``polling``."""
+    """A receive mode from an enum member or one of ``interrupt``, ``polling``, ``adaptive``."""
     return _parse("rx_mode", value, RxMode, _RX_MODE_NAMES)
 
 
@@ -147,7 +152,13 @@ def check_secret(value: str | bytes | None) -> bytes:
     """A secret as bytes, empty for none. The error never shows the secret itself."""
     if value is None:
         return b""
-    secret = value.encode() if isinstance(value, str) else bytes(value)
+    if not isinstance(value, str | bytes):
+        raise ConfigError(f"the secret is of type {type(value).__name__}; it must be a string or bytes")
+    try:
+        # What a command line holds beyond UTF-8 comes as surrogates, and goes back to the bytes that it was.
+        secret = value.encode(errors="surrogateescape") if isinstance(value, str) else value
+    except UnicodeEncodeError:
+        raise ConfigError("the secret is not text that UTF-8 can encode") from None
     if len(secret) > SECRET_BYTES:
         raise ConfigError(f"the secret is {len(secret)} bytes long; at most {SECRET_BYTES} fit into a message")
     if b"\0" in secret:

@@ -28,7 +28,10 @@ class Address:
     @classmethod
     def parse(cls, path: str | os.PathLike[str]) -> Address:
         """From ``/a/path``, ``@name``, ``"\\0name"`` or VPP's ``abstract:name``."""
-        text = os.fspath(path)
+        try:
+            text = os.fspath(path)
+        except TypeError:
+            raise ConfigError(f"socket is {path!r}; it must be a path or @name") from None
         if not isinstance(text, str):
             raise ConfigError(f"socket is {path!r}; it must be a path or @name")
         for prefix in ("\0", "abstract:"):
@@ -134,8 +137,10 @@ class Listener(OwnedFd):
 
         :raises ConfigError: ``FILE_NOT_SOCK`` if it is not a listening ``AF_UNIX`` ``SOCK_SEQPACKET`` socket; the fd
             then stays the caller's.
+        :raises MemifOSError: ``FILE_NOT_SOCK`` if it is no socket at all, ``BAD_FD`` if it is no fd.
         """
         try:
+            os.fstat(fd)  # socket has a ValueError for negative numbers
             sock = socket.socket(fileno=fd)
         except OSError as error:
             raise os_error(f"fd {fd} cannot be the listener of {address}", error, path=address.path) from error

@@ -94,8 +94,9 @@ class Channel:
             data, ancillary, flags, _ = self._socket.recvmsg(MESSAGE_SIZE + 1, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
-        except ConnectionResetError as error:
-            raise ChannelClosed from error
+        except ConnectionResetError:
+            # The peer closed with messages of ours unread. The kernel says so once, before what the peer had sent.
+            return self.receive()
         except OSError as error:
             raise os_error("cannot receive a control message", error) from error
         fds = _received_fds(ancillary)

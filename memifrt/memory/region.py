@@ -90,11 +90,12 @@ class Region:
     def create(cls, index: int, size: int, allocator: RegionAllocator = allocate_memfd) -> Region:
         """A new region of ``size`` bytes, for a slave."""
         try:
-            fd = OwnedFd(allocator(size), f"memory of region {index}")
+            number = allocator(size)
+            held = os.fstat(number).st_size
         except OSError as error:
             raise os_error(f"cannot allocate region {index} of {size} bytes", error) from error
+        fd = OwnedFd(number, f"memory of region {index}")
         try:
-            held = os.fstat(fd.fileno()).st_size
             if held < size:
                 raise ConfigError(f"the region allocator returned a file of {held} bytes where {size} were asked for")
             return cls(index, fd, _map(fd, size, index), size)
@@ -135,6 +136,7 @@ class Region:
                 region = cls(index, fd, _flat(memory)[:size], size, external=True)
                 region._delete = external.delete
                 if region.memory.nbytes < size or memory.readonly:
+                    region.close()
                     raise ConfigError(f"the external mapping of region {index} is not {size} writable bytes")
                 return region
             return cls(index, fd, _map(fd, size, index), size)

@@ -32,7 +32,7 @@ class TimerFd(OwnedFd):
 
     def arm(self, period: float) -> None:
         """Become readable every ``period`` seconds from now on."""
-        _set(self.fileno(), period)
+        _set(self.fileno(), max(period, 1e-9))  # what rounds to 0 ns would disarm it
         self._armed = True
 
     def disarm(self) -> None:

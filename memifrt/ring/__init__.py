@@ -1,15 +1,65 @@
 """The data plane: one Protocol, and the implementation that is in use.
 
-``__impl__`` names the implementation. Memory in, bursts out: nothing in this folder knows of sockets, callbacks or
-configuration, and all that must be distrusted in shared memory is distrusted here.
+``__impl__`` names it: ``"native"`` (compiled) or ``"python"`` (the reference). ``MEMIFRT_RING=native|python`` forces
+one. Memory in, bursts out: nothing in this folder knows of sockets, callbacks or configuration, and all that must be
+distrusted in shared memory is distrusted here.
 """
 
-from memifrt.ring import reference
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from typing import cast
+
 from memifrt.ring.protocol import Burst, RingImplementation, RingMemory, RxRing, SlaveBuffers, TxRing
 
+#: The module of each implementation.
+_MODULES = {"native": "memifrt.ring._native", "python": "memifrt.ring.reference"}
+
+
+def load(name: str) -> RingImplementation:
+    """An implementation by its name.
+
+    :raises ImportError: there is none of this name, or it is not to be had here; the message says why.
+    """
+    if name not in _MODULES:
+        raise ImportError(f"MEMIFRT_RING is {name!r}; it must be one of {', '.join(_MODULES)}")
+    try:
+        return cast(RingImplementation, importlib.import_module(_MODULES[name]))
+    except ImportError as error:
+        raise ImportError(
+            f"the {name} ring implementation cannot be imported ({error}): it is compiled when memifrt is installed "
+            "where a C compiler and Python's headers are present"
+        ) from error
+
+
+def _choose() -> tuple[RingImplementation, str]:
+    forced = os.environ.get("MEMIFRT_RING", "")
+    if forced:
+        return load(forced), forced
+    try:
+        return load("native"), "native"
+    except ImportError:
+        return load("python"), "python"
+
+
+def unsafe_reason() -> str:
+    """Why the implementation in use cannot be trusted with a live interface on this machine; empty if it can.
+
+    Python has no memory fences. The reference relies on x86-64 keeping stores in order and loads in order.
+    """
+    machine = platform.machine()
+    if __impl__ == "python" and machine not in ("x86_64", "AMD64"):
+        return (
+            f"the Python rings rely on x86-64's memory order and this is {machine}: packets may be read before they "
+            "are written. Install memifrt where a C compiler and Python's headers are present, for the compiled rings"
+        )
+    return ""
+
+
 #: The implementation in use, and its name.
-implementation: RingImplementation = reference
-__impl__ = "python"
+implementation, __impl__ = _choose()
 
 __all__ = [
     "Burst",
@@ -20,4 +70,6 @@ __all__ = [
     "TxRing",
     "__impl__",
     "implementation",
+    "load",
+    "unsafe_reason",
 ]

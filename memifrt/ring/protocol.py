@@ -126,6 +126,20 @@ class RxRing(Ring, Protocol):
     def recv(self, limit: int) -> list[bytes]:
         """Take up to ``limit`` buffers and give them back at once: their packets, chains joined."""
 
+    def recv_into(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
+        """Copy packets into the rows of ``matrix``, a writable 2-D buffer of bytes with a row for each packet, and
+        give their buffers back at once; the number of packets. Their lengths go into ``lengths``, a writable 1-D
+        buffer of whole numbers of 2, 4 or 8 bytes.
+
+        Takes at most as many buffers as there are rows. A packet longer than a row is cut; its length is not.
+        """
+
+    def untake(self, burst: Burst) -> None:
+        """Put the buffers of the newest burst that are not sent back, as if they had not been taken.
+
+        :raises ConfigError: it is not the newest burst, or it has ended.
+        """
+
     def refill(self, count: int | None = None, headroom: int = 0) -> int:
         """Give up to ``count`` (None: all) taken buffers back to the peer, oldest first; the number given.
 
@@ -164,6 +178,19 @@ class TxRing(Ring, Protocol):
 
         :raises ConfigError: a packet is empty, or too long for the ring or (without ``chain``) a buffer. Nothing is
             sent then.
+        """
+
+    def send_from(self, matrix: ReadableBuffer, lengths: ReadableBuffer, *, chain: bool = True) -> int:
+        """Copy packets from the rows of a 2-D buffer, row ``i`` up to ``lengths[i]``, and publish them; the number
+        taken.
+
+        :raises ConfigError: a length is 0 or larger than a row, or as in ``send``. Nothing is sent then.
+        """
+
+    def relay(self, source: RxRing, limit: int) -> int:
+        """Receive up to ``limit`` buffers from ``source`` and forward them, in one pass; the number of buffers.
+
+        Packets that do not fit are not taken.
         """
 
     def forward(self, burst: Burst) -> int:

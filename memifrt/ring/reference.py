@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from memifrt.errors import ConfigError, ErrorCode, RingViolation
 from memifrt.memory.layout import DESCRIPTOR_SIZE, RING_HEADER_SIZE
-from memifrt.ring.protocol import Burst, RingMemory, SlaveBuffers
+from memifrt.ring.protocol import Burst, RingMemory, RxRing, SlaveBuffers
 from memifrt.types import COOKIE, BufferFlag, QueueCounters
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class _Ring:
 
     def _violation(self, what: str) -> RingViolation:
         self._bad += 1
-        return RingViolation(f"{self._name}: {what}")
+        return RingViolation(f"{self._name}: {what}", sending=isinstance(self, _TxRing))
 
     def _outside(self, index: int, entry: Entry, where: str) -> RingViolation:
         _, region, length, offset, _ = entry
@@ -234,7 +234,7 @@ class _Burst:
         if start < len(self._entries):
             yield start, len(self._entries)
 
-    def _joined(self, start: int, stop: int) -> ReadableBuffer:
+    def _joined(self, start: int, stop: int) -> bytes | memoryview:
         """The data of one packet."""
         views = [self._ring._view(entry) for entry in self._entries[start:stop]]
         return views[0] if len(views) == 1 else b"".join(views)
@@ -252,16 +252,17 @@ class _Burst:
         self._entries[position] = (flags, region, length, offset + count, metadata)
 
     def _drop_view(self, position: int) -> None:
-        view = self._views.pop(position, None)
+        view = self._views.get(position)
         if view is not None:
             view.release()
+            del self._views[position]
 
     def _release_views(self, stop: int) -> bool:
-        """End the views of the first buffers; whether one could not be ended."""
+        """End the views of the first buffers; whether one could not be ended. ``close`` tries that one again."""
         held = False
         for position in [position for position in self._views if position < stop]:
             try:
-                self._views.pop(position).release()
+                self._drop_view(position)
             except BufferError:
                 held = True
         return held
@@ -311,6 +312,33 @@ class _RxRing(_Ring):
         with self.burst(limit) as burst:
             return [bytes(burst._joined(start, stop)) for start, stop in burst._packet_bounds()]
 
+    def recv_into(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
+        rows, sizes = _matrix(matrix), _lengths(lengths)
+        limit = min(len(rows), len(sizes))
+        if not limit:
+            return 0
+        with self.burst(limit) as burst:
+            number = 0
+            for number, (start, stop) in enumerate(burst._packet_bounds(), 1):
+                data = burst._joined(start, stop)
+                row = rows[number - 1]
+                fits = min(len(data), len(row))
+                row[:fits] = data[:fits]
+                sizes[number - 1] = len(data)
+        return number
+
+    def untake(self, burst: Burst) -> None:
+        own = _own(burst)
+        if own._ended or not self._open or self._open[-1] is not own:
+            raise ConfigError("only the newest burst can be put back")
+        own._release_views(len(own))
+        put_back = own._entries[own._done :]
+        self._packets -= sum(not entry[0] & _NEXT for entry in put_back)
+        self._bytes -= sum(entry[2] for entry in put_back)
+        del own._entries[own._done :]
+        self._last = (own._first + len(own)) & _U16
+        self.more = True
+
     def refill(self, count: int | None = None, headroom: int = 0) -> int:
         refillable = self._refillable()
         count = refillable if count is None else min(count, refillable)
@@ -319,6 +347,7 @@ class _RxRing(_Ring):
         if count:
             self._give_back(count, headroom)
             self._end_returned_bursts()
+            self._give_back_ended()
         return count
 
     def _take(self, available: int, limit: int, split: bool) -> list[Entry]:
@@ -339,6 +368,9 @@ class _RxRing(_Ring):
         return entries[:whole]
 
     def _burst_ended(self, burst: _Burst) -> None:
+        self._give_back_ended()
+
+    def _give_back_ended(self) -> None:
         # Buffers go back in the order in which they came: a burst that ends before an older one waits for it.
         while self._open and self._open[0]._ended:
             oldest = self._open.popleft()
@@ -494,12 +526,13 @@ class _TxRing(_Ring):
         if count < 1 or (size is not None and size < 1):
             raise ConfigError(f"room for {count} packets of {size} bytes; both must be at least 1")
         entries: list[Entry] = []
-        rooms = self._rooms()
+        free = self.free()
+        rooms = self._rooms(free)
         for _ in range(count):
             chain = self._reserve(rooms, size)
             if chain is None:
                 if not entries:
-                    self._check_can_ever_fit(size)
+                    self._check_can_ever_fit(free, size)
                 self._full += 1
                 break
             entries += chain
@@ -528,13 +561,24 @@ class _TxRing(_Ring):
         return self._copy(packets, chain, strict=True)
 
     def forward(self, burst: Burst) -> int:
-        own = _own(burst)
+        own = _received(burst)
         bounds = list(own._packet_bounds())
         sent = self._copy((own._joined(start, stop) for start, stop in bounds), chain=True, strict=False)
         before = own._done
         if sent:
             own._sent(bounds[sent - 1][1])
         return own._done - before
+
+    def send_from(self, matrix: ReadableBuffer, lengths: ReadableBuffer, *, chain: bool = True) -> int:
+        rows, sizes = _matrix(matrix), _lengths(lengths)
+        return self._copy((_row(rows, sizes, i) for i in range(min(len(rows), len(sizes)))), chain, strict=True)
+
+    def relay(self, source: RxRing, limit: int) -> int:
+        with source.burst(limit) as burst:
+            sent = self.forward(burst)
+            if sent < len(burst):
+                source.untake(burst)
+        return sent
 
     def _copy(self, packets: Iterable[ReadableBuffer], chain: bool, *, strict: bool) -> int:
         """Copy packets into free buffers and publish them all at once.
@@ -543,7 +587,8 @@ class _TxRing(_Ring):
         """
         self._require_nothing_open()
         entries: list[Entry] = []
-        rooms = self._rooms()
+        free = self.free()
+        rooms = self._rooms(free)
         sent = 0
         for packet in packets:
             data = packet if type(packet) is bytes else memoryview(packet).cast("B")
@@ -553,7 +598,7 @@ class _TxRing(_Ring):
             reserved = self._reserve(rooms, size)
             if reserved is None:
                 if strict and not entries:
-                    self._check_can_ever_fit(size)
+                    self._check_can_ever_fit(free, size)
                 self._full += 1
                 break
             if len(reserved) > 1 and not chain:
@@ -575,9 +620,9 @@ class _TxRing(_Ring):
 
     def rewind(self, burst: Burst, index: int) -> None:
         own = _own(burst)
-        if own not in self._open or own._ended:
+        position = index + len(own) if index < 0 else index
+        if own not in self._open or own._ended or not own._done <= position < len(own):
             raise ConfigError("this buffer is not allocated on this queue, or it is sent already")
-        position = own._position(index)
         while self._open[-1] is not own:
             later = self._open.pop()
             later._release_views(len(later))
@@ -585,9 +630,9 @@ class _TxRing(_Ring):
         own._release_views(len(own))
         del own._entries[position:]
         self._next = (own._first + position) & _U16
-        if not own._entries:
+        if position == own._done:
             own._ended = True
-            self._open.pop()
+            self._burst_ended(own)
 
     def _burst_ended(self, burst: _Burst) -> None:
         # Roll back from the newest: a burst that is given up while a newer one is open waits for that one.
@@ -613,9 +658,9 @@ class _TxRing(_Ring):
                 return chain
         return None
 
-    def _check_can_ever_fit(self, size: int | None) -> None:
-        """What an empty ring does not take will never fit: waiting for room would be for ever."""
-        if self.free() == self.size:
+    def _check_can_ever_fit(self, free: int, size: int | None) -> None:
+        """What did not fit into the room of a whole ring never will: waiting for more would be for ever."""
+        if free == self.size:
             raise ConfigError(f"a packet of {size} bytes is longer than all {self.size} buffers of the ring together")
 
     def _publish(self, entries: list[Entry]) -> None:
@@ -625,8 +670,8 @@ class _TxRing(_Ring):
             self._publish_index(self._published)
             self._count(entries)
 
-    def _rooms(self) -> Iterator[Entry]:
-        """The buffers from ``_next`` on that are free, as descriptors of their whole room."""
+    def _rooms(self, free: int) -> Iterator[Entry]:
+        """The ``free`` buffers from ``_next`` on, as descriptors of their whole room."""
         raise NotImplementedError
 
     def _publish_index(self, index: int) -> None:
@@ -653,10 +698,13 @@ class SlaveTxRing(_TxRing):
         in_flight = (self._published - tail) & _U16
         if in_flight > self.size:
             raise self._violation(f"tail {tail} is more than {self.size} away from head {self._published}")
-        return self.size - in_flight - ((self._next - self._published) & _U16)
+        free = self.size - in_flight - ((self._next - self._published) & _U16)
+        if free < 0:
+            raise self._violation(f"tail {tail} went back: buffers that it had returned are allocated")
+        return free
 
     def forward(self, burst: Burst) -> int:
-        own = _own(burst)
+        own = _received(burst)
         if not self._is_sibling(own._ring):
             return super().forward(own)
         self._require_nothing_open()
@@ -677,13 +725,16 @@ class SlaveTxRing(_TxRing):
         return stop - start
 
     def enqueue(self, burst: Burst, first: int, count: int) -> _Burst:
-        own = _own(burst)
+        own = _received(burst)
         if not self._is_sibling(own._ring):
             raise ConfigError("the burst was not received on a ring of the same slave")
+        if count < 0 or not own._done <= first <= len(own):
+            raise ConfigError(f"{count} buffers from {first} on, of a burst of {len(own)} with {own._done} sent")
         count = min(count, self.free(), len(own) - first)
         entries = [_clean(entry) for entry in own._entries[first : first + count]]
+        for position in range(count):  # before the first swap: a view that cannot be ended stops it all
+            own._drop_view(first + position)
         for position in range(count):
-            own._drop_view(own._position(first + position))
             _exchange_buffers(own._ring, own._first + first + position, self, self._next + position)
             slot = (own._first + first + position) & own._ring._mask
             free_buffer = _slave_buffers(own._ring).offsets[slot]
@@ -697,9 +748,9 @@ class SlaveTxRing(_TxRing):
     def _is_sibling(self, ring: _Ring) -> bool:
         return _is_slave(ring) and _same_memory(ring, self)
 
-    def _rooms(self) -> Iterator[Entry]:
+    def _rooms(self, free: int) -> Iterator[Entry]:
         region, size, offsets = self._buffers.region, self._buffers.size, self._buffers.offsets
-        for index in range(self._next, self._next + self.free()):
+        for index in range(self._next, self._next + free):
             yield 0, region, size, offsets[index & self._mask], 0
 
     def _publish_index(self, index: int) -> None:
@@ -730,8 +781,8 @@ class MasterTxRing(_TxRing):
             raise self._violation(f"head {head} went back behind {self._next}, which it had reached before")
         return free
 
-    def _rooms(self) -> Iterator[Entry]:
-        index, free = self._next, self.free()
+    def _rooms(self, free: int) -> Iterator[Entry]:
+        index = self._next
         while free:
             count = min(free, self._CHUNK)
             for position, entry in enumerate(list(self._read(index, count))):
@@ -806,6 +857,15 @@ def _own(burst: Burst) -> _Burst:
     return burst
 
 
+def _received(burst: Burst) -> _Burst:
+    own = _own(burst)
+    if not isinstance(own._ring, _RxRing):
+        raise ConfigError("only a received burst can be forwarded: transmit an allocated one")
+    if own._ended:
+        raise ConfigError("the burst has ended: its buffers belong to the peer")
+    return own
+
+
 def _is_slave(ring: _Ring) -> bool:
     return isinstance(ring, SlaveRxRing | SlaveTxRing)
 
@@ -815,6 +875,29 @@ def _same_memory(ring_a: _Ring, ring_b: _Ring) -> bool:
     return len(ring_a._regions) == len(ring_b._regions) and all(
         a is b for a, b in zip(ring_a._regions, ring_b._regions, strict=True)
     )
+
+
+def _matrix(matrix: ReadableBuffer) -> list[memoryview]:
+    """The rows of a 2-D buffer of bytes."""
+    view = memoryview(matrix)
+    if view.ndim != 2 or view.itemsize != 1 or not view.c_contiguous:
+        raise ConfigError("the matrix must be a 2-D buffer of bytes with contiguous rows")
+    count, width = view.shape or (0, 0)
+    flat = view.cast("B")
+    return [flat[index * width : (index + 1) * width] for index in range(count)]
+
+
+def _lengths(lengths: ReadableBuffer) -> memoryview:
+    view = memoryview(lengths)
+    if view.ndim != 1 or view.format.lstrip("@=<") not in tuple("hHiIlLqQnN") or view.itemsize not in (2, 4, 8):
+        raise ConfigError("lengths must be a 1-D buffer of whole numbers of 2, 4 or 8 bytes")
+    return view
+
+
+def _row(rows: list[memoryview], lengths: memoryview, index: int) -> memoryview:
+    if lengths[index] > len(rows[index]):
+        raise ConfigError(f"packet {index} has {lengths[index]} bytes, a row only {len(rows[index])}")
+    return rows[index][: lengths[index]]
 
 
 def _clean(entry: Entry) -> Entry:

@@ -1,0 +1,132 @@
+"""Answers ARP and ICMP echo requests on several queues, with a thread for each; the main thread connects.
+
+    python multithread.py [--socket PATH] [--id N] [--ip A.B.C.D] [--role slave|master] [--queues N]
+
+Threads of even queues wait for interrupts, those of odd queues poll their ring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+
+from memifrt import Disconnected, Interface, MemifError, Runtime, RxMode, RxQueue, TxQueue
+from memifrt.apps.packets import parse_ip, parse_mac, reply_in_place
+from memifrt.apps.responder import send_back
+
+MAC = parse_mac("02:fe:00:00:01:02")
+
+
+class Workers:
+    """The threads of one connection. Each owns one receive and one transmit queue, and nobody else touches these."""
+
+    def __init__(self, interface: Interface, ip: bytes) -> None:
+        self._ip = ip
+        self._stop = os.eventfd(0)
+        self._queues = list(zip(interface.rx_queues, interface.tx_queues, strict=False))
+        self._threads = []
+        for rx, tx in self._queues:
+            polls = rx.qid % 2 == 1
+            rx.set_mode(RxMode.POLLING if polls else RxMode.INTERRUPT)  # here: it is the control thread's to call
+            self._threads.append(threading.Thread(target=self._poll if polls else self._wait, args=(rx, tx)))
+            print(f"queue {rx.qid}: a thread {'polls' if polls else 'waits for interrupts'}")
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        """Wait until the threads are gone: they use fds that are closed after this."""
+        os.eventfd_write(self._stop, 1)
+        for thread in self._threads:
+            thread.join()
+        os.close(self._stop)
+        for rx, tx in self._queues:
+            print(f"queue {rx.qid}: {rx.counters.packets} packets received, {tx.counters.packets} answered in all")
+
+    def _wait(self, rx: RxQueue, tx: TxQueue) -> None:
+        poll = select.poll()
+        poll.register(rx.fileno(), select.POLLIN)
+        poll.register(self._stop, select.POLLIN)
+        while rx.connected:
+            poll.poll()
+            self._answer(rx, tx)
+
+    def _poll(self, rx: RxQueue, tx: TxQueue) -> None:
+        while rx.connected:
+            if not self._answer(rx, tx):
+                time.sleep(0)  # lets the other threads run
+
+    def _answer(self, rx: RxQueue, tx: TxQueue) -> int:
+        """Answer what is in the ring; the number of packets that were."""
+        # The main thread is told of a disconnect as well, and ends us.
+        with contextlib.suppress(Disconnected), rx.burst() as burst:
+            send_back(burst, tx, self._reply)
+            return len(burst)
+        return 0
+
+    def _reply(self, packet: memoryview) -> bool:
+        return reply_in_place(packet, self._ip, MAC)
+
+
+class Application:
+    """The callbacks, all on the main thread. There is no on_interrupt: the workers watch their queues themselves."""
+
+    def __init__(self, ip: bytes) -> None:
+        self._ip = ip
+        self._workers: Workers | None = None
+
+    def on_connect(self, interface: Interface) -> None:
+        print(f"connected to {interface.details().remote_app_name!r}")
+        self._workers = Workers(interface, self._ip)
+
+    def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
+        workers, self._workers = self._workers, None
+        if workers is not None:  # else the peer went away before it was connected
+            workers.end()
+        print(f"disconnected: {reason}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
+    parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
+    parser.add_argument("--id", type=int, default=0, help="interface id, the same on both sides (default: 0)")
+    parser.add_argument("--ip", default="192.168.1.2", help="address to answer for (default: %(default)s)")
+    parser.add_argument("--role", choices=("slave", "master"), default="slave", help="default: slave")
+    parser.add_argument("--queues", type=int, default=2, help="in each direction; the slave's choice (default: 2)")
+    args = parser.parse_args()
+    if not 0 < args.queues <= 255:
+        parser.error(f"--queues is {args.queues}; it must be a number from 1 to 255")
+    try:
+        application = Application(parse_ip(args.ip))
+        with Runtime("multithread") as runtime:
+
+            def stop(*_: object) -> None:
+                if not runtime.closed:  # else it is a second Ctrl+C, too late to matter
+                    runtime.cancel_poll_event()
+
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, stop)
+            interface = runtime.create_interface(
+                socket=args.socket,
+                id=args.id,
+                role=args.role,
+                num_s2m_rings=args.queues,
+                num_m2s_rings=args.queues,
+                on_connect=application.on_connect,
+                on_disconnect=application.on_disconnect,
+            )
+            print(f"{interface} answers for {args.ip}; {interface.last_error or 'Ctrl+C ends it'}")
+            runtime.run()  # until a signal cancels it; then the interface is deleted, which ends the workers
+    except MemifError as error:
+        print(f"multithread: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

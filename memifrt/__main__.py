@@ -1,0 +1,8 @@
+"""``python -m memifrt``: the command line."""
+
+import sys
+
+from memifrt.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

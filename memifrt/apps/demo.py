@@ -1,0 +1,57 @@
+"""``memifrt demo``: a responder and a pinger, two processes that share nothing but memory and an abstract socket."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+
+from memifrt.apps.packets import format_ip
+from memifrt.apps.ping import PingOptions, ping
+from memifrt.apps.session import InterfaceOptions, default_mac
+from memifrt.errors import ErrorCode, MemifError
+from memifrt.types import Role
+
+_RESPONDER_IP = bytes((192, 168, 1, 2))
+_PINGER_IP = bytes((192, 168, 1, 1))
+#: Seconds that the responder has for its end; it needs milliseconds.
+_GRACE = 10.0
+
+
+def demo(count: int, interval: float) -> int:
+    """Run it; the exit status: 0 if every ping was answered.
+
+    :raises MemifError: the responder did not start.
+    """
+    socket = f"@memifrt-demo-{uuid.uuid4().hex}"
+    command = [sys.executable, "-m", "memifrt", "responder", "--role", "master", "--socket", socket]
+    command += ["--ip", format_ip(_RESPONDER_IP), "--until-eof"]
+    # The responder ends when its standard input does: with the demo, however that ends.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as responder:
+        try:
+            _wait_until_listening(responder)
+            print(f"responder: process {responder.pid}, master on {socket}")
+            print(f"pinger:    process {os.getpid()}, slave", flush=True)
+            pinger = InterfaceOptions(_PINGER_IP, default_mac(_PINGER_IP), Role.SLAVE, socket)
+            statistics = ping(PingOptions(_RESPONDER_IP, count, interval, once=True), pinger)
+        finally:
+            status = _end(responder)
+    print(f"\n{statistics.received} of {count} pings were answered over shared memory.", flush=True)
+    return 0 if statistics.received == count and status == 0 else 1
+
+
+def _wait_until_listening(responder: subprocess.Popen[str]) -> None:
+    assert responder.stdout is not None
+    if not responder.stdout.readline():  # it has said on standard error what went wrong
+        raise MemifError(ErrorCode.SYSCALL, f"the responder ended with status {responder.wait()} before it listened")
+
+
+def _end(responder: subprocess.Popen[str]) -> int:
+    assert responder.stdin is not None
+    responder.stdin.close()
+    try:
+        return responder.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        responder.kill()
+        return responder.wait()

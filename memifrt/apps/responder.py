@@ -1,0 +1,94 @@
+"""``memifrt responder``: answers ARP and ICMP echo on every queue until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Callable
+
+from memifrt.apps.packets import format_ip, format_mac, reply_in_place
+from memifrt.apps.session import InterfaceOptions, session
+from memifrt.errors import ConfigError, Disconnected, MemifError, PollCancelled
+from memifrt.interface import Interface
+from memifrt.queue import TxQueue
+from memifrt.ring import Burst
+from memifrt.runtime import Runtime
+from memifrt.types import DEFAULT_RECONNECT_INTERVAL
+
+#: Turns a packet into its answer, in place, and says whether it did.
+Answer = Callable[[memoryview], bool]
+
+
+def respond(options: InterfaceOptions, *, until_eof: bool = False) -> None:
+    """Answer until Ctrl+C, SIGTERM, or (``until_eof``) the end of standard input.
+
+    :raises MemifError: an option is wrong, or a master cannot listen.
+    """
+    answer = functools.partial(reply_in_place, ip=options.ip, mac=options.mac, mode=options.mode)
+
+    def on_interrupt(interface: Interface, qid: int) -> None:
+        serve(interface, qid, answer)
+
+    with session("responder", reconnect_interval=DEFAULT_RECONNECT_INTERVAL) as runtime:
+        interface = options.create(runtime, on_interrupt)
+        print(f"answering for {format_ip(options.ip)} ({format_mac(options.mac)}) as {interface}", flush=True)
+        if until_eof:
+            threading.Thread(target=_cancel_at_eof, args=(runtime,), daemon=True).start()
+        if options.polling:
+            _run_polling(runtime, interface, on_interrupt)
+        else:
+            runtime.run()
+
+
+def serve(interface: Interface, qid: int, answer: Answer) -> None:
+    """Take one burst of a receive queue and send back what ``answer`` made a reply of.
+
+    :raises Disconnected: there is no peer (any more).
+    """
+    tx_queues = interface.tx_queues
+    with interface.rx_queues[qid].burst() as burst:
+        if tx_queues:  # a slave need not offer any
+            send_back(burst, tx_queues[qid % len(tx_queues)], answer)
+
+
+def send_back(burst: Burst, tx: TxQueue, answer: Answer) -> None:
+    """Send the packets of a received burst that are answered, and nothing else. What finds no room is dropped."""
+    replies = []
+    for views in burst.packets():
+        packet = views[0] if len(views) == 1 else memoryview(bytearray().join(views))
+        if answer(packet):
+            replies.append(packet)
+    if not replies:
+        return
+    if len(replies) == len(burst):  # all of it is to go back, and none of it is a copy of a chain: as it is
+        tx.forward(burst)
+        return
+    # A peer that asks for more than its own ring can take back gets no answer.
+    with contextlib.suppress(ConfigError):
+        tx.send(replies)
+
+
+def poll_queues(interface: Interface, on_interrupt: Callable[[Interface, int], None]) -> None:
+    """Look at every receive queue once, as if it had interrupted."""
+    with contextlib.suppress(Disconnected):  # the next event of the control channel tells
+        for queue in interface.rx_queues:
+            on_interrupt(interface, queue.qid)
+
+
+def _run_polling(runtime: Runtime, interface: Interface, on_interrupt: Callable[[Interface, int], None]) -> None:
+    with contextlib.suppress(PollCancelled):
+        while True:
+            # Only a connected interface has queues to be looked at all the time.
+            runtime.poll_event(0 if interface.connected else None)
+            if interface.connected:
+                poll_queues(interface, on_interrupt)
+
+
+def _cancel_at_eof(runtime: Runtime) -> None:
+    with contextlib.suppress(OSError):  # without standard input, its end is now
+        while os.read(0, 4096):
+            pass
+    with contextlib.suppress(MemifError):  # it is closed: something else has ended it
+        runtime.cancel_poll_event()

@@ -1,0 +1,157 @@
+"""What every program on the command line does the same way: make its interface, say on standard error what becomes of
+the connection, and end on Ctrl+C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+
+from memifrt.errors import MemifError
+from memifrt.interface import Interface, OnConnect, OnDisconnect, OnInterrupt
+from memifrt.runtime import Runtime
+from memifrt.types import (
+    DEFAULT_BUFFER_SIZE,
+    DEFAULT_LOG2_RING_SIZE,
+    DEFAULT_SOCKET,
+    Mode,
+    Role,
+    RxMode,
+)
+
+logger = logging.getLogger("memifrt")
+
+#: Different reports that are remembered, so that a retry does not repeat them.
+_REMEMBERED = 64
+
+
+def default_mac(ip: bytes) -> bytes:
+    """A locally administered address that goes with ``ip``: each end has one of its own."""
+    return b"\x02\xfe" + ip
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceOptions:
+    """The interface that a program is asked for, and its addresses."""
+
+    ip: bytes
+    mac: bytes
+    role: Role = Role.SLAVE
+    socket: str = DEFAULT_SOCKET
+    id: int = 0
+    secret: bytes | None = field(default=None, repr=False)
+    queues: int = 1
+    log2_ring_size: int = DEFAULT_LOG2_RING_SIZE
+    buffer_size: int = DEFAULT_BUFFER_SIZE
+    rx_mode: RxMode = RxMode.INTERRUPT
+    mode: Mode = Mode.ETHERNET
+
+    @property
+    def polling(self) -> bool:
+        return self.rx_mode is RxMode.POLLING
+
+    def create(
+        self,
+        runtime: Runtime,
+        on_interrupt: OnInterrupt,
+        on_connect: OnConnect | None = None,
+        on_disconnect: OnDisconnect | None = None,
+    ) -> Interface:
+        """The interface.
+
+        :raises MemifError: an option is wrong, or a master cannot listen.
+        """
+        return runtime.create_interface(
+            socket=self.socket,
+            id=self.id,
+            name=f"memif{self.id}",
+            role=self.role,
+            mode=self.mode,
+            secret=self.secret,
+            num_s2m_rings=self.queues,
+            num_m2s_rings=self.queues,
+            log2_ring_size=self.log2_ring_size,
+            buffer_size=self.buffer_size,
+            rx_mode=self.rx_mode,
+            on_connect=on_connect,
+            on_disconnect=on_disconnect,
+            on_interrupt=on_interrupt,
+        )
+
+
+@contextlib.contextmanager
+def session(program: str, *, reconnect_interval: float) -> Iterator[Runtime]:
+    """A runtime that reports to standard error. Ctrl+C and SIGTERM end its poll with ``PollCancelled``."""
+    runtime = Runtime(f"memifrt {program}", reconnect_interval=reconnect_interval)
+    # The signals stay ours until the runtime is closed: a second Ctrl+C must not cut the clearing up short.
+    with _reporting(program), _signals_to(runtime.cancel_poll_event), runtime:
+        yield runtime
+
+
+class _Reports(logging.Handler):
+    """Connection changes, a line each; a reason that comes with every retry is told once until it connects."""
+
+    def __init__(self, program: str) -> None:
+        super().__init__(logging.INFO)
+        self._program = program
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = one_line(record.getMessage())
+        if ": connected to " in line or len(self._told) >= _REMEMBERED:
+            self._told.clear()
+        if line not in self._told:
+            self._told.add(line)
+            complain(f"memifrt {self._program}: {line}")
+
+
+def complain(text: str) -> None:
+    """One line on standard error."""
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        sys.stderr.write(one_line(text) + "\n")  # in one piece: other processes write to the same terminal
+        sys.stderr.flush()
+
+
+def one_line(text: str) -> str:
+    """``text`` for a terminal: parts of it come from a peer, who may not move the cursor."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+@contextlib.contextmanager
+def _reporting(program: str) -> Iterator[None]:
+    if logger.handlers:  # MEMIFRT_DEBUG, or an embedding application, tells it all
+        yield
+        return
+    handler, level = _Reports(program), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _signals_to(stop: Callable[[], None]) -> Iterator[None]:
+    """Call ``stop`` on SIGINT and SIGTERM. Elsewhere than in the main thread, signals are not ours to take."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(MemifError):  # the runtime is closed: it has ended already
+            stop()
+
+    before = [(number, signal.signal(number, on_signal)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)

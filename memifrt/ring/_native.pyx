@@ -1,0 +1,1357 @@
+# cython: language_level=3, cdivision=True, initializedcheck=False
+"""The data plane, compiled: the same rings as in :mod:`memifrt.ring.reference`, byte for byte.
+
+How to read it. Every method here has its twin in the reference, with the same name, the same checks and the same
+order. What differs is only how a descriptor is copied (``snapshot``: one memcpy, then a compiler barrier, so that a
+checked value can never be loaded from shared memory a second time) and that loads and stores of an index are real
+acquires and releases.
+
+No pointer is ever made from a number in shared memory before that number, in a copy of ours, has been checked against
+the region that it points into.
+"""
+
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_FORMAT,
+    PyBUF_ND,
+    PyBUF_SIMPLE,
+    PyBUF_STRIDES,
+    PyBUF_WRITABLE,
+    PyBuffer_FillInfo,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromObject
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy
+
+from collections import deque
+
+from memifrt.errors import ConfigError, ErrorCode, RingViolation
+from memifrt.types import BufferFlag, QueueCounters
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    #include <stdint.h>
+
+    /* Protocol notes, section 2. */
+    typedef struct { uint16_t flags, region; uint32_t length, offset, metadata; } memif_descriptor;
+    typedef struct {
+        uint32_t cookie; uint16_t flags, head; uint8_t reserved[56];
+        uint16_t tail; uint8_t reserved2[62];
+        memif_descriptor descriptors[];
+    } memif_ring;
+    _Static_assert(sizeof(memif_descriptor) == 16, "descriptor");
+    _Static_assert(offsetof(memif_ring, head) == 6, "head");
+    _Static_assert(offsetof(memif_ring, tail) == 64, "tail");
+    _Static_assert(offsetof(memif_ring, descriptors) == 128, "descriptors");
+
+    /* Acquire: what the peer wrote before it stored the index is seen by every load after this one. */
+    static inline uint16_t memif_load_acquire(const uint16_t *index) {
+        return __atomic_load_n(index, __ATOMIC_ACQUIRE);
+    }
+    static inline uint16_t memif_load(const uint16_t *index) { return __atomic_load_n(index, __ATOMIC_RELAXED); }
+    /* Release: all that we wrote and read before is done when the peer sees the index. */
+    static inline void memif_store_release(uint16_t *index, uint16_t value) {
+        __atomic_store_n(index, value, __ATOMIC_RELEASE);
+    }
+    /* A store that no later load passes: for a receiver that unmasks interrupts and then looks at the ring. */
+    static inline void memif_store_fence(uint16_t *index, uint16_t value) {
+        __atomic_store_n(index, value, __ATOMIC_RELAXED);
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    }
+    /* The compiler must take nothing that it copied before this from its source again. */
+    #define memif_barrier() __asm__ volatile("" ::: "memory")
+    #define memif_prefetch_read(p) __builtin_prefetch((p), 0)
+    #define memif_prefetch_write(p) __builtin_prefetch((p), 1)
+    """
+    ctypedef struct memif_descriptor:
+        uint16_t flags
+        uint16_t region
+        uint32_t length
+        uint32_t offset
+        uint32_t metadata
+    ctypedef struct memif_ring:
+        uint32_t cookie
+        uint16_t flags
+        uint16_t head
+        uint16_t tail
+        memif_descriptor *descriptors
+    uint16_t memif_load_acquire(const uint16_t *index) nogil
+    uint16_t memif_load(const uint16_t *index) nogil
+    void memif_store_release(uint16_t *index, uint16_t value) nogil
+    void memif_store_fence(uint16_t *index, uint16_t value) nogil
+    void memif_barrier() nogil
+    void memif_prefetch_read(const void *address) nogil
+    void memif_prefetch_write(const void *address) nogil
+
+cdef enum:
+    NEXT = 1
+    MASK_INT = 1
+    COOKIE = 0x3E31F20
+    HEADER = 128
+    # Buffers ahead whose first cache line is fetched while the present one is copied: a miss across cores costs about
+    # as much as copying a few small packets.
+    AHEAD = 6
+
+
+@cython.final
+cdef class _Regions:
+    """The regions as pointers, held by the buffer protocol: no mapping goes while a ring or burst can reach it."""
+
+    cdef object views
+    cdef Py_buffer *held
+    cdef Py_ssize_t count
+
+    def __cinit__(self, views):
+        self.views = tuple(views)
+        self.held = <Py_buffer *> malloc(max(1, len(self.views)) * sizeof(Py_buffer))
+        if self.held is NULL:
+            raise MemoryError
+        self.count = 0
+        for view in self.views:
+            PyObject_GetBuffer(view, &self.held[self.count], PyBUF_SIMPLE | PyBUF_WRITABLE)
+            self.count += 1
+
+    def __dealloc__(self):
+        while self.count:
+            self.count -= 1
+            PyBuffer_Release(&self.held[self.count])
+        free(self.held)
+
+    cdef bint is_same(self, _Regions other):
+        cdef Py_ssize_t i
+        if self is other:
+            return True
+        if self.count != other.count:
+            return False
+        for i in range(self.count):
+            if self.held[i].buf != other.held[i].buf:
+                return False
+        return True
+
+    cdef inline bint holds(self, const memif_descriptor *entry) noexcept:
+        """Whether a (copied) descriptor lies inside its region. The sum is in 64 bits: it cannot wrap."""
+        return (
+            entry.region < self.count
+            and <uint64_t> entry.offset + entry.length <= <uint64_t> self.held[entry.region].len
+        )
+
+    cdef inline uint8_t *at(self, const memif_descriptor *entry) noexcept:
+        """The data of a descriptor that has been checked."""
+        return <uint8_t *> self.held[entry.region].buf + entry.offset
+
+
+cdef class _Ring:
+    """A ring in shared memory and what we count on it."""
+
+    cdef readonly int size
+    cdef uint16_t mask
+    cdef memif_ring *ring
+    cdef _Regions regions
+    cdef object name
+    cdef uint64_t packets, octets, full, bad
+
+    def __cinit__(self, memory, *args):
+        cdef uint64_t offset = memory.offset
+        cdef int log2_size = memory.log2_size
+        cdef Py_ssize_t region = memory.region
+        self.regions = _Regions(memory.regions)
+        self.size = 1 << log2_size
+        self.mask = <uint16_t> (self.size - 1)
+        self.name = memory.name
+        if (
+            not 0 <= log2_size <= 14
+            or not 0 <= region < self.regions.count
+            or offset % 4
+            or offset + HEADER + self.size * sizeof(memif_descriptor) > <uint64_t> self.regions.held[region].len
+        ):
+            raise ConfigError(f"{self.name}: the ring lies outside its region, or at an odd offset")
+        self.ring = <memif_ring *> (<uint8_t *> self.regions.held[region].buf + offset)
+
+    @property
+    def head(self):
+        return memif_load(&self.ring.head)
+
+    @property
+    def tail(self):
+        return memif_load(&self.ring.tail)
+
+    @property
+    def flags(self):
+        return memif_load(&self.ring.flags)
+
+    @property
+    def capacity(self):
+        return 0
+
+    @property
+    def counters(self):
+        return QueueCounters(self.packets, self.octets, 0, self.full, self.bad)
+
+    def set_mask(self, bint masked):
+        memif_store_fence(&self.ring.flags, MASK_INT if masked else 0)
+
+    cdef void reset(self) noexcept:
+        self.ring.flags = 0
+        memif_store_release(&self.ring.head, 0)
+        memif_store_release(&self.ring.tail, 0)
+
+    cdef void read(self, memif_descriptor *into, uint16_t index, int count) noexcept:
+        """A copy of ``count`` descriptors from ``index`` on. From here on shared memory is not looked at again."""
+        cdef int start = index & self.mask
+        cdef int fits = min(count, self.size - start)
+        memcpy(into, &self.ring.descriptors[start], fits * sizeof(memif_descriptor))
+        memcpy(into + fits, self.ring.descriptors, (count - fits) * sizeof(memif_descriptor))
+        memif_barrier()
+
+    cdef void write(self, const memif_descriptor *entries, uint16_t index, int count) noexcept:
+        cdef int start = index & self.mask
+        cdef int fits = min(count, self.size - start)
+        memcpy(&self.ring.descriptors[start], entries, fits * sizeof(memif_descriptor))
+        memcpy(self.ring.descriptors, entries + fits, (count - fits) * sizeof(memif_descriptor))
+
+    cdef void tally(self, const memif_descriptor *entries, int count) noexcept:
+        cdef int i
+        for i in range(count):
+            self.packets += not entries[i].flags & NEXT
+            self.octets += entries[i].length
+
+    cdef object violation(self, what):
+        self.bad += 1
+        return RingViolation(f"{self.name}: {what}", sending=isinstance(self, _TxRing))
+
+    cdef object outside(self, uint16_t index, const memif_descriptor *entry, where):
+        return self.violation(
+            f"descriptor {index & self.mask} points outside {where} "
+            f"(region {entry.region}, offset {entry.offset}, length {entry.length})"
+        )
+
+    cdef object out_of_bounds(self, uint16_t index, const memif_descriptor *entry):
+        if entry.region >= self.regions.count:
+            return self.outside(index, entry, f"the {self.regions.count} region(s)")
+        return self.outside(
+            index, entry, f"region {entry.region} of {self.regions.held[entry.region].len} bytes"
+        )
+
+    cdef burst_ended(self, _Burst burst):
+        raise NotImplementedError
+
+
+@cython.final
+@cython.freelist(16)
+cdef class _Burst:
+    """A run of buffers of one ring, as copied descriptors; views are made when they are touched.
+
+    A view's exporter is the burst itself, so every view, and every slice of one, keeps the burst, the ring and the
+    mapping alive.
+    """
+
+    cdef _Ring ring
+    cdef uint16_t first
+    cdef int count
+    cdef int sent
+    cdef int exporting
+    cdef bint ended
+    cdef memif_descriptor *entries
+    cdef list views
+
+    def __cinit__(self):
+        self.exporting = -1
+        self.entries = NULL
+
+    def __dealloc__(self):
+        free(self.entries)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return self.view(self.position(index))
+
+    def __iter__(self):
+        cdef int i
+        for i in range(self.sent, self.count):
+            yield self.view(self.position(i))
+
+    def packets(self):
+        cdef int start = self.sent, stop
+        while start < self.count:
+            stop = self.packet_end(start)
+            yield tuple([self.view(self.position(i)) for i in range(start, stop)])
+            start = stop
+
+    def length(self, index):
+        return self.entries[self.position(index)].length
+
+    def flags(self, index):
+        return BufferFlag(self.entries[self.position(index)].flags & NEXT)
+
+    def slot(self, index):
+        return (self.first + self.position(index)) & self.ring.mask
+
+    @property
+    def done(self):
+        return self.sent
+
+    def set_length(self, index, length):
+        self.trim(index, 0, length)
+
+    def advance(self, index, count):
+        self.trim(index, count, self.length(index) - count)
+
+    def close(self):
+        if self.ended:
+            return
+        cdef bint held = self.release_views(self.count)
+        self.ended = True
+        self.ring.burst_ended(self)
+        if held:
+            raise BufferError(
+                "a view of this burst is still exported (to a NumPy array?) and its buffer goes back to the peer: "
+                "copy what must outlive the burst, and drop the rest before its block ends"
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.close()
+
+    def __repr__(self):
+        return f"<burst of {self.count} buffers{', ended' if self.ended else ''}>"
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        # Only view() may ask: it says which buffer it means.
+        if self.exporting < 0:
+            buffer.obj = None
+            raise BufferError("a burst is a sequence of buffers: take burst[i]")
+        cdef memif_descriptor *entry = &self.entries[self.exporting]
+        PyBuffer_FillInfo(buffer, self, self.ring.regions.at(entry), entry.length, 0, flags)
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        pass
+
+    cdef object view(self, int position):
+        cdef object view
+        if self.views is None:
+            self.views = [None] * self.count
+        view = self.views[position]
+        if view is None:
+            self.exporting = position
+            try:
+                view = PyMemoryView_FromObject(self)
+            finally:
+                self.exporting = -1
+            self.views[position] = view
+        return view
+
+    cdef int position(self, index) except -1:
+        cdef Py_ssize_t wanted = index
+        cdef Py_ssize_t position = wanted + self.count if wanted < 0 else wanted
+        if not 0 <= position < self.count:
+            raise IndexError(f"buffer {index} of a burst of {self.count}")
+        if self.ended:
+            raise ValueError("the burst has ended: its buffers belong to the peer")
+        if position < self.sent:
+            raise ValueError(f"buffer {index} has been sent: it belongs to the peer")
+        return <int> position
+
+    cdef int packet_end(self, int start) noexcept:
+        """Where the packet ends that starts here; an unfinished one ends with the burst."""
+        while start < self.count:
+            start += 1
+            if not self.entries[start - 1].flags & NEXT:
+                break
+        return start
+
+    cdef trim(self, index, Py_ssize_t count, Py_ssize_t length):
+        cdef int position = self.position(index)
+        cdef memif_descriptor *entry = &self.entries[position]
+        if count < 0 or not 0 < length <= <Py_ssize_t> entry.length - count:
+            raise ConfigError(
+                f"buffer {index} has {entry.length} bytes: it cannot start at {count} and be {length} bytes long"
+            )
+        if count and isinstance(self.ring, MasterTxRing):
+            raise ConfigError("a master sends from the start of a buffer: only a slave moves data inside it")
+        self.drop_view(position)
+        entry.length = <uint32_t> length
+        entry.offset += <uint32_t> count
+
+    cdef drop_view(self, int position):
+        if self.views is not None and self.views[position] is not None:
+            self.views[position].release()
+            self.views[position] = None
+
+    cdef bint release_views(self, int stop) except -1:
+        """End the views of the first buffers; whether one could not be ended. ``close`` tries that one again."""
+        cdef bint held = False
+        cdef int i
+        if self.views is None:
+            return False
+        for i in range(min(stop, <int> len(self.views))):
+            try:
+                self.drop_view(i)
+            except BufferError:
+                held = True
+        return held
+
+    cdef mark_sent(self, int sent):
+        self.sent = sent
+        self.release_views(sent)
+
+
+cdef _Burst _new_burst(_Ring ring, uint16_t first, int room):
+    cdef _Burst burst = _Burst.__new__(_Burst)
+    burst.ring = ring
+    burst.first = first
+    burst.entries = <memif_descriptor *> malloc(max(1, room) * sizeof(memif_descriptor))
+    if burst.entries is NULL:
+        raise MemoryError
+    return burst
+
+
+# --- receiving ------------------------------------------------------------------------------------------------------
+
+
+cdef class _RxRing(_Ring):
+    """What both receiving sides do. ``last`` is the index of the next buffer to take."""
+
+    cdef uint16_t last
+    cdef int headroom
+    cdef readonly bint more
+    # Bursts that hold buffers, oldest first.
+    cdef object open
+    # Copies of descriptors that no burst needs: for recv_into and relay.
+    cdef memif_descriptor *scratch
+
+    def __init__(self, *args):
+        self.open = deque()
+        self.scratch = <memif_descriptor *> malloc(self.size * sizeof(memif_descriptor))
+        if self.scratch is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.scratch)
+
+    def set_headroom(self, int headroom):
+        self.headroom = headroom
+
+    def pending(self):
+        return self.available()
+
+    def burst(self, limit, *, bint split=False):
+        return self.take(_limit(limit), split)
+
+    def recv(self, limit):
+        cdef _Burst burst = self.take(_limit(limit), False)
+        cdef list packets = []
+        cdef int start = 0, stop, i
+        cdef memif_descriptor *entries = burst.entries
+        for i in range(min(AHEAD, burst.count)):
+            memif_prefetch_read(self.regions.at(&entries[i]))
+        try:
+            while start < burst.count:
+                stop = start + 1 if not entries[start].flags & NEXT else burst.packet_end(start)
+                if stop + AHEAD <= burst.count:
+                    memif_prefetch_read(self.regions.at(&entries[stop + AHEAD - 1]))
+                if stop == start + 1:
+                    packets.append(
+                        PyBytes_FromStringAndSize(<char *> self.regions.at(&entries[start]), entries[start].length)
+                    )
+                else:
+                    packets.append(self.joined(burst, start, stop))
+                start = stop
+        finally:
+            burst.close()
+        return packets
+
+    def recv_into(self, matrix, lengths):
+        cdef _Matrix rows = _Matrix(matrix, True)
+        cdef _Lengths sizes = _Lengths(lengths, True)
+        cdef int limit = <int> min(rows.rows, sizes.count, 0x7FFF), taken, start, stop, row = 0, i
+        cdef uint64_t total, part
+        cdef memif_descriptor *entries = self.scratch
+        if not limit:
+            return 0
+        if self.open:  # their buffers go back first: the long way keeps the order
+            return self.recv_into_from_burst(rows, sizes, limit)
+        taken = self.take_entries(entries, limit, False)
+        for i in range(min(AHEAD, taken)):
+            memif_prefetch_read(self.regions.at(&entries[i]))
+        start = 0
+        while start < taken:
+            if start + AHEAD < taken:
+                memif_prefetch_read(self.regions.at(&entries[start + AHEAD]))
+            total = 0
+            while True:
+                part = min(<uint64_t> entries[start].length, rows.width - min(total, rows.width))
+                memcpy(rows.row(row) + min(total, rows.width), self.regions.at(&entries[start]), part)
+                total += entries[start].length
+                start += 1
+                if start == taken or not entries[start - 1].flags & NEXT:
+                    break
+            sizes.set(row, total)
+            row += 1
+        self.last = <uint16_t> (self.last + taken)
+        self.tally(entries, taken)
+        self.give_back(taken, self.headroom)
+        return row
+
+    cdef object recv_into_from_burst(self, _Matrix rows, _Lengths sizes, int limit):
+        cdef int row = 0
+        cdef uint64_t size
+        for packet in self.recv(limit):
+            size = min(<uint64_t> len(packet), rows.width)
+            memcpy(rows.row(row), PyBytes_AS_STRING(packet), size)
+            sizes.set(row, len(packet))
+            row += 1
+        return row
+
+    def refill(self, count=None, int headroom=0):
+        cdef int refillable = self.refillable()
+        cdef int64_t wanted = refillable if count is None else min(<int64_t> count, <int64_t> refillable)
+        if wanted < 0:
+            raise ConfigError(f"refill of {wanted} buffers; it must be at least 0")
+        if wanted:
+            self.give_back(<int> wanted, headroom)
+            self.end_returned_bursts()
+        return wanted
+
+    def untake(self, burst):
+        cdef _Burst own = _own(burst)
+        if own.ended or own.ring is not self or not self.open or self.open[-1] is not own:
+            raise ConfigError("only the newest burst can be put back")
+        own.release_views(own.count)
+        cdef int i
+        for i in range(own.sent, own.count):
+            self.packets -= not own.entries[i].flags & NEXT
+            self.octets -= own.entries[i].length
+        own.count = own.sent
+        self.last = <uint16_t> (own.first + own.count)
+        self.more = True
+
+    cdef _Burst take(self, int limit, bint split):
+        cdef int available = self.available()
+        cdef _Burst burst = _new_burst(self, self.last, min(available, limit))
+        burst.count = self.collect(&burst.entries, available, limit, split)
+        # No entries although some are available: an unfinished chain, for which the peer will kick again.
+        self.more = available > limit and burst.count and available > burst.count
+        self.last = <uint16_t> (self.last + burst.count)
+        if burst.count:
+            self.open.append(burst)
+            self.tally(burst.entries, burst.count)
+        return burst
+
+    cdef int take_entries(self, memif_descriptor *into, int limit, bint split) except -1:
+        """As ``take``, into memory for a whole ring, and without moving on."""
+        cdef int available = self.available()
+        cdef int count = self.collect(&into, available, limit, split)
+        self.more = available > limit and count and available > count
+        return count
+
+    cdef int collect(self, memif_descriptor **entries, int available, int limit, bint split) except -1:
+        """Checked descriptors to hand out: whole packets, at most ``limit`` buffers if the first one allows."""
+        cdef int count = min(available, limit)
+        cdef int whole = count
+        cdef memif_descriptor *longer
+        self.snapshot(entries[0], self.last, count)
+        if split or not count:
+            return count
+        while whole and entries[0][whole - 1].flags & NEXT:
+            whole -= 1
+        if whole:
+            return whole
+        # The first packet alone is longer than the limit, or the peer has not finished it yet.
+        if entries[0] != self.scratch:
+            longer = <memif_descriptor *> realloc(entries[0], available * sizeof(memif_descriptor))
+            if longer is NULL:
+                raise MemoryError
+            entries[0] = longer
+        self.snapshot(entries[0] + count, <uint16_t> (self.last + count), available - count)
+        for whole in range(count, available):
+            if not entries[0][whole].flags & NEXT:
+                return whole + 1
+        if available == self.size:
+            raise self.violation(f"a chain of {available} descriptors fills the ring and has no end")
+        return 0
+
+    cdef object joined(self, _Burst burst, int start, int stop):
+        cdef uint64_t total = 0
+        cdef int i
+        for i in range(start, stop):
+            total += burst.entries[i].length
+        cdef bytes packet = PyBytes_FromStringAndSize(NULL, total)
+        cdef char *into = PyBytes_AS_STRING(packet)
+        for i in range(start, stop):
+            memcpy(into, self.regions.at(&burst.entries[i]), burst.entries[i].length)
+            into += burst.entries[i].length
+        return packet
+
+    cdef burst_ended(self, _Burst burst):
+        # Buffers go back in the order in which they came: a burst that ends before an older one waits for it.
+        cdef _Burst oldest
+        cdef uint16_t missing
+        while self.open and (<_Burst> self.open[0]).ended:
+            oldest = self.open.popleft()
+            missing = <uint16_t> (oldest.first + oldest.count - self.boundary())
+            if missing <= self.size:  # else a refill has given them back already
+                self.give_back(missing, self.headroom)
+
+    cdef end_returned_bursts(self):
+        """After a refill by count: what went back to the peer is not to be looked at any more."""
+        cdef uint16_t boundary = self.boundary(), returned
+        cdef _Burst burst
+        for burst in list(self.open):
+            returned = <uint16_t> (boundary - burst.first)
+            if not 0 < returned <= self.size:
+                break
+            burst.mark_sent(max(burst.sent, min(<int> returned, burst.count)))
+            if returned >= burst.count:
+                burst.ended = True
+                self.open.popleft()
+
+    cdef int available(self) except -1:
+        """Buffers that the peer has published and we have not taken."""
+        raise NotImplementedError
+
+    cdef int snapshot(self, memif_descriptor *into, uint16_t index, int count) except -1:
+        """Copied and checked descriptors."""
+        raise NotImplementedError
+
+    cdef int refillable(self) noexcept:
+        return 0
+
+    cdef uint16_t boundary(self) noexcept:
+        """The index up to which taken buffers have been given back."""
+        return 0
+
+    cdef int give_back(self, int count, int headroom) except -1:
+        raise NotImplementedError
+
+
+@cython.final
+cdef class MasterRxRing(_RxRing):
+    """S2M, read by the master: it takes up to head and gives back by advancing tail. Descriptors stay untouched:
+    slaves do not write region and offset again (protocol notes, section 4, rule 5)."""
+
+    cdef uint16_t returned
+
+    def __init__(self, memory):
+        _RxRing.__init__(self, memory)
+        self.reset()
+
+    cdef int available(self) except -1:
+        cdef uint16_t head = memif_load_acquire(&self.ring.head)  # descriptors are read after this
+        if <uint16_t> (head - self.returned) > self.size:
+            raise self.violation(f"head {head} is more than {self.size} descriptors ahead of tail {self.returned}")
+        cdef uint16_t available = <uint16_t> (head - self.last)
+        if available > self.size:
+            raise self.violation(f"head {head} went back behind {self.last}, which it had reached before")
+        return available
+
+    cdef int snapshot(self, memif_descriptor *into, uint16_t index, int count) except -1:
+        cdef int i
+        self.read(into, index, count)
+        for i in range(count):
+            if not self.regions.holds(&into[i]):
+                raise self.out_of_bounds(<uint16_t> (index + i), &into[i])
+        return 0
+
+    cdef int refillable(self) noexcept:
+        return <uint16_t> (self.last - self.returned)
+
+    cdef uint16_t boundary(self) noexcept:
+        return self.returned
+
+    cdef int give_back(self, int count, int headroom) except -1:
+        self.returned = <uint16_t> (self.returned + count)
+        memif_store_release(&self.ring.tail, self.returned)  # we have read all that we wanted
+        return 0
+
+
+@cython.final
+cdef class SlaveRxRing(_RxRing):
+    """M2S, read by the slave: it posts empty buffers by advancing head and takes up to tail."""
+
+    cdef _Buffers buffers
+    cdef uint16_t posted
+
+    def __init__(self, memory, buffers):
+        _RxRing.__init__(self, memory)
+        self.buffers = _Buffers(self.regions, buffers, self.size)
+        self.ring.cookie = COOKIE
+        self.reset()
+
+    @property
+    def capacity(self):
+        return self.buffers.size
+
+    cdef int available(self) except -1:
+        cdef uint16_t tail = memif_load_acquire(&self.ring.tail)  # descriptors are read after this
+        cdef uint16_t available = <uint16_t> (tail - self.last)
+        if available > <uint16_t> (self.posted - self.last):
+            raise self.violation(f"tail {tail} is not between {self.last} and head {self.posted}")
+        return available
+
+    cdef int snapshot(self, memif_descriptor *into, uint16_t index, int count) except -1:
+        """A descriptor must stay inside the buffer that we posted in its slot: the peer may move the data's start
+        but not hand us another buffer, which would then be in two slots at once."""
+        cdef int i
+        cdef uint64_t start
+        cdef _Buffers own = self.buffers
+        self.read(into, index, count)
+        for i in range(count):
+            start = own.offsets[<uint16_t> (index + i) & self.mask]
+            if (
+                into[i].region != own.region
+                or into[i].offset < start
+                or <uint64_t> into[i].offset + into[i].length > start + own.size
+            ):
+                if not self.regions.holds(&into[i]):  # says it more plainly where it can
+                    raise self.out_of_bounds(<uint16_t> (index + i), &into[i])
+                raise self.outside(<uint16_t> (index + i), &into[i], f"its buffer of {own.size} bytes at {start}")
+        return 0
+
+    cdef int refillable(self) noexcept:
+        return self.size - <uint16_t> (self.posted - self.last)
+
+    cdef uint16_t boundary(self) noexcept:
+        return <uint16_t> (self.posted - self.size)
+
+    cdef int give_back(self, int count, int headroom) except -1:
+        cdef int i
+        cdef uint16_t slot
+        cdef _Buffers own = self.buffers
+        cdef memif_descriptor *entry
+        if not 0 <= headroom < <int64_t> own.size:
+            raise ConfigError(f"headroom is {headroom} bytes; it must be less than the buffer's {own.size}")
+        # Most masters use the posted length as the room that they have: it is restored each time.
+        for i in range(count):
+            slot = <uint16_t> (self.posted + i) & self.mask
+            entry = &self.ring.descriptors[slot]
+            entry.flags = 0
+            entry.region = own.region
+            entry.length = own.size - headroom
+            entry.offset = own.offsets[slot] + headroom
+            entry.metadata = 0
+        self.posted = <uint16_t> (self.posted + count)
+        memif_store_release(&self.ring.head, self.posted)  # the descriptors are written
+        return 0
+
+
+@cython.final
+cdef class _Buffers:
+    """A slave's own record of which buffer sits in which slot: never read from shared memory."""
+
+    cdef uint16_t region
+    cdef uint32_t size
+    cdef uint32_t *offsets
+    cdef Py_buffer held
+    cdef bint holding
+
+    def __cinit__(self, _Regions regions, buffers, int slots):
+        cdef int i
+        self.region = buffers.region
+        self.size = buffers.size
+        PyObject_GetBuffer(buffers.offsets, &self.held, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        self.holding = True
+        self.offsets = <uint32_t *> self.held.buf
+        if self.held.len != <Py_ssize_t> (slots * sizeof(uint32_t)) or self.region >= regions.count:
+            raise ConfigError(f"{slots} slots need {slots} offsets of buffers in a region that exists")
+        for i in range(slots):  # once: from here on they are only permuted
+            if <uint64_t> self.offsets[i] + self.size > <uint64_t> regions.held[self.region].len:
+                raise ConfigError(f"the buffer of slot {i} lies outside its region")
+
+    def __dealloc__(self):
+        if self.holding:
+            PyBuffer_Release(&self.held)
+
+
+# --- sending --------------------------------------------------------------------------------------------------------
+
+
+cdef class _TxRing(_Ring):
+    """What both sending sides do. ``published`` is what the peer sees, ``next`` where the next allocation starts."""
+
+    cdef uint16_t published, next
+    # Bursts that hold allocated buffers, oldest first.
+    cdef object open
+    # Descriptors on their way out. They reach the ring when all is well, and then at once: a master's unused
+    # descriptors must keep the length that the slave posted.
+    cdef memif_descriptor *staged
+
+    def __init__(self, *args):
+        self.open = deque()
+        self.staged = <memif_descriptor *> malloc(self.size * sizeof(memif_descriptor))
+        if self.staged is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.staged)
+
+    def free(self):
+        return self.room()
+
+    def alloc(self, count, size=None):
+        cdef int64_t wanted = count, bytes_each = -1 if size is None else size
+        cdef int room, used = 0, chain
+        if wanted < 1 or (size is not None and bytes_each < 1):
+            raise ConfigError(f"room for {count} packets of {size} bytes; both must be at least 1")
+        room = self.room()
+        while wanted:
+            chain = self.reserve(used, room, bytes_each)
+            if not chain:
+                if not used:
+                    self.check_can_ever_fit(room, bytes_each)
+                self.full += 1
+                break
+            used += chain
+            wanted -= 1
+        cdef _Burst burst = _new_burst(self, self.next, used)
+        burst.count = used
+        memcpy(burst.entries, self.staged, used * sizeof(memif_descriptor))
+        self.next = <uint16_t> (self.next + used)
+        if used:
+            self.open.append(burst)
+        return burst
+
+    def transmit(self, burst, count=None):
+        cdef _Burst own = _own(burst)
+        cdef int start = own.sent, stop
+        if not own.ended and own.ring is self and not own.count:
+            return 0
+        if own.ended or not self.open or self.open[0] is not own:
+            raise ConfigError("this burst is not the oldest allocated one that is not sent yet")
+        stop = own.count if count is None else <int> min(start + max(<int64_t> count, 0), <int64_t> own.count)
+        self.publish(own.entries + start, stop - start)
+        own.mark_sent(stop)
+        if stop == own.count:
+            own.ended = True
+            self.open.popleft()
+        return stop - start
+
+    def send(self, packets, *, bint chain=True):
+        cdef int room, used = 0, got
+        cdef Py_ssize_t sent = 0
+        self.require_nothing_open()
+        room = self.room()
+        for packet in packets:
+            if PyBytes_CheckExact(packet):
+                got = self.put(used, room, <uint8_t *> PyBytes_AS_STRING(packet), PyBytes_GET_SIZE(packet), chain, sent)
+            else:
+                got = self.put_buffer(used, room, packet, chain, sent)
+            if not got:
+                self.full += 1
+                break
+            used += got
+            sent += 1
+        self.publish_staged(used)
+        return sent
+
+    def send_from(self, matrix, lengths, *, bint chain=True):
+        cdef _Matrix rows = _Matrix(matrix, False)
+        cdef _Lengths sizes = _Lengths(lengths, False)
+        cdef int room, used = 0, got
+        cdef Py_ssize_t row, count = min(rows.rows, sizes.count)
+        cdef uint64_t size
+        self.require_nothing_open()
+        room = self.room()
+        for row in range(count):
+            size = sizes.get(row)
+            if size > rows.width:
+                raise ConfigError(f"packet {row} has {size} bytes, a row only {rows.width}")
+            got = self.put(used, room, rows.row(row), size, chain, row)
+            if not got:
+                self.full += 1
+                count = row
+                break
+            used += got
+        self.publish_staged(used)
+        return count
+
+    def forward(self, burst):
+        return self.copy_forward(_received(burst))
+
+    def relay(self, source, limit):
+        cdef _RxRing ring = source
+        cdef _Burst burst = ring.take(_limit(limit), False)
+        cdef int sent
+        try:
+            sent = self.forward(burst)
+            if sent < burst.count:
+                ring.untake(burst)
+        finally:
+            burst.close()
+        return sent
+
+    def enqueue(self, burst, first, count):
+        raise ConfigError("a master cannot swap buffers: only the rings of one slave can")
+
+    def rewind(self, burst, index):
+        cdef _Burst own = _own(burst), later
+        cdef int64_t wanted = index
+        cdef int64_t position = wanted + own.count if wanted < 0 else wanted
+        if own.ended or own not in self.open or not own.sent <= position < own.count:
+            raise ConfigError("this buffer is not allocated on this queue, or it is sent already")
+        while self.open[-1] is not own:
+            later = self.open.pop()
+            later.release_views(later.count)
+            later.ended = True
+        own.release_views(own.count)
+        own.count = <int> position
+        self.next = <uint16_t> (own.first + position)
+        if position == own.sent:
+            own.ended = True
+            self.open.pop()
+
+    cdef int copy_forward(self, _Burst own) except -1:
+        cdef int room, used = 0, got, start = own.sent, stop
+        cdef _RxRing source
+        cdef uint8_t *data
+        self.require_nothing_open()
+        room = self.room()
+        while start < own.count:
+            stop = own.packet_end(start)
+            if start + AHEAD < own.count:
+                memif_prefetch_read(own.ring.regions.at(&own.entries[start + AHEAD]))
+            got = self.gather(used, room, own, start, stop)
+            if not got:
+                self.full += 1
+                break
+            used += got
+            start = stop
+        self.publish_staged(used)
+        got = start - own.sent
+        own.mark_sent(start)
+        return got
+
+    cdef burst_ended(self, _Burst burst):
+        # Roll back from the newest: a burst that is given up while a newer one is open waits for that one.
+        cdef _Burst newest
+        while self.open and (<_Burst> self.open[-1]).ended:
+            newest = self.open.pop()
+            self.next = <uint16_t> (newest.first + newest.sent)
+
+    cdef require_nothing_open(self):
+        if self.open:
+            raise ConfigError("buffers allocated earlier must be transmitted or given back first")
+
+    cdef check_can_ever_fit(self, int room, int64_t size):
+        """What did not fit into the room of a whole ring never will: waiting for more would be for ever."""
+        if room == self.size:
+            raise ConfigError(
+                f"a packet of {size} bytes is longer than all {self.size} buffers of the ring together"
+            )
+
+    cdef int reserve(self, int used, int room, int64_t size) except -1:
+        """Stage descriptors for one packet behind ``used`` others; how many, 0 if the room does not suffice.
+        A negative size: one whole buffer."""
+        cdef int64_t left = size
+        cdef int count = 0
+        cdef memif_descriptor *entry
+        while used + count < room:
+            entry = &self.staged[used + count]
+            self.room_at(<uint16_t> (self.next + used + count), entry)
+            count += 1
+            if left < 0:
+                return count
+            if entry.length > left:
+                entry.length = <uint32_t> left
+            left -= entry.length
+            if not left:
+                return count
+            entry.flags = NEXT
+        return 0
+
+    cdef int put(self, int used, int room, const uint8_t *data, uint64_t size, bint chain, Py_ssize_t number) except -1:
+        """Copy one of the caller's packets into free buffers and stage it; how many buffers, 0 if it does not fit."""
+        cdef int count, i
+        cdef memif_descriptor *entry
+        if not size:
+            raise ConfigError(f"packet {number} is empty")
+        count = self.reserve(used, room, <int64_t> size)
+        if not count:
+            if not used:
+                self.check_can_ever_fit(room, <int64_t> size)
+            return 0
+        if count > 1 and not chain:
+            raise ConfigError(
+                f"packet {number} has {size} bytes, a buffer {self.staged[used].length}, and chains are switched off"
+            )
+        for i in range(used, used + count):
+            entry = &self.staged[i]
+            memcpy(self.regions.at(entry), data, entry.length)
+            data += entry.length
+        return count
+
+    cdef int put_buffer(self, int used, int room, packet, bint chain, Py_ssize_t number) except -1:
+        cdef Py_buffer held
+        PyObject_GetBuffer(packet, &held, PyBUF_SIMPLE)
+        try:
+            return self.put(used, room, <uint8_t *> held.buf, held.len, chain, number)
+        finally:
+            PyBuffer_Release(&held)
+
+    cdef int gather(self, int used, int room, _Burst burst, int start, int stop) except -1:
+        """Copy one received packet into free buffers and stage it; how many buffers, 0 if it does not fit.
+        Both sides may be chains, and cut at different places."""
+        cdef uint64_t total = 0
+        cdef int count, i, into = used
+        cdef uint32_t done, filled = 0, part
+        cdef memif_descriptor *source
+        cdef memif_descriptor *target
+        for i in range(start, stop):
+            total += burst.entries[i].length
+        count = self.reserve(used, room, <int64_t> total)
+        if not count:
+            return 0
+        for i in range(start, stop):
+            source = &burst.entries[i]
+            done = 0
+            while done < source.length:
+                target = &self.staged[into]
+                part = min(source.length - done, target.length - filled)
+                memcpy(self.regions.at(target) + filled, burst.ring.regions.at(source) + done, part)
+                done += part
+                filled += part
+                if filled == target.length:
+                    into += 1
+                    filled = 0
+        return count
+
+    cdef void publish_staged(self, int used) noexcept:
+        self.next = <uint16_t> (self.next + used)
+        self.publish(self.staged, used)
+
+    cdef void publish(self, const memif_descriptor *entries, int count) noexcept:
+        if count:
+            self.write(entries, self.published, count)
+            self.published = <uint16_t> (self.published + count)
+            self.publish_index(self.published)
+            self.tally(entries, count)
+
+    cdef int room(self) except -1:
+        """Buffers that could be allocated now."""
+        raise NotImplementedError
+
+    cdef int room_at(self, uint16_t index, memif_descriptor *into) except -1:
+        """The free buffer at ``index`` as a descriptor of its whole room."""
+        raise NotImplementedError
+
+    cdef void publish_index(self, uint16_t index) noexcept:
+        pass
+
+
+@cython.final
+cdef class SlaveTxRing(_TxRing):
+    """S2M, written by the slave: it fills its own buffers and advances head."""
+
+    cdef _Buffers buffers
+
+    def __init__(self, memory, buffers):
+        _TxRing.__init__(self, memory)
+        self.buffers = _Buffers(self.regions, buffers, self.size)
+        self.ring.cookie = COOKIE
+        self.reset()
+
+    @property
+    def capacity(self):
+        return self.buffers.size
+
+    cdef int room(self) except -1:
+        cdef uint16_t tail = memif_load_acquire(&self.ring.tail)  # buffers are written after this
+        cdef uint16_t in_flight = <uint16_t> (self.published - tail)
+        if in_flight > self.size:
+            raise self.violation(f"tail {tail} is more than {self.size} away from head {self.published}")
+        cdef int free = self.size - in_flight - <uint16_t> (self.next - self.published)
+        if free < 0:
+            raise self.violation(f"tail {tail} went back: buffers that it had returned are allocated")
+        return free
+
+    cdef int room_at(self, uint16_t index, memif_descriptor *into) except -1:
+        into.flags = 0
+        into.region = self.buffers.region
+        into.length = self.buffers.size
+        into.offset = self.buffers.offsets[index & self.mask]
+        into.metadata = 0
+        return 0
+
+    cdef void publish_index(self, uint16_t index) noexcept:
+        memif_store_release(&self.ring.head, index)  # data and descriptors are written
+
+    def forward(self, burst):
+        cdef _Burst own = _received(burst)
+        if not self.is_sibling(own.ring):
+            return self.copy_forward(own)
+        cdef _Buffers theirs = _buffers_of(own.ring)
+        cdef int room, start = own.sent, stop = start, end, i
+        self.require_nothing_open()
+        room = self.room()
+        while stop < own.count:
+            end = own.packet_end(stop)
+            if end - start > room:
+                self.full += 1
+                break
+            stop = end
+        own.release_views(stop)  # before the swap: these buffers are about to be the peer's
+        for i in range(start, stop):
+            _swap(theirs, <uint16_t> (own.first + i) & own.ring.mask,
+                  self.buffers, <uint16_t> (self.published + i - start) & self.mask)
+            _clean(&self.staged[i - start], &own.entries[i])
+        self.publish_staged(stop - start)
+        own.mark_sent(stop)
+        return stop - start
+
+    def relay(self, source, limit):
+        """One pass over the descriptors: check, swap, publish, refill."""
+        cdef _RxRing ring = source
+        if not isinstance(source, SlaveRxRing) or not self.is_sibling(ring) or ring.open or self.open:
+            return _TxRing.relay(self, source, limit)
+        cdef SlaveRxRing slave = source
+        cdef _Buffers theirs = slave.buffers
+        cdef memif_descriptor *entries = ring.scratch
+        cdef int i, count = ring.take_entries(entries, _limit(limit), False), room = self.room(), whole = count
+        if count > room:
+            whole = room
+            while whole and entries[whole - 1].flags & NEXT:
+                whole -= 1
+            self.full += 1
+            ring.more = True
+        for i in range(whole):
+            _swap(theirs, <uint16_t> (ring.last + i) & ring.mask,
+                  self.buffers, <uint16_t> (self.published + i) & self.mask)
+            entries[i].flags &= NEXT
+            entries[i].metadata = 0
+        ring.last = <uint16_t> (ring.last + whole)
+        ring.tally(entries, whole)
+        self.next = <uint16_t> (self.next + whole)
+        self.publish(entries, whole)
+        ring.give_back(whole, ring.headroom)
+        return whole
+
+    def enqueue(self, burst, first, count):
+        cdef _Burst own = _received(burst)
+        if not self.is_sibling(own.ring):
+            raise ConfigError("the burst was not received on a ring of the same slave")
+        if count < 0 or not own.sent <= first <= own.count:
+            raise ConfigError(f"{count} buffers from {first} on, of a burst of {own.count} with {own.sent} sent")
+        cdef _Buffers theirs = _buffers_of(own.ring)
+        cdef int begin = first, wanted = <int> min(<int64_t> count, <int64_t> (own.count - begin)), i, position
+        cdef uint16_t slot
+        wanted = min(wanted, self.room())
+        cdef _Burst swapped = _new_burst(self, self.next, wanted)
+        for i in range(wanted):  # before the first swap: a view that cannot be ended stops it all
+            own.drop_view(begin + i)
+        for i in range(wanted):
+            position = begin + i
+            slot = <uint16_t> (own.first + position) & own.ring.mask
+            _clean(&swapped.entries[i], &own.entries[position])
+            _swap(theirs, slot, self.buffers, <uint16_t> (self.next + i) & self.mask)
+            own.entries[position].flags = 0
+            own.entries[position].region = theirs.region
+            own.entries[position].length = theirs.size
+            own.entries[position].offset = theirs.offsets[slot]
+        swapped.count = wanted
+        self.next = <uint16_t> (self.next + wanted)
+        if wanted:
+            self.open.append(swapped)
+        return swapped
+
+    cdef bint is_sibling(self, _Ring ring):
+        return _is_slave(ring) and ring.regions.is_same(self.regions)
+
+
+@cython.final
+cdef class MasterTxRing(_TxRing):
+    """M2S, written by the master: it takes the buffers that the slave posted, fills them and advances tail.
+
+    The room in a buffer is the posted ``length``; region and offset go back as they came.
+    """
+
+    def __init__(self, memory):
+        _TxRing.__init__(self, memory)
+        self.reset()
+
+    cdef int room(self) except -1:
+        cdef uint16_t head = memif_load_acquire(&self.ring.head)  # posted descriptors are read after this
+        if <uint16_t> (head - self.published) > self.size:
+            raise self.violation(f"head {head} is more than {self.size} descriptors ahead of tail {self.published}")
+        cdef uint16_t free = <uint16_t> (head - self.next)
+        if free > self.size:
+            raise self.violation(f"head {head} went back behind {self.next}, which it had reached before")
+        return free
+
+    cdef int room_at(self, uint16_t index, memif_descriptor *into) except -1:
+        self.read(into, index, 1)
+        if not self.regions.holds(into):
+            raise self.out_of_bounds(index, into)
+        if not into.length:
+            raise self.violation(f"posted descriptor {index & self.mask} has no room")
+        into.flags = 0
+        return 0
+
+    cdef void publish_index(self, uint16_t index) noexcept:
+        memif_store_release(&self.ring.tail, index)  # data, lengths and flags are written
+
+
+# --- matrices: a row for each packet --------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class _Matrix:
+    """A 2-D buffer of single bytes, rows contiguous: NumPy's uint8 arrays, without NumPy."""
+
+    cdef Py_buffer held
+    cdef bint holding
+    cdef Py_ssize_t rows
+    cdef uint64_t width
+
+    def __cinit__(self, matrix, bint writable):
+        PyObject_GetBuffer(matrix, &self.held, PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
+        self.holding = True
+        if self.held.ndim != 2 or self.held.itemsize != 1 or (self.held.shape[1] > 1 and self.held.strides[1] != 1):
+            raise ConfigError("the matrix must be a 2-D buffer of bytes with contiguous rows")
+        self.rows = self.held.shape[0]
+        self.width = self.held.shape[1]
+
+    def __dealloc__(self):
+        if self.holding:
+            PyBuffer_Release(&self.held)
+
+    cdef inline uint8_t *row(self, Py_ssize_t index) noexcept:
+        return <uint8_t *> self.held.buf + index * self.held.strides[0]
+
+
+_WHOLE_NUMBERS = frozenset(b"h H i I l L q Q n N".split())
+
+
+@cython.final
+cdef class _Lengths:
+    """A 1-D contiguous buffer of whole numbers of 2, 4 or 8 bytes."""
+
+    cdef Py_buffer held
+    cdef bint holding
+    cdef Py_ssize_t count
+
+    def __cinit__(self, lengths, bint writable):
+        PyObject_GetBuffer(lengths, &self.held, PyBUF_ND | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0))
+        self.holding = True
+        cdef bytes kind = b"B" if self.held.format is NULL else <bytes> self.held.format
+        if self.held.ndim != 1 or kind.lstrip(b"@=<") not in _WHOLE_NUMBERS or self.held.itemsize not in (2, 4, 8):
+            raise ConfigError("lengths must be a 1-D buffer of whole numbers of 2, 4 or 8 bytes")
+        self.count = self.held.shape[0]
+
+    def __dealloc__(self):
+        if self.holding:
+            PyBuffer_Release(&self.held)
+
+    cdef inline uint64_t get(self, Py_ssize_t index) noexcept:
+        if self.held.itemsize == 2:
+            return (<uint16_t *> self.held.buf)[index]
+        if self.held.itemsize == 4:
+            return (<uint32_t *> self.held.buf)[index]
+        return (<uint64_t *> self.held.buf)[index]
+
+    cdef inline void set(self, Py_ssize_t index, uint64_t value) noexcept:
+        if self.held.itemsize == 2:
+            (<uint16_t *> self.held.buf)[index] = <uint16_t> value if value < 0xFFFF else 0xFFFF
+        elif self.held.itemsize == 4:
+            (<uint32_t *> self.held.buf)[index] = <uint32_t> value
+        else:
+            (<uint64_t *> self.held.buf)[index] = value
+
+
+# --- what a module exports ------------------------------------------------------------------------------------------
+
+
+def slave_rx(memory, buffers):
+    return SlaveRxRing(memory, buffers)
+
+
+def slave_tx(memory, buffers):
+    return SlaveTxRing(memory, buffers)
+
+
+def master_rx(memory):
+    return MasterRxRing(memory)
+
+
+def master_tx(memory):
+    return MasterTxRing(memory)
+
+
+def check_cookie(memory):
+    """:raises RingViolation: ``COOKIE`` if there is no ring."""
+    cookie = int.from_bytes(memory.regions[memory.region][memory.offset : memory.offset + 4], "little")
+    if cookie != COOKIE:
+        raise RingViolation(
+            f"{memory.name}: the header's cookie is {cookie:#x}, not {COOKIE:#x}", ErrorCode.COOKIE
+        )
+
+
+def exchange(burst_a, index_a, burst_b, index_b):
+    """Swap two buffers of one slave's rings, received or allocated, between their slots.
+
+    :raises ConfigError: the rings are not of one slave.
+    """
+    cdef _Burst a = _own(burst_a), b = _own(burst_b)
+    if not (_is_slave(a.ring) and _is_slave(b.ring)) or not a.ring.regions.is_same(b.ring.regions):
+        raise ConfigError("buffers can be exchanged only between the rings of one slave")
+    cdef int at_a = a.position(index_a), at_b = b.position(index_b)
+    cdef memif_descriptor entry = a.entries[at_a]
+    a.drop_view(at_a)
+    b.drop_view(at_b)
+    _swap(_buffers_of(a.ring), <uint16_t> (a.first + at_a) & a.ring.mask,
+          _buffers_of(b.ring), <uint16_t> (b.first + at_b) & b.ring.mask)
+    a.entries[at_a] = b.entries[at_b]
+    b.entries[at_b] = entry
+
+
+cdef inline void _swap(_Buffers a, uint16_t slot_a, _Buffers b, uint16_t slot_b) noexcept:
+    """Swap, in our own record, the buffers of two slots."""
+    cdef uint32_t offset = a.offsets[slot_a]
+    a.offsets[slot_a] = b.offsets[slot_b]
+    b.offsets[slot_b] = offset
+
+
+cdef inline void _clean(memif_descriptor *into, const memif_descriptor *entry) noexcept:
+    """A received descriptor as we send it: nothing of the peer's but where the data is."""
+    into.flags = entry.flags & NEXT
+    into.region = entry.region
+    into.length = entry.length
+    into.offset = entry.offset
+    into.metadata = 0
+
+
+cdef bint _is_slave(_Ring ring):
+    return isinstance(ring, (SlaveRxRing, SlaveTxRing))
+
+
+cdef _Buffers _buffers_of(_Ring ring):
+    return (<SlaveRxRing> ring).buffers if isinstance(ring, SlaveRxRing) else (<SlaveTxRing> ring).buffers
+
+
+cdef _Burst _own(burst):
+    if not isinstance(burst, _Burst):
+        raise ConfigError(f"{burst!r} is not a burst of this ring implementation")
+    return burst
+
+
+cdef _Burst _received(burst):
+    cdef _Burst own = _own(burst)
+    if not isinstance(own.ring, _RxRing):
+        raise ConfigError("only a received burst can be forwarded: transmit an allocated one")
+    if own.ended:
+        raise ConfigError("the burst has ended: its buffers belong to the peer")
+    return own
+
+
+cdef int _limit(limit) except -1:
+    cdef int64_t wanted = limit
+    if wanted < 1:
+        raise ConfigError(f"a burst of {limit} buffers; it must be at least 1")
+    return <int> min(wanted, 0x7FFF)

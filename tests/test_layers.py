@@ -1,0 +1,218 @@
+"""The direction of knowledge: which part of the package may import which, and what is shipped."""
+
+from __future__ import annotations
+
+import ast
+import importlib.resources
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import memifrt
+
+ROOT = Path(memifrt.__file__).parent
+PROJECT = ROOT.parent
+
+#: Each layer, and those that it may import besides itself.
+BELOW: dict[str, set[str]] = {
+    "errors": set(),
+    "types": {"errors"},
+    "fds": {"errors", "types"},
+    "control": {"errors", "types", "fds"},
+    "memory": {"errors", "types", "fds"},
+    "ring": {"errors", "types", "memory"},
+    "poll": {"errors", "types", "fds"},
+    "runtime": {"errors", "types", "fds", "control", "memory", "ring", "poll"},
+}
+#: The runtime's layer: what users hold. At run time each imports only those before it; for types, any other.
+RUNTIME = ["queue", "connection", "interface", "sockets", "runtime"]
+BELOW["memifrt"] = {*BELOW}
+BELOW["libmemif"] = {*BELOW}
+BELOW["apps"] = {*BELOW}
+BELOW["cli"] = {*BELOW}
+#: What a person runs: extras are imported there, where they are used.
+PROGRAMS = {"apps", "cli"}
+
+#: Modules without I/O, and what would be I/O.
+SANS_IO = ["control.wire", "control.handshake", "types", "memory.layout"]
+IO = {"asyncio", "ctypes", "fcntl", "mmap", "os", "select", "selectors", "signal", "socket", "threading", "time"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's module."""
+
+    importer: str
+    line: int
+    target: str
+    typing_only: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.importer}:{self.line} imports {self.target}"
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name inside of it; the package itself is the empty name."""
+    found = {}
+    for path in sorted([*ROOT.rglob("*.py"), *ROOT.rglob("*.pyx")]):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+def layer(module: str) -> str:
+    """The layer of a module, by its name inside of the package."""
+    first = module.partition(".")[0]
+    if first == "":
+        return "memifrt"
+    if first == "__main__":
+        return "cli"
+    return "runtime" if first in RUNTIME else first
+
+
+def imports(module: str, path: Path) -> list[Import]:
+    if path.suffix == ".pyx":
+        return list(_cython_imports(module, path))
+    return list(_python_imports(module, ast.parse(path.read_text()), False))
+
+
+def _python_imports(module: str, node: ast.AST, typing_only: bool) -> Iterator[Import]:
+    match node:
+        case ast.Import(names):
+            for alias in names:
+                yield Import(module, node.lineno, alias.name, typing_only)
+        case ast.ImportFrom():
+            assert node.level == 0, f"{module}:{node.lineno}: imports are absolute"
+            assert node.module is not None
+            for alias in node.names:
+                # "from memifrt.control import wire" is of the module; "from memifrt.errors import x" of its name.
+                inner = f"{node.module}.{alias.name}"
+                is_module = inner.partition(".")[2] in modules() and inner.startswith("memifrt.")
+                yield Import(module, node.lineno, inner if is_module else node.module, typing_only)
+        case ast.If(test=ast.Name("TYPE_CHECKING")):
+            for statement in node.body:
+                yield from _python_imports(module, statement, True)
+            for statement in node.orelse:
+                yield from _python_imports(module, statement, typing_only)
+        case _:
+            for child in ast.iter_child_nodes(node):
+                yield from _python_imports(module, child, typing_only)
+
+
+def _cython_imports(module: str, path: Path) -> Iterator[Import]:
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        found = re.match(r"\s*(?:from (?P<module>[\w.]+) import|import (?P<name>[\w.]+))", line)
+        if found:
+            yield Import(module, number, found["module"] or found["name"])
+
+
+ALL = [found for module, path in modules().items() for found in imports(module, path)]
+OURS = [found for found in ALL if found.target.partition(".")[0] == "memifrt"]
+FOREIGN = [found for found in ALL if found.target.partition(".")[0] != "memifrt"]
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    source = """
+import socket
+from memifrt.control import wire
+from memifrt.errors import strerror
+if TYPE_CHECKING:
+    from memifrt.runtime import Runtime
+else:
+    import os
+def late():
+    try:
+        import gevent.hub
+    except ImportError: ...
+"""
+    assert [(found.target, found.typing_only) for found in _python_imports("x", ast.parse(source), False)] == [
+        ("socket", False),
+        ("memifrt.control.wire", False),
+        ("memifrt.errors", False),
+        ("memifrt.runtime", True),
+        ("os", False),
+        ("gevent.hub", False),
+    ]
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {layer(module) for module in modules()} <= {*BELOW}
+
+
+@pytest.mark.parametrize("name", BELOW)
+def test_a_layer_imports_only_from_those_below_it(name: str) -> None:
+    wrong = [
+        str(found)
+        for found in OURS
+        if layer(found.importer) == name and layer(found.target.partition(".")[2]) not in BELOW[name] | {name}
+    ]
+    assert wrong == []
+
+
+def test_inside_the_runtime_s_layer_only_types_go_in_circles() -> None:
+    wrong = []
+    for found in OURS:
+        target = found.target.partition(".")[2]
+        inside = layer(found.importer) == layer(target) == "runtime" and not found.typing_only
+        if inside and RUNTIME.index(target) >= RUNTIME.index(found.importer):
+            wrong.append(str(found))
+    assert wrong == []
+
+
+def test_the_core_imports_nothing_outside_the_standard_library() -> None:
+    wrong = [
+        str(found)
+        for found in FOREIGN
+        if layer(found.importer) not in PROGRAMS
+        and found.target.partition(".")[0] not in sys.stdlib_module_names
+        and not (found.typing_only and found.target == "typing_extensions")
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", SANS_IO)
+def test_a_module_without_io_imports_none(module: str) -> None:
+    assert module in modules()
+    wrong = [str(found) for found in FOREIGN if found.importer == module and found.target.partition(".")[0] in IO]
+    assert wrong == []
+
+
+def test_conversations_know_only_messages_errors_and_numbers() -> None:
+    targets = {found.target for found in OURS if found.importer == "control.handshake"}
+    assert targets == {"memifrt.control.wire", "memifrt.errors", "memifrt.types"}
+
+
+def test_the_core_knows_no_configuration_below_the_runtime() -> None:
+    """Rings, memory and the poller take what they need, and not what a user asked of an interface."""
+    for module, path in modules().items():
+        if layer(module) in {"control", "memory", "ring", "poll", "fds"}:
+            assert "InterfaceConfig" not in path.read_text(), module
+
+
+def test_every_public_name_exists_once() -> None:
+    assert [name for name in memifrt.__all__ if not hasattr(memifrt, name)] == []
+    assert len(set(memifrt.__all__)) == len(memifrt.__all__)
+
+
+def test_every_name_that_the_package_imports_is_public() -> None:
+    exported = {name for name, value in vars(memifrt).items() if getattr(value, "__module__", "").startswith("memifrt")}
+    assert exported - {*memifrt.__all__} == set()
+
+
+def test_the_package_is_shipped_with_its_types() -> None:
+    assert importlib.resources.files(memifrt).joinpath("py.typed").is_file()
+    package_data = (PROJECT / "pyproject.toml").read_text().partition("[tool.setuptools.package-data]")[2]
+    assert re.match(r'\s*memifrt = \[[^]]*"py\.typed"', package_data)
+
+
+def test_every_module_says_what_it_owns() -> None:
+    silent = [
+        module
+        for module, path in modules().items()
+        if path.suffix == ".py" and path.read_text() and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert silent == []

@@ -1,0 +1,574 @@
+"""The runtime, its sockets and its reconnect timer: who may live where, who listens, what is left afterwards."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from memifrt import (
+    ConfigError,
+    Disconnected,
+    ErrorCode,
+    ExternalRegion,
+    MemifError,
+    MemifOSError,
+    Runtime,
+    Socket,
+    State,
+)
+from tests.peer import ScriptedSlave, assert_packets_pass, memory_file, native
+from tests.support import Pair, Recorder, connect, wait_until
+
+ROLES = ("master", "slave")
+
+
+def other(role: str) -> str:
+    return "slave" if role == "master" else "master"
+
+
+@pytest.fixture
+def patient() -> Iterator[Runtime]:
+    """A runtime whose timer never comes in the time of a test: what connects, connects by itself."""
+    with Runtime("patient", reconnect_interval=3600) as runtime:
+        yield runtime
+
+
+# --- paths ----------------------------------------------------------------------------------------------------------
+
+
+def test_both_roles_and_several_interfaces_share_a_path_and_an_id(runtime: Runtime, socket_path: str) -> None:
+    pairs = [connect(runtime, runtime, socket_path, id=number) for number in (0, 1, 0xFFFFFFFF)]
+    assert len(runtime.sockets) == 1
+    assert len(runtime.interfaces) == len(runtime.sockets[0].interfaces) == 6
+    for pair in pairs:
+        pair.slave.tx_queues[0].send([f"for {pair.master.id}".encode()])
+    assert [pair.master.rx_queues[0].recv() for pair in pairs] == [[b"for 0"], [b"for 1"], [b"for 4294967295"]]
+    for pair in pairs:
+        assert_packets_pass(pair)
+
+
+@pytest.mark.parametrize("form", ["@{}", "\0{}", "abstract:{}"])
+def test_every_form_of_an_abstract_name_means_the_same_socket(
+    runtime: Runtime, peer_runtime: Runtime, socket_name: str, form: str
+) -> None:
+    written = form.format(socket_name[1:])
+    master = runtime.create_interface(socket=socket_name, role="master")
+    slave = peer_runtime.create_interface(socket=written)
+    assert slave.socket.path == master.socket.path == socket_name
+    wait_until(lambda: slave.connected and master.connected, runtime, peer_runtime)
+    assert_packets_pass(Pair(master, slave, (runtime, peer_runtime)))
+    with pytest.raises(ConfigError, match="already"):
+        runtime.create_socket(written)
+
+
+def test_a_path_object_names_a_socket_file(runtime: Runtime, tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    assert_packets_pass(connect(runtime, runtime, path))  # type: ignore[arg-type]
+    assert path.is_socket()
+
+
+@pytest.mark.parametrize("kind", ["abstract", "file"])
+def test_deleting_the_last_master_frees_the_address_at_once(
+    runtime: Runtime, peer_runtime: Runtime, socket_name: str, socket_path: str, kind: str
+) -> None:
+    address = socket_name if kind == "abstract" else socket_path
+    first = runtime.create_interface(socket=address, role="master")
+    with pytest.raises(MemifOSError, match="somebody listens"):
+        peer_runtime.create_interface(socket=address, role="master")
+    first.delete()
+    assert not os.path.exists(socket_path)
+    peer_runtime.create_interface(socket=address, role="master")
+
+
+def test_a_stale_socket_file_is_replaced(runtime: Runtime, socket_path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
+        dead.bind(socket_path)
+        dead.listen()
+    assert Path(socket_path).is_socket()
+    assert_packets_pass(connect(runtime, runtime, socket_path))
+
+
+def test_a_live_socket_file_is_reported_and_left_alone(
+    runtime: Runtime, peer_runtime: Runtime, socket_path: str
+) -> None:
+    pair = connect(runtime, peer_runtime, socket_path)
+    with pytest.raises(MemifOSError, match="somebody listens there already") as caught, Runtime("third") as third:
+        third.create_interface(socket=socket_path, role="master")
+    assert (caught.value.code, caught.value.filename) == (ErrorCode.SYSCALL, socket_path)
+    assert "EADDRINUSE" in str(caught.value)
+    assert Path(socket_path).is_socket()
+    pair.wait(lambda: pair.master.connected)
+    assert_packets_pass(pair)
+
+
+def test_a_socket_file_that_somebody_replaced_is_not_removed(runtime: Runtime, socket_path: str) -> None:
+    master = runtime.create_interface(socket=socket_path, role="master")
+    os.unlink(socket_path)
+    Path(socket_path).write_text("not ours")
+    master.delete()
+    assert Path(socket_path).read_text() == "not ours"
+
+
+# --- sockets as objects ---------------------------------------------------------------------------------------------
+
+
+def test_an_implicit_socket_goes_with_its_last_interface(runtime: Runtime, socket_path: str) -> None:
+    pair = connect(runtime, runtime, socket_path)
+    home = pair.master.socket
+    assert runtime.sockets == (home,)
+    assert home.implicit
+    pair.master.delete()
+    assert runtime.sockets == (home,)
+    assert home.listener_fd == -1
+    assert not os.path.exists(socket_path)
+    pair.slave.delete()
+    assert not runtime.sockets
+
+
+def test_an_explicit_socket_stays_and_listens_until_it_is_deleted(runtime: Runtime, socket_path: str) -> None:
+    home = runtime.create_socket(socket_path)
+    assert home.listener_fd == -1
+    assert not os.path.exists(socket_path)
+    first = connect(runtime, runtime, home)  # type: ignore[arg-type]
+    assert_packets_pass(first)
+    listener = home.listener_fd
+    assert listener >= 0
+    first.slave.delete()
+    first.master.delete()
+    assert home.listener_fd == listener
+    assert Path(socket_path).is_socket()
+    second = connect(runtime, runtime, socket_path)  # by its path, the same socket
+    assert second.master.socket is home
+    assert_packets_pass(second)
+    second.slave.delete()
+    second.master.delete()
+    home.delete()
+    assert runtime.sockets == ()
+    assert not os.path.exists(socket_path)
+
+
+def test_a_socket_in_use_is_not_deleted(runtime: Runtime, socket_path: str) -> None:
+    pair = connect(runtime, runtime, runtime.create_socket(socket_path))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="in use by 2 interface") as caught:
+        pair.master.socket.delete()
+    assert caught.value.code is ErrorCode.INVAL_ARG
+    assert_packets_pass(pair)
+
+
+def test_a_deleted_socket_is_of_no_use(runtime: Runtime, socket_path: str) -> None:
+    home = runtime.create_socket(socket_path)
+    home.delete()
+    home.delete()
+    with pytest.raises(ConfigError, match="deleted"):
+        runtime.create_interface(socket=home)
+    assert runtime.create_socket(socket_path) is not home
+
+
+def test_a_socket_of_another_runtime_is_refused(runtime: Runtime, peer_runtime: Runtime, socket_name: str) -> None:
+    with pytest.raises(ConfigError, match="not a socket of this runtime"):
+        runtime.create_interface(socket=peer_runtime.create_socket(socket_name))
+
+
+def test_a_peer_that_waits_at_a_listener_is_told_when_the_listener_closes(runtime: Runtime, socket_name: str) -> None:
+    master = runtime.create_interface(socket=socket_name, role="master")
+    with ScriptedSlave(socket_name, runtime) as peer:
+        peer.run(until="init")
+        master.delete()
+        assert peer.reason() == "the listener was closed"
+
+
+# --- listeners that somebody else made ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def activated(socket_path: str) -> Iterator[socket.socket]:
+    """A listener as systemd hands it over. Its file stays systemd's."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(socket_path)
+        listener.listen()
+        yield listener
+    os.unlink(socket_path)
+
+
+def test_a_master_takes_its_peers_from_a_listener_that_is_brought(
+    runtime: Runtime, peer_runtime: Runtime, socket_path: str, activated: socket.socket
+) -> None:
+    home = runtime.create_socket(socket_path)
+    fd = activated.detach()
+    home.set_listener_fd(fd)
+    assert home.listener_fd == fd
+    pair = connect(runtime, peer_runtime, socket_path)
+    assert pair.master.socket is home
+    assert_packets_pass(pair)
+    pair.master.delete()
+    home.delete()
+    with pytest.raises(OSError):
+        os.fstat(fd)  # taken, and closed
+    assert Path(socket_path).is_socket()  # the file is not ours to remove
+
+
+def test_a_second_listener_is_refused_and_stays_the_callers(runtime: Runtime, activated: socket.socket) -> None:
+    home = runtime.create_socket("@" + os.urandom(8).hex())
+    runtime.create_interface(socket=home, role="master")
+    with pytest.raises(ConfigError, match="listens already"):
+        home.set_listener_fd(activated.fileno())
+    activated.getsockname()
+
+
+@pytest.mark.parametrize("kind", ["file", "stream", "not listening", "datagram over IP"])
+def test_what_is_no_listener_is_refused_and_stays_the_callers(runtime: Runtime, tmp_path: Path, kind: str) -> None:
+    home = runtime.create_socket("@" + os.urandom(8).hex())
+    with open(tmp_path / "plain", "wb") as plain, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+        stream.bind("\0" + os.urandom(8).hex())
+        stream.listen()
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as idle,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram,
+        ):
+            files: dict[str, IO[bytes] | socket.socket] = {
+                "file": plain,
+                "stream": stream,
+                "not listening": idle,
+                "datagram over IP": datagram,
+            }
+            fd = files[kind].fileno()
+            with pytest.raises(MemifError, match="cannot be the listener") as caught:
+                home.set_listener_fd(fd)
+            assert caught.value.code is ErrorCode.FILE_NOT_SOCK
+            os.fstat(fd)
+    assert home.listener_fd == -1
+
+
+def test_a_listener_fd_that_is_closed_is_a_named_error(runtime: Runtime) -> None:
+    home = runtime.create_socket("@" + os.urandom(8).hex())
+    fd = os.open("/dev/null", os.O_RDONLY)
+    os.close(fd)
+    with pytest.raises(MemifOSError, match="EBADF") as caught:
+        home.set_listener_fd(fd)
+    assert caught.value.code is ErrorCode.BAD_FD
+
+
+def test_a_deleted_socket_takes_no_listener(runtime: Runtime, socket_path: str, activated: socket.socket) -> None:
+    home = runtime.create_socket(socket_path)
+    home.delete()
+    with pytest.raises(ConfigError, match="deleted"):
+        home.set_listener_fd(activated.fileno())
+    activated.getsockname()
+
+
+# --- memory of the application's own --------------------------------------------------------------------------------
+
+
+@dataclass
+class OwnMemory:
+    """An external region in a file of the test's own, with a record of what it was asked."""
+
+    calls: list[tuple[str, int]] = field(default_factory=list)
+    fds: list[int] = field(default_factory=list)
+
+    def add(self, size: int) -> tuple[int, memoryview]:
+        self.calls.append(("add", size))
+        fd = memory_file(size)
+        self.fds.append(fd)
+        return fd, memoryview(mmap.mmap(fd, size))
+
+    def map(self, size: int, fd: int) -> memoryview:
+        self.calls.append(("map", size))
+        return memoryview(mmap.mmap(fd, size))
+
+    def delete(self, memory: memoryview, size: int, fd: int) -> None:
+        assert len(memory) == size
+        os.fstat(fd)
+        self.calls.append(("delete", size))
+
+    def region(self, next_buffer_offset: Callable[[], int] | None = None) -> ExternalRegion:
+        return ExternalRegion(self.add, self.map, self.delete, next_buffer_offset)
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+
+
+@pytest.fixture
+def own_memory() -> Iterator[OwnMemory]:
+    memory = OwnMemory()
+    yield memory
+    memory.close()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_buffers_live_in_the_applications_memory(
+    runtime: Runtime, peer_runtime: Runtime, socket_name: str, own_memory: OwnMemory, role: str
+) -> None:
+    sockets: dict[str, Socket] = {
+        "master": runtime.create_socket(socket_name),
+        "slave": peer_runtime.create_socket(socket_name),
+    }
+    # A region of its own for the buffers is the slave's doing: a master only maps what it is sent.
+    plain = OwnMemory()
+    sockets["slave"].register_external_region((own_memory if role == "slave" else plain).region())
+    if role == "master":
+        sockets["master"].register_external_region(own_memory.region())
+    pair = connect(runtime, peer_runtime, socket_name)
+    size = 2 * 1024 * 2048
+    assert own_memory.calls == [("add" if role == "slave" else "map", size)]
+    regions = pair.side(role).details().regions
+    assert [(region.index, region.is_external) for region in regions] == [(0, False), (1, True)]
+    assert regions[1].size == size
+    assert_packets_pass(pair)
+    with pytest.raises(ConfigError, match="external regions come before"):
+        sockets[role].register_external_region(own_memory.region())
+    pair.side(role).delete()
+    assert own_memory.calls[1:] == [("delete", size)]
+    plain.close()
+
+
+def test_the_application_places_each_buffer(
+    runtime: Runtime, peer_runtime: Runtime, socket_name: str, own_memory: OwnMemory
+) -> None:
+    count, size = 4, 256
+    offsets = iter(range((2 * count - 1) * size, -1, -size))
+    home = peer_runtime.create_socket(socket_name)
+    home.register_external_region(own_memory.region(lambda: next(offsets)))
+    pair = connect(runtime, peer_runtime, socket_name, log2_ring_size=2, buffer_size=size)
+    assert_packets_pass(pair)
+    assert next(offsets, None) is None
+
+
+def test_a_buffer_placed_outside_the_region_ends_the_attempt(
+    runtime: Runtime, peer_runtime: Runtime, socket_name: str, own_memory: OwnMemory
+) -> None:
+    ends = Recorder()
+    home = peer_runtime.create_socket(socket_name)
+    home.register_external_region(own_memory.region(lambda: 1 << 20))
+    runtime.create_interface(socket=socket_name, role="master")
+    peer_runtime.create_interface(socket=home, on_disconnect=ends.on_disconnect, log2_ring_size=2, buffer_size=256)
+    wait_until(lambda: ends.reasons, runtime, peer_runtime)
+    assert "next_buffer_offset() gave 1048576" in str(ends.reasons[0])
+
+
+def test_a_region_comes_from_the_allocator(runtime: Runtime, socket_name: str) -> None:
+    sizes = []
+
+    def allocate(size: int) -> int:
+        sizes.append(size)
+        return memory_file(size)
+
+    with Runtime("allocates", region_allocator=allocate) as allocates:
+        pair = connect(runtime, allocates, socket_name)
+        assert sizes == [region.size for region in pair.slave.details().regions]
+        assert sizes == [region.size for region in pair.master.details().regions]
+        assert_packets_pass(pair)
+
+
+def test_an_allocator_that_gives_too_little_ends_the_attempt(runtime: Runtime, socket_name: str) -> None:
+    ends = Recorder()
+    runtime.create_interface(socket=socket_name, role="master")
+    with Runtime("allocates", region_allocator=lambda size: memory_file(4096)) as allocates:
+        allocates.create_interface(socket=socket_name, on_disconnect=ends.on_disconnect)
+        wait_until(lambda: ends.reasons, runtime, allocates)
+    assert "the region allocator returned a file of 4096 bytes" in str(ends.reasons[0])
+    assert not ends.reasons[0].established
+
+
+@pytest.mark.parametrize("error", [OSError(28, "no room"), RuntimeError("allocator out of order")])
+def test_an_allocator_that_raises_ends_the_attempt_and_leaves_nothing(
+    runtime: Runtime, socket_name: str, error: Exception
+) -> None:
+    ends = Recorder()
+    master = runtime.create_interface(socket=socket_name, role="master")
+
+    def allocate(size: int) -> int:
+        raise error
+
+    with Runtime("allocates", region_allocator=allocate, reconnect_interval=3600) as allocates:
+        slave = allocates.create_interface(socket=socket_name, on_disconnect=ends.on_disconnect)
+        if isinstance(error, OSError):
+            wait_until(lambda: ends.reasons, runtime, allocates)
+        else:
+            with pytest.raises(RuntimeError, match="allocator out of order"):
+                wait_until(lambda: ends.reasons, runtime, allocates)
+        assert slave.state is State.DISCONNECTED
+        assert len(ends.reasons) == 1
+        assert not ends.reasons[0].established
+        wait_until(lambda: master.state is State.DISCONNECTED, runtime, allocates)
+
+
+# --- the reconnect timer --------------------------------------------------------------------------------------------
+
+
+def timer_period(runtime: Runtime) -> float:
+    """What the kernel says of the timer: its period in seconds, 0 while it is disarmed."""
+    with open(f"/proc/self/fdinfo/{runtime._timer.fileno()}") as info:
+        fields = dict(line.rstrip().split(": ", 1) for line in info if ": " in line)
+    seconds, nanoseconds = (int(part) for part in fields["it_interval"].strip("()").split(","))
+    assert bool(seconds or nanoseconds) == runtime._timer.armed
+    return seconds + nanoseconds / 1e9
+
+
+def test_the_timer_runs_only_while_a_slave_is_disconnected(
+    runtime: Runtime, patient: Runtime, socket_name: str
+) -> None:
+    assert timer_period(patient) == 0
+    patient.create_interface(socket=socket_name + "-other", role="master")
+    assert timer_period(patient) == 0
+    slave = patient.create_interface(socket=socket_name)
+    assert timer_period(patient) == 3600
+    master = runtime.create_interface(socket=socket_name, role="master")
+    slave.request_connection()
+    assert timer_period(patient) == 0
+    wait_until(lambda: slave.connected, runtime, patient)
+    assert timer_period(patient) == 0
+    master.disconnect()
+    wait_until(lambda: not slave.connected, runtime, patient)
+    assert timer_period(patient) == 3600
+    slave.delete()
+    assert timer_period(patient) == 0
+
+
+def test_the_timer_runs_while_one_of_several_slaves_is_disconnected(
+    runtime: Runtime, patient: Runtime, socket_name: str
+) -> None:
+    first = patient.create_interface(socket=socket_name, id=1)
+    second = patient.create_interface(socket=socket_name, id=2)
+    runtime.create_interface(socket=socket_name, id=1, role="master")
+    first.request_connection()
+    wait_until(lambda: first.connected, runtime, patient)
+    assert timer_period(patient) == 3600
+    second.delete()
+    assert timer_period(patient) == 0
+
+
+def test_the_default_period_is_libmemifs() -> None:
+    with Runtime() as runtime:
+        runtime.create_interface(socket="@nobody-listens-here")
+        assert timer_period(runtime) == 2
+
+
+def test_the_period_can_be_changed_and_switched_off(runtime: Runtime, patient: Runtime, socket_name: str) -> None:
+    slave = patient.create_interface(socket=socket_name)
+    patient.set_reconnect_interval(0.25)
+    assert timer_period(patient) == 0.25
+    patient.set_reconnect_interval(0)
+    assert timer_period(patient) == 0
+    runtime.create_interface(socket=socket_name, role="master")
+    assert patient.poll_event(0) == 0
+    assert slave.state is State.DISCONNECTED
+    patient.set_reconnect_interval(0.01)
+    wait_until(lambda: slave.connected, runtime, patient)
+    assert timer_period(patient) == 0
+
+
+def test_a_runtime_without_a_period_connects_on_request_alone(runtime: Runtime, socket_name: str) -> None:
+    with Runtime("never", reconnect_interval=0) as never:
+        slave = never.create_interface(socket=socket_name)
+        assert timer_period(never) == 0
+        runtime.create_interface(socket=socket_name, role="master")
+        slave.request_connection()
+        wait_until(lambda: slave.connected, runtime, never)
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), "2", None, True])
+def test_a_period_that_is_none_is_refused(runtime: Runtime, seconds: float) -> None:
+    with pytest.raises(ConfigError, match="reconnect_interval is"):
+        runtime.set_reconnect_interval(seconds)
+    with pytest.raises(ConfigError, match="reconnect_interval is"):
+        Runtime(reconnect_interval=seconds)
+
+
+def test_the_shortest_periods_still_arm_the_timer(patient: Runtime, socket_name: str) -> None:
+    patient.create_interface(socket=socket_name)
+    patient.set_reconnect_interval(1e-12)
+    assert timer_period(patient) > 0
+
+
+def test_a_slave_created_before_its_master_connects_with_the_timer(
+    runtime: Runtime, peer_runtime: Runtime, socket_path: str
+) -> None:
+    slave = runtime.create_interface(socket=socket_path)
+    assert slave.state is State.DISCONNECTED
+    assert isinstance(slave.last_error, MemifOSError)
+    assert slave.last_error.code is ErrorCode.NO_FILE
+    assert socket_path in slave.details().error
+    master = peer_runtime.create_interface(socket=socket_path, role="master")
+    wait_until(lambda: slave.connected and master.connected, runtime, peer_runtime)
+    assert slave.details().error == ""
+    assert_packets_pass(Pair(master, slave, (runtime, peer_runtime)))
+
+
+# --- the end --------------------------------------------------------------------------------------------------------
+
+
+def test_closing_deletes_everything_and_says_why(runtime: Runtime, socket_name: str, socket_path: str) -> None:
+    ends, far_ends = Recorder(), Recorder()
+    with Runtime("short-lived") as ending:
+        ending.create_socket(socket_path)
+        here = []
+        for role in ROLES:
+            runtimes = (ending, runtime) if role == "master" else (runtime, ending)
+            callbacks: dict[str, Any] = {
+                f"{role}_on_disconnect": ends.on_disconnect,
+                f"{other(role)}_on_disconnect": far_ends.on_disconnect,
+            }
+            here.append(connect(*runtimes, f"{socket_name}-{role}", **callbacks).side(role))
+    assert ending.closed
+    assert (ending.interfaces, ending.sockets) == ((), ())
+    assert all(interface.deleted for interface in here)
+    assert [str(reason) for reason in ends.reasons] == ["interface deleted"] * 2
+    wait_until(lambda: len(far_ends.reasons) == 2, runtime)
+    assert {str(reason) for reason in far_ends.reasons} == {"peer disconnected: interface deleted"}
+    ending.close()
+
+
+def test_a_closed_runtime_refuses_everything_by_name() -> None:
+    runtime = Runtime()
+    runtime.close()
+    for call in (
+        runtime.create_interface,
+        runtime.create_socket,
+        runtime.poll_event,
+        runtime.cancel_poll_event,
+        runtime.fileno,
+        lambda: runtime.control_fd_handler(0, 1),
+        lambda: runtime.set_reconnect_interval(1),
+    ):
+        with pytest.raises(MemifError, match="the runtime is closed"):
+            call()
+
+
+def test_a_failed_close_still_closes_everything(runtime: Runtime, socket_name: str) -> None:
+    def on_disconnect(interface: object, reason: Disconnected) -> None:
+        raise RuntimeError("from on_disconnect")
+
+    ending = Runtime("ending")
+    for number in range(2):
+        connect(runtime, ending, socket_name, id=number, slave_on_disconnect=on_disconnect)
+    with pytest.raises(RuntimeError, match="from on_disconnect"):
+        ending.close()
+    assert ending.closed
+    assert ending.interfaces == ()
+
+
+def test_an_application_name_has_31_bytes(runtime: Runtime, socket_name: str) -> None:
+    with pytest.raises(ConfigError, match="32 bytes"):
+        Runtime("ä" * 16)
+    with Runtime("ä" * 15 + "a") as longest:
+        pair = connect(runtime, longest, socket_name)
+        assert pair.master.details().remote_app_name == "ä" * 15 + "a"
+
+
+def test_nothing_is_created_when_a_master_cannot_listen(runtime: Runtime, socket_name: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as busy:
+        busy.bind(native(socket_name))
+        busy.listen()
+        with pytest.raises(MemifOSError, match="somebody listens"):
+            runtime.create_interface(socket=socket_name, role="master")
+    assert (runtime.interfaces, runtime.sockets) == ((), ())
+    runtime.create_interface(socket=socket_name, role="master")
