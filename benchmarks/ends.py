@@ -106,18 +106,17 @@ def measure(device: Device, mode: str, load: Load, seconds: float, cpu: int, *ex
             sys.executable, "-m", "memifrt", "bench", mode, f"--socket={socket}", f"--role={device.peer_role}",
             f"--cpu={cpu}", f"--seconds={seconds}", "--json", *load.arguments(), *extra,
         ]  # fmt: skip
-        environment = {**os.environ, "MEMIFRT_RING": "native"}
         with contextlib.ExitStack() as stack:
             # Who listens comes first: a testpmd that connects never tries again.
             if device.role == "slave":
-                process = subprocess.Popen(facing, stdout=subprocess.PIPE, env=environment, text=True, cwd=_ROOT)
+                process = _face(facing)
                 stack.callback(process.wait)
                 _wait_for(socket, process)
                 stack.enter_context(_running(device, socket))
             else:
                 running = stack.enter_context(_running(device, socket))
                 _wait_for(socket, running)
-                process = subprocess.Popen(facing, stdout=subprocess.PIPE, env=environment, text=True, cwd=_ROOT)
+                process = _face(facing)
                 stack.callback(process.wait)
             try:
                 output, _ = process.communicate(timeout=seconds + 30)
@@ -128,6 +127,17 @@ def measure(device: Device, mode: str, load: Load, seconds: float, cpu: int, *ex
                 raise RuntimeError(f"{' '.join(facing)} ended with {process.returncode}")
             result: dict[str, Any] = json.loads(output)
             return result
+
+
+def _face(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # connection reports; an error shows by the status
+        env={**os.environ, "MEMIFRT_RING": "native"},
+        text=True,
+        cwd=_ROOT,
+    )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The command line: ``memifrt responder``, ``ping`` and ``demo``.
+"""The command line: ``memifrt responder``, ``ping``, ``demo`` and ``bench``.
 
 Owns the arguments and the exit statuses. Every error is one line on standard error and status 2.
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypedDict, TypeVar
 
 import memifrt
+from memifrt.apps.bench import APIS, CHECKS, ICMP_TARGET, MODES, PAYLOADS, Bench, Options
 from memifrt.apps.demo import demo
 from memifrt.apps.packets import MAX_PAYLOAD, format_mac, parse_ip, parse_mac
 from memifrt.apps.ping import PingOptions, ping
@@ -31,7 +32,6 @@ from memifrt.types import (
     MAX_QUEUES,
     SECRET_BYTES,
     Mode,
-    RxMode,
     check_secret,
     parse_mode,
     parse_role,
@@ -39,6 +39,7 @@ from memifrt.types import (
 )
 
 _T = TypeVar("_T")
+_Group = argparse._ArgumentGroup
 
 _RESPONDER_IP = "192.168.1.2"
 _PING_IP = "192.168.1.3"
@@ -63,6 +64,12 @@ exit status: 0 if any reply came, 1 if none did, 2 on other errors""",
   memifrt demo -c 100 -i 0.01
 
 exit status: 0 if every ping was answered, 1 if not, 2 on other errors""",
+    "bench": """example, in two terminals, packets there and back:
+  memifrt bench echo --role slave --socket @lab --cpu 0 --seconds 0
+  memifrt bench gen --role master --socket @lab --cpu 1
+
+source sends, sink receives, echo sends back, gen sends and checks what comes back,
+rr sends one packet at a time and waits for it: p50, p99, p99.9""",
 }
 
 
@@ -112,6 +119,14 @@ def _ping(arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     return demo(arguments.count, arguments.interval)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    given = {**vars(arguments), "mode": arguments.what}
+    options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
+    result = Bench(options).run(live=sys.stderr.isatty() and not arguments.json)
+    print(result.json() if arguments.json else "\n".join(result.lines()))
+    return 0
 
 
 def _interface_options(arguments: argparse.Namespace) -> InterfaceOptions:
@@ -178,6 +193,7 @@ def _parser(arguments: Sequence[str]) -> _Parser:
     pinger = add("ping", _ping, "send ICMP echo requests and report the replies")
     _add_ping_arguments(pinger)
     _add_interface_arguments(pinger, _PING_IP)
+    _add_bench_arguments(add("bench", _bench, "measure: packets a second, CPU time a packet, round trips"))
     return parser
 
 
@@ -190,6 +206,29 @@ def _style(name: str) -> _Style:
 
 
 def _add_interface_arguments(parser: _Parser, ip: str) -> None:
+    add = _add_ring_arguments(parser, "interrupt").add_argument
+    add("--ip", type=_checked(parse_ip), default=ip, metavar="A.B.C.D", help=f"own IPv4 address; default {ip}")
+    mac = format_mac(default_mac(parse_ip(ip)))
+    add(
+        "--mac", type=_checked(_own_mac), metavar="M", help=f"own MAC address; default 02:fe and the IP address ({mac})"
+    )
+    add(
+        "--secret",
+        type=_checked(_secret),
+        metavar="S",
+        help=f"at most {SECRET_BYTES} bytes: a master demands it, a slave presents it",
+    )
+    add(
+        "--mode",
+        type=_checked(_mode),
+        default=Mode.ETHERNET,
+        metavar="ethernet|ip",
+        help="ethernet or ip, the same on both ends; default ethernet",
+    )
+
+
+def _add_ring_arguments(parser: _Parser, rx_mode: str) -> _Group:
+    """What every command that has an interface asks for."""
     group = parser.add_argument_group("interface")
     add = group.add_argument
     add(
@@ -213,17 +252,6 @@ def _add_interface_arguments(parser: _Parser, ip: str) -> None:
         metavar="N",
         help="interface id, the same on both ends; default 0",
     )
-    add("--ip", type=_checked(parse_ip), default=ip, metavar="A.B.C.D", help=f"own IPv4 address; default {ip}")
-    mac = format_mac(default_mac(parse_ip(ip)))
-    add(
-        "--mac", type=_checked(_own_mac), metavar="M", help=f"own MAC address; default 02:fe and the IP address ({mac})"
-    )
-    add(
-        "--secret",
-        type=_checked(_secret),
-        metavar="S",
-        help=f"at most {SECRET_BYTES} bytes: a master demands it, a slave presents it",
-    )
     add("--queues", type=_whole(1, MAX_QUEUES), default=1, metavar="N", help="queues in each direction; default 1")
     add(
         "--ring-size",
@@ -243,17 +271,33 @@ def _add_interface_arguments(parser: _Parser, ip: str) -> None:
     add(
         "--rx-mode",
         type=_checked(parse_rx_mode),
-        default=RxMode.INTERRUPT,
-        metavar="interrupt|polling",
-        help="interrupt waits for packets, polling looks for them all the time; default interrupt",
+        default=rx_mode,
+        metavar="interrupt|polling|adaptive",
+        help="interrupt waits for packets, polling looks for them all the time, adaptive waits and spares the peer its "
+        f"kicks under load; default {rx_mode}",
     )
+    return group
+
+
+def _add_bench_arguments(parser: _Parser) -> None:
+    add = parser.add_argument
+    add("what", choices=MODES, metavar="WHAT", help=", ".join(MODES))
+    add("--size", type=_whole(1, 65535), default=64, metavar="N", help="bytes of a packet; default 64")
+    add("--burst", type=_whole(1, 1 << MAX_LOG2_RING_SIZE), default=256, metavar="N", help="default 256")
     add(
-        "--mode",
-        type=_checked(_mode),
-        default=Mode.ETHERNET,
-        metavar="ethernet|ip",
-        help="ethernet or ip, the same on both ends; default ethernet",
+        "--seconds",
+        type=_seconds_or_zero,
+        default=3.0,
+        metavar="N",
+        help="how long, from the first packet on; 0: until the peer disconnects; default 3",
     )
+    add("--api", choices=APIS, default="burst", help="level of the data plane for source, sink, echo; default burst")
+    add("--check", choices=CHECKS, default="content", help="what gen checks; default content")
+    add("--payload", choices=PAYLOADS, default="zeros", help=f"icmp: echo requests to {ICMP_TARGET}; default zeros")
+    add("--window", type=_whole(0, 1 << 16), default=0, metavar="N", help="gen: packets in flight; default 4 bursts")
+    add("--cpu", type=_whole(0, 4095), metavar="N", help="pin this process to a core")
+    add("--json", action="store_true", help="print one line of JSON")
+    _add_ring_arguments(parser, "polling")
 
 
 def _add_ping_arguments(parser: _Parser) -> None:
@@ -311,6 +355,10 @@ def _seconds(text: str) -> float:
     if not _SHORTEST <= seconds <= _LONGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from {_SHORTEST} to {_LONGEST}")
     return seconds
+
+
+def _seconds_or_zero(text: str) -> float:
+    return 0.0 if text == "0" else _seconds(text)
 
 
 def _log2_ring_size(text: str) -> int:

@@ -234,6 +234,11 @@ class Connection:
         elif not wanted:
             self._registry.remove(fd)
 
+    def watch_queues(self) -> None:
+        """``on_interrupt`` has come or gone."""
+        for queue in self.rx_queues:
+            self._rx_mode_changed(queue)
+
     def _on_interrupt(self, queue: RxQueue) -> None:
         interface = self.interface
         if interface is None or interface.on_interrupt is None or not queue.connected:
@@ -241,9 +246,10 @@ class Connection:
         try:
             interface.on_interrupt(interface, queue.qid)
         except Disconnected as error:
-            # The peer broke a ring under the callback. The connection ends with the next event of its channel, and
-            # on_disconnect tells; an application need not guard each burst against it.
-            if self._violation is None or error.__cause__ is not self._violation:
+            # A peer broke a ring under the callback, this one's or that of another interface to which packets are
+            # forwarded. Its connection ends with the next event of its channel, and on_disconnect tells; an
+            # application need not guard each burst against it.
+            if not isinstance(error.__cause__, RingViolation):
                 raise
 
     def _violated(self, violation: RingViolation) -> Disconnected:
@@ -273,6 +279,8 @@ class Connection:
         announced = self.established and self.interface is not None and self.interface.announced
         reason = Disconnected(error.message, error.code, established=announced)
         reason.__cause__ = error.__cause__ if isinstance(error, Disconnected) else error
+        if isinstance(error, ProtocolError):  # the reason is kept, and these frames had the peer's memory at hand
+            error.__traceback__ = None
         self._disconnect_queues(reason)
         if tell_peer:
             logger.debug("%s: sending a disconnect: %s", self, reason)

@@ -7,10 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import socket
 import threading
 import warnings
+import weakref
 
 from memifrt.errors import os_error
+
+#: Every socket object of ours: in a forked child it is its parent's to close.
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def own_socket(sock: socket.socket) -> socket.socket:
+    """Let a forked child forget this socket object, instead of closing its copy with a warning."""
+    _sockets.add(sock)
+    return sock
+
+
+def _forget_sockets() -> None:
+    for sock in _sockets:
+        sock.detach()
+
+
+os.register_at_fork(after_in_child=_forget_sockets)
 
 
 class OwnedFd:
@@ -62,12 +82,14 @@ class EventFd(OwnedFd):
     file. Neither of them ever blocks, so it is held for a system call at most.
     """
 
-    __slots__ = ("_lock", "_value")
+    __slots__ = ("_lock", "_room", "_value")
 
     def __init__(self, fd: int, what: str) -> None:
         super().__init__(fd, what)
         self._lock = threading.Lock()
         self._value = bytearray(8)
+        self._room = select.poll()
+        self._room.register(fd, select.POLLOUT)
 
     @classmethod
     def create(cls, what: str) -> EventFd:
@@ -82,8 +104,11 @@ class EventFd(OwnedFd):
         with self._lock:
             if self._fd < 0:
                 return
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(self._fd, 1)
+            # The peer shares this file: it can fill the counter and make writing block, and a write knows no
+            # RWF_NOWAIT. Asking first leaves it no more than the moment between the two calls.
+            if self._room.poll(0):
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_write(self._fd, 1)
 
     def drain(self) -> bool:
         """Make the fd unreadable; whether it was readable."""

@@ -111,7 +111,7 @@ class Interface:
         self.config = config
         self.on_connect = on_connect
         self.on_disconnect = on_disconnect
-        self.on_interrupt = on_interrupt
+        self._on_interrupt = on_interrupt
         #: The application's own.
         self.context = context
         self.connection: Connection | None = None
@@ -125,6 +125,17 @@ class Interface:
         self._counters: dict[tuple[Direction, int], QueueCounters] = {}
 
     # --- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def on_interrupt(self) -> OnInterrupt | None:
+        """May be set at any time: it decides whether the queues' eventfds are watched."""
+        return self._on_interrupt
+
+    @on_interrupt.setter
+    def on_interrupt(self, callback: OnInterrupt | None) -> None:
+        self._on_interrupt = callback
+        if self.connection is not None:
+            self.connection.watch_queues()
 
     @property
     def id(self) -> int:
@@ -209,7 +220,8 @@ class Interface:
 
     def disconnect(self, reason: str = "disconnected by the application") -> None:
         """End the present connection, if there is one; a slave then connects again with the timer."""
-        if self.connection is not None:
+        # In a forked child neither the peer nor the poll set is ours to talk to.
+        if self.connection is not None and not self._runtime._inherited:
             self.connection.close(Disconnected(reason))
 
     def delete(self) -> None:
@@ -217,6 +229,8 @@ class Interface:
         if self.deleted:
             return
         self.deleted = True
+        if self._runtime._inherited:
+            return
         try:
             self.disconnect("interface deleted")
         finally:

@@ -212,9 +212,9 @@ class MemifBuffer:
 
     @property
     def len(self) -> int:
-        """Bytes of data. To be set to less, at least 1, before it is sent.
+        """Bytes of data. To be set before it is sent: to less, or for a slave to as much as the buffer has room for.
 
-        :raises ConfigError: it would become longer, or empty.
+        :raises ConfigError: there is no room for it, or nothing would be left.
         """
         return self._burst.length(self._index)
 
@@ -223,9 +223,10 @@ class MemifBuffer:
         self._burst.set_length(self._index, length)
 
     def advance(self, count: int) -> None:
-        """Let the data start ``count`` bytes later: C's ``data += count; len -= count``.
+        """Let the data start ``count`` bytes later: C's ``data += count; len -= count``. A slave may go back into the
+        headroom with a negative count, to prepend a header.
 
-        :raises ConfigError: nothing would be left, or it is a buffer that a master is to send.
+        :raises ConfigError: nothing would be left, there is no such room, or it is a buffer that a master is to send.
         """
         self._burst.advance(self._index, count)
 

@@ -85,18 +85,20 @@ class _Queue(Generic[_R]):
         return error
 
     def _fail(self, violation: RingViolation) -> Disconnected:
-        violated = self._violated
-        return self._disconnected() if violated is None else violated(violation)
+        violated = self._violated  # once: another thread may take it away
+        if violated is not None:
+            violated(violation)
+        # Not the exception that is kept as the reason: its frames would keep the peer's memory with it.
+        return self._disconnected()
 
     def _disconnect(self, reason: Disconnected) -> None:
-        """From now on every operation raises. The eventfd becomes readable, so that who waits on it looks."""
+        """From now on every operation raises."""
         ring = self._ring
         if ring is not None:
             self._earlier += ring.counters
             self._reason = reason
             self._ring = None
             self._violated = None
-            self._event.notify()
 
 
 class RxQueue(_Queue[RxRing]):
@@ -114,10 +116,17 @@ class RxQueue(_Queue[RxRing]):
         super().__init__(qid, ring, event, earlier, violated)
         self._mode_changed = mode_changed
         self._mode = RxMode.INTERRUPT
-        #: We know that the eventfd is readable, because the last burst left it so.
-        self._left_readable = False
+        #: The last burst left packets behind, and the eventfd readable.
+        self._behind = False
         #: Adaptive mode has masked the peer's interrupts.
         self._masked = False
+
+    def _disconnect(self, reason: Disconnected) -> None:
+        """The eventfd becomes readable, so that who waits on it looks."""
+        was_connected = self.connected
+        super()._disconnect(reason)
+        if was_connected:
+            self._event.notify()
 
     @property
     def mode(self) -> RxMode:
@@ -201,16 +210,15 @@ class RxQueue(_Queue[RxRing]):
         try:
             if self._mode is RxMode.POLLING:
                 return take(ring)
-            if not (self._left_readable and ring.pending() > limit):
-                self._left_readable = False
+            if not (self._behind and ring.pending() > limit):
                 self._interrupts += self._event.drain()
                 if self._ring is None:
                     self._event.notify()  # what was read may be the disconnect's: who waits must not miss it
             taken = take(ring)
-            if ring.more:
+            self._behind = ring.more
+            if self._behind:
                 self._stay_readable(ring)
             else:
-                self._left_readable = False
                 self._unmask(ring)
         except RingViolation as error:
             if error.sending:  # a relay's other ring: its queue knows its own connection
@@ -219,9 +227,7 @@ class RxQueue(_Queue[RxRing]):
         return taken
 
     def _stay_readable(self, ring: RxRing) -> None:
-        if not self._left_readable:
-            self._event.notify()
-            self._left_readable = True
+        self._event.notify()  # even if we left it so before: an application may read it too
         if self._mode is RxMode.ADAPTIVE and not self._masked:
             ring.set_mask(True)  # we come back without being told
             self._masked = True

@@ -238,11 +238,13 @@ class Runtime:
                 self.poll_event(None)
 
     def cancel_poll_event(self) -> None:
-        """End exactly one :meth:`poll_event`, the present or the next. From any thread or signal handler.
+        """End exactly one :meth:`poll_event`, the present or the next. From any thread or signal handler; on a closed
+        runtime, where no poll is left to end, it does nothing.
 
         :raises ConfigError: in external mode.
         """
-        self._internal("cancel_poll_event").cancel()
+        if not self._closed:
+            self._internal("cancel_poll_event").cancel()
 
     def control_fd_handler(self, fd: int, events: FdEvent | int) -> bool:
         """The one way back in: the loop says that ``fd`` is ready. Level-triggered; a stale event is harmless.
@@ -359,6 +361,11 @@ class Runtime:
         return f"<memifrt.Runtime {self.app_name!r}, {state}>"
 
     # --- bookkeeping --------------------------------------------------------------------------------------------
+
+    @property
+    def _inherited(self) -> bool:
+        """Whether this is a forked child, to which nothing of this runtime belongs."""
+        return self._pid != os.getpid()
 
     def _check_open(self) -> None:
         if self._closed:

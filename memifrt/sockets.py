@@ -39,7 +39,7 @@ class Socket:
         self.external_region: ExternalRegion | None = None
         self._interfaces: dict[tuple[Role, int], Interface] = {}
         self._listener: Listener | None = None
-        self._unbound: set[Connection] = set()
+        self._accepted: set[Connection] = set()
 
     @property
     def path(self) -> str:
@@ -64,6 +64,8 @@ class Socket:
         self._runtime._socket_for(self)  # else nobody would close the listener
         if self._listener is not None:
             raise ConfigError(f"{self} listens already, on fd {self._listener.fileno()}")
+        if fd in self._around.registry:
+            raise ConfigError(f"fd {fd} is in use by this runtime already: it cannot be the listener of {self}")
         self._listen(Listener.adopt(fd, self.address))
 
     def register_external_region(self, region: ExternalRegion) -> None:
@@ -80,6 +82,8 @@ class Socket:
 
         :raises ConfigError: interfaces still use it.
         """
+        if self._runtime._inherited:
+            return
         if self._interfaces:
             raise ConfigError(f"{self} is in use by {len(self._interfaces)} interface(s): delete them first")
         try:
@@ -136,8 +140,9 @@ class Socket:
         with contextlib.ExitStack() as steps:  # a hook that raises at one of them does not keep the others
             steps.callback(listener.close)
             steps.callback(self._around.registry.remove, listener.fileno())
-            for connection in self._unbound:
-                steps.callback(connection.close, reason)
+            for connection in self._accepted:
+                if connection.interface is None:
+                    steps.callback(connection.close, reason)
 
     def _on_listener(self, events: FdEvent) -> None:
         for _ in range(_ACCEPTS_PER_EVENT):
@@ -155,8 +160,8 @@ class Socket:
             except BaseException:
                 sock.close()
                 raise
-            self._unbound.add(connection)
+            self._accepted.add(connection)
             connection.start()
 
     def _forget(self, connection: Connection) -> None:
-        self._unbound.discard(connection)
+        self._accepted.discard(connection)

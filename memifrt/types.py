@@ -129,6 +129,13 @@ def _parse(what: str, value: object, kind: type[_E], names: dict[str, _E]) -> _E
     raise ConfigError(f"{what} is {value!r}; it must be one of {', '.join(names)}")
 
 
+def printable(text: str) -> str:
+    """A peer's words for a person's terminal: what is not printable becomes a visible escape."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
 def check_range(what: str, value: int, low: int, high: int, code: ErrorCode = ErrorCode.INVAL_ARG) -> int:
     """``value`` if it is a whole number from ``low`` to ``high``; else a :class:`ConfigError` that says so."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

@@ -14,7 +14,27 @@ from typing import Any
 import pytest
 
 from memifrt import Runtime
+from memifrt.ring import load
 from tests.support import Pair, connect
+
+#: Modules whose every test runs on both ring implementations. The rings' own tests do so by themselves.
+_ON_BOTH_RINGS = {"test_interface", "test_libmemif", "test_smoke", "test_testpmd", "test_wakeups"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.module.__name__.rpartition(".")[2] in _ON_BOTH_RINGS:
+        metafunc.parametrize("rings", ["native", "python"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def rings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ring implementation under a test that asks for one, in this process and in those that it starts."""
+    name = getattr(request, "param", None)
+    if name is not None:
+        implementation = load(name)
+        for user in ("memifrt.connection", "memifrt.libmemif"):
+            monkeypatch.setattr(f"{user}.implementation", implementation)
+        monkeypatch.setenv("MEMIFRT_RING", name)
 
 
 def _fds() -> dict[int, str]:

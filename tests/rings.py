@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memifrt.memory.layout import DESCRIPTOR_SIZE, RING_HEADER_SIZE, ring_bytes
-from memifrt.ring import RingImplementation, RingMemory, RxRing, SlaveBuffers, TxRing, reference
+from memifrt.ring import RingImplementation, RingMemory, RxRing, SlaveBuffers, TxRing, load
 
 #: Every test of the data plane runs on each of these.
-IMPLEMENTATIONS: list[RingImplementation] = [reference]
+IMPLEMENTATIONS: list[RingImplementation] = [load("python"), load("native")]
 
 NEXT = 1
 U16 = 0xFFFF

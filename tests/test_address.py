@@ -158,16 +158,16 @@ def test_no_fd_is_inherited(address: Address) -> None:
 
 def test_a_listener_without_fds_left_says_so(address: Address) -> None:
     def check() -> None:
+        listener = Listener.bind(address)  # the child's own: what it inherits it does not touch
+        client = connect(address)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
         fails(listener.accept, errno.EMFILE, ErrorCode.PROC_FILE_LIMIT, f"cannot accept on {address}")
         fails(lambda: connect(address), errno.EMFILE, ErrorCode.PROC_FILE_LIMIT, f"a socket for {address}")
         fails(lambda: Listener.bind(address), errno.EMFILE, ErrorCode.PROC_FILE_LIMIT, f"a socket for {address}")
+        client.close()
+        listener.close()
 
-    listener = Listener.bind(address)
-    client = connect(address)
     in_child(check)
-    client.close()
-    listener.close()
 
 
 def test_nobody_there_is_no_file(address: Address) -> None:

@@ -407,8 +407,11 @@ def test_an_external_region_may_be_of_any_shape() -> None:
 @pytest.mark.parametrize(
     ("owner", "words"),
     [
-        (Owner(extra=-1), f"memory has {SIZE - 1} bytes; {SIZE} writable bytes are needed"),
-        (Owner(readonly=True), f"memory has {SIZE} bytes and is read-only; {SIZE} writable bytes are needed"),
+        (Owner(extra=-1), f"file has {SIZE - 1} bytes where {SIZE} were asked for"),
+        (
+            Owner(readonly=True),
+            f"memory has {SIZE} bytes and is read-only; {SIZE} writable, contiguous bytes are needed",
+        ),
     ],
     ids=["short", "read-only"],
 )

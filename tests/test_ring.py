@@ -197,7 +197,9 @@ def test_send_of_an_endless_generator_ends_with_the_ring(lane: Lane) -> None:
     assert lane.rx.recv(256) == [b"%d" % number for number in range(8)]
 
 
-@pytest.mark.parametrize("empty", [b"", bytearray(), memoryview(b""), array("I")], ids=repr)
+@pytest.mark.parametrize(
+    "empty", [b"", bytearray(), memoryview(b""), array("I")], ids=lambda empty: type(empty).__name__
+)
 def test_empty_packet_is_refused_and_nothing_sent(lane: Lane, empty: ReadableBuffer) -> None:
     with pytest.raises(ConfigError, match="packet 1 is empty"):
         lane.tx.send([b"good", empty, b"good"])
@@ -508,13 +510,72 @@ def test_set_length_and_advance_trim_a_received_buffer(lane: Lane) -> None:
         assert burst.length(0) == 5
 
 
-@pytest.mark.parametrize("length", [0, -1, 11])
+@pytest.mark.parametrize("length", [0, -1, 65])
 def test_length_outside_the_buffer_is_refused(lane: Lane, length: int) -> None:
     lane.tx.send([b"0123456789"])
     with lane.rx.burst(1) as burst:
         with pytest.raises(ConfigError, match="10 bytes"):
             burst.set_length(0, length)
         assert bytes(burst[0]) == b"0123456789"
+
+
+def test_slave_lengthens_data_up_to_the_end_of_its_buffer_and_a_master_does_not(ends: Ends) -> None:
+    for lane in ends.lanes:
+        lane.tx.send([b"0123456789"])
+    with ends.m2s.rx.burst(1) as burst:
+        burst.set_length(0, 64)
+        burst[0][:] = b"x" * 64
+        assert ends.s2m.tx.forward(burst) == 1
+    assert ends.s2m.rx.recv(1) == [b"0123456789"]
+    assert ends.s2m.rx.recv(1) == [b"x" * 64]
+    ends.s2m.tx.send([b"0123456789"])
+    with ends.s2m.rx.burst(1) as burst, pytest.raises(ConfigError, match="10 bytes"):
+        burst.set_length(0, 11)
+
+
+def test_slave_prepends_a_header_into_the_headroom(ends: Ends) -> None:
+    ends.m2s.rx.set_headroom(8)
+    for round_trip in range(2 * ends.size):  # the first round's buffers were posted without headroom
+        assert ends.m2s.tx.send([b"payload"]) == 1
+        with ends.m2s.rx.burst(1) as burst:
+            if round_trip < ends.size:
+                with pytest.raises(ConfigError, match="room for 0 before"):
+                    burst.advance(0, -1)
+                continue
+            with pytest.raises(ConfigError, match="room for 8 before"):
+                burst.advance(0, -9)
+            burst.advance(0, -8)
+            burst[0][:8] = b"header: "
+            assert bytes(burst[0]) == b"header: payload"
+            assert ends.s2m.tx.forward(burst) == 1
+        assert ends.s2m.rx.recv(1) == [b"header: payload"]
+    ends.check_each_buffer_is_in_one_slot()
+    ends.check_canaries()
+
+
+@pytest.mark.parametrize("role", ["slave", "master"])
+def test_dropped_packets_are_left_out_of_what_is_forwarded(ends: Ends, role: str) -> None:
+    rx, tx = ends.crossing(role)
+    there, back = (ends.m2s, ends.s2m) if role == "slave" else (ends.s2m, ends.m2s)
+    there.tx.send([b"one", b"2" * 100, b"three", b"four"])
+    with rx.burst(8) as burst:
+        burst.drop(2)  # the second half of the chain stands for all of it
+        burst.drop(4)
+        assert tx.forward(burst) == 2
+        assert burst.done == len(burst) == 5
+    assert back.rx.recv(8) == [b"one", b"three"]
+    ends.check_each_buffer_is_in_one_slot()
+
+
+@pytest.mark.parametrize("role", ["slave", "master"])
+def test_the_cut_off_end_of_a_split_burst_is_not_forwarded(ends: Ends, role: str) -> None:
+    rx, tx = ends.crossing(role)
+    there, back = (ends.m2s, ends.s2m) if role == "slave" else (ends.s2m, ends.m2s)
+    there.tx.send([b"one", b"2" * 100])
+    with rx.burst(2, split=True) as burst:
+        assert tx.forward(burst) == 1
+        assert burst.done == 1
+    assert back.rx.recv(8) == [b"one"]
 
 
 @pytest.mark.parametrize("count", [-1, 10, 11])
@@ -739,6 +800,8 @@ def test_headroom_that_leaves_no_room_is_refused(ends: Ends, headroom: int) -> N
     lane.rx.burst(1)
     with pytest.raises(ConfigError, match=str(headroom)):
         lane.rx.refill(None, headroom)
+    with pytest.raises(ConfigError, match=f"headroom is {headroom}"):
+        lane.rx.set_headroom(headroom)
     assert lane.rx.refill(None, 63) == 1
 
 
@@ -1324,3 +1387,133 @@ def test_every_buffer_is_in_one_slot_after_many_forwards(make_ends: MakeEnds, st
         assert received == packets[:sent]
     ends.check_each_buffer_is_in_one_slot()
     assert [list(lane.offsets) for lane in ends.lanes] != [sorted(lane.offsets) for lane in ends.lanes]
+
+
+# --- vectors, relay, untake -----------------------------------------------------------------------------------------
+
+
+def matrix(rows: int, width: int) -> tuple[bytearray, memoryview]:
+    store = bytearray(rows * width)
+    return store, memoryview(store).cast("B", (rows, width))
+
+
+@pytest.mark.parametrize("kind", ["H", "I", "Q", "h", "i", "q"])
+def test_vectors_there_and_back(lane: Lane, kind: str) -> None:
+    store, rows = matrix(3, 100)
+    packets = fill(1, 100) + fill(1, 7, seed=50) + fill(1, 64, seed=90)
+    for number, packet in enumerate(packets):
+        store[number * 100 : number * 100 + len(packet)] = packet
+    assert lane.tx.send_from(rows, array(kind, map(len, packets))) == 3
+    received, into = matrix(8, 120)
+    lengths = array(kind, [99] * 8)
+    assert lane.rx.recv_into(into, lengths) == 3
+    assert list(lengths) == [100, 7, 64] + [99] * 5
+    assert [bytes(received[number * 120 :][: lengths[number]]) for number in range(3)] == packets
+    assert lane.tx.free() == 8
+    assert lane.rx.recv_into(into, lengths) == 0
+
+
+def test_recv_into_takes_as_many_buffers_as_there_are_rows(lane: Lane) -> None:
+    lane.tx.send(fill(5, 4))
+    _, into = matrix(8, 4)
+    assert lane.rx.recv_into(into, array("I", [0] * 2)) == 2
+    assert lane.rx.more
+    assert lane.rx.recv_into(into, array("I")) == 0
+    assert lane.rx.pending() == 3
+
+
+def test_recv_into_cuts_a_packet_longer_than_a_row_and_tells_its_length(lane: Lane) -> None:
+    packets = [bytes(range(1, 101)), b"next"]
+    lane.tx.send(packets)
+    received, into = matrix(3, 10)
+    lengths = array("I", [0] * 3)
+    assert lane.rx.recv_into(into, lengths) == 2
+    assert list(lengths[:2]) == [100, 4]
+    assert bytes(received) == packets[0][:10] + b"next".ljust(20, b"\0")
+
+
+@pytest.mark.parametrize("length", [0, 11, -1, -5])
+def test_send_from_refuses_a_length_that_no_row_has_and_sends_nothing(lane: Lane, length: int) -> None:
+    _, rows = matrix(2, 10)
+    with pytest.raises(ConfigError, match="packet 1"):
+        lane.tx.send_from(rows, array("i", [4, length]))
+    assert (lane.tx.free(), lane.rx.pending()) == (8, 0)
+
+
+def test_vectors_of_the_wrong_shape_are_refused(lane: Lane) -> None:
+    _, rows = matrix(2, 10)
+    for wrong in (bytearray(20), memoryview(array("H", range(20))).cast("B").cast("H", (2, 10))):
+        with pytest.raises(ConfigError, match="matrix"):
+            lane.tx.send_from(wrong, array("I", [1, 1]))
+        with pytest.raises(ConfigError, match="matrix"):
+            lane.rx.recv_into(wrong, array("I", [1, 1]))
+    for wrong_lengths in (array("d", [1.0, 1.0]), bytearray(2), rows):
+        with pytest.raises(ConfigError, match="lengths"):
+            lane.tx.send_from(rows, wrong_lengths)
+        with pytest.raises(ConfigError, match="lengths"):
+            lane.rx.recv_into(rows, wrong_lengths)
+    assert lane.rx.pending() == 0
+
+
+def test_send_from_without_chains_refuses_a_long_row(lane: Lane) -> None:
+    _, rows = matrix(1, 65)
+    with pytest.raises(ConfigError, match="chains"):
+        lane.tx.send_from(rows, array("I", [65]), chain=False)
+    assert lane.tx.send_from(rows, array("I", [65])) == 1
+
+
+@pytest.mark.parametrize("role", ["slave", "master"])
+def test_relay_receives_and_forwards_what_fits(ends: Ends, role: str) -> None:
+    rx, tx = ends.crossing(role)
+    there, back = (ends.m2s, ends.s2m) if role == "slave" else (ends.s2m, ends.m2s)
+    packets = [b"one", bytes(range(150)), b"two", b"three"]
+    there.tx.send(packets)
+    assert tx.send([b"before"] * 6) == 6
+    assert tx.relay(rx, 256) == 1
+    assert (rx.pending(), there.tx.free()) == (5, 3)
+    assert back.rx.recv(256) == [b"before"] * 6 + packets[:1]
+    assert tx.relay(rx, 4) == 4
+    assert tx.relay(rx, 256) == 1
+    assert tx.relay(rx, 256) == 0
+    assert back.rx.recv(256) == packets[1:]
+    assert rx.counters == QueueCounters(packets=4, bytes=161)
+    assert there.tx.free() == back.tx.free() == 8
+
+
+def test_untaken_buffers_are_received_again(lane: Lane) -> None:
+    packets = fill(4, 9)
+    lane.tx.send(packets)
+    with lane.rx.burst(3) as burst:
+        view = burst[0]
+        lane.rx.untake(burst)
+        with pytest.raises(ValueError):
+            view[0]
+        assert len(burst) == 0
+    assert (lane.rx.pending(), lane.tx.free()) == (4, 4)
+    assert lane.rx.counters == QueueCounters()
+    assert lane.rx.recv(8) == packets
+    assert lane.rx.counters == QueueCounters(packets=4, bytes=36)
+
+
+def test_burst_taken_after_an_untaken_one_goes_back_by_itself(lane: Lane) -> None:
+    lane.tx.send(fill(4, 9))
+    untaken = lane.rx.burst(3)
+    lane.rx.untake(untaken)
+    with lane.rx.burst(4):
+        pass
+    assert lane.tx.free() == 8
+    untaken.close()
+    assert lane.tx.free() == 8
+
+
+def test_only_the_newest_open_burst_is_untaken(lane: Lane) -> None:
+    lane.tx.send(fill(4, 9))
+    older, newer = lane.rx.burst(2), lane.rx.burst(2)
+    with pytest.raises(ConfigError, match="newest"):
+        lane.rx.untake(older)
+    newer.close()
+    with pytest.raises(ConfigError):
+        lane.rx.untake(newer)
+    allocated = lane.tx.alloc(1)
+    with pytest.raises(ConfigError):
+        lane.rx.untake(allocated)

@@ -534,13 +534,19 @@ def test_a_closed_runtime_refuses_everything_by_name() -> None:
         runtime.create_interface,
         runtime.create_socket,
         runtime.poll_event,
-        runtime.cancel_poll_event,
         runtime.fileno,
         lambda: runtime.control_fd_handler(0, 1),
         lambda: runtime.set_reconnect_interval(1),
     ):
         with pytest.raises(MemifError, match="the runtime is closed"):
             call()
+
+
+def test_cancelling_a_closed_runtime_does_nothing() -> None:
+    # A second Ctrl+C, whose handler calls this, comes when it comes.
+    runtime = Runtime()
+    runtime.close()
+    runtime.cancel_poll_event()
 
 
 def test_a_failed_close_still_closes_everything(runtime: Runtime, socket_name: str) -> None:

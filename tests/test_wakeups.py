@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from memifrt import Burst, Interface, Runtime, RxQueue, TxQueue
+from memifrt import Interface, Runtime, RxQueue, TxQueue
 from memifrt.fds import EventFd
 from tests.peer import ScriptedMaster, ScriptedSlave, scripted_peer
 from tests.support import DEADLINE, Pair, wait_until
@@ -81,7 +81,7 @@ class Meddler:
         ring = queue._ring
         assert ring is not None
         # The proxy stands in for the ring object: a compiled one takes no patches.
-        queue._ring = _Proxy(ring, "recv" if take is by_recv else "burst", self, action)  # type: ignore[assignment]
+        queue._ring = _Proxy(ring, "recv" if take is by_recv else "burst", self, action)
 
 
 class _Proxy:
@@ -159,9 +159,7 @@ def test_a_spurious_look_at_an_empty_ring_does_not_eat_the_next_wake_up(
 @TAKES
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("limit", [1, 2, 3, 7])
-def test_packets_that_stay_behind_leave_the_fd_readable(
-    make_pair: MakePair, role: str, take: Take, limit: int
-) -> None:
+def test_packets_that_stay_behind_leave_the_fd_readable(make_pair: MakePair, role: str, take: Take, limit: int) -> None:
     rx, tx = ends(make_pair(log2_ring_size=4, buffer_size=64), role)
     packets = [bytes([number]) for number in range(7)]
     assert tx.send(packets) == 7
@@ -385,12 +383,3 @@ def test_every_one_of_many_packets_arrives_by_interrupts_alone(make_pair: MakePa
         thread.join()
     assert rx.counters.packets == PACKETS
     assert rx.pending() == 0
-
-
-def test_bursts_and_counters_of_a_view_are_the_rings(make_pair: MakePair) -> None:
-    rx, tx = ends(make_pair(), "master")
-    tx.send([b"abc"])
-    burst: Burst
-    with rx.burst() as burst:
-        assert bytes(burst[0]) == b"abc"
-        assert not readable(rx)

@@ -157,8 +157,9 @@ def test_bytes_that_are_no_utf8_become_visible() -> None:
     assert decode(at_offsets({0: b"\x08\x00", 6: b"caf\xe9 closed"})) == Disconnect(0, "caf\\xe9 closed")
 
 
-def test_a_reason_that_is_too_long_is_cut_and_keeps_its_nul() -> None:
-    data = encode(Disconnect(0, "x" * 500))
+@pytest.mark.parametrize("length", [DISCONNECT_STRING_BYTES, DISCONNECT_STRING_BYTES + 1, 500])
+def test_a_reason_that_is_too_long_is_cut_and_keeps_its_nul(length: int) -> None:
+    data = encode(Disconnect(0, "x" * length))
     assert data[6:102] == b"x" * (DISCONNECT_STRING_BYTES - 1) + b"\0"
     assert data[102:] == bytes(26)
 

@@ -58,7 +58,7 @@ class DpdkTestpmd:
 
     :param socket: a path, or ``@name`` for the abstract namespace.
     :param role: ``server`` (listens; ready at the prompt) or ``client`` (connects once, when it starts).
-    :param forward: its ``--forward-mode``.
+    :param forward: its ``--forward-mode``; see :meth:`start_forwarding`.
     :param zero_copy: a client shares its packet memory instead of copying out of it.
     """
 
@@ -97,8 +97,9 @@ class DpdkTestpmd:
             "--vdev=net_memif0," + ",".join(f"{key}={value}" for key, value in device.items()),
             *(["--single-file-segments"] if zero_copy else []),
             "--log-level=pmd.net.memif:debug",
-            *("--", "-i", f"--total-num-mbufs={packets}", f"--forward-mode={forward}", "--auto-start"),
+            *("--", "-i", f"--total-num-mbufs={packets}", f"--forward-mode={forward}"),
             *(f"--rxq={queues}", f"--txq={queues}"),
+            "--no-flush-rx",  # or "start" throws away what we have sent before it
         ]
         self._process: subprocess.Popen[bytes] | None = None
         self._output = bytearray()
@@ -158,6 +159,13 @@ class DpdkTestpmd:
 
     # --- what it is told ----------------------------------------------------------------------------------------
 
+    def start_forwarding(self) -> None:
+        """Once it is connected, and not before: its receive function takes a ring's address first and looks then
+        whether it is connected. A server whose forwarding thread is held up between the two, while we connect,
+        reads from a region that was not mapped yet and crashes."""
+        self.wait_for("memif_connect(): Connected.")
+        self._tell("start")
+
     def statistics(self) -> PortStatistics:
         """What it has counted since forwarding began. Its counters are 0 after a disconnect."""
         return self._ask("show fwd stats all", _STATISTICS_END)
@@ -167,21 +175,25 @@ class DpdkTestpmd:
         return self._ask("stop", "Done.")
 
     def quit(self) -> PortStatistics:
-        """Make it forward to the end and go in an orderly way; what it counted. Not after :meth:`stop`."""
-        counted = self._ask("quit", "Bye...")
+        """Make it forward to the end and go by itself; what it counted. Not after :meth:`stop`. How it goes is its own
+        affair: it may crash when it tears down a port that is still connected."""
+        counted = self._ask("quit", "Done.")
         self._running().wait(DEADLINE)
         return counted
 
     def _ask(self, command: str, end: str) -> PortStatistics:
         start = len(self._output)
-        stdin = self._running().stdin
-        assert stdin is not None
-        stdin.write(f"{command}\n".encode())
-        stdin.flush()
+        self._tell(command)
         answer = self.wait_for(end, start)
         counted = _STATISTICS.search(answer)
         assert counted, f"no statistics of the port in:\n{answer}"
         return PortStatistics(*(int(number) for number in counted.groups()))
+
+    def _tell(self, command: str) -> None:
+        stdin = self._running().stdin
+        assert stdin is not None
+        stdin.write(f"{command}\n".encode())
+        stdin.flush()
 
     def _running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "it is not started"

@@ -10,22 +10,18 @@ import argparse
 import contextlib
 import signal
 import sys
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from memifrt import ConfigError, Disconnected, Interface, MemifError, PollCancelled, Runtime, RxQueue, TxQueue
+from memifrt import ConfigError, Disconnected, Interface, MemifError, PollCancelled, Runtime
 from memifrt.apps.packets import parse_ip, parse_mac, reply_in_place
 
 MAC = parse_mac("02:fe:00:00:01:02")
 
-Words = npt.NDArray[np.uint64]
-Halves = npt.NDArray[np.uint16]
 Mask = npt.NDArray[np.bool_]
 
-# A row of the matrix is five 64-bit words of headers and what comes after them. The frame starts two bytes into its
-# row, so that no field but a MAC address shares its word with a part of another:
+# A frame starts two bytes into its row, so that every field lies as it should in a row of 64-bit words:
 #
 #   word 0   (not sent)  destination MAC
 #   word 1   source MAC                                        ethertype
@@ -33,152 +29,151 @@ Mask = npt.NDArray[np.bool_]
 #   word 3   TTL   protocol   header checksum                  source IP
 #   word 4   destination IP                                    ICMP type   code   checksum
 #
-# The row's size is an odd number of cache lines, so that the first lines of many rows do not fight for one place in the
-# cache. Only those lines are ever touched when packets are small.
-_GAP = 2
-_ROW_BYTES = 145 * 64
+# Numbers are little-endian here: what is first on the wire is lowest. A row has room for a buffer of the usual 2048
+# bytes and a bit. It is an odd number of cache lines long, so that where rows start is spread over the whole cache.
+_WORDS, _GAP, _ROW_BYTES = 5, 2, 33 * 64
 #: The longest frame that is answered.
 MAX_FRAME = _ROW_BYTES - _GAP
+
 _ETHERNET, _HEADERS = 14, 14 + 20 + 8
+_TTL, _ICMP = 64, 1
 
-# An echo request without IP options, by what must be what in words 1 to 4: a source that is no group, IPv4, no
-# fragment, ICMP, our address, type and code. The words are little-endian, these are bytes in the order of the wire.
+# Words 1 to 4 of an echo request, and which of their bits say that it is one: a source that is no group, IPv4 without
+# options, no fragment, ICMP, to us, type and code. In the usual one the TTL is our own and the packet below 2048 bytes.
+_REQUEST = bytes.fromhex("0000 0000 0000 0800  4500 0000 0000 0000  4001 0000 0000 0000  0000 0000 0800 0000")
 _CARE = bytes.fromhex("0100 0000 0000 ffff  ff00 0000 0000 3fff  00ff 0000 0000 0000  ffff ffff ffff 0000")
-_ECHO = bytes.fromhex("0000 0000 0000 0800  4500 0000 0000 0000  0001 0000 0000 0000  0000 0000 0800 0000")
-_IPV4, _ARP, _ICMP = 0x0008, 0x0608, 1  # the first two as little-endian numbers
-_TTL = 64
-#: Neither an IP packet nor the padding behind it is longer than this where all goes at once; a power of two.
-_USUAL = 4096
+_USUAL = bytes.fromhex("0000 0000 0000 0000  0000 f800 0000 0000  ff00 0000 0000 0000  0000 0000 0000 0000")
 
-# Operands that are arrays already cost no conversion in every call.
-_8, _16, _32, _48, _LOW_32, _FOLD, _TO_OUR_TTL = (
-    np.array(number, "<u8") for number in (8, 16, 32, 48, 0xFFFFFFFF, 0xFFFF, 0xFFFF - (_ICMP << 8) - _TTL)
-)
-_MIN_TOTAL, _MIN_FRAME, _UNUSUAL = (
-    np.array(number, np.uint16) for number in (_HEADERS - _ETHERNET, _HEADERS, 0x10000 - _USUAL)
+# Operands of every call: to make an array of a number costs half as much as to add it to a thousand.
+_SHIFT = np.array(16, "<u8")
+_ECHO_REQUEST, _CARRIED, _TO_FRAME, _SHORTEST, _NO_SUM = (
+    np.array(number, "<u2") for number in (8, 1, _ETHERNET, _HEADERS, 0xFFFF)
 )
 
 
-class Views:
-    """The first ``n`` rows of a vector's arrays. Making a view costs as much as a third of what is done with it, so
-    they are kept for each ``n``."""
+class Fields:
+    """The first ``n`` columns of a vector's arrays, and the fields in its words. To make these views costs as much as
+    half of what is done with them, so they are kept for each ``n``."""
 
     def __init__(self, vector: Vector, n: int) -> None:
-        self.frames, self.sizes = vector.frames[:n], vector.sizes[:n]
-        #: Where words 1 to 4 lie in the rows, and where copies of them go, each word of all packets in one piece.
-        self.header, self.words = vector.rows[:n, 1:5].T, vector.words[:, :n]
-        self.asker, self.length, self.source, self.echo = self.words
-        self.total = self.length.view(">u2")[1::4]
-        self.care, self.request = vector.care[:, :n], vector.request[:, :n]
-        self.different, self.wrong = vector.different[:, :n], vector.wrong[:n]
-        self.carry, self.sum = vector.carry[:n], vector.sum[:n]
-        self.excess, self.padding = vector.excess[:n], vector.padding[:n]
-        #: The words that a reply has anew.
-        self.row_0, self.row_1, _, self.row_3, self.row_4 = vector.rows[:n, :5].T
+        self.sizes, self.odd, self.wrapped = vector.sizes[:n], vector.odd[:, :n], vector.wrapped[:n]
+        self.ends, self.sum = vector.ends[:n], vector.sum[:n]
+        #: The words as they lie in the rows, and our copy, which has each word of all packets in one piece.
+        self.in_rows, self.words = vector.rows[:n, :_WORDS].T, vector.words[:, :n]
+        self.to_read, self.read = self.in_rows[1:], self.words[1:]
+        word_2, word_3, word_4 = self.words[2:]
+        self.total = word_2.view(">u2")[1::4]
+        self.ttl, self.header_sum, self.source = (
+            word_3.view("u1")[::8],
+            word_3.view("<u2")[1::4],
+            word_3.view("<u4")[1::2],
+        )
+        self.target, self.kind, self.echo_sum = (
+            word_4.view("<u4")[::2],
+            word_4.view("<u2")[2::4],
+            word_4.view("<u2")[3::4],
+        )
 
 
 class Vector:
-    """Room for ``capacity`` packets, to be received into ``frames`` and ``sizes``, and the turning of requests into
-    replies. All of its memory is taken once."""
+    """Room for up to ``capacity`` packets, to be received into ``frames`` and ``sizes``, and to be answered there."""
 
     def __init__(self, capacity: int, ip: bytes, mac: bytes) -> None:
         self.ip, self.mac = ip, mac
-        self.rows: Words = np.zeros((capacity, _ROW_BYTES // 8), "<u8")
+        self.rows = np.zeros((capacity, _ROW_BYTES // 8), "<u8")
         self.frames = self.rows.view(np.uint8)[:, _GAP:]
-        self.sizes: Halves = np.zeros(capacity, np.uint16)
-        self.words, self.different = (np.zeros((4, capacity), "<u8") for _ in range(2))
-        self.wrong, self.carry, self.sum = (np.zeros(capacity, "<u8") for _ in range(3))
-        self.excess, self.padding = (np.zeros(capacity, np.uint16) for _ in range(2))
-        # As wide as the packets, although they say the same for each: NumPy is twice as fast as when it has to repeat.
-        self.care, self.request = (_repeated(word, capacity) for word in (_CARE, _ECHO[:24] + ip + _ECHO[28:]))
-        self._ip = np.array(int.from_bytes(ip, "little"), "<u8")
-        self._from_us = np.array(int.from_bytes(mac + _ECHO[6:8], "little"), "<u8")
-        self._ip_from_us = np.array(int.from_bytes(bytes((_TTL, _ICMP, 0, 0)) + ip, "little"), "<u8")
-        self._views: dict[int, Views] = {}
+        self.sizes = np.zeros(capacity, "<u2")
+        # What is worked out goes into these: a usual burst allocates nothing.
+        self.words, self.masked = np.zeros((_WORDS, capacity), "<u8"), np.zeros((_WORDS - 1, capacity), "<u8")
+        self.odd, self.wrapped = np.zeros((_WORDS - 1 + 3, capacity), np.bool_), np.zeros(capacity, np.bool_)
+        self.ends, self.sum = np.zeros(capacity, "<u2"), np.zeros(capacity, "<u2")
+        # Repeated for each packet: NumPy takes twice as long where it has to do that itself.
+        care = bytes(a | b for a, b in zip(_CARE, _USUAL, strict=True))
+        self._request, self._care, self._care_usual = (
+            np.frombuffer(words, "<u8").repeat(capacity).reshape(-1, capacity)
+            for words in (_REQUEST[:24] + ip + _REQUEST[28:], _CARE, care)
+        )
+        self._usual = self._request & self._care_usual
+        self._our_word_1 = int.from_bytes(mac + _REQUEST[6:8], "little")
+        self._our_ip = int.from_bytes(ip, "little")
+        self._fields: dict[int, Fields] = {}
 
     def answer(self, n: int) -> int:
         """Turn the requests among the first ``n`` frames into their replies, and move these to the front, in order;
-        their number. What they are is what ``reply_in_place`` says, for frames of up to ``MAX_FRAME`` bytes."""
-        view = self._views.get(n)
-        if view is None:
-            view = self._views[n] = Views(self, n)
-        np.copyto(view.words, view.header)
-        if self._all_plain(view):
-            self._reply(view, True)
-            return n
-        return self._answer_mixed(view)
+        how many they are. What is a request, and what its reply, is as with ``reply_in_place``."""
+        fields = self._fields.get(n)
+        if fields is None:
+            fields = self._fields[n] = Fields(self, n)
+        np.copyto(fields.read, fields.to_read)
+        if not self._all_usual(fields):
+            return self._answer_mixed(fields)
+        self._reply(fields)
+        np.copyto(fields.in_rows, fields.words)
+        return n
 
-    def _all_plain(self, view: Views) -> bool:
-        """Whether there are but echo requests to us without anything unusual. What is wrong with which packet is left
-        in ``wrong`` and ``padding``, where that of the good ones is 0."""
-        # Over the whole width: arrays in one piece are done in one go, and what lies behind n is not looked at.
-        different = self.different
-        np.bitwise_xor(self.words, self.request, out=different)
-        np.bitwise_and(different, self.care, out=different)
-        np.bitwise_or(different[:2], different[2:], out=different[:2])
-        np.bitwise_or(different[0], different[1], out=different[0])
-        # Both numbers must be small: what an IP packet has beyond its headers, and a frame beyond its IP packet. One
-        # that is less than nothing is a large one, as they wrap around.
-        np.copyto(view.excess, view.total)
-        np.subtract(view.excess, _MIN_TOTAL, out=view.excess)
-        np.subtract(view.sizes, view.excess, out=view.padding)
-        np.subtract(view.padding, _MIN_FRAME, out=view.padding)
-        np.bitwise_or(view.padding, view.excess, out=view.padding)
-        np.bitwise_and(view.padding, _UNUSUAL, out=view.padding)
-        return not np.count_nonzero(view.wrong) and not np.count_nonzero(view.padding)
+    def _all_usual(self, fields: Fields) -> bool:
+        """Whether there is nothing but echo requests to us that differ in no way that matters."""
+        # All columns, not the first n alone: arrays in one piece are done in one go.
+        np.bitwise_and(self.words[1:], self._care_usual, self.masked)
+        np.not_equal(self.masked, self._usual, self.odd[:4])
+        # Frames without padding. A total length that is out of bounds is caught by one of the three: above, or here.
+        np.copyto(fields.ends, fields.total)
+        np.add(fields.ends, _TO_FRAME, fields.ends)
+        np.not_equal(fields.ends, fields.sizes, fields.odd[4])
+        np.less(fields.sizes, _SHORTEST, fields.odd[5])
+        # As good as 0 to who checks it, and 0 is what the reply has.
+        np.equal(fields.header_sum, _NO_SUM, fields.odd[6])
+        return not np.count_nonzero(fields.odd)
 
-    def _reply(self, view: Views, where: Mask | Literal[True]) -> None:
-        """Write the replies over the echo requests in all rows, or ``where`` one is."""
-        carry, total = view.carry, view.sum
-        np.left_shift(view.asker, _16, out=view.row_0, where=where)
-        np.positive(self._from_us, out=view.row_1, where=where)
-        # Checksums change by what leaves the words that they cover (RFC 1624). One's complement sums are the same
-        # in either byte order (RFC 1071), and of 16-bit words that lie beside each other in one number: 2**16 is 1
-        # modulo 0xffff. So this number is TTL + protocol + checksum, and the checksum for our TTL what remains of it.
-        np.bitwise_and(view.source, _LOW_32, out=total)
-        np.add(total, _TO_OUR_TTL, out=total)
-        np.floor_divide(total, _FOLD, out=carry)
-        np.add(total, carry, out=total)  # - 0xffff * carry, in the lower 16 bits
-        np.left_shift(total, _48, out=total)
-        np.right_shift(total, _32, out=total)
-        np.bitwise_or(total, self._ip_from_us, out=view.row_3, where=where)
-        # The type goes from 8 to 0. The sum of an ICMP message may be 0xffff, as that of an IP header may not.
-        np.right_shift(view.echo, _48, out=total)
-        np.add(total, _8, out=total)
-        np.right_shift(total, _16, out=carry)
-        np.add(total, carry, out=total)
-        np.left_shift(total, _48, out=total)
-        np.right_shift(view.source, _32, out=carry)
-        np.bitwise_or(total, carry, out=view.row_4, where=where)
+    def _reply(self, fields: Fields) -> None:
+        """Turn echo requests into replies, in our copy of the words; TTL and header checksum stay."""
+        words = fields.words
+        np.left_shift(words[1], _SHIFT, words[0])
+        words[1].fill(self._our_word_1)
+        # The type goes from 8 to 0, and the checksum changes by as much: one's complement sums are the same in either
+        # byte order (RFC 1071, RFC 1624). A carry at the top comes in again below.
+        np.add(fields.echo_sum, _ECHO_REQUEST, fields.sum)
+        np.less(fields.sum, _ECHO_REQUEST, fields.wrapped)
+        np.add(fields.sum, _CARRIED, fields.sum, where=fields.wrapped)
+        np.copyto(fields.echo_sum, fields.sum)
+        fields.kind.fill(0)
+        # Swapped addresses add up to the same.
+        np.copyto(fields.target, fields.source)
+        fields.source.fill(self._our_ip)
 
-    def _answer_mixed(self, view: Views) -> int:
-        plain = (view.wrong == 0) & (view.padding == 0)
-        kept = plain.copy()
-        for row in np.flatnonzero(self._is_candidate(view) & ~plain).tolist():
-            frame = memoryview(view.frames[row])[: view.sizes[row]]
-            kept[row] = reply_in_place(frame, self.ip, self.mac)
-        self._reply(view, plain)
-        rows = np.flatnonzero(kept)
-        if not len(rows):
-            return 0
-        sizes = view.sizes[rows]
-        view.frames[: len(rows), : sizes.max()] = view.frames[rows, : sizes.max()]
-        view.sizes[: len(rows)] = sizes
-        return len(rows)
+    def _answer_mixed(self, fields: Fields) -> int:
+        """As above for any frames. What is still an echo request without IP options goes the same way; ARP and what
+        has options, which are few, one by one."""
+        n, sizes = len(fields.sizes), fields.sizes
+        ends = fields.total + np.int64(_ETHERNET)
+        plain = ((fields.read ^ self._request[:, :n]) & self._care[:, :n]).any(axis=0) == 0
+        plain &= (ends >= _HEADERS) & (ends <= sizes) & (sizes <= MAX_FRAME)
+        replied = plain.copy()
+        for row in np.flatnonzero(self._candidates(fields) & ~plain).tolist():
+            frame = self.frames[row, : sizes[row]].data
+            replied[row] = reply_in_place(frame, self.ip, self.mac)
+        fields.header_sum[:] = (fields.header_sum + (fields.ttl - np.int64(_TTL))) % 0xFFFF
+        fields.ttl.fill(_TTL)
+        self._reply(fields)
+        np.copyto(fields.in_rows, fields.words, where=plain)
+        return self._gather(np.flatnonzero(replied))
 
-    def _is_candidate(self, view: Views) -> Mask:
-        """What may be a request although it is not a plain one: ARP, IP options, padding. A flood of anything else
-        must not cost a Python call for each packet."""
-        ethertype = view.asker >> _48
-        to_us = (view.echo & _LOW_32) == self._ip
-        icmp = (view.source >> _8 & np.uint64(0xFF)) == _ICMP
-        fits = (view.sizes >= _HEADERS) & (view.sizes <= MAX_FRAME)
-        candidate: Mask = fits & ((ethertype == _ARP) | ((ethertype == _IPV4) & to_us & icmp))
-        return candidate
+    def _candidates(self, fields: Fields) -> Mask:
+        """Frames worth a closer look: ARP, and ICMP to us. A flood of others must not cost a Python call for each."""
+        ethertype, protocol = fields.words[1].view(">u2")[3::4], fields.words[3].view("u1")[1::8]
+        to_us = (ethertype == 0x0800) & (protocol == _ICMP) & (fields.target == self._our_ip)
+        fits = (fields.sizes >= _HEADERS) & (fields.sizes <= MAX_FRAME)
+        candidates: Mask = fits & (to_us | (ethertype == 0x0806))
+        return candidates
 
-
-def _repeated(words: bytes, count: int) -> Words:
-    return np.repeat(np.frombuffer(words, "<u8")[:, np.newaxis], count, axis=1)
+    def _gather(self, rows: npt.NDArray[np.intp]) -> int:
+        """Move these rows to the front; how many they are."""
+        count = len(rows)
+        if 0 < count < rows[-1] + 1:
+            self.sizes[:count] = self.sizes[rows]
+            longest = self.sizes[:count].max()
+            self.frames[:count, :longest] = self.frames[rows, :longest]
+        return count
 
 
 class Responder:
@@ -188,29 +183,27 @@ class Responder:
         self.vector = Vector(burst, ip, MAC)
 
     def on_connect(self, interface: Interface) -> None:
-        print(f"connected to {interface.details().remote_app_name}")
+        print(f"connected to {interface.details().remote_app_name!r}")
 
     def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
         print(f"disconnected: {reason}")
 
     def on_interrupt(self, interface: Interface, qid: int) -> None:
-        self.serve(interface.rx_queues[qid], interface.tx_queues[0])
-
-    def serve(self, rx: RxQueue, tx: TxQueue) -> None:
         """Take one burst and answer it. What the ring has no room for is lost, as on a wire."""
-        vector = self.vector
-        received = rx.recv_into(vector.frames, vector.sizes)
-        if received and (replies := vector.answer(received)):
+        vector, tx_queues = self.vector, interface.tx_queues
+        received = interface.rx_queues[qid].recv_into(vector.frames.data, vector.sizes.data)
+        if received and tx_queues and (replies := vector.answer(received)):  # a slave need not offer any
             with contextlib.suppress(ConfigError):  # a reply is longer than the peer's whole ring
-                tx.send_from(vector.frames[:replies], vector.sizes[:replies])
+                tx_queues[qid % len(tx_queues)].send_from(vector.frames[:replies].data, vector.sizes[:replies].data)
 
     def poll(self, runtime: Runtime, interface: Interface) -> None:
-        """Look at the ring all the time, and at everything else now and then, until a signal cancels it."""
+        """Look at the rings all the time, and at everything else now and then, until a signal cancels it."""
         while True:
             runtime.poll_event(0 if interface.connected else None)
             with contextlib.suppress(Disconnected):  # the next event tells
                 for _ in range(64 if interface.connected else 0):
-                    self.serve(interface.rx_queues[0], interface.tx_queues[0])
+                    for rx in interface.rx_queues:
+                        self.on_interrupt(interface, rx.qid)
 
 
 def main() -> int:
@@ -227,8 +220,13 @@ def main() -> int:
     try:
         responder = Responder(parse_ip(args.ip), args.burst)
         with Runtime("vectorized") as runtime:
+
+            def stop(*_: object) -> None:
+                if not runtime.closed:  # else it is a second Ctrl+C, too late to matter
+                    runtime.cancel_poll_event()
+
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: runtime.cancel_poll_event())
+                signal.signal(number, stop)
             interface = runtime.create_interface(
                 socket=args.socket,
                 id=args.id,

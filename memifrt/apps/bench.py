@@ -15,12 +15,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 from memifrt.apps.packets import echo_request, parse_ip
-from memifrt.errors import ConfigError, Disconnected
+from memifrt.apps.session import session
+from memifrt.errors import ConfigError, Disconnected, PollCancelled
 from memifrt.interface import Interface
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import __impl__
 from memifrt.runtime import Runtime
-from memifrt.types import Mode, RxMode, check_range
+from memifrt.types import Mode, Role, RxMode, check_range, parse_rx_mode
 
 MODES = ("source", "sink", "echo", "gen", "rr")
 APIS = ("packets", "burst", "vector")
@@ -44,7 +45,7 @@ class Options:
 
     mode: str
     socket: str
-    role: str = "slave"
+    role: Role | str = "slave"
     id: int = 0
     size: int = 64
     burst: int = 256
@@ -52,7 +53,7 @@ class Options:
     queues: int = 1
     log2_ring_size: int = 10
     buffer_size: int = 2048
-    rx_mode: str = "polling"
+    rx_mode: RxMode | str = "polling"
     api: str = "burst"
     check: str = "content"
     payload: str = "zeros"
@@ -187,7 +188,7 @@ class Bench:
             os.sched_setaffinity(0, {options.cpu})
         meter = Meter(live)
         result = Result(options.mode, __impl__)
-        with Runtime("memifrt-bench", reconnect_interval=0.1) as runtime:
+        with session("bench", reconnect_interval=0.1) as runtime:
             interface = runtime.create_interface(
                 socket=options.socket,
                 id=options.id,
@@ -199,14 +200,14 @@ class Bench:
                 rx_mode=options.rx_mode,
                 on_interrupt=self._on_interrupt,
             )
-            while not interface.connected:
-                runtime.poll_event(None)
             try:
+                while not interface.connected:
+                    runtime.poll_event(None)
                 if options.mode == "rr":
                     result.rtt_us = self._round_trips(runtime, interface, meter)
                 else:
                     self._loop(runtime, interface, meter)
-            except Disconnected:
+            except (Disconnected, PollCancelled):  # Ctrl+C: what was measured until then counts
                 meter.sample(self._done)
             finally:
                 meter.close()
@@ -220,7 +221,7 @@ class Bench:
     def _loop(self, runtime: Runtime, interface: Interface, meter: Meter) -> None:
         """Turn after turn; the clock and the control channel are looked at now and then."""
         queues = list(zip(interface.rx_queues, interface.tx_queues, strict=False))
-        polling = self.options.rx_mode == "polling" or self.options.mode in ("source", "gen")
+        polling = parse_rx_mode(self.options.rx_mode) is RxMode.POLLING or self.options.mode in ("source", "gen")
         turn, seconds = self._turn, self.options.seconds
         next_sample = 0.0
         while interface.connected:
@@ -261,7 +262,9 @@ class Bench:
         clock = time.perf_counter_ns
         while interface.connected:
             start = clock()
-            tx.send(packet)
+            while not tx.send(packet):  # the slave may not have posted its buffers yet
+                runtime.poll_event(0.001)
+                start = clock()
             while not rx.recv(1):
                 if polling:
                     if clock() - start > 1e9:

@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 
 from memifrt.errors import ConfigError, ErrorCode, MemifError, MemifOSError, os_error
-from memifrt.fds import OwnedFd
+from memifrt.fds import OwnedFd, own_socket
 from memifrt.types import PATH_BYTES
 
 #: Connections that may wait for accept; the kernel caps it at net.core.somaxconn.
@@ -88,7 +88,7 @@ class Listener(OwnedFd):
 
     def __init__(self, sock: socket.socket, address: Address, identity: tuple[int, int] | None) -> None:
         super().__init__(sock.fileno(), f"listener on {address}")
-        self._socket = sock
+        self._socket = own_socket(sock)
         self._identity = identity
         self.address = address
 
@@ -123,13 +123,18 @@ class Listener(OwnedFd):
             if not address.is_abstract:
                 _remove_stale(address)
             sock.bind(address.native)
-            sock.listen(_BACKLOG)
-            return cls(sock, address, None if address.is_abstract else _identity(address))
+            listener = cls(sock, address, None if address.is_abstract else _identity(address))
         except OSError as error:
             sock.close()
             if isinstance(error, MemifOSError):
                 raise
             raise _bind_error(address, error) from error
+        try:
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()  # and the file with it
+            raise _bind_error(address, error) from error
+        return listener
 
     @classmethod
     def adopt(cls, fd: int, address: Address) -> Listener:

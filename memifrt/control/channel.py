@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from memifrt.control.wire import MESSAGE_SIZE, Disconnect, Message, decode, encode
 from memifrt.errors import ErrorCode, ProtocolError, os_error
-from memifrt.fds import OwnedFd
+from memifrt.fds import OwnedFd, own_socket
 
 _UCRED = struct.Struct("3i")
 # Room for one fd, one more (so that a second one shows itself instead of being cut off), and the credentials that a
@@ -42,7 +42,7 @@ class Channel:
     __slots__ = ("_outgoing", "_pid", "_socket", "credentials")
 
     def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
+        self._socket = own_socket(sock)
         self._pid = os.getpid()
         self._outgoing: deque[tuple[bytes, int]] = deque()
         sock.setblocking(False)

@@ -28,7 +28,7 @@ from memifrt.control.wire import (
     Message,
 )
 from memifrt.errors import Disconnected, ErrorCode, ProtocolError
-from memifrt.types import MAX_INDEX, MAX_LOG2_RING_SIZE, VERSION, Direction, Mode
+from memifrt.types import MAX_INDEX, MAX_LOG2_RING_SIZE, VERSION, Direction, Mode, printable
 
 # --- actions: what a conversation asks its driver to do -------------------------------------------------------------
 
@@ -323,7 +323,7 @@ def _receive() -> Generator[Action, Result, tuple[Message, bool]]:
     assert isinstance(received, Received)
     message = received.message
     if isinstance(message, Disconnect):
-        reason = message.reason or "no reason given"
+        reason = printable(message.reason) or "no reason given"
         raise Disconnected(f"peer disconnected: {reason}", ErrorCode.DISCONNECT)
     return message, received.has_fd
 

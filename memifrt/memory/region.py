@@ -110,11 +110,15 @@ class Region:
         fd = OwnedFd(os.dup(number), f"memory of external region {index}")
         region = cls(index, fd, memory, size, external=True)
         region._delete = external.delete
-        if memory.readonly or memory.nbytes < size:
+        held = os.fstat(number).st_size
+        if held < size:
+            region.close()
+            raise ConfigError(f"the external region's file has {held} bytes where {size} were asked for")
+        if memory.readonly or memory.nbytes < size or not memory.c_contiguous:
             region.close()
             raise ConfigError(
                 f"the external region's memory has {memory.nbytes} bytes{' and is read-only' * memory.readonly}; "
-                f"{size} writable bytes are needed"
+                f"{size} writable, contiguous bytes are needed"
             )
         region.memory = _flat(memory)[:size]
         return region

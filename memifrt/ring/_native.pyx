@@ -90,6 +90,8 @@ cdef extern from *:
 
 cdef enum:
     NEXT = 1
+    # Ours alone, in our copies: the packet is left out of what forward sends. A peer's flags are cut down to NEXT.
+    DROPPED = 0x8000
     MASK_INT = 1
     COOKIE = 0x3E31F20
     HEADER = 128
@@ -214,6 +216,13 @@ cdef class _Ring:
         memcpy(&self.ring.descriptors[start], entries, fits * sizeof(memif_descriptor))
         memcpy(self.ring.descriptors, entries + fits, (count - fits) * sizeof(memif_descriptor))
 
+    cdef void room_around(
+        self, uint16_t index, const memif_descriptor *entry, int64_t *start, int64_t *stop
+    ) noexcept:
+        """Where the memory begins and ends that the data of a taken buffer may be moved in: a master's does not."""
+        start[0] = entry.offset
+        stop[0] = <int64_t> entry.offset + entry.length
+
     cdef void tally(self, const memif_descriptor *entries, int count) noexcept:
         cdef int i
         for i in range(count):
@@ -303,6 +312,9 @@ cdef class _Burst:
     def advance(self, index, count):
         self.trim(index, count, self.length(index) - count)
 
+    def drop(self, index):
+        self.entries[self.position(index)].flags |= DROPPED
+
     def close(self):
         if self.ended:
             return
@@ -311,8 +323,8 @@ cdef class _Burst:
         self.ring.burst_ended(self)
         if held:
             raise BufferError(
-                "a view of this burst is still exported (to a NumPy array?) and its buffer goes back to the peer: "
-                "copy what must outlive the burst, and drop the rest before its block ends"
+                "a view of this burst is still exported and its buffer goes back to the peer: copy what must outlive "
+                "the burst, and drop the rest before its block ends"
             )
 
     def __enter__(self):
@@ -368,18 +380,33 @@ cdef class _Burst:
                 break
         return start
 
+    cdef int whole_packet_end(self, int start) noexcept:
+        """As ``packet_end``, but -1 for a packet that the burst cuts off (``split``)."""
+        cdef int stop = self.packet_end(start)
+        return -1 if self.entries[stop - 1].flags & NEXT else stop
+
+    cdef bint is_dropped(self, int start, int stop) noexcept:
+        while start < stop:
+            if self.entries[start].flags & DROPPED:
+                return True
+            start += 1
+        return False
+
     cdef trim(self, index, Py_ssize_t count, Py_ssize_t length):
         cdef int position = self.position(index)
         cdef memif_descriptor *entry = &self.entries[position]
-        if count < 0 or not 0 < length <= <Py_ssize_t> entry.length - count:
+        cdef int64_t start, stop, present = entry.length, offset = entry.offset
+        self.ring.room_around(<uint16_t> (self.first + position), entry, &start, &stop)
+        if not (start <= offset + count and 0 < length <= stop - offset - count):
             raise ConfigError(
-                f"buffer {index} has {entry.length} bytes: it cannot start at {count} and be {length} bytes long"
+                f"buffer {index} has {present} bytes of data, room for {offset - start} before and "
+                f"{stop - offset - present} behind them: they cannot start {count} bytes further and be {length} long"
             )
         if count and isinstance(self.ring, MasterTxRing):
             raise ConfigError("a master sends from the start of a buffer: only a slave moves data inside it")
         self.drop_view(position)
         entry.length = <uint32_t> length
-        entry.offset += <uint32_t> count
+        entry.offset = <uint32_t> (offset + count)
 
     cdef drop_view(self, int position):
         if self.views is not None and self.views[position] is not None:
@@ -438,6 +465,9 @@ cdef class _RxRing(_Ring):
         free(self.scratch)
 
     def set_headroom(self, int headroom):
+        cdef int64_t capacity = self.capacity
+        if headroom < 0 or (capacity and headroom >= capacity):
+            raise ConfigError(f"headroom is {headroom} bytes; it must be less than the buffer's {capacity}")
         self.headroom = headroom
 
     def pending(self):
@@ -519,6 +549,7 @@ cdef class _RxRing(_Ring):
         if wanted:
             self.give_back(<int> wanted, headroom)
             self.end_returned_bursts()
+            self.give_back_ended()
         return wanted
 
     def untake(self, burst):
@@ -532,6 +563,9 @@ cdef class _RxRing(_Ring):
             self.octets -= own.entries[i].length
         own.count = own.sent
         self.last = <uint16_t> (own.first + own.count)
+        if not own.count:  # it holds nothing for which later bursts would have to wait
+            own.ended = True
+            self.open.pop()
         self.more = True
 
     cdef _Burst take(self, int limit, bint split):
@@ -592,6 +626,9 @@ cdef class _RxRing(_Ring):
         return packet
 
     cdef burst_ended(self, _Burst burst):
+        self.give_back_ended()
+
+    cdef give_back_ended(self):
         # Buffers go back in the order in which they came: a burst that ends before an older one waits for it.
         cdef _Burst oldest
         cdef uint16_t missing
@@ -635,10 +672,12 @@ cdef class _RxRing(_Ring):
 
 @cython.final
 cdef class MasterRxRing(_RxRing):
-    """S2M, read by the master: it takes up to head and gives back by advancing tail. Descriptors stay untouched:
-    slaves do not write region and offset again (protocol notes, section 4, rule 5)."""
+    """S2M, read by the master: it takes up to head and gives back by advancing tail. Region and offset stay untouched:
+    slaves do not write them again (protocol notes, section 4, rule 5). The flag NEXT is cleared: DPDK's client never
+    does, and its next packet in that slot would seem to go on."""
 
     cdef uint16_t returned
+    cdef uint16_t chained
 
     def __init__(self, memory):
         _RxRing.__init__(self, memory)
@@ -657,6 +696,8 @@ cdef class MasterRxRing(_RxRing):
         cdef int i
         self.read(into, index, count)
         for i in range(count):
+            into[i].flags &= NEXT
+            self.chained |= into[i].flags
             if not self.regions.holds(&into[i]):
                 raise self.out_of_bounds(<uint16_t> (index + i), &into[i])
         return 0
@@ -668,7 +709,13 @@ cdef class MasterRxRing(_RxRing):
         return self.returned
 
     cdef int give_back(self, int count, int headroom) except -1:
+        cdef int i
+        if self.chained:
+            for i in range(count):
+                self.ring.descriptors[<uint16_t> (self.returned + i) & self.mask].flags = 0
         self.returned = <uint16_t> (self.returned + count)
+        if self.returned == self.last:
+            self.chained = 0
         memif_store_release(&self.ring.tail, self.returned)  # we have read all that we wanted
         return 0
 
@@ -690,6 +737,12 @@ cdef class SlaveRxRing(_RxRing):
     def capacity(self):
         return self.buffers.size
 
+    cdef void room_around(
+        self, uint16_t index, const memif_descriptor *entry, int64_t *start, int64_t *stop
+    ) noexcept:
+        start[0] = self.buffers.offsets[index & self.mask]
+        stop[0] = start[0] + self.buffers.size
+
     cdef int available(self) except -1:
         cdef uint16_t tail = memif_load_acquire(&self.ring.tail)  # descriptors are read after this
         cdef uint16_t available = <uint16_t> (tail - self.last)
@@ -706,6 +759,7 @@ cdef class SlaveRxRing(_RxRing):
         self.read(into, index, count)
         for i in range(count):
             start = own.offsets[<uint16_t> (index + i) & self.mask]
+            into[i].flags &= NEXT
             if (
                 into[i].region != own.region
                 or into[i].offset < start
@@ -805,8 +859,7 @@ cdef class _TxRing(_Ring):
         while wanted:
             chain = self.reserve(used, room, bytes_each)
             if not chain:
-                if not used:
-                    self.check_can_ever_fit(room, bytes_each)
+                self.check_can_ever_fit(bytes_each, room - used)
                 self.full += 1
                 break
             used += chain
@@ -863,7 +916,7 @@ cdef class _TxRing(_Ring):
         for row in range(count):
             size = sizes.get(row)
             if size > rows.width:
-                raise ConfigError(f"packet {row} has {size} bytes, a row only {rows.width}")
+                raise ConfigError(f"packet {row} has {lengths[row]} bytes, a row only {rows.width}")
             got = self.put(used, room, rows.row(row), size, chain, row)
             if not got:
                 self.full += 1
@@ -882,7 +935,7 @@ cdef class _TxRing(_Ring):
         cdef int sent
         try:
             sent = self.forward(burst)
-            if sent < burst.count:
+            if burst.sent < burst.count:
                 ring.untake(burst)
         finally:
             burst.close()
@@ -906,28 +959,31 @@ cdef class _TxRing(_Ring):
         self.next = <uint16_t> (own.first + position)
         if position == own.sent:
             own.ended = True
-            self.open.pop()
+            self.burst_ended(own)
 
     cdef int copy_forward(self, _Burst own) except -1:
-        cdef int room, used = 0, got, start = own.sent, stop
-        cdef _RxRing source
-        cdef uint8_t *data
+        cdef int room, used = 0, got, sent = 0, start = own.sent, stop
         self.require_nothing_open()
         room = self.room()
         while start < own.count:
-            stop = own.packet_end(start)
-            if start + AHEAD < own.count:
-                memif_prefetch_read(own.ring.regions.at(&own.entries[start + AHEAD]))
-            got = self.gather(used, room, own, start, stop)
-            if not got:
-                self.full += 1
+            stop = own.whole_packet_end(start)
+            if stop < 0:
                 break
-            used += got
+            if not own.is_dropped(start, stop):
+                if start + AHEAD < own.count:
+                    memif_prefetch_read(own.ring.regions.at(&own.entries[start + AHEAD]))
+                got = self.gather(used, room, own, start, stop)
+                if not got:
+                    self.full += 1
+                    if used or room < self.size:  # else no room will ever be larger: this packet is dropped
+                        break
+                else:
+                    used += got
+                    sent += stop - start
             start = stop
         self.publish_staged(used)
-        got = start - own.sent
         own.mark_sent(start)
-        return got
+        return sent
 
     cdef burst_ended(self, _Burst burst):
         # Roll back from the newest: a burst that is given up while a newer one is open waits for that one.
@@ -940,9 +996,11 @@ cdef class _TxRing(_Ring):
         if self.open:
             raise ConfigError("buffers allocated earlier must be transmitted or given back first")
 
-    cdef check_can_ever_fit(self, int room, int64_t size):
-        """What did not fit into the room of a whole ring never will: waiting for more would be for ever."""
-        if room == self.size:
+    cdef check_can_ever_fit(self, int64_t size, int room):
+        """Waiting for room would be for ever: for what a whole free ring did not take, and for what is longer than
+        all of a slave's own buffers."""
+        cdef int64_t capacity = self.capacity
+        if room == self.size or (capacity and size > capacity * self.size):
             raise ConfigError(
                 f"a packet of {size} bytes is longer than all {self.size} buffers of the ring together"
             )
@@ -975,8 +1033,7 @@ cdef class _TxRing(_Ring):
             raise ConfigError(f"packet {number} is empty")
         count = self.reserve(used, room, <int64_t> size)
         if not count:
-            if not used:
-                self.check_can_ever_fit(room, <int64_t> size)
+            self.check_can_ever_fit(<int64_t> size, room - used)
             return 0
         if count > 1 and not chain:
             raise ConfigError(
@@ -1062,6 +1119,12 @@ cdef class SlaveTxRing(_TxRing):
     def capacity(self):
         return self.buffers.size
 
+    cdef void room_around(
+        self, uint16_t index, const memif_descriptor *entry, int64_t *start, int64_t *stop
+    ) noexcept:
+        start[0] = self.buffers.offsets[index & self.mask]
+        stop[0] = start[0] + self.buffers.size
+
     cdef int room(self) except -1:
         cdef uint16_t tail = memif_load_acquire(&self.ring.tail)  # buffers are written after this
         cdef uint16_t in_flight = <uint16_t> (self.published - tail)
@@ -1088,23 +1151,27 @@ cdef class SlaveTxRing(_TxRing):
         if not self.is_sibling(own.ring):
             return self.copy_forward(own)
         cdef _Buffers theirs = _buffers_of(own.ring)
-        cdef int room, start = own.sent, stop = start, end, i
+        cdef int room, sent = 0, start = own.sent, stop, i
         self.require_nothing_open()
         room = self.room()
-        while stop < own.count:
-            end = own.packet_end(stop)
-            if end - start > room:
-                self.full += 1
+        while start < own.count:
+            stop = own.whole_packet_end(start)
+            if stop < 0:
                 break
-            stop = end
-        own.release_views(stop)  # before the swap: these buffers are about to be the peer's
-        for i in range(start, stop):
-            _swap(theirs, <uint16_t> (own.first + i) & own.ring.mask,
-                  self.buffers, <uint16_t> (self.published + i - start) & self.mask)
-            _clean(&self.staged[i - start], &own.entries[i])
-        self.publish_staged(stop - start)
-        own.mark_sent(stop)
-        return stop - start
+            if not own.is_dropped(start, stop):
+                if sent + stop - start > room:
+                    self.full += 1
+                    break
+                for i in range(start, stop):
+                    _clean(&self.staged[sent], &own.entries[i])
+                    # Which buffer sits in which of our two slots; the peer sees it with the new index, below.
+                    _swap(theirs, <uint16_t> (own.first + i) & own.ring.mask,
+                          self.buffers, <uint16_t> (self.published + sent) & self.mask)
+                    sent += 1
+            start = stop
+        own.mark_sent(start)
+        self.publish_staged(sent)
+        return sent
 
     def relay(self, source, limit):
         """One pass over the descriptors: check, swap, publish, refill."""
@@ -1140,9 +1207,10 @@ cdef class SlaveTxRing(_TxRing):
         if count < 0 or not own.sent <= first <= own.count:
             raise ConfigError(f"{count} buffers from {first} on, of a burst of {own.count} with {own.sent} sent")
         cdef _Buffers theirs = _buffers_of(own.ring)
-        cdef int begin = first, wanted = <int> min(<int64_t> count, <int64_t> (own.count - begin)), i, position
+        cdef int begin = first, asked = <int> min(<int64_t> count, <int64_t> (own.count - begin)), i, position
         cdef uint16_t slot
-        wanted = min(wanted, self.room())
+        cdef int wanted = min(asked, self.room())
+        self.full += wanted < asked
         cdef _Burst swapped = _new_burst(self, self.next, wanted)
         for i in range(wanted):  # before the first swap: a view that cannot be ended stops it all
             own.drop_view(begin + i)
@@ -1226,7 +1294,7 @@ cdef class _Matrix:
         return <uint8_t *> self.held.buf + index * self.held.strides[0]
 
 
-_WHOLE_NUMBERS = frozenset(b"h H i I l L q Q n N".split())
+_SIGNED, _UNSIGNED = frozenset(b"h i l q n".split()), frozenset(b"H I L Q N".split())
 
 
 @cython.final
@@ -1235,30 +1303,39 @@ cdef class _Lengths:
 
     cdef Py_buffer held
     cdef bint holding
+    cdef bint signed
     cdef Py_ssize_t count
+    cdef uint64_t longest
 
     def __cinit__(self, lengths, bint writable):
         PyObject_GetBuffer(lengths, &self.held, PyBUF_ND | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0))
         self.holding = True
-        cdef bytes kind = b"B" if self.held.format is NULL else <bytes> self.held.format
-        if self.held.ndim != 1 or kind.lstrip(b"@=<") not in _WHOLE_NUMBERS or self.held.itemsize not in (2, 4, 8):
+        cdef bytes kind = (b"B" if self.held.format is NULL else <bytes> self.held.format).lstrip(b"@")
+        self.signed = kind in _SIGNED
+        if self.held.ndim != 1 or not (self.signed or kind in _UNSIGNED) or self.held.itemsize not in (2, 4, 8):
             raise ConfigError("lengths must be a 1-D buffer of whole numbers of 2, 4 or 8 bytes")
         self.count = self.held.shape[0]
+        self.longest = (<uint64_t> -1) >> (64 - 8 * self.held.itemsize + self.signed)
 
     def __dealloc__(self):
         if self.holding:
             PyBuffer_Release(&self.held)
 
     cdef inline uint64_t get(self, Py_ssize_t index) noexcept:
+        """A negative length becomes one that no row has."""
+        cdef uint64_t value
         if self.held.itemsize == 2:
-            return (<uint16_t *> self.held.buf)[index]
-        if self.held.itemsize == 4:
-            return (<uint32_t *> self.held.buf)[index]
-        return (<uint64_t *> self.held.buf)[index]
+            value = (<uint16_t *> self.held.buf)[index]
+        elif self.held.itemsize == 4:
+            value = (<uint32_t *> self.held.buf)[index]
+        else:
+            value = (<uint64_t *> self.held.buf)[index]
+        return value if value <= self.longest else <uint64_t> -1
 
     cdef inline void set(self, Py_ssize_t index, uint64_t value) noexcept:
+        value = min(value, self.longest)
         if self.held.itemsize == 2:
-            (<uint16_t *> self.held.buf)[index] = <uint16_t> value if value < 0xFFFF else 0xFFFF
+            (<uint16_t *> self.held.buf)[index] = <uint16_t> value
         elif self.held.itemsize == 4:
             (<uint32_t *> self.held.buf)[index] = <uint32_t> value
         else:

@@ -67,10 +67,15 @@ class Burst(Protocol):
         """The ring's slot that the buffer sits in."""
 
     def set_length(self, index: int, length: int) -> None:
-        """Shorten a buffer to ``length`` bytes, 1 to its present length. Its view ends: take it anew."""
+        """Make a buffer's data ``length`` bytes long: shorter, or on a slave's ring as long as the buffer has room
+        behind the data. Its view ends: take it anew."""
 
     def advance(self, index: int, count: int) -> None:
-        """Drop ``count`` bytes from the front of a buffer. Its view ends: take it anew."""
+        """Drop ``count`` bytes from the front of a buffer's data. On a slave's ring a negative count adds what lies
+        before them: the headroom, to prepend a header. Its view ends: take it anew."""
+
+    def drop(self, index: int) -> None:
+        """Leave the packet that this buffer belongs to out of what ``forward`` sends."""
 
     @property
     def done(self) -> int:
@@ -131,7 +136,8 @@ class RxRing(Ring, Protocol):
         give their buffers back at once; the number of packets. Their lengths go into ``lengths``, a writable 1-D
         buffer of whole numbers of 2, 4 or 8 bytes.
 
-        Takes at most as many buffers as there are rows. A packet longer than a row is cut; its length is not.
+        Takes at most as many buffers as there are rows. A packet longer than a row is cut; its length is not, but
+        for what the type of ``lengths`` cannot hold.
         """
 
     def untake(self, burst: Burst) -> None:
@@ -176,8 +182,8 @@ class TxRing(Ring, Protocol):
     def send(self, packets: Iterable[ReadableBuffer], *, chain: bool = True) -> int:
         """Copy packets onto the ring and publish them; the number taken, fewer than given if the ring is full.
 
-        :raises ConfigError: a packet is empty, or too long for the ring or (without ``chain``) a buffer. Nothing is
-            sent then.
+        :raises ConfigError: a packet is empty, or too long for the ring or (without ``chain``) a buffer. Nothing of
+            this call is sent then.
         """
 
     def send_from(self, matrix: ReadableBuffer, lengths: ReadableBuffer, *, chain: bool = True) -> int:
@@ -197,7 +203,8 @@ class TxRing(Ring, Protocol):
         """Send the packets of a received burst that are not sent yet; the number of buffers taken from it.
 
         Between rings of one slave this swaps buffers, elsewhere it copies. Views of forwarded buffers end, and a
-        second call goes on where the first stopped.
+        second call goes on where the first stopped. Only whole packets are sent; one that not even the whole ring
+        has room for is dropped.
         """
 
     def enqueue(self, burst: Burst, first: int, count: int) -> Burst:

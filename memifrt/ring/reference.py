@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # flags, region, length, offset, metadata (protocol notes, section 2)
 _DESCRIPTOR = struct.Struct("<HHIII")
 _COOKIE = struct.Struct("<I")
+_FLAGS_FIELD = struct.Struct("<H")
 _NEXT = int(BufferFlag.NEXT)
 _U16 = 0xFFFF
 # The header as u16: cookie at bytes 0 to 3, flags at 4, head at 6, tail at 64.
@@ -115,6 +116,10 @@ class _Ring:
         _, region, length, offset, _ = entry
         return self._regions[region][offset : offset + length]
 
+    def _room_around(self, index: int, entry: Entry) -> tuple[int, int]:
+        """Where the memory begins and ends that the data of a taken buffer may be moved in: a master's does not."""
+        return entry[3], entry[3] + entry[2]
+
     def _count(self, entries: list[Entry]) -> None:
         self._packets += sum(not entry[0] & _NEXT for entry in entries)
         self._bytes += sum(entry[2] for entry in entries)
@@ -144,13 +149,14 @@ class _Ring:
 class _Burst:
     """A run of buffers of one ring, as copied descriptors; views are made when they are touched."""
 
-    __slots__ = ("_done", "_ended", "_entries", "_first", "_ring", "_views")
+    __slots__ = ("_done", "_dropped", "_ended", "_entries", "_first", "_ring", "_views")
 
     def __init__(self, ring: _Ring, first: int, entries: list[Entry]) -> None:
         self._ring = ring
         self._first = first
         self._entries = entries
         self._views: dict[int, memoryview] = {}
+        self._dropped: set[int] = set()
         self._done = 0
         self._ended = False
 
@@ -191,6 +197,9 @@ class _Burst:
     def advance(self, index: int, count: int) -> None:
         self._trim(index, count, self.length(index) - count)
 
+    def drop(self, index: int) -> None:
+        self._dropped.add(self._position(index))
+
     def close(self) -> None:
         if self._ended:
             return
@@ -199,8 +208,8 @@ class _Burst:
         self._ring._burst_ended(self)
         if held:
             raise BufferError(
-                "a view of this burst is still exported (to a NumPy array?) and its buffer goes back to the peer: "
-                "copy what must outlive the burst, and drop the rest before its block ends"
+                "a view of this burst is still exported and its buffer goes back to the peer: copy what must outlive "
+                "the burst, and drop the rest before its block ends"
             )
 
     def __enter__(self) -> Self:
@@ -224,15 +233,18 @@ class _Burst:
             raise ValueError(f"buffer {index} has been sent: it belongs to the peer")
         return position
 
-    def _packet_bounds(self) -> Iterator[tuple[int, int]]:
-        """Start and stop of each packet that is not sent yet."""
+    def _packet_bounds(self, *, unfinished: bool = True) -> Iterator[tuple[int, int]]:
+        """Start and stop of each packet that is not sent yet; the last one may be cut off (``split``)."""
         start = self._done
         for index in range(start, len(self._entries)):
             if not self._entries[index][0] & _NEXT:
                 yield start, index + 1
                 start = index + 1
-        if start < len(self._entries):
+        if start < len(self._entries) and unfinished:
             yield start, len(self._entries)
+
+    def _is_dropped(self, start: int, stop: int) -> bool:
+        return bool(self._dropped) and not self._dropped.isdisjoint(range(start, stop))
 
     def _joined(self, start: int, stop: int) -> bytes | memoryview:
         """The data of one packet."""
@@ -241,10 +253,13 @@ class _Burst:
 
     def _trim(self, index: int, count: int, length: int) -> None:
         position = self._position(index)
-        flags, region, present, offset, metadata = self._entries[position]
-        if count < 0 or not 0 < length <= present - count:
+        entry = self._entries[position]
+        flags, region, present, offset, metadata = entry
+        start, stop = self._ring._room_around(self._first + position, entry)
+        if not (start <= offset + count and 0 < length <= stop - offset - count):
             raise ConfigError(
-                f"buffer {index} has {present} bytes: it cannot start at {count} and be {length} bytes long"
+                f"buffer {index} has {present} bytes of data, room for {offset - start} before and "
+                f"{stop - offset - present} behind them: they cannot start {count} bytes further and be {length} long"
             )
         if count and isinstance(self._ring, MasterTxRing):
             raise ConfigError("a master sends from the start of a buffer: only a slave moves data inside it")
@@ -289,6 +304,8 @@ class _RxRing(_Ring):
         self._open: deque[_Burst] = deque()
 
     def set_headroom(self, headroom: int) -> None:
+        if headroom and not 0 <= headroom < (self.capacity or headroom + 1):
+            raise ConfigError(f"headroom is {headroom} bytes; it must be less than the buffer's {self.capacity}")
         self._headroom = headroom
 
     def pending(self) -> int:
@@ -314,6 +331,7 @@ class _RxRing(_Ring):
 
     def recv_into(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
         rows, sizes = _matrix(matrix), _lengths(lengths)
+        longest = (1 << (8 * sizes.itemsize - sizes.format[-1].islower())) - 1
         limit = min(len(rows), len(sizes))
         if not limit:
             return 0
@@ -324,7 +342,7 @@ class _RxRing(_Ring):
                 row = rows[number - 1]
                 fits = min(len(data), len(row))
                 row[:fits] = data[:fits]
-                sizes[number - 1] = len(data)
+                sizes[number - 1] = min(len(data), longest)
         return number
 
     def untake(self, burst: Burst) -> None:
@@ -337,6 +355,9 @@ class _RxRing(_Ring):
         self._bytes -= sum(entry[2] for entry in put_back)
         del own._entries[own._done :]
         self._last = (own._first + len(own)) & _U16
+        if not own._entries:  # it holds nothing for which later bursts would have to wait
+            own._ended = True
+            self._open.pop()
         self.more = True
 
     def refill(self, count: int | None = None, headroom: int = 0) -> int:
@@ -410,14 +431,16 @@ class _RxRing(_Ring):
 
 
 class MasterRxRing(_RxRing):
-    """S2M, read by the master: it takes up to head and gives back by advancing tail. Descriptors stay untouched:
-    slaves do not write region and offset again (protocol notes, section 4, rule 5)."""
+    """S2M, read by the master: it takes up to head and gives back by advancing tail. Region and offset stay untouched:
+    slaves do not write them again (protocol notes, section 4, rule 5). The flag NEXT is cleared: DPDK's client never
+    does, and its next packet in that slot would seem to go on."""
 
-    __slots__ = ("_returned",)
+    __slots__ = ("_chained", "_returned")
 
     def __init__(self, memory: RingMemory) -> None:
         super().__init__(memory)
         self._returned = 0
+        self._chained = False
         self._reset()
 
     def _available(self) -> int:
@@ -433,6 +456,8 @@ class MasterRxRing(_RxRing):
         entries = list(self._read(index, count))
         for position, entry in enumerate(entries):
             self._check_bounds(index + position, entry)
+            if entry[0] & _NEXT:
+                self._chained = True
         return entries
 
     def _refillable(self) -> int:
@@ -442,7 +467,11 @@ class MasterRxRing(_RxRing):
         return self._returned
 
     def _give_back(self, count: int, headroom: int) -> None:
+        if self._chained:
+            for index in range(self._returned, self._returned + count):
+                _FLAGS_FIELD.pack_into(self._descriptors, (index & self._mask) * DESCRIPTOR_SIZE, 0)
         self._returned = (self._returned + count) & _U16
+        self._chained = self._chained and self._returned != self._last
         self._header[_TAIL] = self._returned  # release: we have read all that we wanted
 
 
@@ -457,6 +486,9 @@ class SlaveRxRing(_RxRing):
         self._posted = 0
         _COOKIE.pack_into(self._header.cast("B"), 0, COOKIE)
         self._reset()
+
+    def _room_around(self, index: int, entry: Entry) -> tuple[int, int]:
+        return _buffer_bounds(self._buffers, index & self._mask)
 
     @property
     def capacity(self) -> int:
@@ -531,8 +563,7 @@ class _TxRing(_Ring):
         for _ in range(count):
             chain = self._reserve(rooms, size)
             if chain is None:
-                if not entries:
-                    self._check_can_ever_fit(free, size)
+                self._check_can_ever_fit(size, free - len(entries))
                 self._full += 1
                 break
             entries += chain
@@ -558,62 +589,76 @@ class _TxRing(_Ring):
         return len(entries)
 
     def send(self, packets: Iterable[ReadableBuffer], *, chain: bool = True) -> int:
-        return self._copy(packets, chain, strict=True)
-
-    def forward(self, burst: Burst) -> int:
-        own = _received(burst)
-        bounds = list(own._packet_bounds())
-        sent = self._copy((own._joined(start, stop) for start, stop in bounds), chain=True, strict=False)
-        before = own._done
-        if sent:
-            own._sent(bounds[sent - 1][1])
-        return own._done - before
-
-    def send_from(self, matrix: ReadableBuffer, lengths: ReadableBuffer, *, chain: bool = True) -> int:
-        rows, sizes = _matrix(matrix), _lengths(lengths)
-        return self._copy((_row(rows, sizes, i) for i in range(min(len(rows), len(sizes)))), chain, strict=True)
-
-    def relay(self, source: RxRing, limit: int) -> int:
-        with source.burst(limit) as burst:
-            sent = self.forward(burst)
-            if sent < len(burst):
-                source.untake(burst)
-        return sent
-
-    def _copy(self, packets: Iterable[ReadableBuffer], chain: bool, *, strict: bool) -> int:
-        """Copy packets into free buffers and publish them all at once.
-
-        A caller's mistake is an error (``strict``); what a peer made us forward is not the caller's mistake.
-        """
         self._require_nothing_open()
-        entries: list[Entry] = []
         free = self.free()
         rooms = self._rooms(free)
+        staged: list[Entry] = []
         sent = 0
         for packet in packets:
             data = packet if type(packet) is bytes else memoryview(packet).cast("B")
             size = len(data)
-            if strict and not size:
+            if not size:
                 raise ConfigError(f"packet {sent} is empty")
             reserved = self._reserve(rooms, size)
             if reserved is None:
-                if strict and not entries:
-                    self._check_can_ever_fit(free, size)
+                self._check_can_ever_fit(size, free - len(staged))
                 self._full += 1
                 break
             if len(reserved) > 1 and not chain:
                 raise ConfigError(
                     f"packet {sent} has {size} bytes, a buffer {reserved[0][2]}, and chains are switched off"
                 )
-            start = 0
-            for entry in reserved:
-                self._view(entry)[:] = data[start : start + entry[2]]
-                start += entry[2]
-            entries += reserved
+            self._fill(reserved, data)
+            staged += reserved
             sent += 1
+        self._publish_staged(staged)
+        return sent
+
+    def send_from(self, matrix: ReadableBuffer, lengths: ReadableBuffer, *, chain: bool = True) -> int:
+        rows, sizes = _matrix(matrix), _lengths(lengths)
+        return self.send((_row(rows, sizes, i) for i in range(min(len(rows), len(sizes)))), chain=chain)
+
+    def forward(self, burst: Burst) -> int:
+        own = _received(burst)
+        self._require_nothing_open()
+        free = self.free()
+        rooms = self._rooms(free)
+        staged: list[Entry] = []
+        sent, done = 0, own._done
+        for start, stop in own._packet_bounds(unfinished=False):
+            if not own._is_dropped(start, stop):
+                data = own._joined(start, stop)
+                reserved = self._reserve(rooms, len(data))
+                if reserved is None:
+                    self._full += 1
+                    if staged or free < self.size:
+                        break
+                    rooms = self._rooms(free)  # no room will ever be larger: this packet is dropped
+                else:
+                    self._fill(reserved, data)
+                    staged += reserved
+                    sent += stop - start
+            done = stop
+        self._publish_staged(staged)
+        own._sent(done)
+        return sent
+
+    def relay(self, source: RxRing, limit: int) -> int:
+        with source.burst(limit) as burst:
+            sent = self.forward(burst)
+            if burst.done < len(burst):
+                source.untake(burst)
+        return sent
+
+    def _fill(self, entries: list[Entry], data: bytes | memoryview) -> None:
+        start = 0
+        for entry in entries:
+            self._view(entry)[:] = data[start : start + entry[2]]
+            start += entry[2]
+
+    def _publish_staged(self, entries: list[Entry]) -> None:
         self._next = (self._next + len(entries)) & _U16
         self._publish(entries)
-        return sent
 
     def enqueue(self, burst: Burst, first: int, count: int) -> _Burst:
         raise ConfigError("a master cannot swap buffers: only the rings of one slave can")
@@ -658,9 +703,10 @@ class _TxRing(_Ring):
                 return chain
         return None
 
-    def _check_can_ever_fit(self, free: int, size: int | None) -> None:
-        """What did not fit into the room of a whole ring never will: waiting for more would be for ever."""
-        if free == self.size:
+    def _check_can_ever_fit(self, size: int | None, free: int) -> None:
+        """Waiting for room would be for ever: for what a whole free ring did not take, and for what is longer than
+        all of a slave's own buffers."""
+        if free == self.size or (size or 0) > (self.capacity or (size or 0)) * self.size:
             raise ConfigError(f"a packet of {size} bytes is longer than all {self.size} buffers of the ring together")
 
     def _publish(self, entries: list[Entry]) -> None:
@@ -689,6 +735,9 @@ class SlaveTxRing(_TxRing):
         _COOKIE.pack_into(self._header.cast("B"), 0, COOKIE)
         self._reset()
 
+    def _room_around(self, index: int, entry: Entry) -> tuple[int, int]:
+        return _buffer_bounds(self._buffers, index & self._mask)
+
     @property
     def capacity(self) -> int:
         return self._buffers.size
@@ -708,21 +757,21 @@ class SlaveTxRing(_TxRing):
         if not self._is_sibling(own._ring):
             return super().forward(own)
         self._require_nothing_open()
-        room, start, stop = self.free(), own._done, own._done
-        for _, end in own._packet_bounds():
-            if end - start > room:
-                self._full += 1
-                break
-            stop = end
-        own._release_views(stop)  # before the swap: these buffers are about to be the peer's
-        for position in range(start, stop):
-            _exchange_buffers(
-                own._ring, own._first + position, self, self._published + position - start
-            )  # fmt: skip
-        self._next = (self._next + stop - start) & _U16
-        self._publish([_clean(entry) for entry in own._entries[start:stop]])
-        own._sent(stop)
-        return stop - start
+        room, done = self.free(), own._done
+        positions: list[int] = []
+        for start, stop in own._packet_bounds(unfinished=False):
+            if not own._is_dropped(start, stop):
+                if len(positions) + stop - start > room:
+                    self._full += 1
+                    break
+                positions += range(start, stop)
+            done = stop
+        own._release_views(done)  # before the swap: these buffers are about to be the peer's
+        for number, position in enumerate(positions):
+            _exchange_buffers(own._ring, own._first + position, self, self._published + number)
+        self._publish_staged([_clean(own._entries[position]) for position in positions])
+        own._done = done
+        return len(positions)
 
     def enqueue(self, burst: Burst, first: int, count: int) -> _Burst:
         own = _received(burst)
@@ -730,7 +779,9 @@ class SlaveTxRing(_TxRing):
             raise ConfigError("the burst was not received on a ring of the same slave")
         if count < 0 or not own._done <= first <= len(own):
             raise ConfigError(f"{count} buffers from {first} on, of a burst of {len(own)} with {own._done} sent")
-        count = min(count, self.free(), len(own) - first)
+        wanted = min(count, len(own) - first)
+        count = min(wanted, self.free())
+        self._full += count < wanted
         entries = [_clean(entry) for entry in own._entries[first : first + count]]
         for position in range(count):  # before the first swap: a view that cannot be ended stops it all
             own._drop_view(first + position)
@@ -851,6 +902,11 @@ def _slave_buffers(ring: _Ring) -> SlaveBuffers:
     return ring._buffers
 
 
+def _buffer_bounds(buffers: SlaveBuffers, slot: int) -> tuple[int, int]:
+    start = buffers.offsets[slot]
+    return start, start + buffers.size
+
+
 def _own(burst: Burst) -> _Burst:
     if not isinstance(burst, _Burst):
         raise ConfigError(f"{burst!r} is not a burst of this ring implementation")
@@ -880,22 +936,21 @@ def _same_memory(ring_a: _Ring, ring_b: _Ring) -> bool:
 def _matrix(matrix: ReadableBuffer) -> list[memoryview]:
     """The rows of a 2-D buffer of bytes."""
     view = memoryview(matrix)
-    if view.ndim != 2 or view.itemsize != 1 or not view.c_contiguous:
+    if view.ndim != 2 or view.itemsize != 1 or not view[:1].c_contiguous:
         raise ConfigError("the matrix must be a 2-D buffer of bytes with contiguous rows")
-    count, width = view.shape or (0, 0)
-    flat = view.cast("B")
-    return [flat[index * width : (index + 1) * width] for index in range(count)]
+    # Rows may lie apart from each other, as those of a slice do.
+    return [view[index : index + 1].cast("B") for index in range(len(view))]
 
 
 def _lengths(lengths: ReadableBuffer) -> memoryview:
     view = memoryview(lengths)
-    if view.ndim != 1 or view.format.lstrip("@=<") not in tuple("hHiIlLqQnN") or view.itemsize not in (2, 4, 8):
+    if view.ndim != 1 or view.format.lstrip("@") not in tuple("hHiIlLqQnN") or view.itemsize not in (2, 4, 8):
         raise ConfigError("lengths must be a 1-D buffer of whole numbers of 2, 4 or 8 bytes")
     return view
 
 
 def _row(rows: list[memoryview], lengths: memoryview, index: int) -> memoryview:
-    if lengths[index] > len(rows[index]):
+    if not 0 <= lengths[index] <= len(rows[index]):
         raise ConfigError(f"packet {index} has {lengths[index]} bytes, a row only {len(rows[index])}")
     return rows[index][: lengths[index]]
 
