@@ -379,7 +379,7 @@ class SlaveConnection(Connection):
                 self.regions.append(Region.create(index, size, self._around.allocator))
         memories = tuple(region.memory for region in self.regions)
         for ring in layout.rings:
-            offsets = _buffer_offsets(ring, action.log2_ring_size, buffer_size, external)
+            offsets = _buffer_offsets(ring, action.log2_ring_size, layout.stride, external)
             _check_offsets(offsets, buffer_size, len(memories[layout.buffer_region]))
             buffers = SlaveBuffers(layout.buffer_region, buffer_size, offsets)
             sends = ring.direction is Direction.S2M
@@ -475,12 +475,11 @@ class MasterConnection(Connection):
                 self.tx_rings.append((layout, implementation.master_tx(memory), event))
 
 
-def _buffer_offsets(ring: RingLayout, log2_size: int, buffer_size: int, external: ExternalRegion | None) -> array[int]:
-    """The offset of each slot's buffer (protocol notes, section 2: in ring order, at multiples of the size)."""
+def _buffer_offsets(ring: RingLayout, log2_size: int, stride: int, external: ExternalRegion | None) -> array[int]:
+    """The offset of each slot's buffer (protocol notes, section 2: in ring order)."""
     if external is not None and external.next_buffer_offset is not None:
         return array("I", [external.next_buffer_offset() for _ in range(1 << log2_size)])
-    stop = ring.first_buffer + (buffer_size << log2_size)
-    return array("I", range(ring.first_buffer, stop, buffer_size))
+    return array("I", range(ring.first_buffer, ring.first_buffer + (stride << log2_size), stride))
 
 
 def _check_offsets(offsets: array[int], buffer_size: int, region_size: int) -> None:

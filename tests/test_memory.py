@@ -20,7 +20,15 @@ from hypothesis import strategies as st
 
 from memifrt.errors import ConfigError, ErrorCode, MemifError, MemifOSError, ProtocolError
 from memifrt.fds import OwnedFd
-from memifrt.memory.layout import DESCRIPTOR_SIZE, MAX_REGION_SIZE, RING_HEADER_SIZE, Layout, plan, ring_bytes
+from memifrt.memory.layout import (
+    DESCRIPTOR_SIZE,
+    MAX_REGION_SIZE,
+    RING_HEADER_SIZE,
+    Layout,
+    buffer_stride,
+    plan,
+    ring_bytes,
+)
 from memifrt.memory.region import ExternalRegion, Region, allocate_memfd
 from memifrt.types import Direction
 
@@ -55,7 +63,7 @@ def spans(layout: Layout, log2_size: int, buffer_size: int) -> list[tuple[int, i
     """Region, start and end of every ring and of every ring's buffers."""
     rings = [(ring.region, ring.offset, ring.offset + ring_bytes(log2_size)) for ring in layout.rings]
     buffers = [
-        (layout.buffer_region, ring.first_buffer, ring.first_buffer + (buffer_size << log2_size))
+        (layout.buffer_region, ring.first_buffer, ring.first_buffer + (buffer_stride(buffer_size) << log2_size))
         for ring in layout.rings
     ]
     return rings + buffers
@@ -73,17 +81,25 @@ def test_the_defaults_lie_where_the_numbers_say() -> None:
     s2m, m2s = layout.rings
     assert (s2m.direction, s2m.index, s2m.region, s2m.offset) == (Direction.S2M, 0, 0, 0)
     assert (m2s.direction, m2s.index, m2s.region, m2s.offset) == (Direction.M2S, 0, 0, 16512)
-    # The first page behind two rings of 16512 bytes; then 1024 buffers of 2048 bytes for each ring.
-    assert (layout.buffer_region, s2m.first_buffer, m2s.first_buffer) == (0, 36864, 36864 + 1024 * 2048)
-    assert layout.region_sizes == (36864 + 2 * 1024 * 2048,)
+    # The first page behind two rings of 16512 bytes; then 1024 buffers of 2048 bytes, 33 cache lines, for each ring.
+    assert (layout.buffer_region, s2m.first_buffer, m2s.first_buffer) == (0, 36864, 36864 + 1024 * 2112)
+    assert layout.region_sizes == (36864 + 2 * 1024 * 2112,)
+    assert layout.stride == 2112
+
+
+@pytest.mark.parametrize(
+    ("buffer_size", "stride"), [(1, 64), (64, 64), (65, 192), (128, 192), (2048, 2112), (2112, 2112), (65535, 65600)]
+)
+def test_buffers_are_an_odd_number_of_cache_lines_apart(buffer_size: int, stride: int) -> None:
+    assert buffer_stride(buffer_size) == stride
 
 
 def test_separate_buffers_start_a_region_of_their_own() -> None:
     layout = plan(1, 1, 10, 2048, separate_buffers=True)
-    assert layout.region_sizes == (36864, 2 * 1024 * 2048)
+    assert layout.region_sizes == (36864, 2 * 1024 * 2112)
     assert layout.buffer_region == 1
     assert [ring.region for ring in layout.rings] == [0, 0]
-    assert [ring.first_buffer for ring in layout.rings] == [0, 1024 * 2048]
+    assert [ring.first_buffer for ring in layout.rings] == [0, 1024 * 2112]
 
 
 @given(
@@ -99,7 +115,8 @@ def test_rings_and_buffers_lie_in_order_and_do_not_overlap(
     try:
         layout = plan(s2m, m2s, log2_size, buffer_size, separate_buffers=separate)
     except ConfigError:
-        assert ((s2m + m2s) * (buffer_size + DESCRIPTOR_SIZE) << log2_size) + (1 << 20) > MAX_REGION_SIZE
+        stride = buffer_stride(buffer_size)
+        assert ((s2m + m2s) * (stride + DESCRIPTOR_SIZE) << log2_size) + (1 << 20) > MAX_REGION_SIZE
         return
     order = [(Direction.S2M, index) for index in range(s2m)] + [(Direction.M2S, index) for index in range(m2s)]
     assert [(ring.direction, ring.index) for ring in layout.rings] == order
@@ -111,7 +128,7 @@ def test_rings_and_buffers_lie_in_order_and_do_not_overlap(
         assert 0 <= start < end <= layout.region_sizes[region] <= MAX_REGION_SIZE
     # Buffers are assigned to slots in ring order, without gaps.
     first = layout.rings[0].first_buffer
-    starts = [first + position * (buffer_size << log2_size) for position in range(s2m + m2s)]
+    starts = [first + position * (layout.stride << log2_size) for position in range(s2m + m2s)]
     assert [ring.first_buffer for ring in layout.rings] == starts
     # The cookie and the flags are read as u32 and the indices as u16: none may straddle a boundary.
     assert all(ring.offset % 16 == 0 for ring in layout.rings)
@@ -122,18 +139,18 @@ def test_what_a_descriptor_cannot_reach_is_refused_with_its_numbers() -> None:
         plan(255, 255, 14, 2048)
     words = str(caught.value)
     rings = 510 * ring_bytes(14)
-    for number in (510, "2^14", 2048, rings + -rings % 4096 + 510 * 16384 * 2048, MAX_REGION_SIZE):
+    for number in (510, "2^14", 2048, rings + -rings % 4096 + 510 * 16384 * 2112, MAX_REGION_SIZE):
         assert str(number) in words
     assert caught.value.code is ErrorCode.INVAL_ARG
 
 
-def test_the_last_byte_that_a_descriptor_reaches_is_used() -> None:
-    layout = plan(2, 2, 14, 1 << 16, separate_buffers=True)
-    assert layout.region_sizes[1] == MAX_REGION_SIZE
+def test_what_a_descriptor_just_reaches_is_used() -> None:
+    layout = plan(2, 2, 14, 1023 * 64, separate_buffers=True)
+    assert layout.region_sizes[1] == 4 * 1023 * 64 << 14 <= MAX_REGION_SIZE
     with pytest.raises(ConfigError):
-        plan(2, 2, 14, 1 << 16)
+        plan(2, 2, 14, 1023 * 64 + 1, separate_buffers=True)
     with pytest.raises(ConfigError):
-        plan(2, 3, 14, 1 << 16, separate_buffers=True)
+        plan(2, 3, 14, 1023 * 64, separate_buffers=True)
 
 
 # --- regions of our own ---------------------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ ANSWERED = {
     "reserved flag": patched(PLAIN, (20, b"\x80\x00")),
     "header sum 0": patched(PLAIN, (24, b"\x00\x00")),
     "header sum 0xffff": patched(PLAIN, (24, b"\xff\xff")),
+    "header sum 0xffff and ttl 65": patched(PLAIN, (22, b"\x41"), (24, b"\xff\xff")),
     "header sum becomes 0": patched(PLAIN, (22, b"\x4f"), (24, b"\xf0\xff")),
     "echo sum 0": patched(PLAIN, (36, b"\x00\x00")),
     "echo sum becomes 0xffff": patched(PLAIN, (36, b"\xf7\xff")),
@@ -223,7 +224,7 @@ def test_random_mixes(vector: Vector, seed: int) -> None:
 
 
 def test_echo_requests_and_noise_cost_no_call_for_each(vector: Vector, one_by_one: list[bytes]) -> None:
-    for name in ("full size", "padded", "ttl 63", "header sum 0xffff", "echo sum carries", "service"):
+    for name in ("full size", "padded", "ttl 63", "header sum becomes 0", "echo sum carries", "service"):
         packets = [PLAIN, ANSWERED[name]] * (CAPACITY // 2)
         assert answers(vector, packets) == expected(packets)
     for name in ("udp", "ipv6", "vlan", "another address", "arp for another"):

@@ -33,16 +33,13 @@ class Responder:
 
     def on_interrupt(self, interface: Interface, qid: int) -> None:
         with interface.rx_queues[qid].burst() as burst:
-            packets = (whole(buffers) for buffers in burst.packets())
-            # Written over the request, where it lies. What the ring has no room for is lost, as on a wire.
-            interface.tx_queues[self.tx_queue].send(
-                packet for packet in packets if reply_in_place(packet, self.ip, MAC)
-            )
-
-
-def whole(buffers: tuple[memoryview, ...]) -> memoryview:
-    """A packet in one piece. One that is longer than a buffer comes as a chain of several."""
-    return buffers[0] if len(buffers) == 1 else memoryview(bytearray().join(buffers))
+            for index, packet in enumerate(burst):
+                # Written over the request, where it lies. A packet longer than a buffer, which comes as several, is
+                # not answered here.
+                if not reply_in_place(packet, self.ip, MAC):
+                    burst.drop(index)
+            # What the ring has no room for is lost, as on a wire.
+            interface.tx_queues[self.tx_queue].forward(burst)
 
 
 def main() -> int:

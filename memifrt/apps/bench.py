@@ -1,7 +1,7 @@
 """``memifrt bench``: one end of a measurement, over any of the three levels of the data plane.
 
 Owns the loops of source, sink, echo, gen and rr, and what is counted in them. What it prints are this process's own
-figures: packets a second between the first and the last packet, and CPU time a packet.
+figures: packets a second since the first packet, and CPU time a packet.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from memifrt.apps.session import session
 from memifrt.errors import ConfigError, Disconnected, PollCancelled
 from memifrt.interface import Interface
 from memifrt.queue import RxQueue, TxQueue
-from memifrt.ring import __impl__
+from memifrt.ring import Burst, __impl__
 from memifrt.runtime import Runtime
-from memifrt.types import Mode, Role, RxMode, check_range, parse_rx_mode
+from memifrt.types import BufferFlag, Mode, QueueCounters, Role, RxMode, check_range, parse_rx_mode
 
 MODES = ("source", "sink", "echo", "gen", "rr")
 APIS = ("packets", "burst", "vector")
@@ -30,10 +30,14 @@ PAYLOADS = ("zeros", "icmp")
 #: Whom the echo requests of ``payload="icmp"`` are for; any MAC address.
 ICMP_TARGET = "192.168.1.2"
 
-#: Rounds over the queues between two looks at the clock.
-_ROUNDS = 32
+#: Turns between two looks at the clock.
+_TURNS = 32
 #: Seconds between two samples of the counters, and two looks at the control channel while a loop polls.
 _SAMPLE = 0.05
+#: Seconds without any packet after which gen and rr give up a peer: a testpmd may take nine until it forwards.
+_PATIENCE = 10.0
+#: Seconds after which rr holds a packet for lost.
+_LOST = 1.0
 _SEQUENCE_BYTES = 8
 #: Ethernet, IPv4 and ICMP headers of an echo request.
 _ECHO_HEADERS = 14 + 20 + 8
@@ -41,7 +45,11 @@ _ECHO_HEADERS = 14 + 20 + 8
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to measure. ``seconds`` counts from the first packet; 0 goes on until the peer disconnects."""
+    """What to measure. ``seconds`` counts from the first packet; 0 goes on until the peer disconnects.
+
+    ``burst`` counts buffers where packets are received and packets where they are sent. ``window`` is how many packets
+    of gen may be on their way on each queue; 0 for what the ring holds, at most four bursts.
+    """
 
     mode: str
     socket: str
@@ -83,10 +91,23 @@ class Options:
         if self.cpu is not None and self.cpu not in os.sched_getaffinity(0):
             raise ConfigError(f"cpu is {self.cpu}; this process may run on {sorted(os.sched_getaffinity(0))}")
 
+    @property
+    def buffers_per_packet(self) -> int:
+        return -(-self.size // self.buffer_size)
+
+    def packet(self) -> bytes:
+        """What is sent."""
+        return bytes(self.size) if self.payload == "zeros" else _echo_request(self.size)
+
 
 @dataclass(slots=True)
 class Result:
-    """What was measured. ``cpu_ns`` is this process's CPU time a packet; ``rtt_us`` are percentiles (rr only)."""
+    """What was measured.
+
+    ``packets`` are those sent (source), received (sink), sent back (echo), or come back (gen, rr), from the first to
+    the last. ``pps`` is their rate and ``cpu_ns`` this process's CPU time for each, both in the ``seconds`` after the
+    first were seen. ``rtt_us`` are percentiles (rr only).
+    """
 
     mode: str
     impl: str
@@ -102,10 +123,10 @@ class Result:
 
     def lines(self) -> list[str]:
         """For people."""
+        bits = 8 * self.bytes / max(self.packets, 1)
         text = [
             f"{self.mode} ({self.impl} rings): {self.packets} packets in {self.seconds:.2f} s: "
-            f"{self.pps / 1e6:.3f} Mpps, {8 * self.bytes / max(self.seconds, 1e-9) / 1e9:.2f} Gbit/s, "
-            f"{self.cpu_ns:.1f} ns of CPU a packet",
+            f"{self.pps / 1e6:.3f} Mpps, {self.pps * bits / 1e9:.2f} Gbit/s, {self.cpu_ns:.1f} ns of CPU a packet",
         ]
         if self.sent:
             text.append(f"sent {self.sent}, dropped {self.dropped}, corrupted {self.corrupted}")
@@ -121,36 +142,39 @@ class Meter:
     """Samples of (time, CPU time, packets): the rate is that between the first and the last packet seen."""
 
     def __init__(self, live: bool) -> None:
-        self.first: tuple[float, float, int] | None = None
-        self.last = self.shown = (0.0, 0.0, 0)
+        self.started = False
+        self._first = self._last = self._shown = (0.0, 0.0, 0)
         self._live = live
 
     def sample(self, packets: int) -> float:
         """Note where we are; the seconds since the first packet."""
         now = (time.monotonic(), time.process_time(), packets)
-        if self.first is None:
+        if not self.started:
             if packets:
-                self.first = self.last = self.shown = now
+                self.started = True
+                self._first = self._last = self._shown = now
             return 0.0
-        if packets > self.last[2]:
-            self.last = now
-        if self._live and now[0] - self.shown[0] >= 1.0:
-            rate = (packets - self.shown[2]) / (now[0] - self.shown[0])
+        if packets > self._last[2]:
+            self._last = now
+        if self._live and now[0] - self._shown[0] >= 1.0:
+            rate = (packets - self._shown[2]) / (now[0] - self._shown[0])
             print(f"\r{rate / 1e6:9.3f} Mpps", end="", file=sys.stderr, flush=True)
-            self.shown = now
-        return now[0] - self.first[0]
+            self._shown = now
+        return now[0] - self._first[0]
 
     def close(self) -> None:
         if self._live:
             print("\r" + " " * 20 + "\r", end="", file=sys.stderr, flush=True)
 
-    def fill(self, result: Result, size: int) -> None:
-        if self.first is not None and self.last[0] > self.first[0]:
-            packets = self.last[2] - self.first[2]
-            result.seconds = self.last[0] - self.first[0]
+    def fill(self, result: Result) -> None:
+        packets = self._last[2] - self._first[2]
+        if packets:
+            result.seconds = self._last[0] - self._first[0]
             result.pps = packets / result.seconds
-            result.cpu_ns = (self.last[1] - self.first[1]) / max(packets, 1) * 1e9
-            result.packets, result.bytes = packets, packets * size
+            result.cpu_ns = (self._last[1] - self._first[1]) / packets * 1e9
+
+
+# --- turns: what is done again and again on a pair of queues --------------------------------------------------------
 
 
 class Matrix:
@@ -161,35 +185,223 @@ class Matrix:
         self.lengths = memoryview(array("I", [width] * rows))
 
 
-Step = Callable[[RxQueue, TxQueue], int]
+class Turn:
+    """One turn on a pair of queues; the subclasses know which."""
+
+    #: Packets that it did not get rid of, or did not get back.
+    dropped = 0
+    #: Packets that came back changed.
+    corrupted = 0
+
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        self.options = options
+        self.rx = rx
+        self.tx = tx
+        self.burst = options.burst
+
+    def __call__(self) -> None:
+        raise NotImplementedError
+
+    def write_off(self) -> None:
+        """Hold what is on its way for lost."""
+
+    def stop(self) -> None:
+        """Send nothing more."""
+
+    def on_its_way(self) -> int:
+        """Packets that are to come back."""
+        return 0
+
+
+class SourcePackets(Turn):
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        super().__init__(options, rx, tx)
+        self._packets = [options.packet()] * options.burst
+
+    def __call__(self) -> None:
+        self.tx.send(self._packets)
+
+
+class SourceBurst(Turn):
+    """Publishes buffers without touching their data."""
+
+    def __call__(self) -> None:
+        self.tx.transmit(self.tx.alloc(self.burst, self.options.size))
+
+
+class SourceVector(Turn):
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        super().__init__(options, rx, tx)
+        self._matrix = Matrix(min(options.burst, tx.ring_size), options.size)
+        memoryview(self._matrix.rows).cast("B")[:] = options.packet() * len(self._matrix.lengths)
+
+    def __call__(self) -> None:
+        self.tx.send_from(self._matrix.rows, self._matrix.lengths)
+
+
+class SinkPackets(Turn):
+    def __call__(self) -> None:
+        self.rx.recv(self.burst)
+
+
+class SinkBurst(Turn):
+    def __call__(self) -> None:
+        with self.rx.burst(self.burst):
+            pass
+
+
+class SinkVector(Turn):
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        super().__init__(options, rx, tx)
+        self._matrix = Matrix(min(options.burst, rx.ring_size), max(options.size, options.buffer_size))
+
+    def __call__(self) -> None:
+        self.rx.recv_into(self._matrix.rows, self._matrix.lengths)
+
+
+class EchoPackets(Turn):
+    def __call__(self) -> None:
+        packets = self.rx.recv(self.burst)
+        if packets:
+            self.dropped += len(packets) - self.tx.send(packets)
+
+
+class EchoBurst(Turn):
+    def __call__(self) -> None:
+        self.tx.forward(self.rx, self.burst)
+
+
+class EchoVector(SinkVector):
+    def __call__(self) -> None:
+        matrix = self._matrix
+        count = self.rx.recv_into(matrix.rows, matrix.lengths)
+        if count:
+            try:
+                self.dropped += count - self.tx.send_from(matrix.rows, matrix.lengths[:count])
+            except ConfigError as error:  # a packet was cut to its row
+                raise ConfigError(f"{error}: --size must be that of the packets that come") from error
+
+
+class Gen(Turn):
+    """Keeps a window of packets on their way."""
+
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        super().__init__(options, rx, tx)
+        # What is on its way must fit into the ring on which it comes back, or an echo has to drop it.
+        fits = min(rx.ring_size, tx.ring_size) // options.buffers_per_packet
+        self._window = options.window or max(1, min(4 * options.burst, fits))
+        self._sent = 0
+        self._returned = 0
+
+    def stop(self) -> None:
+        self._window = 0
+
+    def _room(self) -> int:
+        return min(self.burst, self._window - self.on_its_way())
+
+
+class GenCount(Gen):
+    """Sends without touching the data, counts what comes back: as little work of our own as can be."""
+
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        super().__init__(options, rx, tx)
+        self._chained = options.buffers_per_packet > 1
+        self._packets = [options.packet()] * options.burst
+
+    def __call__(self) -> None:
+        room = self._room()
+        if room > 0:
+            if self.options.payload == "icmp":  # the peer may answer in place: each time anew
+                self._sent += self.tx.send(self._packets[:room])
+            else:
+                allocated = self.tx.alloc(room, self.options.size)
+                self._sent += self._count(allocated)
+                self.tx.transmit(allocated)
+        with self.rx.burst(self.burst) as burst:
+            self._returned += self._count(burst)
+        # What was written off may come all the same.
+        self.dropped = min(self.dropped, self._sent - self._returned)
+
+    def on_its_way(self) -> int:
+        return self._sent - self._returned - self.dropped
+
+    def write_off(self) -> None:
+        self.dropped = self._sent - self._returned
+
+    def _count(self, burst: Burst) -> int:
+        if not self._chained:
+            return len(burst)
+        return sum(not burst.flags(index) & BufferFlag.NEXT for index in range(len(burst)))
+
+
+class GenContent(Gen):
+    """Numbers every packet, and checks that each comes back whole and in order; a gap is a drop."""
+
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        super().__init__(options, rx, tx)
+        self._rest = bytes(options.size - _SEQUENCE_BYTES)
+        self._expected = 0
+        self._written_off = 0
+
+    def __call__(self) -> None:
+        start, room, rest = self._sent, self._room(), self._rest
+        if room > 0:
+            self._sent += self.tx.send([(start + i).to_bytes(_SEQUENCE_BYTES, "big") + rest for i in range(room)])
+        for packet in self.rx.recv(self.burst):
+            number = int.from_bytes(packet[:_SEQUENCE_BYTES], "big")
+            if self._expected <= number < self._sent and packet[_SEQUENCE_BYTES:] == rest:
+                self._returned += 1
+                self._expected = number + 1
+            else:
+                self.corrupted += 1
+        self._count_dropped()
+
+    def on_its_way(self) -> int:
+        return self._sent - max(self._expected, self._written_off)
+
+    def write_off(self) -> None:
+        self._written_off = self._sent
+        self._count_dropped()
+
+    def _count_dropped(self) -> None:
+        self.dropped = max(0, self._sent - self._returned - self.corrupted - self.on_its_way())
+
+
+_TURNS_OF: dict[tuple[str, str], type[Turn]] = {
+    ("source", "packets"): SourcePackets,
+    ("source", "burst"): SourceBurst,
+    ("source", "vector"): SourceVector,
+    ("sink", "packets"): SinkPackets,
+    ("sink", "burst"): SinkBurst,
+    ("sink", "vector"): SinkVector,
+    ("echo", "packets"): EchoPackets,
+    ("echo", "burst"): EchoBurst,
+    ("echo", "vector"): EchoVector,
+    ("gen", "count"): GenCount,
+    ("gen", "content"): GenContent,
+}
+
+
+# --- the measurement ------------------------------------------------------------------------------------------------
 
 
 class Bench:
-    """One end: an interface, and what a turn on a pair of queues does."""
+    """One end: an interface, and turns on its queues until the time is over or the peer is gone."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.sent = self.dropped = self.corrupted = 0
-        self._matrix = Matrix(options.burst, max(options.size, 64 if options.mode == "source" else 2048))
-        self._packet = bytes(options.size) if options.payload == "zeros" else _echo_request(options.size)
-        self._packets = [self._packet] * options.burst
-        if options.mode == "source":
-            self._matrix = Matrix(options.burst, options.size)
-        self._next: dict[int, int] = {}
-        self._expected: dict[int, int] = {}
-        self._returned: dict[int, int] = {}
-        self.window = options.window or min(4 * options.burst, 1 << options.log2_ring_size)
-        self._done = self._seen = 0
-        self._turn: Step = self._choose()
+        self._turns: list[Turn] = []
+        self._interface: Interface | None = None
+        self._round_trips = array("Q")
+        self._lost = 0
 
     def run(self, *, live: bool = False) -> Result:
         options = self.options
         if options.cpu is not None:
             os.sched_setaffinity(0, {options.cpu})
         meter = Meter(live)
-        result = Result(options.mode, __impl__)
         with session("bench", reconnect_interval=0.1) as runtime:
-            interface = runtime.create_interface(
+            interface = self._interface = runtime.create_interface(
                 socket=options.socket,
                 id=options.id,
                 role=options.role,
@@ -198,185 +410,157 @@ class Bench:
                 log2_ring_size=options.log2_ring_size,
                 buffer_size=options.buffer_size,
                 rx_mode=options.rx_mode,
+                on_connect=self._on_connect,
                 on_interrupt=self._on_interrupt,
             )
             try:
                 while not interface.connected:
                     runtime.poll_event(None)
                 if options.mode == "rr":
-                    result.rtt_us = self._round_trips(runtime, interface, meter)
+                    self._rr(runtime, interface, meter)
                 else:
                     self._loop(runtime, interface, meter)
             except (Disconnected, PollCancelled):  # Ctrl+C: what was measured until then counts
-                meter.sample(self._done)
+                pass
             finally:
+                meter.sample(self._counted().packets)
                 meter.close()
-        meter.fill(result, options.size)
-        result.sent, result.corrupted = self.sent, self.corrupted
-        result.dropped = self.dropped
+            return self._result(meter)
+
+    def _on_connect(self, interface: Interface) -> None:
+        rx, tx = interface.rx_queues, interface.tx_queues
+        if not rx or not tx:
+            raise ConfigError(f"{interface}: the peer gave {len(rx)} and {len(tx)} queues; one each way is needed")
+        options = self.options
+        if options.mode == "rr":
+            return
+        make = _TURNS_OF[options.mode, options.check if options.mode == "gen" else options.api]
+        # A peer may give fewer queues, and not as many in both directions.
+        pairs = (min if options.mode == "gen" else max)(len(rx), len(tx))
+        self._turns = [make(options, rx[qid % len(rx)], tx[qid % len(tx)]) for qid in range(pairs)]
+
+    def _on_interrupt(self, interface: Interface, qid: int) -> None:
+        if self.options.mode in ("sink", "echo"):
+            self._turns[qid]()
+
+    def _counted(self) -> QueueCounters:
+        """What ``Result.packets`` means: the queues count packets, whatever they are made of."""
+        if self.options.mode == "rr":
+            return QueueCounters(len(self._round_trips), len(self._round_trips) * self.options.size)
+        return _sum(self._interface, sends=self.options.mode in ("source", "echo"))
+
+    def _result(self, meter: Meter) -> Result:
+        result = Result(self.options.mode, __impl__)
+        meter.fill(result)
+        counted = self._counted()
+        result.corrupted = sum(turn.corrupted for turn in self._turns)
+        result.packets = counted.packets - result.corrupted
+        result.bytes = counted.bytes
+        result.sent = _sum(self._interface, sends=True).packets
+        result.dropped = self._lost + sum(turn.dropped for turn in self._turns)
+        ranked = sorted(self._round_trips)
+        if ranked:
+            result.rtt_us = {
+                name: ranked[min(len(ranked) - 1, int(share * len(ranked)))] / 1e3
+                for name, share in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999))
+            }
         return result
 
     # --- loops --------------------------------------------------------------------------------------------------
 
     def _loop(self, runtime: Runtime, interface: Interface, meter: Meter) -> None:
         """Turn after turn; the clock and the control channel are looked at now and then."""
-        queues = list(zip(interface.rx_queues, interface.tx_queues, strict=False))
         polling = parse_rx_mode(self.options.rx_mode) is RxMode.POLLING or self.options.mode in ("source", "gen")
-        turn, seconds = self._turn, self.options.seconds
-        next_sample = 0.0
+        rounds = range(max(1, _TURNS // len(self._turns)))
+        seen, next_sample = 0, 0.0
+        gives_up = self._gives_up()
         while interface.connected:
             if polling:
-                for _ in range(_ROUNDS):
-                    for rx, tx in queues:
-                        self._done += turn(rx, tx)
+                for _ in rounds:
+                    for turn in self._turns:
+                        turn()
             else:
                 runtime.poll_event(_SAMPLE)
             now = time.monotonic()
+            if now < next_sample and meter.started:
+                continue
+            packets = self._counted().packets
+            if meter.sample(packets) >= self.options.seconds > 0 or (not meter.started and now >= gives_up):
+                self._drain(runtime, interface)
+                return
             if now >= next_sample:
                 next_sample = now + _SAMPLE
-                self._write_off()
-                if meter.sample(self._done) >= seconds > 0:
-                    return
+                if packets == seen:  # the windows must open again
+                    for turn in self._turns:
+                        turn.write_off()
+                seen = packets
                 if polling:
                     runtime.poll_event(0)
 
-    def _write_off(self) -> None:
-        """What has not come back although nothing else came for a while is lost: the window must open again."""
-        stalled, self._seen = self._seen == self._done, self._done
-        if not stalled:
-            return
-        for qid, sent in self._next.items():
-            known = self._expected if self.options.check == "content" else self._returned
-            self.dropped += sent - known.get(qid, 0)
-            known[qid] = sent
+    def _gives_up(self) -> float:
+        """When to end if nothing came: who sends first need not wait for a peer that does not answer."""
+        waits = self.options.mode not in ("gen", "rr") or not self.options.seconds
+        return float("inf") if waits else time.monotonic() + _PATIENCE
 
-    def _on_interrupt(self, interface: Interface, qid: int) -> None:
-        if self.options.mode in ("sink", "echo"):
-            self._done += self._turn(interface.rx_queues[qid], interface.tx_queues[qid])
+    def _drain(self, runtime: Runtime, interface: Interface) -> None:
+        """Take what is still on its way, so that what is missing is lost."""
+        for turn in self._turns:
+            turn.stop()
+        deadline = time.monotonic() + _LOST
+        while interface.connected and any(turn.on_its_way() for turn in self._turns) and time.monotonic() < deadline:
+            for turn in self._turns:
+                turn()
+            runtime.poll_event(0)
+        for turn in self._turns:
+            turn.write_off()
 
-    def _round_trips(self, runtime: Runtime, interface: Interface, meter: Meter) -> dict[str, float]:
+    def _rr(self, runtime: Runtime, interface: Interface, meter: Meter) -> None:
+        """One packet at a time, there and back."""
         rx, tx = interface.rx_queues[0], interface.tx_queues[0]
-        packet, seconds = [self._packet], self.options.seconds
-        times = array("Q")
-        polling = rx.mode is RxMode.POLLING
+        packet = [self.options.packet()]
         clock = time.perf_counter_ns
+        next_sample = 0.0
+        gives_up = self._gives_up()
         while interface.connected:
             start = clock()
             while not tx.send(packet):  # the slave may not have posted its buffers yet
                 runtime.poll_event(0.001)
                 start = clock()
-            while not rx.recv(1):
-                if polling:
-                    if clock() - start > 1e9:
-                        runtime.poll_event(0)
-                        start = clock()
-                else:
-                    runtime.poll_event(1.0)
-            times.append(clock() - start)
-            if meter.sample(len(times)) >= seconds > 0:
-                break
-        self._done = len(times)
-        ranked = sorted(times)
-        return {
-            name: ranked[min(len(ranked) - 1, int(share * len(ranked)))] / 1e3
-            for name, share in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999))
-        }
-
-    # --- turns --------------------------------------------------------------------------------------------------
-
-    def _choose(self) -> Step:
-        if self.options.mode == "rr":
-            return lambda rx, tx: 0
-        if self.options.mode == "gen":
-            return self._gen_content if self.options.check == "content" else self._gen_count
-        step: Step = getattr(self, f"_{self.options.mode}_{self.options.api}")
-        return step
-
-    def _source_packets(self, rx: RxQueue, tx: TxQueue) -> int:
-        return tx.send(self._packets)
-
-    def _source_burst(self, rx: RxQueue, tx: TxQueue) -> int:
-        sent = tx.transmit(tx.alloc(self.options.burst, self.options.size))
-        return (
-            sent
-            if self.options.size <= self.options.buffer_size
-            else sent // -(-self.options.size // self.options.buffer_size)
-        )
-
-    def _source_vector(self, rx: RxQueue, tx: TxQueue) -> int:
-        return tx.send_from(self._matrix.rows, self._matrix.lengths)
-
-    def _sink_packets(self, rx: RxQueue, tx: TxQueue) -> int:
-        return len(rx.recv(self.options.burst))
-
-    def _sink_burst(self, rx: RxQueue, tx: TxQueue) -> int:
-        with rx.burst(self.options.burst) as burst:
-            return len(burst)
-
-    def _sink_vector(self, rx: RxQueue, tx: TxQueue) -> int:
-        return rx.recv_into(self._matrix.rows, self._matrix.lengths)
-
-    def _echo_packets(self, rx: RxQueue, tx: TxQueue) -> int:
-        packets = rx.recv(self.options.burst)
-        if not packets:
-            return 0
-        sent = tx.send(packets)
-        self.dropped += len(packets) - sent
-        return sent
-
-    def _echo_burst(self, rx: RxQueue, tx: TxQueue) -> int:
-        return tx.forward(rx, self.options.burst)
-
-    def _echo_vector(self, rx: RxQueue, tx: TxQueue) -> int:
-        matrix = self._matrix
-        count = rx.recv_into(matrix.rows, matrix.lengths)
-        if not count:
-            return 0
-        sent = tx.send_from(matrix.rows, matrix.lengths[:count])
-        self.dropped += count - sent
-        return sent
-
-    def _gen_count(self, rx: RxQueue, tx: TxQueue) -> int:
-        """Send without touching the data, count what comes back: as little of our own as can be."""
-        in_flight = self._next.get(rx.qid, 0) - self._returned.get(rx.qid, 0)
-        room = min(self.options.burst, self.window - in_flight)
-        if room > 0:
-            if self.options.payload == "icmp":  # the peer may answer in place: each time anew
-                sent = tx.send(self._packets[:room])
+            trip = _await_packet(runtime, rx, start)
+            if trip:
+                self._round_trips.append(trip)
             else:
-                sent = tx.transmit(tx.alloc(room, self.options.size))
-            self._next[rx.qid] = self._next.get(rx.qid, 0) + sent
-            self.sent += sent
-        with rx.burst(self.options.burst) as burst:
-            count = len(burst)
-        self._returned[rx.qid] = self._returned.get(rx.qid, 0) + count
-        return count
+                self._lost += 1
+            now = time.monotonic()
+            if now >= next_sample:
+                next_sample = now + _SAMPLE
+                elapsed = meter.sample(len(self._round_trips))
+                if elapsed >= self.options.seconds > 0 or (not meter.started and now >= gives_up):
+                    return
+                runtime.poll_event(0)
 
-    def _gen_content(self, rx: RxQueue, tx: TxQueue) -> int:
-        """Number every packet, and check that each comes back whole and in order; a gap is a drop."""
-        qid, size = rx.qid, self.options.size
-        start, expected = self._next.get(qid, 0), self._expected.get(qid, 0)
-        room = min(self.options.burst, self.window - (start - expected))
-        if room > 0:
-            tail = bytes(size - _SEQUENCE_BYTES)
-            sent = tx.send([(start + i).to_bytes(_SEQUENCE_BYTES, "big") + tail for i in range(room)])
-            self._next[qid] = start + sent
-            self.sent += sent
-        count = 0
-        for packet in rx.recv(self.options.burst):
-            number = int.from_bytes(packet[:_SEQUENCE_BYTES], "big")
-            if len(packet) != size or number < expected or any(packet[_SEQUENCE_BYTES:]):
-                self.corrupted += 1
-                continue
-            self.dropped += number - expected
-            expected = number + 1
-            count += 1
-        self._expected[qid] = expected
-        return count
+
+def _await_packet(runtime: Runtime, rx: RxQueue, start: int) -> int:
+    """Nanoseconds from ``start`` until a packet came; 0 if it must be held for lost."""
+    clock = time.perf_counter_ns
+    polling = rx.mode is RxMode.POLLING
+    next_look = start + _SAMPLE * 1e9
+    while not rx.recv(1):
+        if polling and clock() < next_look:
+            continue
+        runtime.poll_event(0 if polling else _SAMPLE)
+        next_look = clock() + _SAMPLE * 1e9
+        if clock() - start > _LOST * 1e9 and not rx.pending():
+            return 0
+    return clock() - start
+
+
+def _sum(interface: Interface | None, *, sends: bool) -> QueueCounters:
+    queues = () if interface is None else interface.tx_queues if sends else interface.rx_queues
+    return sum((queue.counters for queue in queues), QueueCounters())
 
 
 def _echo_request(size: int) -> bytes:
-    payload = bytes(size - _ECHO_HEADERS)
     return echo_request(
         source_mac=bytes.fromhex("02fe00000001"),
         source_ip=parse_ip("192.168.1.1"),
@@ -384,6 +568,6 @@ def _echo_request(size: int) -> bytes:
         target_ip=parse_ip(ICMP_TARGET),
         identifier=1,
         sequence=1,
-        payload=payload,
+        payload=bytes(size - _ECHO_HEADERS),
         mode=Mode.ETHERNET,
     )

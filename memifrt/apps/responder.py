@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from memifrt.apps.packets import format_ip, format_mac, reply_in_place
 from memifrt.apps.session import InterfaceOptions, session
-from memifrt.errors import ConfigError, Disconnected, MemifError, PollCancelled
+from memifrt.errors import Disconnected, MemifError, PollCancelled
 from memifrt.interface import Interface
 from memifrt.queue import TxQueue
 from memifrt.ring import Burst
@@ -55,19 +55,19 @@ def serve(interface: Interface, qid: int, answer: Answer) -> None:
 
 def send_back(burst: Burst, tx: TxQueue, answer: Answer) -> None:
     """Send the packets of a received burst that are answered, and nothing else. What finds no room is dropped."""
-    replies = []
+    start = 0
     for views in burst.packets():
-        packet = views[0] if len(views) == 1 else memoryview(bytearray().join(views))
-        if answer(packet):
-            replies.append(packet)
-    if not replies:
-        return
-    if len(replies) == len(burst):  # all of it is to go back, and none of it is a copy of a chain: as it is
-        tx.forward(burst)
-        return
-    # A peer that asks for more than its own ring can take back gets no answer.
-    with contextlib.suppress(ConfigError):
-        tx.send(replies)
+        if len(views) == 1:
+            answered = answer(views[0])
+        else:  # answered in one piece, and put back where it was
+            packet = memoryview(bytearray().join(views))
+            answered = answer(packet)
+            for view in views:
+                view[:], packet = packet[: len(view)], packet[len(view) :]
+        if not answered:
+            burst.drop(start)
+        start += len(views)
+    tx.forward(burst)
 
 
 def poll_queues(interface: Interface, on_interrupt: Callable[[Interface, int], None]) -> None:
