@@ -1,4 +1,5 @@
-"""The compiled ring is optional: where it cannot be built, memifrt runs on the reference in Python."""
+"""The compiled ring is optional: where it cannot be built, memifrt runs on the reference in Python, and says so when it
+is first used (``memifrt.ring.say_what_is_missing``)."""
 
 from setuptools import Extension, setup
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import memifrt
 from benchmarks import alternatives
-from benchmarks.ends import Device, Load, bench_device, have_testpmd, measure, pmd_device, program_device
+from benchmarks.ends import Device, Load, PmdDevice, bench_device, measure, program_device
+from tests import testpmd
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 DEVICE_CPU, FACING_CPU = 0, 1
@@ -108,7 +109,7 @@ def _ours(mode: str, role: str, load: Load = BASE, api: str = "burst", ring: str
 
 
 def _theirs(mode: str, role: str, load: Load = BASE, zero_copy: bool = False) -> Callable[[], Device]:
-    return functools.partial(pmd_device, mode, role, load, DEVICE_CPU, zero_copy=zero_copy)
+    return functools.partial(PmdDevice, mode, role, load, DEVICE_CPU, zero_copy)
 
 
 # --- the groups -----------------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ def echo(seconds: float) -> Group:
         _case("memifrt reference, slave", _ours("echo", "slave", ring="python"), "gen", BASE, seconds, check),
         _case("memifrt reference, master", _ours("echo", "master", ring="python"), "gen", BASE, seconds, check),
     ]
-    if have_testpmd():
+    if not testpmd.missing():
         cases += [
             _case(PMD_ZERO_COPY, _theirs("io", "slave", zero_copy=True), "gen", BASE, seconds, check),
             _case("testpmd io, client", _theirs("io", "slave"), "gen", BASE, seconds, check),
@@ -147,7 +148,7 @@ def one_way(seconds: float) -> Group:
         _case("memifrt native send_from, slave", _ours("source", "slave", api="vector"), "sink", BASE, seconds),
         _case(SEND_REFERENCE, _ours("source", "slave", api="packets", ring="python"), "sink", BASE, seconds),
     ]
-    if have_testpmd():
+    if not testpmd.missing():
         cases += [
             _case(PMD_RX, _theirs("rxonly", "master"), "source", BASE, seconds),
             _case("testpmd txonly, client", _theirs("txonly", "slave"), "sink", BASE, seconds),
@@ -179,7 +180,7 @@ def round_trip(seconds: float) -> Group:
         ),
         Case(RR_SOCKET, functools.partial(alternatives.seqpacket_round_trip, 64, seconds, CPUS)),
     ]
-    if have_testpmd():
+    if not testpmd.missing():
         cases.append(
             _case(
                 "testpmd io, client, polling",
@@ -250,7 +251,7 @@ def responders(seconds: float) -> Group:
             *extra,
         ),
     ]  # fmt: skip
-    if have_testpmd():
+    if not testpmd.missing():
         cases.append(_case(PMD_ICMP, _theirs("icmpecho", "master", wide), "gen", wide, seconds, *extra))
     return Group("ICMP echo answered: 64-byte requests", "Mpps", cases)
 
@@ -398,8 +399,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if os.cpu_count() in (None, 1):
         parser.error("two cores are needed: one for the device, one for what faces it")
-    if not have_testpmd():
-        print("testpmd is not installed, or this is not root: measured without it", file=sys.stderr)
+    if testpmd.missing():
+        print(f"measured without testpmd: {testpmd.missing()}", file=sys.stderr)
     groups = [GROUPS[name](arguments.seconds) for name in arguments.only]
     run(groups, arguments.rounds)
     ratios, kept = promises(groups)

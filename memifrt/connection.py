@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import threading
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class Surroundings:
     accept_unsealed: bool
 
 
-class Connection:
+class Connection(ABC):
     """What both sides do. The subclasses know how memory comes to be."""
 
     def __init__(self, around: Surroundings, channel: Channel, socket: Socket, conversation: Conversation) -> None:
@@ -74,8 +74,8 @@ class Connection:
         self._events: dict[RingFd, EventFd] = {}
         self._incoming_fd: OwnedFd | None = None
         self._violation: RingViolation | None = None
-        # A queue's thread may report a violation while the control thread closes the channel.
-        self._channel_lock = threading.Lock()
+        # A queue's thread may report a violation while the control thread ends the connection.
+        self._ending = threading.Lock()
 
     # --- the conversation ---------------------------------------------------------------------------------------
 
@@ -101,7 +101,8 @@ class Connection:
             self.close(error, tell_peer=tell_peer)
             if error.code is ErrorCode.CB_FDUPDATE:
                 raise error  # the application's hook failed: that is the application's to know
-        elif self.established and self.interface is not None and not self.interface.announced:
+        elif self._is_unannounced():
+            assert self.interface is not None
             self.interface._established()
 
     def _pump(self, events: FdEvent) -> tuple[MemifError | None, bool]:
@@ -132,12 +133,17 @@ class Connection:
                 self._advance(Received(message, self._incoming_fd is not None))
             finally:
                 self._drop_incoming_fd()
-            if self.closed or (self.established and self.interface and not self.interface.announced):
+            if self.closed or self._is_unannounced():
                 return  # on_connect comes first; what else has come stays in the socket
+
+    def _is_unannounced(self) -> bool:
+        """Whether on_connect is still to be called."""
+        interface = self.interface
+        return self.established and not self.closed and interface is not None and not interface.announced
 
     def _advance(self, result: Result) -> None:
         """Let the conversation go on until it waits for the peer."""
-        while True:
+        while not self.closed:
             action = self._conversation.send(result)
             match action:
                 case handshake.Receive():
@@ -151,6 +157,7 @@ class Connection:
                     result = None
                 case _:
                     result = self._perform(action)
+        self._release()  # ended by the application's hook, allocator or external region: what came since goes too
 
     @abstractmethod
     def _perform(self, action: Action) -> Result:
@@ -202,22 +209,24 @@ class Connection:
         """Both sides agree: make queues of the rings."""
         interface = self.interface
         assert interface is not None
+        earlier, config = interface._earlier, interface.config
         self.rx_queues = tuple(
-            RxQueue(layout.index, ring, event, interface._earlier(layout), self._violated, self._rx_mode_changed)
-            for layout, ring, event in self.rx_rings
+            RxQueue(ring.index, rx, event, earlier(ring), self._violated, config.rx_mode, self._rx_mode_changed)
+            for ring, rx, event in self.rx_rings
         )
         self.tx_queues = tuple(
-            TxQueue(layout.index, ring, event, interface._earlier(layout), self._violated, interface.config.chained_tx)
-            for layout, ring, event in self.tx_rings
+            TxQueue(ring.index, tx, event, earlier(ring), self._violated, config.chained_tx)
+            for ring, tx, event in self.tx_rings
         )
         self.established = True
-        for queue, (_, rx_ring, _) in self.rx():
+        for queue, (_, rx_ring, _) in list(self.rx()):
+            if self.closed:  # by the hook that was told of the queue before
+                return
             self._start_receiving(queue, rx_ring)
 
     def _start_receiving(self, queue: RxQueue, ring: RxRing) -> None:
         assert self.interface is not None
         config = self.interface.config
-        queue._mode = config.rx_mode
         # Written at every connect: peers leave the flag as they find it, and some preset it (protocol notes, rule 6).
         ring.set_mask(config.rx_mode is RxMode.POLLING)
         ring.set_headroom(config.rx_headroom)
@@ -257,10 +266,10 @@ class Connection:
         control thread to clear up."""
         error = Disconnected(violation.message, established=True)
         error.__cause__ = violation
-        with self._channel_lock:
+        with self._ending:
             if self._violation is None and not self.closed:
                 self._violation = violation
-                self._channel.say_goodbye(violation.message)
+                self._say_goodbye(violation)
                 self._channel.shut_down()
         self._disconnect_queues(error)
         return error
@@ -274,7 +283,7 @@ class Connection:
         """
         if self.closed:
             return
-        with self._channel_lock:
+        with self._ending:
             self.closed = True
         announced = self.established and self.interface is not None and self.interface.announced
         reason = Disconnected(error.message, error.code, established=announced)
@@ -283,8 +292,7 @@ class Connection:
             error.__traceback__ = None
         self._disconnect_queues(reason)
         if tell_peer:
-            logger.debug("%s: sending a disconnect: %s", self, reason)
-            self._channel.say_goodbye(reason.message)
+            self._say_goodbye(reason)
         try:
             try:
                 self._unregister()
@@ -293,11 +301,16 @@ class Connection:
         finally:
             self._release()
 
+    def _say_goodbye(self, reason: MemifError) -> None:
+        logger.debug("%s: sending a disconnect: %s", self, reason)
+        self._channel.say_goodbye(reason.message)
+
     def _disconnect_queues(self, reason: Disconnected) -> None:
-        for rx_queue in self.rx_queues:
-            rx_queue._disconnect(reason)
-        for tx_queue in self.tx_queues:
-            tx_queue._disconnect(reason)
+        with self._ending:  # a queue whose end two threads see at once would count its packets twice
+            for rx_queue in self.rx_queues:
+                rx_queue._disconnect(reason)
+            for tx_queue in self.tx_queues:
+                tx_queue._disconnect(reason)
 
     def _unregister(self) -> None:
         """Unregister, then close. A hook that raises does not keep the others registered."""
@@ -320,7 +333,7 @@ class Connection:
     def _release(self) -> None:
         self._conversation.close()
         self._drop_incoming_fd()
-        with self._channel_lock:
+        with self._ending:
             self._channel.close()
         for event in self._events.values():
             event.close()
@@ -377,6 +390,8 @@ class SlaveConnection(Connection):
                 self.regions.append(Region.create_external(index, size, external))
             else:
                 self.regions.append(Region.create(index, size, self._around.allocator))
+        if self.closed:  # by the application's allocator or external region
+            return None
         memories = tuple(region.memory for region in self.regions)
         for ring in layout.rings:
             offsets = _buffer_offsets(ring, action.log2_ring_size, layout.stride, external)
@@ -455,9 +470,7 @@ class MasterConnection(Connection):
                 ErrorCode.INVAL_ARG,
                 f"{name} lies at offset {ring.offset}, which is not a multiple of {_RING_ALIGNMENT}",
             )
-        implementation.check_cookie(
-            RingMemory((region.memory,), 0, ring.offset, ring.log2_ring_size, name)
-        )  # fmt: skip
+        implementation.check_cookie(RingMemory((region.memory,), 0, ring.offset, ring.log2_ring_size, name))
         key = RingFd(ring.direction, ring.index)
         self._events[key] = _accept_eventfd(self._take_incoming_fd(), name)
         self._layouts.append((RingLayout(ring.direction, ring.index, ring.region, ring.offset, 0), ring.log2_ring_size))

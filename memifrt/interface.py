@@ -272,6 +272,7 @@ class Interface:
     def _bound(self, connection: Connection) -> None:
         self.connection = connection
         self.announced = False
+        logger.debug("%s: connecting", connection)
         self._runtime._update_timer()
 
     def _established(self) -> None:

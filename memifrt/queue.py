@@ -111,11 +111,12 @@ class RxQueue(_Queue[RxRing]):
         event: EventFd,
         earlier: QueueCounters,
         violated: Callable[[RingViolation], Disconnected],
+        mode: RxMode,
         mode_changed: Callable[[RxQueue], None],
     ) -> None:
         super().__init__(qid, ring, event, earlier, violated)
+        self._mode = mode
         self._mode_changed = mode_changed
-        self._mode = RxMode.INTERRUPT
         #: The last burst left packets behind, and the eventfd readable.
         self._behind = False
         #: Adaptive mode has masked the peer's interrupts.
@@ -214,16 +215,24 @@ class RxQueue(_Queue[RxRing]):
                 self._interrupts += self._event.drain()
                 if self._ring is None:
                     self._event.notify()  # what was read may be the disconnect's: who waits must not miss it
-            taken = take(ring)
+            try:
+                taken = take(ring)
+            except BaseException:
+                self._event.notify()  # what was not taken is still to be found: its kick has been read
+                raise
             self._behind = ring.more
             if self._behind:
                 self._stay_readable(ring)
             else:
                 self._unmask(ring)
-        except RingViolation as error:
-            if error.sending:  # a relay's other ring: its queue knows its own connection
-                raise
-            raise self._fail(error) from error
+        except BaseException as error:
+            if isinstance(error, RingViolation) and not error.sending:
+                raise self._fail(error) from error
+            # A bad argument, or a relay's other ring, whose queue knows its own connection: nothing was taken, and the
+            # eventfd that told of it may have been read.
+            if self._mode is not RxMode.POLLING:
+                self._event.notify()
+            raise
         return taken
 
     def _stay_readable(self, ring: RxRing) -> None:
@@ -233,13 +242,13 @@ class RxQueue(_Queue[RxRing]):
             self._masked = True
 
     def _unmask(self, ring: RxRing) -> None:
-        """Adaptive mode: the ring is drained. What came while the mask was set was not kicked: look again, after the
-        store of the flag (``set_mask`` fences)."""
+        """Adaptive mode: the ring is drained. What came while the mask was set was not kicked, and what comes right now
+        may not be either: a peer need not fence its store of the index against its load of the flags. So we look again,
+        when the eventfd tells us to."""
         if self._masked:
             ring.set_mask(False)
             self._masked = False
-            if ring.pending():
-                self._event.notify()
+            self._event.notify()
 
 
 _T = TypeVar("_T")

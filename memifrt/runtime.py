@@ -26,7 +26,7 @@ from memifrt.memory.region import RegionAllocator, allocate_memfd
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.hook import FdRegistry, Hook
 from memifrt.poll.timer import TimerFd
-from memifrt.ring import unsafe_reason
+from memifrt.ring import say_what_is_missing, unsafe_reason
 from memifrt.sockets import Socket
 from memifrt.types import (
     DEFAULT_APP_NAME,
@@ -85,7 +85,9 @@ class Runtime:
         self._interval = _check_interval(reconnect_interval)
         self._pid = os.getpid()
         self._poller, self._timer = _open_fds(internal=control_fd_update is None)
-        self._registry = FdRegistry(self._poller.update if self._poller else control_fd_update)  # type: ignore[arg-type]
+        hook = control_fd_update if self._poller is None else self._poller.update
+        assert hook is not None
+        self._registry = FdRegistry(hook)
         self._around = Surroundings(self._registry, self.app_name, region_allocator, accept_unsealed)
         self._sockets: dict[str, Socket] = {}
         self._interfaces: list[Interface] = []
@@ -148,7 +150,8 @@ class Runtime:
         :param secret: at most 23 bytes; a master demands it, a slave presents it.
         :param num_s2m_rings: rings (queues) from slave to master, 1 to 255; a master takes what its slave offers.
         :param num_m2s_rings: rings from master to slave, 1 to 255.
-        :param log2_ring_size: 0 to 14, for 1 to 16384 slots; the slave's choice.
+        :param log2_ring_size: 0 to 14, for 1 to 16384 slots; the slave's choice. Fewer than 32 slots get nothing from
+            zero-copy peers, which take buffers in batches of 32.
         :param buffer_size: bytes, 1 to 65535; the slave's choice.
         :param rx_mode: ``"interrupt"``, ``"polling"`` or ``"adaptive"`` (interrupts, masked while packets stay behind).
         :param rx_headroom: bytes left free in front of each packet that a slave receives.
@@ -163,6 +166,8 @@ class Runtime:
         self._check_not_closing()
         if reason := unsafe_reason():
             warnings.warn(reason, RuntimeWarning, stacklevel=2)
+        else:
+            say_what_is_missing()
         config = InterfaceConfig(
             id=id,
             name=name,

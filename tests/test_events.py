@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -249,6 +250,51 @@ def test_a_hook_that_fails_once_fails_that_call_and_leaves_nothing(
     loop.epoll.close()
 
 
+class DeletingLoop(Loop):
+    """Its hook deletes every interface of ``runtime`` once, at the first call that ``chooses`` picks."""
+
+    runtime: Runtime | None = None
+    chooses: Callable[[str, FdEvent], bool] = staticmethod(lambda kind, events: False)
+
+    def hook(self, fd: int, events: FdEvent) -> None:
+        super().hook(fd, events)
+        if self.runtime is not None and self.chooses(*self.calls[-1]):
+            runtime, self.runtime = self.runtime, None
+            for interface in runtime.interfaces:
+                interface.delete()
+
+
+#: The nth call of a kind with these events: a channel's, and that of each of two queues at two ends.
+MOMENTS = [("socket", READ, 1), ("socket", READ, 2), ("socket", READ, 3), *(("eventfd", READ, n) for n in range(1, 5))]
+
+
+@pytest.mark.parametrize(("kind", "events", "nth"), MOMENTS)
+def test_a_hook_may_delete_every_interface(socket_name: str, kind: str, events: FdEvent, nth: int) -> None:
+    loop, record = DeletingLoop(), Recorder()
+    with Runtime("external", control_fd_update=loop.hook, reconnect_interval=0.02) as runtime:
+        # The first socket is the listener, announced before there is an interface.
+        loop.runtime = runtime
+        loop.chooses = lambda *call: loop.calls.count((kind, events)) == nth and call == (kind, events)
+        options: dict[str, Any] = {
+            "socket": socket_name,
+            "num_s2m_rings": 2,
+            "num_m2s_rings": 2,
+            "on_connect": record.on_connect,
+            "on_interrupt": record.on_interrupt,
+        }
+        runtime.create_interface(role="master", **options)
+        runtime.create_interface(**options)
+        loop.wait(runtime, lambda: loop.runtime is None)
+        if nth > 1:
+            loop.wait(runtime, lambda: not runtime.interfaces)
+            assert list(loop.watched.values()) == [READ]  # the timer
+        for interface in runtime.interfaces:
+            interface.delete()
+        life(loop, runtime, socket_name)
+    assert loop.watched == {}
+    loop.epoll.close()
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_a_conversation_that_the_hook_ended_was_not_established(
     peer_runtime: Runtime, socket_name: str, role: str
@@ -389,6 +435,13 @@ def test_poll_event_waits_for_an_event(runtime: Runtime, socket_name: str, timeo
     thread.join()
     for peer in peers:
         peer.close()
+
+
+@pytest.mark.parametrize("timeout", [2**31 / 1000, 1e12, float("inf")])
+def test_poll_event_takes_longer_waits_than_the_kernel(runtime: Runtime, timeout: float) -> None:
+    runtime.cancel_poll_event()
+    with pytest.raises(PollCancelled):
+        runtime.poll_event(timeout)
 
 
 @pytest.mark.parametrize("timeout", [0, 0.0, 0.001])

@@ -23,6 +23,7 @@ from memifrt import libmemif as m
 from memifrt.control.wire import AddRegion, AddRing, Disconnect, Hello, Message
 from memifrt.fds import EventFd
 from memifrt.libmemif import MemifBuffer, MemifConnArgs, MemifConnHandle, MemifFdEvent, MemifSocketArgs
+from memifrt.memory.layout import buffer_stride
 from tests.peer import ScriptedMaster, ScriptedSlave, native
 from tests.support import wait_until
 
@@ -378,8 +379,9 @@ class TestConnections:
         details = got(m.memif_get_details(link().end(role).conn))
         assert [queue.ring_size for queue in details.rx_queues] == [1024]
         assert [queue.ring_size for queue in details.tx_queues] == [1024]
-        # Rings, and then 2048 bytes for each slot of both.
-        assert sum(region.size for region in details.regions) == pytest.approx(2 * 1024 * (2048 + 16), abs=3 * 4096)
+        # Rings, and then 2048 bytes for each slot of both, at a distance of our own.
+        slots = 2 * 1024 * (buffer_stride(2048) + 16)
+        assert sum(region.size for region in details.regions) == pytest.approx(slots, abs=3 * 4096)
         if role == "slave":
             assert {queue.buffer_size for queue in details.rx_queues + details.tx_queues} == {2048}
 

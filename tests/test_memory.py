@@ -59,11 +59,11 @@ def memfd(size: int, seals: int = 0) -> int:
 # --- layout ---------------------------------------------------------------------------------------------------------
 
 
-def spans(layout: Layout, log2_size: int, buffer_size: int) -> list[tuple[int, int, int]]:
+def spans(layout: Layout, log2_size: int) -> list[tuple[int, int, int]]:
     """Region, start and end of every ring and of every ring's buffers."""
     rings = [(ring.region, ring.offset, ring.offset + ring_bytes(log2_size)) for ring in layout.rings]
     buffers = [
-        (layout.buffer_region, ring.first_buffer, ring.first_buffer + (buffer_stride(buffer_size) << log2_size))
+        (layout.buffer_region, ring.first_buffer, ring.first_buffer + (layout.stride << log2_size))
         for ring in layout.rings
     ]
     return rings + buffers
@@ -96,10 +96,11 @@ def test_buffers_are_an_odd_number_of_cache_lines_apart(buffer_size: int, stride
 
 def test_separate_buffers_start_a_region_of_their_own() -> None:
     layout = plan(1, 1, 10, 2048, separate_buffers=True)
-    assert layout.region_sizes == (36864, 2 * 1024 * 2112)
+    assert layout.region_sizes == (36864, 2 * 1024 * 2048)
     assert layout.buffer_region == 1
     assert [ring.region for ring in layout.rings] == [0, 0]
-    assert [ring.first_buffer for ring in layout.rings] == [0, 1024 * 2112]
+    assert [ring.first_buffer for ring in layout.rings] == [0, 1024 * 2048]
+    assert layout.stride == 2048
 
 
 @given(
@@ -115,12 +116,12 @@ def test_rings_and_buffers_lie_in_order_and_do_not_overlap(
     try:
         layout = plan(s2m, m2s, log2_size, buffer_size, separate_buffers=separate)
     except ConfigError:
-        stride = buffer_stride(buffer_size)
+        stride = buffer_size if separate else buffer_stride(buffer_size)
         assert ((s2m + m2s) * (stride + DESCRIPTOR_SIZE) << log2_size) + (1 << 20) > MAX_REGION_SIZE
         return
     order = [(Direction.S2M, index) for index in range(s2m)] + [(Direction.M2S, index) for index in range(m2s)]
     assert [(ring.direction, ring.index) for ring in layout.rings] == order
-    everything = spans(layout, log2_size, buffer_size)
+    everything = spans(layout, log2_size)
     assert everything == sorted(everything)
     for (region, _, end), (next_region, start, _) in itertools.pairwise(everything):
         assert region < next_region or end <= start
@@ -310,6 +311,21 @@ def test_memory_that_can_shrink_is_accepted_only_from_who_is_trusted(seals: int)
 
 def test_a_seal_against_shrinking_is_all_that_a_stranger_needs() -> None:
     Region.accept(1, SIZE, OwnedFd(memfd(SIZE, fcntl.F_SEAL_SHRINK), "sent"), trusted=False).close()
+
+
+def test_a_stranger_that_shrinks_and_seals_while_we_look_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = memfd(SIZE)
+
+    def shrink_and_seal(fd: int) -> os.stat_result:
+        status = stat(fd)
+        monkeypatch.setattr(os, "fstat", stat)
+        os.ftruncate(fd, 0)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return status
+
+    stat = os.fstat
+    monkeypatch.setattr(os, "fstat", shrink_and_seal)
+    refuse(fd, ErrorCode.NO_SHMFD, "is not sealed", trusted=False)
 
 
 def test_a_plain_file_knows_no_seals(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import socket
@@ -401,6 +402,42 @@ def test_an_allocator_that_raises_ends_the_attempt_and_leaves_nothing(
         wait_until(lambda: master.state is State.DISCONNECTED, runtime, allocates)
 
 
+@pytest.mark.parametrize("action", [Runtime.close, lambda runtime: runtime.interfaces[0].delete()])
+@pytest.mark.parametrize("where", ["allocator", "external region"])
+def test_what_allocates_may_end_it_all_and_leaves_nothing(
+    runtime: Runtime, socket_name: str, own_memory: OwnMemory, where: str, action: Callable[[Runtime], object]
+) -> None:
+    ends = Recorder()
+    master = runtime.create_interface(socket=socket_name, role="master")
+
+    def ended(size: int) -> None:
+        if not ends.reasons:
+            action(allocates)
+
+    def allocate(size: int) -> int:
+        ended(size)
+        return memory_file(size)
+
+    def add(size: int) -> tuple[int, memoryview]:
+        ended(size)
+        return own_memory.add(size)
+
+    external = where == "external region"
+    with Runtime("allocates", region_allocator=memory_file if external else allocate) as allocates:
+        home = allocates.create_socket(socket_name)
+        if external:
+            home.register_external_region(ExternalRegion(add, own_memory.map, own_memory.delete))
+        allocates.create_interface(socket=home, on_disconnect=ends.on_disconnect)
+        while not ends.reasons:  # not wait_until: the runtime may be closed from within
+            runtime.poll_event(0)
+            allocates.poll_event(0)
+        wait_until(lambda: master.state is State.DISCONNECTED, runtime)
+    assert str(ends.reasons[0]) == "interface deleted"
+    assert not ends.reasons[0].established
+    if external:
+        assert [call for call, _ in own_memory.calls] == ["add", "delete"]
+
+
 # --- the reconnect timer --------------------------------------------------------------------------------------------
 
 
@@ -578,3 +615,56 @@ def test_nothing_is_created_when_a_master_cannot_listen(runtime: Runtime, socket
             runtime.create_interface(socket=socket_name, role="master")
     assert (runtime.interfaces, runtime.sockets) == ((), ())
     runtime.create_interface(socket=socket_name, role="master")
+
+
+# --- what is told ---------------------------------------------------------------------------------------------------
+
+SECRET = "correct horse battery"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_log_tells_every_message_and_state_and_never_the_secret(
+    make_pair: Callable[..., Pair], caplog: pytest.LogCaptureFixture, role: str
+) -> None:
+    with caplog.at_level("DEBUG", logger="memifrt"):
+        pair = make_pair(secret=SECRET)
+        pair.side(role).disconnect("on purpose")
+        pair.wait(lambda: pair.master.last_error and pair.slave.last_error)
+    told = [record.getMessage() for record in caplog.records]
+    near, far = str(pair.side(role)), str(pair.side(other(role)))
+    for ours, theirs in ((str(pair.master), str(pair.slave)), (str(pair.slave), str(pair.master))):
+        assert any(line.startswith(ours) and line.endswith(": connecting") for line in told)
+        assert any(line.startswith(f"{ours}: connected to ") for line in told)
+        assert any(line.startswith(f"{ours}: disconnected: ") for line in told), theirs
+    conversation = ["Hello", "Init", "Ack", "AddRegion", "Ack", "AddRing", "Ack", "AddRing", "Ack", "Connect"]
+    for verb in ("sending", "received"):
+        messages = [line.partition(f": {verb} ")[2].partition("(")[0] for line in told if f": {verb} " in line]
+        assert [name for name in messages if name[:1].isupper()][:11] == [*conversation, "Connected"]
+    assert any(line.startswith(near) and line.endswith(": sending a disconnect: on purpose") for line in told)
+    assert any(line.startswith(far) and "received Disconnect(code=0, reason='on purpose')" in line for line in told)
+    assert SECRET not in caplog.text
+
+
+@pytest.fixture
+def quiet_logger() -> Iterator[None]:
+    """The logger as a fresh process has it, and as it was again afterwards."""
+    logger = logging.getLogger("memifrt")
+    handlers, level = logger.handlers[:], logger.level
+    logger.handlers.clear()
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+@pytest.mark.usefixtures("quiet_logger")
+@pytest.mark.parametrize(("value", "tells"), [("1", True), ("0", False), ("", False)])
+def test_the_environment_switches_the_log_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], socket_name: str, value: str, tells: bool
+) -> None:
+    monkeypatch.setenv("MEMIFRT_DEBUG", value)
+    with Runtime("debugged") as debugged:
+        debugged.create_interface(socket=socket_name, role="master")
+        with ScriptedSlave(socket_name) as peer:
+            debugged.poll_event(None)
+            peer.answer("hello")
+    assert ("sending Hello(name='debugged'" in capsys.readouterr().err) == tells

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from memifrt import Interface, Runtime, RxQueue, TxQueue
+from memifrt import ConfigError, Disconnected, Interface, Runtime, RxQueue, TxQueue
 from memifrt.fds import EventFd
 from tests.peer import ScriptedMaster, ScriptedSlave, scripted_peer
 from tests.support import DEADLINE, Pair, wait_until
@@ -210,6 +210,41 @@ def test_an_application_that_reads_the_eventfd_itself_loses_nothing(make_pair: M
         rx._event.drain()
         taken += rx.recv(1)
     assert taken == [b"a", b"b", b"c"]
+
+
+FAILING: dict[str, Callable[[RxQueue, TxQueue], object]] = {
+    "no limit": lambda rx, tx: rx.recv(0),
+    "a burst of none": lambda rx, tx: rx.burst(0),
+    "a matrix that cannot be written": lambda rx, tx: rx.recv_into(b"", bytes(2)),
+    "a relay of none": lambda rx, tx: tx.forward(rx, 0),
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("call", FAILING)
+def test_a_call_that_fails_leaves_the_wake_up(make_pair: MakePair, role: str, call: str) -> None:
+    pair = make_pair()
+    rx, tx = ends(pair, role)
+    tx.send([b"packet"])
+    with pytest.raises(ConfigError):
+        FAILING[call](rx, pair.side(role).tx_queues[0])
+    assert readable(rx)
+    assert rx.recv() == [b"packet"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_relay_onto_a_broken_ring_leaves_the_wake_up(
+    runtime: Runtime, make_pair: MakePair, socket_name: str, role: str
+) -> None:
+    rx, tx = ends(make_pair(), role)
+    out, peer = meet(runtime, socket_name + "-out", "slave", auto_refill=False)
+    tx.send([b"packet"])
+    peer.rx.tail = 1000  # more than was ever sent
+    with pytest.raises(Disconnected):
+        out.tx_queues[0].forward(rx)
+    assert readable(rx)
+    assert rx.recv() == [b"packet"]
+    peer.close()
 
 
 # --- chains ---------------------------------------------------------------------------------------------------------

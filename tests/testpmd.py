@@ -60,6 +60,8 @@ class DpdkTestpmd:
     :param role: ``server`` (listens; ready at the prompt) or ``client`` (connects once, when it starts).
     :param forward: its ``--forward-mode``; see :meth:`start_forwarding`.
     :param zero_copy: a client shares its packet memory instead of copying out of it.
+    :param lcores: which of its threads runs on which core, in its own words.
+    :param size: bytes of the packets that ``txonly`` sends.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class DpdkTestpmd:
         secret: str = "",
         log2_ring_size: int = 10,
         buffer_size: int = 2048,
+        lcores: str = "0@0,1@1",
+        size: int = 64,
     ) -> None:
         # With zero copy its packets fill the rings of both directions, and what has been sent is freed only when the
         # next is sent: with fewer packets than slots it would wait for ever.
@@ -93,12 +97,12 @@ class DpdkTestpmd:
         self._files = _RUN / prefix
         self._command = [
             *("stdbuf", "-oL", PROGRAM),  # or what it prints comes when it ends
-            *("-l", "0-1", "--no-huge", "-m", "256", "--no-pci", "--no-telemetry", f"--file-prefix={prefix}"),
+            *(f"--lcores={lcores}", "--no-huge", "-m", "256", "--no-pci", "--no-telemetry", f"--file-prefix={prefix}"),
             "--vdev=net_memif0," + ",".join(f"{key}={value}" for key, value in device.items()),
             *(["--single-file-segments"] if zero_copy else []),
             "--log-level=pmd.net.memif:debug",
             *("--", "-i", f"--total-num-mbufs={packets}", f"--forward-mode={forward}"),
-            *(f"--rxq={queues}", f"--txq={queues}"),
+            *(f"--rxq={queues}", f"--txq={queues}", f"--txpkts={size}"),
             "--no-flush-rx",  # or "start" throws away what we have sent before it
         ]
         self._process: subprocess.Popen[bytes] | None = None

@@ -10,8 +10,8 @@ import json
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 from memifrt.apps.packets import echo_request, parse_ip
@@ -36,8 +36,11 @@ _TURNS = 32
 _SAMPLE = 0.05
 #: Seconds without any packet after which gen and rr give up a peer: a testpmd may take nine until it forwards.
 _PATIENCE = 10.0
-#: Seconds after which rr holds a packet for lost.
+#: Seconds without any packet after which gen and rr hold for lost what is on its way. An echo that merely had to wait
+#: for its core must not find more packets on its return than fit into the ring.
 _LOST = 1.0
+#: Seconds that gen gives its last packets to come back.
+_LINGER = 1.0
 _SEQUENCE_BYTES = 8
 #: Ethernet, IPv4 and ICMP headers of an echo request.
 _ECHO_HEADERS = 14 + 20 + 8
@@ -185,7 +188,7 @@ class Matrix:
         self.lengths = memoryview(array("I", [width] * rows))
 
 
-class Turn:
+class Turn(ABC):
     """One turn on a pair of queues; the subclasses know which."""
 
     #: Packets that it did not get rid of, or did not get back.
@@ -199,18 +202,8 @@ class Turn:
         self.tx = tx
         self.burst = options.burst
 
-    def __call__(self) -> None:
-        raise NotImplementedError
-
-    def write_off(self) -> None:
-        """Hold what is on its way for lost."""
-
-    def stop(self) -> None:
-        """Send nothing more."""
-
-    def on_its_way(self) -> int:
-        """Packets that are to come back."""
-        return 0
+    @abstractmethod
+    def __call__(self) -> None: ...
 
 
 class SourcePackets(Turn):
@@ -294,10 +287,23 @@ class Gen(Turn):
         self._returned = 0
 
     def stop(self) -> None:
+        """Send nothing more."""
         self._window = 0
 
+    def is_complete(self) -> bool:
+        """Whether all that was sent has come back."""
+        return self._returned + self.corrupted >= self._sent
+
+    @abstractmethod
+    def write_off(self) -> None:
+        """Hold what is on its way for lost."""
+
+    @abstractmethod
+    def _on_its_way(self) -> int:
+        """Packets that are not held for lost."""
+
     def _room(self) -> int:
-        return min(self.burst, self._window - self.on_its_way())
+        return min(self.burst, self._window - self._on_its_way())
 
 
 class GenCount(Gen):
@@ -322,7 +328,7 @@ class GenCount(Gen):
         # What was written off may come all the same.
         self.dropped = min(self.dropped, self._sent - self._returned)
 
-    def on_its_way(self) -> int:
+    def _on_its_way(self) -> int:
         return self._sent - self._returned - self.dropped
 
     def write_off(self) -> None:
@@ -356,7 +362,7 @@ class GenContent(Gen):
                 self.corrupted += 1
         self._count_dropped()
 
-    def on_its_way(self) -> int:
+    def _on_its_way(self) -> int:
         return self._sent - max(self._expected, self._written_off)
 
     def write_off(self) -> None:
@@ -364,7 +370,7 @@ class GenContent(Gen):
         self._count_dropped()
 
     def _count_dropped(self) -> None:
-        self.dropped = max(0, self._sent - self._returned - self.corrupted - self.on_its_way())
+        self.dropped = max(0, self._sent - self._returned - self.corrupted - self._on_its_way())
 
 
 _TURNS_OF: dict[tuple[str, str], type[Turn]] = {
@@ -391,6 +397,7 @@ class Bench:
     def __init__(self, options: Options) -> None:
         self.options = options
         self._turns: list[Turn] = []
+        self._gens: list[Gen] = []
         self._interface: Interface | None = None
         self._round_trips = array("Q")
         self._lost = 0
@@ -438,6 +445,7 @@ class Bench:
         # A peer may give fewer queues, and not as many in both directions.
         pairs = (min if options.mode == "gen" else max)(len(rx), len(tx))
         self._turns = [make(options, rx[qid % len(rx)], tx[qid % len(tx)]) for qid in range(pairs)]
+        self._gens = [turn for turn in self._turns if isinstance(turn, Gen)]
 
     def _on_interrupt(self, interface: Interface, qid: int) -> None:
         if self.options.mode in ("sink", "echo"):
@@ -472,7 +480,7 @@ class Bench:
         """Turn after turn; the clock and the control channel are looked at now and then."""
         polling = parse_rx_mode(self.options.rx_mode) is RxMode.POLLING or self.options.mode in ("source", "gen")
         rounds = range(max(1, _TURNS // len(self._turns)))
-        seen, next_sample = 0, 0.0
+        seen, last_progress, next_sample = 0, 0.0, 0.0
         gives_up = self._gives_up()
         while interface.connected:
             if polling:
@@ -490,10 +498,12 @@ class Bench:
                 return
             if now >= next_sample:
                 next_sample = now + _SAMPLE
-                if packets == seen:  # the windows must open again
-                    for turn in self._turns:
-                        turn.write_off()
-                seen = packets
+                if packets > seen:
+                    seen, last_progress = packets, now
+                elif meter.started and now - last_progress > _LOST:
+                    last_progress = now
+                    for gen in self._gens:
+                        gen.write_off()
                 if polling:
                     runtime.poll_event(0)
 
@@ -504,15 +514,15 @@ class Bench:
 
     def _drain(self, runtime: Runtime, interface: Interface) -> None:
         """Take what is still on its way, so that what is missing is lost."""
-        for turn in self._turns:
-            turn.stop()
-        deadline = time.monotonic() + _LOST
-        while interface.connected and any(turn.on_its_way() for turn in self._turns) and time.monotonic() < deadline:
-            for turn in self._turns:
-                turn()
+        for gen in self._gens:
+            gen.stop()
+        deadline = time.monotonic() + _LINGER
+        while interface.connected and time.monotonic() < deadline and not all(gen.is_complete() for gen in self._gens):
+            for gen in self._gens:
+                gen()
             runtime.poll_event(0)
-        for turn in self._turns:
-            turn.write_off()
+        for gen in self._gens:
+            gen.write_off()
 
     def _rr(self, runtime: Runtime, interface: Interface, meter: Meter) -> None:
         """One packet at a time, there and back."""
@@ -522,6 +532,8 @@ class Bench:
         next_sample = 0.0
         gives_up = self._gives_up()
         while interface.connected:
+            while self._lost and rx.recv(1):  # late: it must not pass for the answer to the next
+                pass
             start = clock()
             while not tx.send(packet):  # the slave may not have posted its buffers yet
                 runtime.poll_event(0.001)

@@ -11,6 +11,7 @@ from memifrt.apps.packets import format_ip
 from memifrt.apps.ping import PingOptions, ping
 from memifrt.apps.session import InterfaceOptions, default_mac
 from memifrt.errors import ErrorCode, MemifError
+from memifrt.ring import __impl__ as rings
 from memifrt.types import Role
 
 _RESPONDER_IP = bytes((192, 168, 1, 2))
@@ -28,7 +29,10 @@ def demo(count: int, interval: float) -> int:
     command = [sys.executable, "-m", "memifrt", "responder", "--role", "master", "--socket", socket]
     command += ["--ip", format_ip(_RESPONDER_IP), "--until-eof"]
     # The responder ends when its standard input does: with the demo, however that ends.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as responder:
+    environment = {**os.environ, "MEMIFRT_RING": rings}  # the same as here, and what is to be said of them is said here
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as responder:
         try:
             _wait_until_listening(responder)
             print(f"responder: process {responder.pid}, master on {socket}")

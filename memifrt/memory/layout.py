@@ -74,7 +74,8 @@ def plan(
     """
     total = num_s2m_rings + num_m2s_rings
     rings_end = total * ring_bytes(log2_ring_size)
-    stride = buffer_stride(buffer_size)
+    # A region of their own is the application's: it is asked for as many bytes as libmemif asks for.
+    stride = buffer_size if separate_buffers else buffer_stride(buffer_size)
     buffers = (total * stride) << log2_ring_size
     start = 0 if separate_buffers else _align(rings_end)
     if start + buffers > MAX_REGION_SIZE:

@@ -154,6 +154,8 @@ def _check_received(index: int, size: int, fd: OwnedFd, trusted: bool) -> None:
         raise ProtocolError(
             ErrorCode.INVAL_ARG, f"region {index} has {size} bytes; a region has 1 to {MAX_REGION_SIZE}"
         )
+    # The seal before the size: what can still shrink now may have shrunk when it is sealed.
+    sealed = _is_sealed(fd)
     status = os.fstat(fd.fileno())
     if not stat.S_ISREG(status.st_mode):
         raise ProtocolError(ErrorCode.NO_SHMFD, f"region {index} came with an fd that is not a memory file")
@@ -161,7 +163,7 @@ def _check_received(index: int, size: int, fd: OwnedFd, trusted: bool) -> None:
         raise ProtocolError(
             ErrorCode.INVAL_ARG, f"region {index} claims {size} bytes, but its file has {status.st_size}"
         )
-    if not trusted and not _is_sealed(fd):
+    if not trusted and not sealed:
         raise ProtocolError(
             ErrorCode.NO_SHMFD,
             f"region {index} is not sealed against shrinking and the peer runs as another user",

@@ -13,6 +13,8 @@ from memifrt.types import FdEvent
 
 #: Events taken from the kernel in one wait.
 _MAX_EVENTS = 256
+#: Seconds: what epoll_wait takes at most, in an int of milliseconds.
+_LONGEST_WAIT = (2**31 - 1) // 1000
 
 
 class EpollPoller:
@@ -43,9 +45,10 @@ class EpollPoller:
     def wait(self, timeout: float | None) -> tuple[list[tuple[int, FdEvent]], bool]:
         """The fds that are ready, and whether the wait is cancelled.
 
-        :param timeout: in seconds; 0 does not wait, None or a negative number waits for as long as it takes.
+        :param timeout: in seconds; 0 does not wait, None or a negative number waits for as long as it takes. More
+            than 24 days are 24 days.
         """
-        ready = self._epoll.poll(-1 if timeout is None or timeout < 0 else timeout, _MAX_EVENTS)
+        ready = self._epoll.poll(-1 if timeout is None or timeout < 0 else min(timeout, _LONGEST_WAIT), _MAX_EVENTS)
         cancel = self._cancel.fileno()
         return [(fd, from_epoll(mask)) for fd, mask in ready if fd != cancel], any(fd == cancel for fd, _ in ready)
 

@@ -8,11 +8,14 @@ distrusted in shared memory is distrusted here.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import platform
 from typing import cast
 
 from memifrt.ring.protocol import Burst, RingImplementation, RingMemory, RxRing, SlaveBuffers, TxRing
+
+logger = logging.getLogger("memifrt")
 
 #: The module of each implementation.
 _MODULES = {"native": "memifrt.ring._native", "python": "memifrt.ring.reference"}
@@ -34,14 +37,24 @@ def load(name: str) -> RingImplementation:
         ) from error
 
 
-def _choose() -> tuple[RingImplementation, str]:
+def _choose() -> tuple[RingImplementation, str, str]:
+    """An implementation, its name, and why it is not the compiled one although nobody chose another."""
     forced = os.environ.get("MEMIFRT_RING", "")
     if forced:
-        return load(forced), forced
+        return load(forced), forced, ""
     try:
-        return load("native"), "native"
-    except ImportError:
-        return load("python"), "python"
+        return load("native"), "native", ""
+    except ImportError as error:
+        return load("python"), "python", str(error)
+
+
+def say_what_is_missing() -> None:
+    """Log, once in a process, that packets take the slow way for want of the compiled rings. An installation without a
+    compiler succeeds, and installers hide what a build says."""
+    global _missing
+    if _missing:
+        logger.warning("packets go through the rings in Python, many times slower: %s", _missing)
+        _missing = ""
 
 
 def unsafe_reason() -> str:
@@ -59,7 +72,7 @@ def unsafe_reason() -> str:
 
 
 #: The implementation in use, and its name.
-implementation, __impl__ = _choose()
+implementation, __impl__, _missing = _choose()
 
 __all__ = [
     "Burst",
@@ -71,5 +84,6 @@ __all__ = [
     "__impl__",
     "implementation",
     "load",
+    "say_what_is_missing",
     "unsafe_reason",
 ]

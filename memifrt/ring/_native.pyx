@@ -13,7 +13,6 @@ the region that it points into.
 cimport cython
 from cpython.buffer cimport (
     PyBUF_FORMAT,
-    PyBUF_ND,
     PyBUF_SIMPLE,
     PyBUF_STRIDES,
     PyBUF_WRITABLE,
@@ -25,12 +24,15 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove
 
 from collections import deque
 
 from memifrt.errors import ConfigError, ErrorCode, RingViolation
-from memifrt.types import BufferFlag, QueueCounters
+from memifrt.types import MAX_LOG2_RING_SIZE, BufferFlag, QueueCounters
+
+cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object number, int *overflow) except? -1
 
 cdef extern from *:
     """
@@ -54,6 +56,11 @@ cdef extern from *:
         return __atomic_load_n(index, __ATOMIC_ACQUIRE);
     }
     static inline uint16_t memif_load(const uint16_t *index) { return __atomic_load_n(index, __ATOMIC_RELAXED); }
+    /* A load that passes no earlier store: for a sender that publishes and then looks whether to kick. */
+    static inline uint16_t memif_load_fence(const uint16_t *index) {
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        return __atomic_load_n(index, __ATOMIC_RELAXED);
+    }
     /* Release: all that we wrote and read before is done when the peer sees the index. */
     static inline void memif_store_release(uint16_t *index, uint16_t value) {
         __atomic_store_n(index, value, __ATOMIC_RELEASE);
@@ -82,6 +89,7 @@ cdef extern from *:
         memif_descriptor *descriptors
     uint16_t memif_load_acquire(const uint16_t *index) nogil
     uint16_t memif_load(const uint16_t *index) nogil
+    uint16_t memif_load_fence(const uint16_t *index) nogil
     void memif_store_release(uint16_t *index, uint16_t value) nogil
     void memif_store_fence(uint16_t *index, uint16_t value) nogil
     void memif_barrier() nogil
@@ -131,7 +139,7 @@ cdef class _Regions:
         if self.count != other.count:
             return False
         for i in range(self.count):
-            if self.held[i].buf != other.held[i].buf:
+            if self.held[i].buf != other.held[i].buf or self.held[i].len != other.held[i].len:
                 return False
         return True
 
@@ -157,21 +165,23 @@ cdef class _Ring:
     cdef object name
     cdef uint64_t packets, octets, full, bad
 
+    # All of it in __cinit__, here and below: it runs once for every object, whatever Python code does with __new__ and
+    # __init__, and a method can rely on it.
     def __cinit__(self, memory, *args):
-        cdef uint64_t offset = memory.offset
-        cdef int log2_size = memory.log2_size
-        cdef Py_ssize_t region = memory.region
+        cdef int64_t log2_size = _clamped(memory.log2_size), region = _clamped(memory.region)
+        cdef int64_t offset = _clamped(memory.offset)
+        self.name = memory.name
         self.regions = _Regions(memory.regions)
+        if not 0 <= log2_size <= MAX_LOG2_RING_SIZE or not 0 <= region < self.regions.count:
+            raise ConfigError(f"{self.name}: there is no ring of 2^{memory.log2_size} in region {memory.region}")
         self.size = 1 << log2_size
         self.mask = <uint16_t> (self.size - 1)
-        self.name = memory.name
         if (
-            not 0 <= log2_size <= 14
-            or not 0 <= region < self.regions.count
+            offset < 0
             or offset % 4
-            or offset + HEADER + self.size * sizeof(memif_descriptor) > <uint64_t> self.regions.held[region].len
+            or offset + HEADER + self.size * <int64_t> sizeof(memif_descriptor) > self.regions.held[region].len
         ):
-            raise ConfigError(f"{self.name}: the ring lies outside its region, or at an odd offset")
+            raise ConfigError(f"{self.name}: the ring at {memory.offset} lies outside its region, or is not aligned")
         self.ring = <memif_ring *> (<uint8_t *> self.regions.held[region].buf + offset)
 
     @property
@@ -184,7 +194,7 @@ cdef class _Ring:
 
     @property
     def flags(self):
-        return memif_load(&self.ring.flags)
+        return memif_load_fence(&self.ring.flags)
 
     @property
     def capacity(self):
@@ -265,12 +275,14 @@ cdef class _Burst:
     cdef int sent
     cdef int exporting
     cdef bint ended
+    # Whether a buffer is no longer as it was received: it cannot be put back.
+    cdef bint changed
     cdef memif_descriptor *entries
     cdef list views
 
     def __cinit__(self):
         self.exporting = -1
-        self.entries = NULL
+        self.ended = True  # until a ring has given it buffers: Python code may make one too
 
     def __dealloc__(self):
         free(self.entries)
@@ -313,7 +325,10 @@ cdef class _Burst:
         self.trim(index, count, self.length(index) - count)
 
     def drop(self, index):
-        self.entries[self.position(index)].flags |= DROPPED
+        cdef int position = self.position(index)
+        if not isinstance(self.ring, _RxRing):
+            raise ConfigError("only a received packet can be dropped: an allocated one is not transmitted, or rewound")
+        self.entries[position].flags |= DROPPED
 
     def close(self):
         if self.ended:
@@ -362,8 +377,8 @@ cdef class _Burst:
         return view
 
     cdef int position(self, index) except -1:
-        cdef Py_ssize_t wanted = index
-        cdef Py_ssize_t position = wanted + self.count if wanted < 0 else wanted
+        cdef int64_t wanted = _clamped(index)
+        cdef int64_t position = wanted + self.count if wanted < 0 else wanted
         if not 0 <= position < self.count:
             raise IndexError(f"buffer {index} of a burst of {self.count}")
         if self.ended:
@@ -392,21 +407,31 @@ cdef class _Burst:
             start += 1
         return False
 
-    cdef trim(self, index, Py_ssize_t count, Py_ssize_t length):
+    cdef trim(self, index, count, length):
         cdef int position = self.position(index)
         cdef memif_descriptor *entry = &self.entries[position]
         cdef int64_t start, stop, present = entry.length, offset = entry.offset
+        cdef int64_t moved = _clamped(count), wanted = _clamped(length)
         self.ring.room_around(<uint16_t> (self.first + position), entry, &start, &stop)
-        if not (start <= offset + count and 0 < length <= stop - offset - count):
+        if not (start <= offset + moved and 0 < wanted <= stop - offset - moved):
             raise ConfigError(
                 f"buffer {index} has {present} bytes of data, room for {offset - start} before and "
                 f"{stop - offset - present} behind them: they cannot start {count} bytes further and be {length} long"
             )
-        if count and isinstance(self.ring, MasterTxRing):
+        if moved and isinstance(self.ring, MasterTxRing):
             raise ConfigError("a master sends from the start of a buffer: only a slave moves data inside it")
         self.drop_view(position)
-        entry.length = <uint32_t> length
-        entry.offset = <uint32_t> (offset + count)
+        self.changed = True
+        entry.length = <uint32_t> wanted
+        entry.offset = <uint32_t> (offset + moved)
+
+    cdef void arrive(self, int position, const memif_descriptor *entry) noexcept:
+        """A buffer that comes from another slot. What is allocated is to be sent: nothing of the peer's but where the
+        data is."""
+        if isinstance(self.ring, _TxRing):
+            _clean(&self.entries[position], entry)
+        else:
+            self.entries[position] = entry[0]
 
     cdef drop_view(self, int position):
         if self.views is not None and self.views[position] is not None:
@@ -438,6 +463,7 @@ cdef _Burst _new_burst(_Ring ring, uint16_t first, int room):
     burst.entries = <memif_descriptor *> malloc(max(1, room) * sizeof(memif_descriptor))
     if burst.entries is NULL:
         raise MemoryError
+    burst.ended = False
     return burst
 
 
@@ -448,14 +474,14 @@ cdef class _RxRing(_Ring):
     """What both receiving sides do. ``last`` is the index of the next buffer to take."""
 
     cdef uint16_t last
-    cdef int headroom
+    cdef int64_t headroom
     cdef readonly bint more
     # Bursts that hold buffers, oldest first.
     cdef object open
     # Copies of descriptors that no burst needs: for recv_into and relay.
     cdef memif_descriptor *scratch
 
-    def __init__(self, *args):
+    def __cinit__(self, *args):
         self.open = deque()
         self.scratch = <memif_descriptor *> malloc(self.size * sizeof(memif_descriptor))
         if self.scratch is NULL:
@@ -464,11 +490,8 @@ cdef class _RxRing(_Ring):
     def __dealloc__(self):
         free(self.scratch)
 
-    def set_headroom(self, int headroom):
-        cdef int64_t capacity = self.capacity
-        if headroom < 0 or (capacity and headroom >= capacity):
-            raise ConfigError(f"headroom is {headroom} bytes; it must be less than the buffer's {capacity}")
-        self.headroom = headroom
+    def set_headroom(self, headroom):
+        self.headroom = self.checked_headroom(headroom)
 
     def pending(self):
         return self.available()
@@ -519,16 +542,17 @@ cdef class _RxRing(_Ring):
             total = 0
             while True:
                 part = min(<uint64_t> entries[start].length, rows.width - min(total, rows.width))
-                memcpy(rows.row(row) + min(total, rows.width), self.regions.at(&entries[start]), part)
+                memmove(rows.row(row) + min(total, rows.width), self.regions.at(&entries[start]), part)
                 total += entries[start].length
                 start += 1
                 if start == taken or not entries[start - 1].flags & NEXT:
                     break
             sizes.set(row, total)
             row += 1
-        self.last = <uint16_t> (self.last + taken)
-        self.tally(entries, taken)
-        self.give_back(taken, self.headroom)
+        if taken:
+            self.last = <uint16_t> (self.last + taken)
+            self.tally(entries, taken)
+            self.give_back(self.refillable(), self.headroom)  # these, and before them any that were never posted
         return row
 
     cdef object recv_into_from_burst(self, _Matrix rows, _Lengths sizes, int limit):
@@ -541,13 +565,20 @@ cdef class _RxRing(_Ring):
             row += 1
         return row
 
-    def refill(self, count=None, int headroom=0):
+    cdef int64_t checked_headroom(self, headroom) except -1:
+        cdef int64_t wanted = _clamped(headroom), capacity = self.capacity
+        if wanted < 0 or 0 < capacity <= wanted:
+            raise ConfigError(f"headroom is {headroom} bytes; it must be less than the buffer's {capacity}")
+        return wanted
+
+    def refill(self, count=None, headroom=0):
+        cdef int64_t free = self.checked_headroom(headroom)
         cdef int refillable = self.refillable()
-        cdef int64_t wanted = refillable if count is None else min(<int64_t> count, <int64_t> refillable)
+        cdef int64_t wanted = refillable if count is None else min(_clamped(count), <int64_t> refillable)
         if wanted < 0:
-            raise ConfigError(f"refill of {wanted} buffers; it must be at least 0")
+            raise ConfigError(f"refill of {count} buffers; it must be at least 0")
         if wanted:
-            self.give_back(<int> wanted, headroom)
+            self.give_back(<int> wanted, free)
             self.end_returned_bursts()
             self.give_back_ended()
         return wanted
@@ -556,6 +587,8 @@ cdef class _RxRing(_Ring):
         cdef _Burst own = _own(burst)
         if own.ended or own.ring is not self or not self.open or self.open[-1] is not own:
             raise ConfigError("only the newest burst can be put back")
+        if own.changed:
+            raise ConfigError("buffers of this burst have been trimmed or swapped: it cannot be put back")
         own.release_views(own.count)
         cdef int i
         for i in range(own.sent, own.count):
@@ -666,8 +699,8 @@ cdef class _RxRing(_Ring):
         """The index up to which taken buffers have been given back."""
         return 0
 
-    cdef int give_back(self, int count, int headroom) except -1:
-        raise NotImplementedError
+    cdef void give_back(self, int count, int64_t headroom) noexcept:
+        pass
 
 
 @cython.final
@@ -679,8 +712,7 @@ cdef class MasterRxRing(_RxRing):
     cdef uint16_t returned
     cdef uint16_t chained
 
-    def __init__(self, memory):
-        _RxRing.__init__(self, memory)
+    def __cinit__(self, memory):
         self.reset()
 
     cdef int available(self) except -1:
@@ -697,9 +729,9 @@ cdef class MasterRxRing(_RxRing):
         self.read(into, index, count)
         for i in range(count):
             into[i].flags &= NEXT
-            self.chained |= into[i].flags
             if not self.regions.holds(&into[i]):
                 raise self.out_of_bounds(<uint16_t> (index + i), &into[i])
+            self.chained |= into[i].flags
         return 0
 
     cdef int refillable(self) noexcept:
@@ -708,7 +740,7 @@ cdef class MasterRxRing(_RxRing):
     cdef uint16_t boundary(self) noexcept:
         return self.returned
 
-    cdef int give_back(self, int count, int headroom) except -1:
+    cdef void give_back(self, int count, int64_t headroom) noexcept:
         cdef int i
         if self.chained:
             for i in range(count):
@@ -717,7 +749,6 @@ cdef class MasterRxRing(_RxRing):
         if self.returned == self.last:
             self.chained = 0
         memif_store_release(&self.ring.tail, self.returned)  # we have read all that we wanted
-        return 0
 
 
 @cython.final
@@ -727,8 +758,7 @@ cdef class SlaveRxRing(_RxRing):
     cdef _Buffers buffers
     cdef uint16_t posted
 
-    def __init__(self, memory, buffers):
-        _RxRing.__init__(self, memory)
+    def __cinit__(self, memory, buffers):
         self.buffers = _Buffers(self.regions, buffers, self.size)
         self.ring.cookie = COOKIE
         self.reset()
@@ -776,28 +806,26 @@ cdef class SlaveRxRing(_RxRing):
     cdef uint16_t boundary(self) noexcept:
         return <uint16_t> (self.posted - self.size)
 
-    cdef int give_back(self, int count, int headroom) except -1:
+    cdef void give_back(self, int count, int64_t headroom) noexcept:
         cdef int i
         cdef uint16_t slot
         cdef _Buffers own = self.buffers
         cdef memif_descriptor *entry
-        if not 0 <= headroom < <int64_t> own.size:
-            raise ConfigError(f"headroom is {headroom} bytes; it must be less than the buffer's {own.size}")
         # Most masters use the posted length as the room that they have: it is restored each time.
         for i in range(count):
             slot = <uint16_t> (self.posted + i) & self.mask
             entry = &self.ring.descriptors[slot]
             entry.flags = 0
             entry.region = own.region
-            entry.length = own.size - headroom
-            entry.offset = own.offsets[slot] + headroom
+            entry.length = own.size - <uint32_t> headroom
+            entry.offset = own.offsets[slot] + <uint32_t> headroom
             entry.metadata = 0
         self.posted = <uint16_t> (self.posted + count)
         memif_store_release(&self.ring.head, self.posted)  # the descriptors are written
-        return 0
 
 
 @cython.final
+@cython.no_gc
 cdef class _Buffers:
     """A slave's own record of which buffer sits in which slot: never read from shared memory."""
 
@@ -807,14 +835,18 @@ cdef class _Buffers:
     cdef Py_buffer held
     cdef bint holding
 
-    def __cinit__(self, _Regions regions, buffers, int slots):
+    def __cinit__(self, _Regions regions not None, buffers, int slots):
         cdef int i
         self.region = buffers.region
         self.size = buffers.size
         PyObject_GetBuffer(buffers.offsets, &self.held, PyBUF_SIMPLE | PyBUF_WRITABLE)
         self.holding = True
         self.offsets = <uint32_t *> self.held.buf
-        if self.held.len != <Py_ssize_t> (slots * sizeof(uint32_t)) or self.region >= regions.count:
+        if (
+            self.held.len != <Py_ssize_t> (slots * sizeof(uint32_t))
+            or self.region >= regions.count
+            or not self.size
+        ):
             raise ConfigError(f"{slots} slots need {slots} offsets of buffers in a region that exists")
         for i in range(slots):  # once: from here on they are only permuted
             if <uint64_t> self.offsets[i] + self.size > <uint64_t> regions.held[self.region].len:
@@ -832,13 +864,15 @@ cdef class _TxRing(_Ring):
     """What both sending sides do. ``published`` is what the peer sees, ``next`` where the next allocation starts."""
 
     cdef uint16_t published, next
+    # Python code is being asked for packets to send: it must not use the ring that they are staged for.
+    cdef bint sending
     # Bursts that hold allocated buffers, oldest first.
     cdef object open
     # Descriptors on their way out. They reach the ring when all is well, and then at once: a master's unused
     # descriptors must keep the length that the slave posted.
     cdef memif_descriptor *staged
 
-    def __init__(self, *args):
+    def __cinit__(self, *args):
         self.open = deque()
         self.staged = <memif_descriptor *> malloc(self.size * sizeof(memif_descriptor))
         if self.staged is NULL:
@@ -851,15 +885,16 @@ cdef class _TxRing(_Ring):
         return self.room()
 
     def alloc(self, count, size=None):
-        cdef int64_t wanted = count, bytes_each = -1 if size is None else size
+        cdef int64_t wanted = _clamped(count), bytes_each = -1 if size is None else _clamped(size)
         cdef int room, used = 0, chain
         if wanted < 1 or (size is not None and bytes_each < 1):
             raise ConfigError(f"room for {count} packets of {size} bytes; both must be at least 1")
+        self.require_not_sending()
         room = self.room()
         while wanted:
             chain = self.reserve(used, room, bytes_each)
             if not chain:
-                self.check_can_ever_fit(bytes_each, room - used)
+                self.check_can_ever_fit(size, bytes_each, room - used)
                 self.full += 1
                 break
             used += chain
@@ -879,7 +914,7 @@ cdef class _TxRing(_Ring):
             return 0
         if own.ended or not self.open or self.open[0] is not own:
             raise ConfigError("this burst is not the oldest allocated one that is not sent yet")
-        stop = own.count if count is None else <int> min(start + max(<int64_t> count, 0), <int64_t> own.count)
+        stop = own.count if count is None else <int> min(start + max(_clamped(count), 0), <int64_t> own.count)
         self.publish(own.entries + start, stop - start)
         own.mark_sent(stop)
         if stop == own.count:
@@ -892,16 +927,22 @@ cdef class _TxRing(_Ring):
         cdef Py_ssize_t sent = 0
         self.require_nothing_open()
         room = self.room()
-        for packet in packets:
-            if PyBytes_CheckExact(packet):
-                got = self.put(used, room, <uint8_t *> PyBytes_AS_STRING(packet), PyBytes_GET_SIZE(packet), chain, sent)
-            else:
-                got = self.put_buffer(used, room, packet, chain, sent)
-            if not got:
-                self.full += 1
-                break
-            used += got
-            sent += 1
+        self.sending = True
+        try:
+            for packet in packets:
+                if PyBytes_CheckExact(packet):
+                    got = self.put(
+                        used, room, <uint8_t *> PyBytes_AS_STRING(packet), PyBytes_GET_SIZE(packet), chain, sent
+                    )
+                else:
+                    got = self.put_buffer(used, room, packet, chain, sent)
+                if not got:
+                    self.full += 1
+                    break
+                used += got
+                sent += 1
+        finally:
+            self.sending = False
         self.publish_staged(used)
         return sent
 
@@ -916,7 +957,7 @@ cdef class _TxRing(_Ring):
         for row in range(count):
             size = sizes.get(row)
             if size > rows.width:
-                raise ConfigError(f"packet {row} has {lengths[row]} bytes, a row only {rows.width}")
+                raise ConfigError(f"packet {row} has {sizes.shown(row)} bytes, a row only {rows.width}")
             got = self.put(used, room, rows.row(row), size, chain, row)
             if not got:
                 self.full += 1
@@ -930,23 +971,21 @@ cdef class _TxRing(_Ring):
         return self.copy_forward(_received(burst))
 
     def relay(self, source, limit):
-        cdef _RxRing ring = source
+        cdef _RxRing ring = _source(source)
         cdef _Burst burst = ring.take(_limit(limit), False)
-        cdef int sent
         try:
-            sent = self.forward(burst)
+            return self.forward(burst)
+        finally:
             if burst.sent < burst.count:
                 ring.untake(burst)
-        finally:
             burst.close()
-        return sent
 
     def enqueue(self, burst, first, count):
         raise ConfigError("a master cannot swap buffers: only the rings of one slave can")
 
     def rewind(self, burst, index):
         cdef _Burst own = _own(burst), later
-        cdef int64_t wanted = index
+        cdef int64_t wanted = _clamped(index)
         cdef int64_t position = wanted + own.count if wanted < 0 else wanted
         if own.ended or own not in self.open or not own.sent <= position < own.count:
             raise ConfigError("this buffer is not allocated on this queue, or it is sent already")
@@ -995,14 +1034,19 @@ cdef class _TxRing(_Ring):
     cdef require_nothing_open(self):
         if self.open:
             raise ConfigError("buffers allocated earlier must be transmitted or given back first")
+        self.require_not_sending()
 
-    cdef check_can_ever_fit(self, int64_t size, int room):
+    cdef require_not_sending(self):
+        if self.sending:
+            raise ConfigError("the packets of a send that has not ended come from code that uses the ring itself")
+
+    cdef check_can_ever_fit(self, shown, int64_t size, int room):
         """Waiting for room would be for ever: for what a whole free ring did not take, and for what is longer than
         all of a slave's own buffers."""
         cdef int64_t capacity = self.capacity
         if room == self.size or (capacity and size > capacity * self.size):
             raise ConfigError(
-                f"a packet of {size} bytes is longer than all {self.size} buffers of the ring together"
+                f"a packet of {shown} bytes is longer than all {self.size} buffers of the ring together"
             )
 
     cdef int reserve(self, int used, int room, int64_t size) except -1:
@@ -1033,7 +1077,7 @@ cdef class _TxRing(_Ring):
             raise ConfigError(f"packet {number} is empty")
         count = self.reserve(used, room, <int64_t> size)
         if not count:
-            self.check_can_ever_fit(<int64_t> size, room - used)
+            self.check_can_ever_fit(size, <int64_t> size, room - used)
             return 0
         if count > 1 and not chain:
             raise ConfigError(
@@ -1041,13 +1085,16 @@ cdef class _TxRing(_Ring):
             )
         for i in range(used, used + count):
             entry = &self.staged[i]
-            memcpy(self.regions.at(entry), data, entry.length)
+            memmove(self.regions.at(entry), data, entry.length)
             data += entry.length
         return count
 
     cdef int put_buffer(self, int used, int room, packet, bint chain, Py_ssize_t number) except -1:
         cdef Py_buffer held
-        PyObject_GetBuffer(packet, &held, PyBUF_SIMPLE)
+        try:
+            PyObject_GetBuffer(packet, &held, PyBUF_SIMPLE)
+        except BufferError as error:
+            raise ConfigError(f"packet {number} is not contiguous") from error
         try:
             return self.put(used, room, <uint8_t *> held.buf, held.len, chain, number)
         finally:
@@ -1072,7 +1119,8 @@ cdef class _TxRing(_Ring):
             while done < source.length:
                 target = &self.staged[into]
                 part = min(source.length - done, target.length - filled)
-                memcpy(self.regions.at(target) + filled, burst.ring.regions.at(source) + done, part)
+                # Not memcpy, here and above: a peer may make the memory that it sends overlap that which it posts.
+                memmove(self.regions.at(target) + filled, burst.ring.regions.at(source) + done, part)
                 done += part
                 filled += part
                 if filled == target.length:
@@ -1109,8 +1157,7 @@ cdef class SlaveTxRing(_TxRing):
 
     cdef _Buffers buffers
 
-    def __init__(self, memory, buffers):
-        _TxRing.__init__(self, memory)
+    def __cinit__(self, memory, buffers):
         self.buffers = _Buffers(self.regions, buffers, self.size)
         self.ring.cookie = COOKIE
         self.reset()
@@ -1148,7 +1195,7 @@ cdef class SlaveTxRing(_TxRing):
 
     def forward(self, burst):
         cdef _Burst own = _received(burst)
-        if not self.is_sibling(own.ring):
+        if not _are_siblings(own.ring, self):
             return self.copy_forward(own)
         cdef _Buffers theirs = _buffers_of(own.ring)
         cdef int room, sent = 0, start = own.sent, stop, i
@@ -1175,13 +1222,17 @@ cdef class SlaveTxRing(_TxRing):
 
     def relay(self, source, limit):
         """One pass over the descriptors: check, swap, publish, refill."""
-        cdef _RxRing ring = source
-        if not isinstance(source, SlaveRxRing) or not self.is_sibling(ring) or ring.open or self.open:
+        cdef _RxRing ring = _source(source)
+        if not isinstance(ring, SlaveRxRing) or not _are_siblings(ring, self) or ring.open or self.open or self.sending:
             return _TxRing.relay(self, source, limit)
-        cdef SlaveRxRing slave = source
-        cdef _Buffers theirs = slave.buffers
+        cdef _Buffers theirs = _buffers_of(ring)
         cdef memif_descriptor *entries = ring.scratch
-        cdef int i, count = ring.take_entries(entries, _limit(limit), False), room = self.room(), whole = count
+        cdef int i, room, count = ring.take_entries(entries, _limit(limit), False), whole = count
+        try:
+            room = self.room()
+        except RingViolation:
+            ring.more |= count > 0
+            raise
         if count > room:
             whole = room
             while whole and entries[whole - 1].flags & NEXT:
@@ -1191,29 +1242,31 @@ cdef class SlaveTxRing(_TxRing):
         for i in range(whole):
             _swap(theirs, <uint16_t> (ring.last + i) & ring.mask,
                   self.buffers, <uint16_t> (self.published + i) & self.mask)
-            entries[i].flags &= NEXT
             entries[i].metadata = 0
-        ring.last = <uint16_t> (ring.last + whole)
-        ring.tally(entries, whole)
-        self.next = <uint16_t> (self.next + whole)
-        self.publish(entries, whole)
-        ring.give_back(whole, ring.headroom)
+        if whole:
+            ring.last = <uint16_t> (ring.last + whole)
+            ring.tally(entries, whole)
+            self.next = <uint16_t> (self.next + whole)
+            self.publish(entries, whole)
+            ring.give_back(ring.refillable(), ring.headroom)  # these, and before them any that were never posted
         return whole
 
     def enqueue(self, burst, first, count):
         cdef _Burst own = _received(burst)
-        if not self.is_sibling(own.ring):
+        if not _are_siblings(own.ring, self):
             raise ConfigError("the burst was not received on a ring of the same slave")
         if count < 0 or not own.sent <= first <= own.count:
             raise ConfigError(f"{count} buffers from {first} on, of a burst of {own.count} with {own.sent} sent")
         cdef _Buffers theirs = _buffers_of(own.ring)
-        cdef int begin = first, asked = <int> min(<int64_t> count, <int64_t> (own.count - begin)), i, position
+        self.require_not_sending()
+        cdef int begin = first, asked = <int> min(_clamped(count), <int64_t> (own.count - begin)), i, position
         cdef uint16_t slot
         cdef int wanted = min(asked, self.room())
         self.full += wanted < asked
         cdef _Burst swapped = _new_burst(self, self.next, wanted)
         for i in range(wanted):  # before the first swap: a view that cannot be ended stops it all
             own.drop_view(begin + i)
+        own.changed |= wanted > 0
         for i in range(wanted):
             position = begin + i
             slot = <uint16_t> (own.first + position) & own.ring.mask
@@ -1229,9 +1282,6 @@ cdef class SlaveTxRing(_TxRing):
             self.open.append(swapped)
         return swapped
 
-    cdef bint is_sibling(self, _Ring ring):
-        return _is_slave(ring) and ring.regions.is_same(self.regions)
-
 
 @cython.final
 cdef class MasterTxRing(_TxRing):
@@ -1240,8 +1290,7 @@ cdef class MasterTxRing(_TxRing):
     The room in a buffer is the posted ``length``; region and offset go back as they came.
     """
 
-    def __init__(self, memory):
-        _TxRing.__init__(self, memory)
+    def __cinit__(self, memory):
         self.reset()
 
     cdef int room(self) except -1:
@@ -1270,6 +1319,7 @@ cdef class MasterTxRing(_TxRing):
 
 
 @cython.final
+@cython.no_gc
 cdef class _Matrix:
     """A 2-D buffer of single bytes, rows contiguous: NumPy's uint8 arrays, without NumPy."""
 
@@ -1279,7 +1329,7 @@ cdef class _Matrix:
     cdef uint64_t width
 
     def __cinit__(self, matrix, bint writable):
-        PyObject_GetBuffer(matrix, &self.held, PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
+        _get_buffer(matrix, &self.held, PyBUF_STRIDES, writable, "the matrix")
         self.holding = True
         if self.held.ndim != 2 or self.held.itemsize != 1 or (self.held.shape[1] > 1 and self.held.strides[1] != 1):
             raise ConfigError("the matrix must be a 2-D buffer of bytes with contiguous rows")
@@ -1298,8 +1348,9 @@ _SIGNED, _UNSIGNED = frozenset(b"h i l q n".split()), frozenset(b"H I L Q N".spl
 
 
 @cython.final
+@cython.no_gc
 cdef class _Lengths:
-    """A 1-D contiguous buffer of whole numbers of 2, 4 or 8 bytes."""
+    """A 1-D buffer of whole numbers of 2, 4 or 8 bytes; they may lie apart from each other."""
 
     cdef Py_buffer held
     cdef bint holding
@@ -1308,7 +1359,7 @@ cdef class _Lengths:
     cdef uint64_t longest
 
     def __cinit__(self, lengths, bint writable):
-        PyObject_GetBuffer(lengths, &self.held, PyBUF_ND | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0))
+        _get_buffer(lengths, &self.held, PyBUF_STRIDES | PyBUF_FORMAT, writable, "lengths")
         self.holding = True
         cdef bytes kind = (b"B" if self.held.format is NULL else <bytes> self.held.format).lstrip(b"@")
         self.signed = kind in _SIGNED
@@ -1321,25 +1372,41 @@ cdef class _Lengths:
         if self.holding:
             PyBuffer_Release(&self.held)
 
+    cdef inline uint8_t *at(self, Py_ssize_t index) noexcept:
+        return <uint8_t *> self.held.buf + index * self.held.strides[0]
+
     cdef inline uint64_t get(self, Py_ssize_t index) noexcept:
         """A negative length becomes one that no row has."""
-        cdef uint64_t value
+        cdef uint64_t value = 0
+        # Little-endian, as all of memif; and a copy, because they need not be aligned.
         if self.held.itemsize == 2:
-            value = (<uint16_t *> self.held.buf)[index]
+            memcpy(&value, self.at(index), 2)
         elif self.held.itemsize == 4:
-            value = (<uint32_t *> self.held.buf)[index]
+            memcpy(&value, self.at(index), 4)
         else:
-            value = (<uint64_t *> self.held.buf)[index]
+            memcpy(&value, self.at(index), 8)
         return value if value <= self.longest else <uint64_t> -1
 
     cdef inline void set(self, Py_ssize_t index, uint64_t value) noexcept:
         value = min(value, self.longest)
         if self.held.itemsize == 2:
-            (<uint16_t *> self.held.buf)[index] = <uint16_t> value
+            memcpy(self.at(index), &value, 2)
         elif self.held.itemsize == 4:
-            (<uint32_t *> self.held.buf)[index] = <uint32_t> value
+            memcpy(self.at(index), &value, 4)
         else:
-            (<uint64_t *> self.held.buf)[index] = value
+            memcpy(self.at(index), &value, 8)
+
+    cdef object shown(self, Py_ssize_t index):
+        """A length as its owner wrote it, for messages."""
+        data = PyBytes_FromStringAndSize(<char *> self.at(index), self.held.itemsize)
+        return int.from_bytes(data, "little", signed=self.signed)
+
+
+cdef int _get_buffer(owner, Py_buffer *into, int flags, bint writable, what) except -1:
+    try:
+        return PyObject_GetBuffer(owner, into, flags | (PyBUF_WRITABLE if writable else 0))
+    except BufferError as error:
+        raise ConfigError(f"{what} cannot be {'written' if writable else 'read'} in place") from error
 
 
 # --- what a module exports ------------------------------------------------------------------------------------------
@@ -1376,7 +1443,7 @@ def exchange(burst_a, index_a, burst_b, index_b):
     :raises ConfigError: the rings are not of one slave.
     """
     cdef _Burst a = _own(burst_a), b = _own(burst_b)
-    if not (_is_slave(a.ring) and _is_slave(b.ring)) or not a.ring.regions.is_same(b.ring.regions):
+    if not _are_siblings(a.ring, b.ring):
         raise ConfigError("buffers can be exchanged only between the rings of one slave")
     cdef int at_a = a.position(index_a), at_b = b.position(index_b)
     cdef memif_descriptor entry = a.entries[at_a]
@@ -1384,8 +1451,9 @@ def exchange(burst_a, index_a, burst_b, index_b):
     b.drop_view(at_b)
     _swap(_buffers_of(a.ring), <uint16_t> (a.first + at_a) & a.ring.mask,
           _buffers_of(b.ring), <uint16_t> (b.first + at_b) & b.ring.mask)
-    a.entries[at_a] = b.entries[at_b]
-    b.entries[at_b] = entry
+    a.changed = b.changed = True
+    a.arrive(at_a, &b.entries[at_b])
+    b.arrive(at_b, &entry)
 
 
 cdef inline void _swap(_Buffers a, uint16_t slot_a, _Buffers b, uint16_t slot_b) noexcept:
@@ -1408,6 +1476,15 @@ cdef bint _is_slave(_Ring ring):
     return isinstance(ring, (SlaveRxRing, SlaveTxRing))
 
 
+cdef bint _are_siblings(_Ring a, _Ring b):
+    """Whether both are rings of one slave, and a buffer of one fits into a slot of the other."""
+    cdef _Buffers first, second
+    if not (_is_slave(a) and _is_slave(b)) or not a.regions.is_same(b.regions):
+        return False
+    first, second = _buffers_of(a), _buffers_of(b)
+    return first.region == second.region and first.size == second.size
+
+
 cdef _Buffers _buffers_of(_Ring ring):
     return (<SlaveRxRing> ring).buffers if isinstance(ring, SlaveRxRing) else (<SlaveTxRing> ring).buffers
 
@@ -1416,6 +1493,12 @@ cdef _Burst _own(burst):
     if not isinstance(burst, _Burst):
         raise ConfigError(f"{burst!r} is not a burst of this ring implementation")
     return burst
+
+
+cdef _RxRing _source(ring):
+    if not isinstance(ring, _RxRing):
+        raise ConfigError(f"{ring!r} is not a receive ring of this implementation")
+    return ring
 
 
 cdef _Burst _received(burst):
@@ -1428,7 +1511,17 @@ cdef _Burst _received(burst):
 
 
 cdef int _limit(limit) except -1:
-    cdef int64_t wanted = limit
+    cdef int64_t wanted = _clamped(limit)
     if wanted < 1:
         raise ConfigError(f"a burst of {limit} buffers; it must be at least 1")
     return <int> min(wanted, 0x7FFF)
+
+
+cdef int64_t _clamped(value) except? -1:
+    """A whole number of the caller's. One beyond all that we count (a ring of 4 GiB buffers has 2^46 bytes) is as good
+    as 2^48, and sums of a few of these stay within 64 bits."""
+    cdef int overflow = 0
+    cdef int64_t most = <int64_t> 1 << 48, number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    if overflow:
+        return most if overflow > 0 else -most
+    return max(-most, min(number, most))

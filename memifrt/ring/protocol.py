@@ -75,7 +75,10 @@ class Burst(Protocol):
         before them: the headroom, to prepend a header. Its view ends: take it anew."""
 
     def drop(self, index: int) -> None:
-        """Leave the packet that this buffer belongs to out of what ``forward`` sends."""
+        """Leave the packet that this buffer belongs to out of what ``forward`` sends.
+
+        :raises ConfigError: it was allocated, not received.
+        """
 
     @property
     def done(self) -> int:
@@ -143,7 +146,7 @@ class RxRing(Ring, Protocol):
     def untake(self, burst: Burst) -> None:
         """Put the buffers of the newest burst that are not sent back, as if they had not been taken.
 
-        :raises ConfigError: it is not the newest burst, or it has ended.
+        :raises ConfigError: it is not the newest burst, it has ended, or buffers of it have been trimmed or swapped.
         """
 
     def refill(self, count: int | None = None, headroom: int = 0) -> int:
@@ -182,8 +185,8 @@ class TxRing(Ring, Protocol):
     def send(self, packets: Iterable[ReadableBuffer], *, chain: bool = True) -> int:
         """Copy packets onto the ring and publish them; the number taken, fewer than given if the ring is full.
 
-        :raises ConfigError: a packet is empty, or too long for the ring or (without ``chain``) a buffer. Nothing of
-            this call is sent then.
+        :raises ConfigError: a packet is empty, not contiguous, or too long for the ring or (without ``chain``) a
+            buffer; or the iterable uses this ring itself. Nothing of this call is sent then.
         """
 
     def send_from(self, matrix: ReadableBuffer, lengths: ReadableBuffer, *, chain: bool = True) -> int:
@@ -196,7 +199,7 @@ class TxRing(Ring, Protocol):
     def relay(self, source: RxRing, limit: int) -> int:
         """Receive up to ``limit`` buffers from ``source`` and forward them, in one pass; the number of buffers.
 
-        Packets that do not fit are not taken.
+        Packets that do not fit are not taken; none are if it raises.
         """
 
     def forward(self, burst: Burst) -> int:

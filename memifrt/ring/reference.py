@@ -13,6 +13,7 @@ interrupts looks at the ring again afterwards (see ``RxQueue.set_mode``).
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -20,9 +21,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from memifrt.errors import ConfigError, ErrorCode, RingViolation
-from memifrt.memory.layout import DESCRIPTOR_SIZE, RING_HEADER_SIZE
+from memifrt.memory.layout import DESCRIPTOR_SIZE, RING_HEADER_SIZE, ring_bytes
 from memifrt.ring.protocol import Burst, RingMemory, RxRing, SlaveBuffers
-from memifrt.types import COOKIE, BufferFlag, QueueCounters
+from memifrt.types import COOKIE, MAX_LOG2_RING_SIZE, BufferFlag, QueueCounters
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,6 +35,8 @@ _DESCRIPTOR = struct.Struct("<HHIII")
 _COOKIE = struct.Struct("<I")
 _FLAGS_FIELD = struct.Struct("<H")
 _NEXT = int(BufferFlag.NEXT)
+# Ours alone, in our copies: the packet is left out of what forward sends. A peer's flags are cut down to NEXT.
+_DROPPED = 0x8000
 _U16 = 0xFFFF
 # The header as u16: cookie at bytes 0 to 3, flags at 4, head at 6, tail at 64.
 _FLAGS, _HEAD, _TAIL = 2, 3, 32
@@ -60,11 +63,16 @@ class _Ring:
     )
 
     def __init__(self, memory: RingMemory) -> None:
-        area = memory.regions[memory.region][memory.offset :]
-        self.size = 1 << memory.log2_size
-        self._mask = self.size - 1
         self._name = memory.name
         self._regions = tuple(memory.regions)
+        if not 0 <= memory.log2_size <= MAX_LOG2_RING_SIZE or not 0 <= memory.region < len(self._regions):
+            raise ConfigError(f"{self._name}: there is no ring of 2^{memory.log2_size} in region {memory.region}")
+        self.size = 1 << memory.log2_size
+        self._mask = self.size - 1
+        room = len(self._regions[memory.region]) - ring_bytes(memory.log2_size)
+        if memory.offset % 4 or not 0 <= memory.offset <= room:
+            raise ConfigError(f"{self._name}: the ring at {memory.offset} lies outside its region, or is not aligned")
+        area = self._regions[memory.region][memory.offset :]
         self._header = area[:RING_HEADER_SIZE].cast("H")
         self._descriptors = area[RING_HEADER_SIZE : RING_HEADER_SIZE + self.size * DESCRIPTOR_SIZE]
         self._packets = self._bytes = self._full = self._bad = 0
@@ -149,16 +157,17 @@ class _Ring:
 class _Burst:
     """A run of buffers of one ring, as copied descriptors; views are made when they are touched."""
 
-    __slots__ = ("_done", "_dropped", "_ended", "_entries", "_first", "_ring", "_views")
+    __slots__ = ("_changed", "_done", "_ended", "_entries", "_first", "_ring", "_views")
 
     def __init__(self, ring: _Ring, first: int, entries: list[Entry]) -> None:
         self._ring = ring
         self._first = first
         self._entries = entries
         self._views: dict[int, memoryview] = {}
-        self._dropped: set[int] = set()
         self._done = 0
         self._ended = False
+        #: Whether a buffer is no longer as it was received: it cannot be put back.
+        self._changed = False
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -198,7 +207,11 @@ class _Burst:
         self._trim(index, count, self.length(index) - count)
 
     def drop(self, index: int) -> None:
-        self._dropped.add(self._position(index))
+        position = self._position(index)
+        if not isinstance(self._ring, _RxRing):
+            raise ConfigError("only a received packet can be dropped: an allocated one is not transmitted, or rewound")
+        flags, region, length, offset, metadata = self._entries[position]
+        self._entries[position] = (flags | _DROPPED, region, length, offset, metadata)
 
     def close(self) -> None:
         if self._ended:
@@ -244,7 +257,7 @@ class _Burst:
             yield start, len(self._entries)
 
     def _is_dropped(self, start: int, stop: int) -> bool:
-        return bool(self._dropped) and not self._dropped.isdisjoint(range(start, stop))
+        return any(entry[0] & _DROPPED for entry in self._entries[start:stop])
 
     def _joined(self, start: int, stop: int) -> bytes | memoryview:
         """The data of one packet."""
@@ -264,7 +277,13 @@ class _Burst:
         if count and isinstance(self._ring, MasterTxRing):
             raise ConfigError("a master sends from the start of a buffer: only a slave moves data inside it")
         self._drop_view(position)
+        self._changed = True
         self._entries[position] = (flags, region, length, offset + count, metadata)
+
+    def _arrive(self, position: int, entry: Entry) -> None:
+        """A buffer that comes from another slot. What is allocated is to be sent: nothing of the peer's but where the
+        data is."""
+        self._entries[position] = _clean(entry) if isinstance(self._ring, _TxRing) else entry
 
     def _drop_view(self, position: int) -> None:
         view = self._views.get(position)
@@ -304,8 +323,7 @@ class _RxRing(_Ring):
         self._open: deque[_Burst] = deque()
 
     def set_headroom(self, headroom: int) -> None:
-        if headroom and not 0 <= headroom < (self.capacity or headroom + 1):
-            raise ConfigError(f"headroom is {headroom} bytes; it must be less than the buffer's {self.capacity}")
+        self._check_headroom(headroom)
         self._headroom = headroom
 
     def pending(self) -> int:
@@ -330,7 +348,7 @@ class _RxRing(_Ring):
             return [bytes(burst._joined(start, stop)) for start, stop in burst._packet_bounds()]
 
     def recv_into(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
-        rows, sizes = _matrix(matrix), _lengths(lengths)
+        rows, sizes = _matrix(matrix, writable=True), _lengths(lengths, writable=True)
         longest = (1 << (8 * sizes.itemsize - sizes.format[-1].islower())) - 1
         limit = min(len(rows), len(sizes))
         if not limit:
@@ -349,6 +367,8 @@ class _RxRing(_Ring):
         own = _own(burst)
         if own._ended or not self._open or self._open[-1] is not own:
             raise ConfigError("only the newest burst can be put back")
+        if own._changed:
+            raise ConfigError("buffers of this burst have been trimmed or swapped: it cannot be put back")
         own._release_views(len(own))
         put_back = own._entries[own._done :]
         self._packets -= sum(not entry[0] & _NEXT for entry in put_back)
@@ -361,6 +381,7 @@ class _RxRing(_Ring):
         self.more = True
 
     def refill(self, count: int | None = None, headroom: int = 0) -> int:
+        self._check_headroom(headroom)
         refillable = self._refillable()
         count = refillable if count is None else min(count, refillable)
         if count < 0:
@@ -370,6 +391,10 @@ class _RxRing(_Ring):
             self._end_returned_bursts()
             self._give_back_ended()
         return count
+
+    def _check_headroom(self, headroom: int) -> None:
+        if headroom < 0 or 0 < self.capacity <= headroom:
+            raise ConfigError(f"headroom is {headroom} bytes; it must be less than the buffer's {self.capacity}")
 
     def _take(self, available: int, limit: int, split: bool) -> list[Entry]:
         """The checked descriptors to hand out: whole packets, at most ``limit`` buffers if the first one allows."""
@@ -453,11 +478,10 @@ class MasterRxRing(_RxRing):
         return available
 
     def _snapshot(self, index: int, count: int) -> list[Entry]:
-        entries = list(self._read(index, count))
+        entries = [_only_next(entry) for entry in self._read(index, count)]
         for position, entry in enumerate(entries):
             self._check_bounds(index + position, entry)
-            if entry[0] & _NEXT:
-                self._chained = True
+            self._chained = self._chained or bool(entry[0])
         return entries
 
     def _refillable(self) -> int:
@@ -482,6 +506,7 @@ class SlaveRxRing(_RxRing):
 
     def __init__(self, memory: RingMemory, buffers: SlaveBuffers) -> None:
         super().__init__(memory)
+        _check_buffers(buffers, self)
         self._buffers = buffers
         self._posted = 0
         _COOKIE.pack_into(self._header.cast("B"), 0, COOKIE)
@@ -505,7 +530,7 @@ class SlaveRxRing(_RxRing):
         """A descriptor must stay inside the buffer that we posted in its slot: the peer may move the data's start
         but not hand us another buffer, which would then be in two slots at once."""
         region, size, offsets = self._buffers.region, self._buffers.size, self._buffers.offsets
-        entries = list(self._read(index, count))
+        entries = [_only_next(entry) for entry in self._read(index, count)]
         for position, entry in enumerate(entries):
             start = offsets[(index + position) & self._mask]
             _, got_region, length, offset, _ = entry
@@ -522,8 +547,6 @@ class SlaveRxRing(_RxRing):
 
     def _give_back(self, count: int, headroom: int) -> None:
         region, size, offsets = self._buffers.region, self._buffers.size, self._buffers.offsets
-        if not 0 <= headroom < size:
-            raise ConfigError(f"headroom is {headroom} bytes; it must be less than the buffer's {size}")
         first = self._posted
         # Most masters use the posted length as the room that they have: it is restored each time.
         self._write(
@@ -543,11 +566,13 @@ class SlaveRxRing(_RxRing):
 class _TxRing(_Ring):
     """What both sending sides do. ``_published`` is what the peer sees, ``_next`` where the next allocation starts."""
 
-    __slots__ = ("_next", "_open", "_published")
+    __slots__ = ("_next", "_open", "_published", "_sending")
 
     def __init__(self, memory: RingMemory) -> None:
         super().__init__(memory)
         self._published = self._next = 0
+        #: Python code is being asked for packets to send: it must not use the ring that they are staged for.
+        self._sending = False
         #: Bursts that hold allocated buffers, oldest first.
         self._open: deque[_Burst] = deque()
 
@@ -557,6 +582,7 @@ class _TxRing(_Ring):
     def alloc(self, count: int, size: int | None = None) -> _Burst:
         if count < 1 or (size is not None and size < 1):
             raise ConfigError(f"room for {count} packets of {size} bytes; both must be at least 1")
+        self._require_not_sending()
         entries: list[Entry] = []
         free = self.free()
         rooms = self._rooms(free)
@@ -590,12 +616,22 @@ class _TxRing(_Ring):
 
     def send(self, packets: Iterable[ReadableBuffer], *, chain: bool = True) -> int:
         self._require_nothing_open()
+        self._sending = True
+        try:
+            staged, sent = self._stage(packets, chain)
+        finally:
+            self._sending = False
+        self._publish_staged(staged)
+        return sent
+
+    def _stage(self, packets: Iterable[ReadableBuffer], chain: bool) -> tuple[list[Entry], int]:
+        """Packets copied into free buffers, not yet published; how many there was room for."""
         free = self.free()
         rooms = self._rooms(free)
         staged: list[Entry] = []
         sent = 0
         for packet in packets:
-            data = packet if type(packet) is bytes else memoryview(packet).cast("B")
+            data = packet if type(packet) is bytes else _flat(packet, sent)
             size = len(data)
             if not size:
                 raise ConfigError(f"packet {sent} is empty")
@@ -611,11 +647,10 @@ class _TxRing(_Ring):
             self._fill(reserved, data)
             staged += reserved
             sent += 1
-        self._publish_staged(staged)
-        return sent
+        return staged, sent
 
     def send_from(self, matrix: ReadableBuffer, lengths: ReadableBuffer, *, chain: bool = True) -> int:
-        rows, sizes = _matrix(matrix), _lengths(lengths)
+        rows, sizes = _matrix(matrix, writable=False), _lengths(lengths, writable=False)
         return self.send((_row(rows, sizes, i) for i in range(min(len(rows), len(sizes)))), chain=chain)
 
     def forward(self, burst: Burst) -> int:
@@ -644,11 +679,14 @@ class _TxRing(_Ring):
         return sent
 
     def relay(self, source: RxRing, limit: int) -> int:
+        if not isinstance(source, _RxRing):
+            raise ConfigError(f"{source!r} is not a receive ring of this implementation")
         with source.burst(limit) as burst:
-            sent = self.forward(burst)
-            if burst.done < len(burst):
-                source.untake(burst)
-        return sent
+            try:
+                return self.forward(burst)
+            finally:
+                if burst.done < len(burst):
+                    source.untake(burst)
 
     def _fill(self, entries: list[Entry], data: bytes | memoryview) -> None:
         start = 0
@@ -688,6 +726,11 @@ class _TxRing(_Ring):
     def _require_nothing_open(self) -> None:
         if self._open:
             raise ConfigError("buffers allocated earlier must be transmitted or given back first")
+        self._require_not_sending()
+
+    def _require_not_sending(self) -> None:
+        if self._sending:
+            raise ConfigError("the packets of a send that has not ended come from code that uses the ring itself")
 
     def _reserve(self, rooms: Iterator[Entry], size: int | None) -> list[Entry] | None:
         """Descriptors for one packet of ``size`` bytes from the next rooms, None if they do not suffice."""
@@ -731,6 +774,7 @@ class SlaveTxRing(_TxRing):
 
     def __init__(self, memory: RingMemory, buffers: SlaveBuffers) -> None:
         super().__init__(memory)
+        _check_buffers(buffers, self)
         self._buffers = buffers
         _COOKIE.pack_into(self._header.cast("B"), 0, COOKIE)
         self._reset()
@@ -754,7 +798,7 @@ class SlaveTxRing(_TxRing):
 
     def forward(self, burst: Burst) -> int:
         own = _received(burst)
-        if not self._is_sibling(own._ring):
+        if not _are_siblings(own._ring, self):
             return super().forward(own)
         self._require_nothing_open()
         room, done = self.free(), own._done
@@ -775,16 +819,18 @@ class SlaveTxRing(_TxRing):
 
     def enqueue(self, burst: Burst, first: int, count: int) -> _Burst:
         own = _received(burst)
-        if not self._is_sibling(own._ring):
+        if not _are_siblings(own._ring, self):
             raise ConfigError("the burst was not received on a ring of the same slave")
         if count < 0 or not own._done <= first <= len(own):
             raise ConfigError(f"{count} buffers from {first} on, of a burst of {len(own)} with {own._done} sent")
+        self._require_not_sending()
         wanted = min(count, len(own) - first)
         count = min(wanted, self.free())
         self._full += count < wanted
         entries = [_clean(entry) for entry in own._entries[first : first + count]]
         for position in range(count):  # before the first swap: a view that cannot be ended stops it all
             own._drop_view(first + position)
+        own._changed = own._changed or count > 0
         for position in range(count):
             _exchange_buffers(own._ring, own._first + first + position, self, self._next + position)
             slot = (own._first + first + position) & own._ring._mask
@@ -795,9 +841,6 @@ class SlaveTxRing(_TxRing):
         if entries:
             self._open.append(swapped)
         return swapped
-
-    def _is_sibling(self, ring: _Ring) -> bool:
-        return _is_slave(ring) and _same_memory(ring, self)
 
     def _rooms(self, free: int) -> Iterator[Entry]:
         region, size, offsets = self._buffers.region, self._buffers.size, self._buffers.offsets
@@ -881,13 +924,16 @@ def exchange(burst_a: Burst, index_a: int, burst_b: Burst, index_b: int) -> None
     :raises ConfigError: the rings are not of one slave.
     """
     a, b = _own(burst_a), _own(burst_b)
-    if not (_is_slave(a._ring) and _is_slave(b._ring)) or not _same_memory(a._ring, b._ring):
+    if not _are_siblings(a._ring, b._ring):
         raise ConfigError("buffers can be exchanged only between the rings of one slave")
     at_a, at_b = a._position(index_a), b._position(index_b)
     a._drop_view(at_a)
     b._drop_view(at_b)
     _exchange_buffers(a._ring, a._first + at_a, b._ring, b._first + at_b)
-    a._entries[at_a], b._entries[at_b] = b._entries[at_b], a._entries[at_a]
+    a._changed = b._changed = True
+    entry = a._entries[at_a]
+    a._arrive(at_a, b._entries[at_b])
+    b._arrive(at_b, entry)
 
 
 def _exchange_buffers(ring_a: _Ring, index_a: int, ring_b: _Ring, index_b: int) -> None:
@@ -895,6 +941,15 @@ def _exchange_buffers(ring_a: _Ring, index_a: int, ring_b: _Ring, index_b: int) 
     a, b = _slave_buffers(ring_a).offsets, _slave_buffers(ring_b).offsets
     slot_a, slot_b = index_a & ring_a._mask, index_b & ring_b._mask
     a[slot_a], b[slot_b] = b[slot_b], a[slot_a]
+
+
+def _check_buffers(buffers: SlaveBuffers, ring: _Ring) -> None:
+    """Once: from here on they are only permuted."""
+    if len(buffers.offsets) != ring.size or buffers.region >= len(ring._regions) or not buffers.size:
+        raise ConfigError(f"{ring.size} slots need {ring.size} offsets of buffers in a region that exists")
+    for slot, offset in enumerate(buffers.offsets):
+        if offset + buffers.size > len(ring._regions[buffers.region]):
+            raise ConfigError(f"the buffer of slot {slot} lies outside its region")
 
 
 def _slave_buffers(ring: _Ring) -> SlaveBuffers:
@@ -922,30 +977,46 @@ def _received(burst: Burst) -> _Burst:
     return own
 
 
-def _is_slave(ring: _Ring) -> bool:
-    return isinstance(ring, SlaveRxRing | SlaveTxRing)
-
-
-def _same_memory(ring_a: _Ring, ring_b: _Ring) -> bool:
+def _are_siblings(a: _Ring, b: _Ring) -> bool:
+    """Whether both are rings of one slave, and a buffer of one fits into a slot of the other."""
+    if not (isinstance(a, SlaveRxRing | SlaveTxRing) and isinstance(b, SlaveRxRing | SlaveTxRing)):
+        return False
+    same_buffers = a._buffers.region == b._buffers.region and a._buffers.size == b._buffers.size
     # By identity: memoryviews compare by their content.
-    return len(ring_a._regions) == len(ring_b._regions) and all(
-        a is b for a, b in zip(ring_a._regions, ring_b._regions, strict=True)
-    )
+    same_memory = len(a._regions) == len(b._regions) and all(map(operator.is_, a._regions, b._regions))
+    return same_buffers and same_memory
 
 
-def _matrix(matrix: ReadableBuffer) -> list[memoryview]:
+def _flat(packet: ReadableBuffer, number: int) -> bytes | memoryview:
+    """The bytes of one of the caller's packets."""
+    view = memoryview(packet)
+    if not view.c_contiguous:
+        raise ConfigError(f"packet {number} is not contiguous")
+    return view if view.ndim == 1 and view.format == "B" else view.tobytes()
+
+
+def _matrix(matrix: ReadableBuffer, *, writable: bool) -> list[memoryview]:
     """The rows of a 2-D buffer of bytes."""
-    view = memoryview(matrix)
+    view = _in_place(matrix, "the matrix", writable)
     if view.ndim != 2 or view.itemsize != 1 or not view[:1].c_contiguous:
         raise ConfigError("the matrix must be a 2-D buffer of bytes with contiguous rows")
+    if not view.nbytes:  # memoryview casts nothing that is empty
+        return [memoryview(b"")] * len(view)
     # Rows may lie apart from each other, as those of a slice do.
     return [view[index : index + 1].cast("B") for index in range(len(view))]
 
 
-def _lengths(lengths: ReadableBuffer) -> memoryview:
-    view = memoryview(lengths)
+def _lengths(lengths: ReadableBuffer, *, writable: bool) -> memoryview:
+    view = _in_place(lengths, "lengths", writable)
     if view.ndim != 1 or view.format.lstrip("@") not in tuple("hHiIlLqQnN") or view.itemsize not in (2, 4, 8):
         raise ConfigError("lengths must be a 1-D buffer of whole numbers of 2, 4 or 8 bytes")
+    return view
+
+
+def _in_place(owner: ReadableBuffer, what: str, writable: bool) -> memoryview:
+    view = memoryview(owner)
+    if writable and view.readonly:
+        raise ConfigError(f"{what} cannot be written in place")
     return view
 
 
@@ -953,6 +1024,11 @@ def _row(rows: list[memoryview], lengths: memoryview, index: int) -> memoryview:
     if not 0 <= lengths[index] <= len(rows[index]):
         raise ConfigError(f"packet {index} has {lengths[index]} bytes, a row only {len(rows[index])}")
     return rows[index][: lengths[index]]
+
+
+def _only_next(entry: Entry) -> Entry:
+    flags, region, length, offset, metadata = entry
+    return flags & _NEXT, region, length, offset, metadata
 
 
 def _clean(entry: Entry) -> Entry:
