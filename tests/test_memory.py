@@ -146,12 +146,12 @@ def test_what_a_descriptor_cannot_reach_is_refused_with_its_numbers() -> None:
 
 
 def test_what_a_descriptor_just_reaches_is_used() -> None:
-    layout = plan(2, 2, 14, 1023 * 64, separate_buffers=True)
-    assert layout.region_sizes[1] == 4 * 1023 * 64 << 14 <= MAX_REGION_SIZE
+    layout = plan(2, 2, 14, 65536, separate_buffers=True)
+    assert layout.region_sizes[1] == MAX_REGION_SIZE
     with pytest.raises(ConfigError):
-        plan(2, 2, 14, 1023 * 64 + 1, separate_buffers=True)
+        plan(2, 2, 14, 65537, separate_buffers=True)
     with pytest.raises(ConfigError):
-        plan(2, 3, 14, 1023 * 64, separate_buffers=True)
+        plan(2, 3, 14, 65536, separate_buffers=True)
 
 
 # --- regions of our own ---------------------------------------------------------------------------------------------
