@@ -106,6 +106,8 @@ cdef enum:
     # Buffers ahead whose first cache line is fetched while the present one is copied: a miss across cores costs about
     # as much as copying a few small packets.
     AHEAD = 6
+    # Rooms that are staged at a time (as in the reference): a short burst need not copy a long ring.
+    CHUNK = 64
 
 
 @cython.final
@@ -864,6 +866,10 @@ cdef class _TxRing(_Ring):
     """What both sending sides do. ``published`` is what the peer sees, ``next`` where the next allocation starts."""
 
     cdef uint16_t published, next
+    # How many of the staged descriptors hold rooms, in the call that is under way.
+    cdef int prepared
+    # Rooms are ours (a slave's), not the peer's to lie about.
+    cdef bint buffers_are_ours
     # Python code is being asked for packets to send: it must not use the ring that they are staged for.
     cdef bint sending
     # Bursts that hold allocated buffers, oldest first.
@@ -890,7 +896,7 @@ cdef class _TxRing(_Ring):
         if wanted < 1 or (size is not None and bytes_each < 1):
             raise ConfigError(f"room for {count} packets of {size} bytes; both must be at least 1")
         self.require_not_sending()
-        room = self.room()
+        room = self.fresh_room()
         while wanted:
             chain = self.reserve(used, room, bytes_each)
             if not chain:
@@ -926,7 +932,7 @@ cdef class _TxRing(_Ring):
         cdef int room, used = 0, got
         cdef Py_ssize_t sent = 0
         self.require_nothing_open()
-        room = self.room()
+        room = self.fresh_room()
         self.sending = True
         try:
             for packet in packets:
@@ -953,7 +959,7 @@ cdef class _TxRing(_Ring):
         cdef Py_ssize_t row, count = min(rows.rows, sizes.count)
         cdef uint64_t size
         self.require_nothing_open()
-        room = self.room()
+        room = self.fresh_room()
         for row in range(count):
             size = sizes.get(row)
             if size > rows.width:
@@ -1003,7 +1009,7 @@ cdef class _TxRing(_Ring):
     cdef int copy_forward(self, _Burst own) except -1:
         cdef int room, used = 0, got, sent = 0, start = own.sent, stop
         self.require_nothing_open()
-        room = self.room()
+        room = self.fresh_room()
         while start < own.count:
             stop = own.whole_packet_end(start)
             if stop < 0:
@@ -1049,15 +1055,25 @@ cdef class _TxRing(_Ring):
                 f"a packet of {shown} bytes is longer than all {self.size} buffers of the ring together"
             )
 
+    cdef int fresh_room(self) except -1:
+        """``room``, at the start of a call that stages packets into it."""
+        self.prepared = 0
+        return self.room()
+
     cdef int reserve(self, int used, int room, int64_t size) except -1:
         """Stage descriptors for one packet behind ``used`` others; how many, 0 if the room does not suffice.
         A negative size: one whole buffer."""
         cdef int64_t left = size
-        cdef int count = 0
+        cdef int count = 0, position
         cdef memif_descriptor *entry
         while used + count < room:
-            entry = &self.staged[used + count]
-            self.room_at(<uint16_t> (self.next + used + count), entry)
+            position = used + count
+            if position >= self.prepared:
+                self.prepare(position, min(CHUNK, room - position))
+            entry = &self.staged[position]
+            if not self.buffers_are_ours:
+                self.check_room(<uint16_t> (self.next + position), entry)
+            entry.flags = 0
             count += 1
             if left < 0:
                 return count
@@ -1108,11 +1124,20 @@ cdef class _TxRing(_Ring):
         cdef uint32_t done, filled = 0, part
         cdef memif_descriptor *source
         cdef memif_descriptor *target
-        for i in range(start, stop):
-            total += burst.entries[i].length
-        count = self.reserve(used, room, <int64_t> total)
-        if not count:
-            return 0
+        if stop - start == 1:
+            source = &burst.entries[start]
+            count = self.reserve(used, room, source.length)
+            if count == 1:
+                memmove(self.regions.at(&self.staged[used]), burst.ring.regions.at(source), source.length)
+                return 1
+            if not count:
+                return 0
+        else:
+            for i in range(start, stop):
+                total += burst.entries[i].length
+            count = self.reserve(used, room, <int64_t> total)
+            if not count:
+                return 0
         for i in range(start, stop):
             source = &burst.entries[i]
             done = 0
@@ -1143,9 +1168,12 @@ cdef class _TxRing(_Ring):
         """Buffers that could be allocated now."""
         raise NotImplementedError
 
-    cdef int room_at(self, uint16_t index, memif_descriptor *into) except -1:
-        """The free buffer at ``index`` as a descriptor of its whole room."""
-        raise NotImplementedError
+    cdef void prepare(self, int position, int count) noexcept:
+        """Stage the ``count`` free buffers from ``position`` on as descriptors of their whole rooms."""
+
+    cdef int check_room(self, uint16_t index, const memif_descriptor *entry) except -1:
+        """A room that the peer has posted, in our copy."""
+        return 0
 
     cdef void publish_index(self, uint16_t index) noexcept:
         pass
@@ -1159,6 +1187,7 @@ cdef class SlaveTxRing(_TxRing):
 
     def __cinit__(self, memory, buffers):
         self.buffers = _Buffers(self.regions, buffers, self.size)
+        self.buffers_are_ours = True
         self.ring.cookie = COOKIE
         self.reset()
 
@@ -1182,13 +1211,17 @@ cdef class SlaveTxRing(_TxRing):
             raise self.violation(f"tail {tail} went back: buffers that it had returned are allocated")
         return free
 
-    cdef int room_at(self, uint16_t index, memif_descriptor *into) except -1:
-        into.flags = 0
-        into.region = self.buffers.region
-        into.length = self.buffers.size
-        into.offset = self.buffers.offsets[index & self.mask]
-        into.metadata = 0
-        return 0
+    cdef void prepare(self, int position, int count) noexcept:
+        cdef int i
+        cdef memif_descriptor *into
+        for i in range(position, position + count):
+            into = &self.staged[i]
+            into.flags = 0
+            into.region = self.buffers.region
+            into.length = self.buffers.size
+            into.offset = self.buffers.offsets[<uint16_t> (self.next + i) & self.mask]
+            into.metadata = 0
+        self.prepared = position + count
 
     cdef void publish_index(self, uint16_t index) noexcept:
         memif_store_release(&self.ring.head, index)  # data and descriptors are written
@@ -1302,13 +1335,16 @@ cdef class MasterTxRing(_TxRing):
             raise self.violation(f"head {head} went back behind {self.next}, which it had reached before")
         return free
 
-    cdef int room_at(self, uint16_t index, memif_descriptor *into) except -1:
-        self.read(into, index, 1)
-        if not self.regions.holds(into):
-            raise self.out_of_bounds(index, into)
-        if not into.length:
+    cdef void prepare(self, int position, int count) noexcept:
+        # Many at a time: their cache lines come from the peer's core side by side, not one after the other.
+        self.read(&self.staged[position], <uint16_t> (self.next + position), count)
+        self.prepared = position + count
+
+    cdef int check_room(self, uint16_t index, const memif_descriptor *entry) except -1:
+        if not self.regions.holds(entry):
+            raise self.out_of_bounds(index, entry)
+        if not entry.length:
             raise self.violation(f"posted descriptor {index & self.mask} has no room")
-        into.flags = 0
         return 0
 
     cdef void publish_index(self, uint16_t index) noexcept:
