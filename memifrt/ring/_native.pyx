@@ -73,7 +73,6 @@ cdef extern from *:
     /* The compiler must take nothing that it copied before this from its source again. */
     #define memif_barrier() __asm__ volatile("" ::: "memory")
     #define memif_prefetch_read(p) __builtin_prefetch((p), 0)
-    #define memif_prefetch_write(p) __builtin_prefetch((p), 1)
     """
     ctypedef struct memif_descriptor:
         uint16_t flags
@@ -94,7 +93,6 @@ cdef extern from *:
     void memif_store_fence(uint16_t *index, uint16_t value) nogil
     void memif_barrier() nogil
     void memif_prefetch_read(const void *address) nogil
-    void memif_prefetch_write(const void *address) nogil
 
 cdef enum:
     NEXT = 1
