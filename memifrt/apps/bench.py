@@ -6,6 +6,7 @@ figures: packets a second since the first packet, and CPU time a packet.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from abc import ABC, abstractmethod
 from array import array
 from dataclasses import asdict, dataclass, field
 
+from memifrt.apps.arguments import Command, Parser, add_ring_arguments, seconds_or_zero, whole
 from memifrt.apps.packets import echo_request, parse_ip
 from memifrt.apps.session import session
 from memifrt.errors import ConfigError, Disconnected, PollCancelled
@@ -21,7 +23,7 @@ from memifrt.interface import Interface
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import Burst, __impl__
 from memifrt.runtime import Runtime
-from memifrt.types import BufferFlag, Mode, QueueCounters, Role, RxMode, check_range, parse_rx_mode
+from memifrt.types import MAX_LOG2_RING_SIZE, BufferFlag, Mode, QueueCounters, Role, RxMode, check_range, parse_rx_mode
 
 MODES = ("source", "sink", "echo", "gen", "rr")
 APIS = ("packets", "burst", "vector")
@@ -583,3 +585,49 @@ def _echo_request(size: int) -> bytes:
         payload=bytes(size - _ECHO_HEADERS),
         mode=Mode.ETHERNET,
     )
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def _add_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("what", choices=MODES, metavar="WHAT", help=", ".join(MODES))
+    add("--size", type=whole(1, 65535), default=64, metavar="N", help="bytes of a packet; default 64")
+    add("--burst", type=whole(1, 1 << MAX_LOG2_RING_SIZE), default=256, metavar="N", help="default 256")
+    add(
+        "--seconds",
+        type=seconds_or_zero,
+        default=3.0,
+        metavar="N",
+        help="how long, from the first packet on; 0: until the peer disconnects; default 3",
+    )
+    add("--api", choices=APIS, default="burst", help="level of the data plane for source, sink, echo; default burst")
+    add("--check", choices=CHECKS, default="content", help="what gen checks; default content")
+    add("--payload", choices=PAYLOADS, default="zeros", help=f"icmp: echo requests to {ICMP_TARGET}; default zeros")
+    add("--window", type=whole(0, 1 << 16), default=0, metavar="N", help="gen: packets in flight; default 4 bursts")
+    add("--cpu", type=whole(0, 4095), metavar="N", help="pin this process to a core")
+    add("--json", action="store_true", help="print one line of JSON")
+    add_ring_arguments(parser, "polling")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    given = {**vars(arguments), "mode": arguments.what}
+    options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
+    result = Bench(options).run(live=sys.stderr.isatty() and not arguments.json)
+    print(result.json() if arguments.json else "\n".join(result.lines()))
+    return 0
+
+
+COMMAND = Command(
+    "bench",
+    "measure: packets a second, CPU time a packet, round trips",
+    """example, in two terminals, packets there and back:
+  memifrt bench echo --role slave --socket @lab --cpu 0 --seconds 0
+  memifrt bench gen --role master --socket @lab --cpu 1
+
+source sends, sink receives, echo sends back, gen sends and checks what comes back,
+rr sends one packet at a time and waits for it: p50, p99, p99.9""",
+    _add_arguments,
+    _run,
+)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 import uuid
 
+from memifrt.apps.arguments import MANY, Command, Parser, seconds, whole
 from memifrt.apps.packets import format_ip
 from memifrt.apps.ping import PingOptions, ping
 from memifrt.apps.session import InterfaceOptions, default_mac
@@ -59,3 +61,29 @@ def _end(responder: subprocess.Popen[str]) -> int:
     except subprocess.TimeoutExpired:
         responder.kill()
         return responder.wait()
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def _add_arguments(parser: Parser) -> None:
+    parser.add_argument("-c", type=whole(1, MANY), default=5, dest="count", metavar="COUNT", help="pings; default 5")
+    parser.add_argument(
+        "-i", type=seconds, default=0.2, dest="interval", metavar="SECONDS", help="between two pings; default 0.2"
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    return demo(arguments.count, arguments.interval)
+
+
+COMMAND = Command(
+    "demo",
+    "a responder and a pinger, two processes: nothing else is needed",
+    """example:
+  memifrt demo -c 100 -i 0.01
+
+exit status: 0 if every ping was answered, 1 if not, 2 on other errors""",
+    _add_arguments,
+    _run,
+)

@@ -6,12 +6,23 @@ is due.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import math
 import os
 import time
 from dataclasses import dataclass
 
+from memifrt.apps.arguments import (
+    MANY,
+    Command,
+    Parser,
+    add_interface_arguments,
+    checked,
+    interface_options,
+    seconds,
+    whole,
+)
 from memifrt.apps.packets import (
     MAX_PAYLOAD,
     EchoReply,
@@ -20,6 +31,7 @@ from memifrt.apps.packets import (
     format_ip,
     parse_arp_reply,
     parse_echo_reply,
+    parse_ip,
     reply_in_place,
 )
 from memifrt.apps.responder import poll_queues, serve
@@ -339,3 +351,40 @@ def _milliseconds(seconds: float) -> str:
 
 def _print(line: str) -> None:
     print(line, flush=True)
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def _add_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("target", type=checked(parse_ip), metavar="TARGET", help="IPv4 address to ping")
+    add("-c", type=whole(1, MANY), dest="count", metavar="COUNT", help="stop after COUNT requests; default: Ctrl+C")
+    add("-i", type=seconds, default=1.0, dest="interval", metavar="SECONDS", help="between two requests; default 1")
+    add("-s", type=whole(0, MAX_PAYLOAD), default=56, dest="size", metavar="SIZE", help="bytes of payload; default 56")
+    add(
+        "-W",
+        type=seconds,
+        default=10.0,
+        dest="wait",
+        metavar="SECONDS",
+        help="how long to wait for ARP, and for the last reply; default 10",
+    )
+    add_interface_arguments(parser, "192.168.1.3")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    options = PingOptions(arguments.target, arguments.count, arguments.interval, arguments.size, arguments.wait)
+    return 0 if ping(options, interface_options(arguments)).received else 1
+
+
+COMMAND = Command(
+    "ping",
+    "send ICMP echo requests and report the replies",
+    """example, with a responder in another terminal (memifrt responder --role master --socket @lab):
+  memifrt ping --socket @lab -c 5 192.168.1.2
+
+exit status: 0 if any reply came, 1 if none did, 2 on other errors""",
+    _add_arguments,
+    _run,
+)

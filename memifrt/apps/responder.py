@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import os
 import threading
 from collections.abc import Callable
 
+from memifrt.apps.arguments import Command, Parser, add_interface_arguments, interface_options
 from memifrt.apps.packets import format_ip, format_mac, reply_in_place
 from memifrt.apps.session import InterfaceOptions, session
 from memifrt.errors import Disconnected, MemifError, PollCancelled
@@ -92,3 +94,27 @@ def _cancel_at_eof(runtime: Runtime) -> None:
             pass
     with contextlib.suppress(MemifError):  # it is closed: something else has ended it
         runtime.cancel_poll_event()
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def _add_arguments(parser: Parser) -> None:
+    add_interface_arguments(parser, "192.168.1.2")
+    parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)  # for a parent that may die
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    respond(interface_options(arguments), until_eof=arguments.until_eof)
+    return 0
+
+
+COMMAND = Command(
+    "responder",
+    "answer ARP and ICMP echo (ping) until Ctrl+C",
+    """example, against VPP (create interface memif id 0 master; set interface state memif0/0 up;
+set interface ip address memif0/0 192.168.1.1/24; ping 192.168.1.2):
+  memifrt responder --socket /run/vpp/memif.sock --ip 192.168.1.2""",
+    _add_arguments,
+    _run,
+)
