@@ -9,7 +9,7 @@ A queue belongs to one thread at a time; different queues may be used in differe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 from memifrt.errors import ConfigError, Disconnected, ErrorCode, RingViolation, os_error
 from memifrt.fds import EventFd
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from memifrt.types import ReadableBuffer
 
 _R = TypeVar("_R", RxRing, TxRing)
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 #: Buffers in a burst when the caller names no number (VPP's and DPDK's habit: a vector of 256).
 DEFAULT_BURST = 256
 _MASK_INT = 1
+_POLLING = RxMode.POLLING  # looking it up in its class takes longer than receiving a few packets
 
 
 class _Queue(Generic[_R]):
@@ -149,6 +152,16 @@ class RxQueue(_Queue[RxRing]):
             self._event.notify()
         self._mode_changed(self)
 
+    def drain(self) -> bool:
+        """Make the eventfd unreadable without taking a packet; whether it was readable. For who is told of kicks and
+        remembers to look at the ring: until the next kick, nothing but :meth:`pending` or taking packets tells of those
+        that wait."""
+        drained = self._event.drain()
+        self._interrupts += drained
+        if self._ring is None:
+            self._event.notify()  # what was read may be the disconnect's: who waits must not miss it
+        return drained
+
     def pending(self) -> int:
         """Buffers that wait in the ring.
 
@@ -168,14 +181,16 @@ class RxQueue(_Queue[RxRing]):
 
         :raises Disconnected: there is no peer (any more).
         """
-        return self._receive(lambda ring: ring.burst(limit, split=split), limit)
+        ring = self._live()
+        return self._receive(ring, limit, ring.burst, limit, split)
 
     def recv(self, limit: int = DEFAULT_BURST) -> list[bytes]:
         """Take the packets of up to ``limit`` buffers, copied, each chain joined into one ``bytes``.
 
         :raises Disconnected: there is no peer (any more).
         """
-        return self._receive(lambda ring: ring.recv(limit), limit)
+        ring = self._live()
+        return self._receive(ring, limit, ring.recv, limit)
 
     def recv_into(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
         """Copy packets into the rows of ``matrix``, a writable 2-D buffer of bytes (a NumPy array of uint8, or any
@@ -187,8 +202,8 @@ class RxQueue(_Queue[RxRing]):
         :raises ConfigError: a buffer has not this shape.
         :raises Disconnected: there is no peer (any more).
         """
-        sizes = memoryview(lengths)
-        return self._receive(lambda ring: ring.recv_into(matrix, lengths), sizes.nbytes // sizes.itemsize)
+        ring, sizes = self._live(), memoryview(lengths)
+        return self._receive(ring, sizes.nbytes // sizes.itemsize, ring.recv_into, matrix, lengths)
 
     def refill(self, count: int | None = None, headroom: int = 0) -> int:
         """Give up to ``count`` (None: all) taken buffers back, oldest first; the number given.
@@ -200,23 +215,22 @@ class RxQueue(_Queue[RxRing]):
         """
         return self._live().refill(count, headroom)
 
-    def _receive(self, take: Callable[[RxRing], _T], limit: int) -> _T:
-        """Take packets, with the eventfd read in the order that loses no wake-up.
+    def _receive(self, ring: RxRing, limit: int, take: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Take packets from our ring, with the eventfd read in the order that loses no wake-up.
 
         First the eventfd is read, then the index. A packet that comes in between is taken now, and its kick is a
         spurious wake-up later. The other way round, its kick would be read away and the packet would wait for the
         next one. If packets stay behind, the fd is left readable.
         """
-        ring = self._live()
         try:
-            if self._mode is RxMode.POLLING:
-                return take(ring)
+            if self._mode is _POLLING:
+                return take(*args, **kwargs)
             if not (self._behind and ring.pending() > limit):
                 self._interrupts += self._event.drain()
                 if self._ring is None:
                     self._event.notify()  # what was read may be the disconnect's: who waits must not miss it
             try:
-                taken = take(ring)
+                taken = take(*args, **kwargs)
             except BaseException:
                 self._event.notify()  # what was not taken is still to be found: its kick has been read
                 raise
@@ -230,7 +244,7 @@ class RxQueue(_Queue[RxRing]):
                 raise self._fail(error) from error
             # A bad argument, or a relay's other ring, whose queue knows its own connection: nothing was taken, and the
             # eventfd that told of it may have been read.
-            if self._mode is not RxMode.POLLING:
+            if self._mode is not _POLLING:
                 self._event.notify()
             raise
         return taken
@@ -249,9 +263,6 @@ class RxQueue(_Queue[RxRing]):
             ring.set_mask(False)
             self._masked = False
             self._event.notify()
-
-
-_T = TypeVar("_T")
 
 
 class TxQueue(_Queue[TxRing]):
@@ -324,7 +335,8 @@ class TxQueue(_Queue[TxRing]):
         ring = self._live()
         try:
             if isinstance(source, RxQueue):
-                sent = source._receive(lambda received: ring.relay(received, limit), limit)
+                received = source._live()
+                sent = source._receive(received, limit, ring.relay, received, limit)
             else:
                 sent = ring.forward(source)
         except RingViolation as error:

@@ -13,6 +13,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from array import array
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 from memifrt.apps.arguments import Command, Parser, add_ring_arguments, seconds_or_zero, whole
@@ -313,22 +314,28 @@ class GenCount(Gen):
 
     def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
         super().__init__(options, rx, tx)
-        self._chained = options.buffers_per_packet > 1
+        self._size = options.size
+        self._icmp = options.payload == "icmp"
         self._packets = [options.packet()] * options.burst
+        self._alloc, self._transmit, self._send, self._take = tx.alloc, tx.transmit, tx.send, rx.burst
+        self._count: Callable[[Burst], int] = len if options.buffers_per_packet == 1 else _count_packets
 
     def __call__(self) -> None:
-        room = self._room()
+        # Written out, without a call more than it takes: what this end costs bounds what can be measured at the other.
+        room = self._window - self._sent + self._returned + self.dropped
         if room > 0:
-            if self.options.payload == "icmp":  # the peer may answer in place: each time anew
-                self._sent += self.tx.send(self._packets[:room])
+            if room > self.burst:
+                room = self.burst
+            if self._icmp:  # the peer may answer in place: each time anew
+                self._sent += self._send(self._packets[:room])
             else:
-                allocated = self.tx.alloc(room, self.options.size)
+                allocated = self._alloc(room, self._size)
                 self._sent += self._count(allocated)
-                self.tx.transmit(allocated)
-        with self.rx.burst(self.burst) as burst:
+                self._transmit(allocated)
+        with self._take(self.burst) as burst:
             self._returned += self._count(burst)
-        # What was written off may come all the same.
-        self.dropped = min(self.dropped, self._sent - self._returned)
+        if self.dropped:  # what was written off may come all the same
+            self.dropped = min(self.dropped, self._sent - self._returned)
 
     def _on_its_way(self) -> int:
         return self._sent - self._returned - self.dropped
@@ -336,10 +343,9 @@ class GenCount(Gen):
     def write_off(self) -> None:
         self.dropped = self._sent - self._returned
 
-    def _count(self, burst: Burst) -> int:
-        if not self._chained:
-            return len(burst)
-        return sum(not burst.flags(index) & BufferFlag.NEXT for index in range(len(burst)))
+
+def _count_packets(burst: Burst) -> int:
+    return sum(not burst.flags(index) & BufferFlag.NEXT for index in range(len(burst)))
 
 
 class GenContent(Gen):

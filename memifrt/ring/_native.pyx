@@ -38,6 +38,7 @@ cdef extern from *:
     """
     #include <stddef.h>
     #include <stdint.h>
+    #include <string.h>
 
     /* Protocol notes, section 2. */
     typedef struct { uint16_t flags, region; uint32_t length, offset, metadata; } memif_descriptor;
@@ -70,6 +71,38 @@ cdef extern from *:
         __atomic_store_n(index, value, __ATOMIC_RELAXED);
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
     }
+    /* memmove: a peer may make the memory that it sends overlap that which it posts. Small packets without a call: all
+       is loaded before anything is stored, in two parts that overlap in the middle. */
+    typedef struct { uint64_t word[2]; } memif_16;
+    typedef struct { uint64_t word[4]; } memif_32;
+    static inline void memif_move(void *into, const void *from, size_t size) {
+        if (size > 64 || size < 16) {
+            memmove(into, from, size);
+        } else if (size < 32) {
+            memif_16 head, tail;
+            memcpy(&head, from, 16);
+            memcpy(&tail, (const char *) from + size - 16, 16);
+            memcpy(into, &head, 16);
+            memcpy((char *) into + size - 16, &tail, 16);
+        } else {
+            memif_32 head, tail;
+            memcpy(&head, from, 32);
+            memcpy(&tail, (const char *) from + size - 32, 32);
+            memcpy(into, &head, 32);
+            memcpy((char *) into + size - 32, &tail, 32);
+        }
+    }
+    /* How many of these descriptors of ours have NEXT, and the sum of their lengths: one load each. */
+    static inline uint64_t memif_sum(const memif_descriptor *entries, int count, uint64_t *octets) {
+        uint64_t chained = 0, sum = 0, word;
+        for (int i = 0; i < count; i++) {
+            memcpy(&word, &entries[i], 8);
+            chained += word & 1;
+            sum += word >> 32;
+        }
+        *octets = sum;
+        return chained;
+    }
     /* The compiler must take nothing that it copied before this from its source again. */
     #define memif_barrier() __asm__ volatile("" ::: "memory")
     #define memif_prefetch_read(p) __builtin_prefetch((p), 0)
@@ -91,6 +124,8 @@ cdef extern from *:
     uint16_t memif_load_fence(const uint16_t *index) nogil
     void memif_store_release(uint16_t *index, uint16_t value) nogil
     void memif_store_fence(uint16_t *index, uint16_t value) nogil
+    uint64_t memif_sum(const memif_descriptor *entries, int count, uint64_t *octets) nogil
+    void memif_move(void *into, const void *source, size_t size) nogil
     void memif_barrier() nogil
     void memif_prefetch_read(const void *address) nogil
 
@@ -234,10 +269,9 @@ cdef class _Ring:
         stop[0] = <int64_t> entry.offset + entry.length
 
     cdef void tally(self, const memif_descriptor *entries, int count) noexcept:
-        cdef int i
-        for i in range(count):
-            self.packets += not entries[i].flags & NEXT
-            self.octets += entries[i].length
+        cdef uint64_t octets = 0
+        self.packets += count - memif_sum(entries, count, &octets)
+        self.octets += octets
 
     cdef object violation(self, what):
         self.bad += 1
@@ -301,7 +335,7 @@ cdef class _Burst:
     def packets(self):
         cdef int start = self.sent, stop
         while start < self.count:
-            stop = self.packet_end(start)
+            stop = _packet_end(self.entries, start, self.count)
             yield tuple([self.view(self.position(i)) for i in range(start, stop)])
             start = stop
 
@@ -387,26 +421,6 @@ cdef class _Burst:
             raise ValueError(f"buffer {index} has been sent: it belongs to the peer")
         return <int> position
 
-    cdef int packet_end(self, int start) noexcept:
-        """Where the packet ends that starts here; an unfinished one ends with the burst."""
-        while start < self.count:
-            start += 1
-            if not self.entries[start - 1].flags & NEXT:
-                break
-        return start
-
-    cdef int whole_packet_end(self, int start) noexcept:
-        """As ``packet_end``, but -1 for a packet that the burst cuts off (``split``)."""
-        cdef int stop = self.packet_end(start)
-        return -1 if self.entries[stop - 1].flags & NEXT else stop
-
-    cdef bint is_dropped(self, int start, int stop) noexcept:
-        while start < stop:
-            if self.entries[start].flags & DROPPED:
-                return True
-            start += 1
-        return False
-
     cdef trim(self, index, count, length):
         cdef int position = self.position(index)
         cdef memif_descriptor *entry = &self.entries[position]
@@ -456,6 +470,29 @@ cdef class _Burst:
         self.release_views(sent)
 
 
+cdef int _packet_end(const memif_descriptor *entries, int start, int count) noexcept:
+    """Where the packet ends that starts here; an unfinished one ends with the last descriptor."""
+    while start < count:
+        start += 1
+        if not entries[start - 1].flags & NEXT:
+            break
+    return start
+
+
+cdef int _whole_packet_end(const memif_descriptor *entries, int start, int count) noexcept:
+    """As ``_packet_end``, but -1 for a packet that the burst cuts off (``split``)."""
+    cdef int stop = _packet_end(entries, start, count)
+    return -1 if entries[stop - 1].flags & NEXT else stop
+
+
+cdef bint _is_dropped(const memif_descriptor *entries, int start, int stop) noexcept:
+    while start < stop:
+        if entries[start].flags & DROPPED:
+            return True
+        start += 1
+    return False
+
+
 cdef _Burst _new_burst(_Ring ring, uint16_t first, int room):
     cdef _Burst burst = _Burst.__new__(_Burst)
     burst.ring = ring
@@ -496,7 +533,7 @@ cdef class _RxRing(_Ring):
     def pending(self):
         return self.available()
 
-    def burst(self, limit, *, bint split=False):
+    def burst(self, limit, bint split=False):
         return self.take(_limit(limit), split)
 
     def recv(self, limit):
@@ -508,7 +545,7 @@ cdef class _RxRing(_Ring):
             memif_prefetch_read(self.regions.at(&entries[i]))
         try:
             while start < burst.count:
-                stop = start + 1 if not entries[start].flags & NEXT else burst.packet_end(start)
+                stop = start + 1 if not entries[start].flags & NEXT else _packet_end(entries, start, burst.count)
                 if stop + AHEAD <= burst.count:
                     memif_prefetch_read(self.regions.at(&entries[stop + AHEAD - 1]))
                 if stop == start + 1:
@@ -542,7 +579,7 @@ cdef class _RxRing(_Ring):
             total = 0
             while True:
                 part = min(<uint64_t> entries[start].length, rows.width - min(total, rows.width))
-                memmove(rows.row(row) + min(total, rows.width), self.regions.at(&entries[start]), part)
+                memif_move(rows.row(row) + min(total, rows.width), self.regions.at(&entries[start]), part)
                 total += entries[start].length
                 start += 1
                 if start == taken or not entries[start - 1].flags & NEXT:
@@ -726,12 +763,15 @@ cdef class MasterRxRing(_RxRing):
 
     cdef int snapshot(self, memif_descriptor *into, uint16_t index, int count) except -1:
         cdef int i
+        cdef uint16_t chained = 0
+        cdef _Regions regions = self.regions
         self.read(into, index, count)
         for i in range(count):
             into[i].flags &= NEXT
-            if not self.regions.holds(&into[i]):
+            if not regions.holds(&into[i]):
                 raise self.out_of_bounds(<uint16_t> (index + i), &into[i])
-            self.chained |= into[i].flags
+            chained |= into[i].flags
+        self.chained |= chained
         return 0
 
     cdef int refillable(self) noexcept:
@@ -786,14 +826,17 @@ cdef class SlaveRxRing(_RxRing):
         cdef int i
         cdef uint64_t start
         cdef _Buffers own = self.buffers
+        cdef const uint32_t *offsets = own.offsets
+        cdef uint16_t region = own.region, mask = self.mask
+        cdef uint64_t size = own.size
         self.read(into, index, count)
         for i in range(count):
-            start = own.offsets[<uint16_t> (index + i) & self.mask]
+            start = offsets[<uint16_t> (index + i) & mask]
             into[i].flags &= NEXT
             if (
-                into[i].region != own.region
+                into[i].region != region
                 or into[i].offset < start
-                or <uint64_t> into[i].offset + into[i].length > start + own.size
+                or <uint64_t> into[i].offset + into[i].length > start + size
             ):
                 if not self.regions.holds(&into[i]):  # says it more plainly where it can
                     raise self.out_of_bounds(<uint16_t> (index + i), &into[i])
@@ -808,18 +851,18 @@ cdef class SlaveRxRing(_RxRing):
 
     cdef void give_back(self, int count, int64_t headroom) noexcept:
         cdef int i
-        cdef uint16_t slot
-        cdef _Buffers own = self.buffers
-        cdef memif_descriptor *entry
-        # Most masters use the posted length as the room that they have: it is restored each time.
+        cdef uint16_t slot, first = self.posted, mask = self.mask
+        cdef const uint32_t *offsets = self.buffers.offsets
+        cdef memif_descriptor *into = self.ring.descriptors
+        cdef memif_descriptor fresh
+        fresh.flags = 0
+        fresh.region = self.buffers.region
+        fresh.length = self.buffers.size - <uint32_t> headroom  # most masters take it for the room that they have
+        fresh.metadata = 0
         for i in range(count):
-            slot = <uint16_t> (self.posted + i) & self.mask
-            entry = &self.ring.descriptors[slot]
-            entry.flags = 0
-            entry.region = own.region
-            entry.length = own.size - <uint32_t> headroom
-            entry.offset = own.offsets[slot] + <uint32_t> headroom
-            entry.metadata = 0
+            slot = <uint16_t> (first + i) & mask
+            fresh.offset = offsets[slot] + <uint32_t> headroom
+            into[slot] = fresh
         self.posted = <uint16_t> (self.posted + count)
         memif_store_release(&self.ring.head, self.posted)  # the descriptors are written
 
@@ -891,11 +934,22 @@ cdef class _TxRing(_Ring):
     def alloc(self, count, size=None):
         cdef int64_t wanted = _clamped(count), bytes_each = -1 if size is None else _clamped(size)
         cdef int room, used = 0, chain
+        cdef bint ours = self.buffers_are_ours
+        cdef _Regions regions = self.regions
+        cdef memif_descriptor *entry
         if wanted < 1 or (size is not None and bytes_each < 1):
             raise ConfigError(f"room for {count} packets of {size} bytes; both must be at least 1")
         self.require_not_sending()
         room = self.fresh_room()
         while wanted:
+            # The common case, without a call: a packet that fits into one buffer. The rest goes the way below.
+            entry = &self.staged[used]
+            if used < self.prepared and 0 < bytes_each <= entry.length and (ours or regions.holds(entry)):
+                entry.flags = 0
+                entry.length = <uint32_t> bytes_each
+                used += 1
+                wanted -= 1
+                continue
             chain = self.reserve(used, room, bytes_each)
             if not chain:
                 self.check_can_ever_fit(size, bytes_each, room - used)
@@ -975,7 +1029,25 @@ cdef class _TxRing(_Ring):
         return self.copy_forward(_received(burst))
 
     def relay(self, source, limit):
+        """One pass over the descriptors: check, copy, publish, give back."""
         cdef _RxRing ring = _source(source)
+        cdef int count, consumed = 0, sent
+        if ring.open:  # their buffers go back first: the long way keeps the order
+            return self.relay_as_burst(ring, limit)
+        count = ring.take_entries(ring.scratch, _limit(limit), False)
+        try:
+            sent = self.copy_entries(ring.regions, ring.scratch, 0, count, &consumed)
+        except BaseException:
+            ring.more |= count > 0
+            raise
+        ring.more |= consumed < count
+        if consumed:
+            ring.last = <uint16_t> (ring.last + consumed)
+            ring.tally(ring.scratch, consumed)
+            ring.give_back(ring.refillable(), ring.headroom)  # these, and before them any that were never posted
+        return sent
+
+    cdef object relay_as_burst(self, _RxRing ring, limit):
         cdef _Burst burst = ring.take(_limit(limit), False)
         try:
             return self.forward(burst)
@@ -1005,34 +1077,46 @@ cdef class _TxRing(_Ring):
             self.burst_ended(own)
 
     cdef int copy_forward(self, _Burst own) except -1:
-        cdef int room, used = 0, got, sent = 0, start = own.sent, stop
+        cdef int consumed = own.sent
+        cdef int sent = self.copy_entries(own.ring.regions, own.entries, own.sent, own.count, &consumed)
+        own.mark_sent(consumed)
+        return sent
+
+    cdef int copy_entries(
+        self, _Regions source, const memif_descriptor *entries, int start, int count, int *consumed
+    ) except -1:
+        """Copy the packets of received descriptors, from ``start`` on, into free buffers and publish them; how many
+        buffers were sent, and up to which descriptor all is dealt with."""
+        cdef int room, used = 0, got, sent = 0, stop, prepared
         self.require_nothing_open()
         room = self.fresh_room()
-        cdef _Regions into = self.regions, source = own.ring.regions
-        cdef memif_descriptor *entry
+        prepared = self.prepared
+        cdef bint ours = self.buffers_are_ours
+        cdef _Regions into = self.regions
+        cdef memif_descriptor *staged = self.staged
+        cdef const memif_descriptor *entry
         cdef memif_descriptor *target
-        while start < own.count:
+        while start < count:
+            if start + AHEAD < count:
+                memif_prefetch_read(source.at(&entries[start + AHEAD]))
             # The common case, without a call: one buffer into one buffer. What it does not take goes the way below.
-            entry = &own.entries[start]
-            if used < self.prepared and not entry.flags & (NEXT | DROPPED):
-                target = &self.staged[used]
-                if (self.buffers_are_ours or into.holds(target)) and target.length >= max(entry.length, 1):
-                    if start + AHEAD < own.count:
-                        memif_prefetch_read(source.at(&own.entries[start + AHEAD]))
-                    memmove(into.at(target), source.at(entry), entry.length)
+            entry = &entries[start]
+            if used < prepared and not entry.flags & (NEXT | DROPPED):
+                target = &staged[used]
+                if (ours or into.holds(target)) and target.length >= max(entry.length, 1):
+                    memif_move(into.at(target), source.at(entry), entry.length)
                     target.flags = 0
                     target.length = entry.length
                     used += 1
                     sent += 1
                     start += 1
                     continue
-            stop = own.whole_packet_end(start)
+            stop = _whole_packet_end(entries, start, count)
             if stop < 0:
                 break
-            if not own.is_dropped(start, stop):
-                if start + AHEAD < own.count:
-                    memif_prefetch_read(own.ring.regions.at(&own.entries[start + AHEAD]))
-                got = self.gather(used, room, own, start, stop)
+            if not _is_dropped(entries, start, stop):
+                got = self.gather(used, room, source, entries, start, stop)
+                prepared = self.prepared
                 if not got:
                     self.full += 1
                     if used or room < self.size:  # else no room will ever be larger: this packet is dropped
@@ -1042,7 +1126,7 @@ cdef class _TxRing(_Ring):
                     sent += stop - start
             start = stop
         self.publish_staged(used)
-        own.mark_sent(start)
+        consumed[0] = start
         return sent
 
     cdef burst_ended(self, _Burst burst):
@@ -1116,7 +1200,7 @@ cdef class _TxRing(_Ring):
             )
         for i in range(used, used + count):
             entry = &self.staged[i]
-            memmove(self.regions.at(entry), data, entry.length)
+            memif_move(self.regions.at(entry), data, entry.length)
             data += entry.length
         return count
 
@@ -1131,36 +1215,38 @@ cdef class _TxRing(_Ring):
         finally:
             PyBuffer_Release(&held)
 
-    cdef int gather(self, int used, int room, _Burst burst, int start, int stop) except -1:
+    cdef int gather(
+        self, int used, int room, _Regions source_regions, const memif_descriptor *entries, int start, int stop
+    ) except -1:
         """Copy one received packet into free buffers and stage it; how many buffers, 0 if it does not fit.
         Both sides may be chains, and cut at different places."""
         cdef uint64_t total = 0
         cdef int count, i, into = used
         cdef uint32_t done, filled = 0, part
-        cdef memif_descriptor *source
+        cdef const memif_descriptor *source
         cdef memif_descriptor *target
         if stop - start == 1:
-            source = &burst.entries[start]
+            source = &entries[start]
             count = self.reserve(used, room, source.length)
             if count == 1:
-                memmove(self.regions.at(&self.staged[used]), burst.ring.regions.at(source), source.length)
+                memmove(self.regions.at(&self.staged[used]), source_regions.at(source), source.length)
                 return 1
             if not count:
                 return 0
         else:
             for i in range(start, stop):
-                total += burst.entries[i].length
+                total += entries[i].length
             count = self.reserve(used, room, <int64_t> total)
             if not count:
                 return 0
         for i in range(start, stop):
-            source = &burst.entries[i]
+            source = &entries[i]
             done = 0
             while done < source.length:
                 target = &self.staged[into]
                 part = min(source.length - done, target.length - filled)
                 # Not memcpy, here and above: a peer may make the memory that it sends overlap that which it posts.
-                memmove(self.regions.at(target) + filled, burst.ring.regions.at(source) + done, part)
+                memmove(self.regions.at(target) + filled, source_regions.at(source) + done, part)
                 done += part
                 filled += part
                 if filled == target.length:
@@ -1228,14 +1314,17 @@ cdef class SlaveTxRing(_TxRing):
 
     cdef void prepare(self, int position, int count) noexcept:
         cdef int i
-        cdef memif_descriptor *into
+        cdef uint16_t first = self.next, mask = self.mask
+        cdef const uint32_t *offsets = self.buffers.offsets
+        cdef memif_descriptor *into = self.staged
+        cdef memif_descriptor fresh
+        fresh.flags = 0
+        fresh.region = self.buffers.region
+        fresh.length = self.buffers.size
+        fresh.metadata = 0
         for i in range(position, position + count):
-            into = &self.staged[i]
-            into.flags = 0
-            into.region = self.buffers.region
-            into.length = self.buffers.size
-            into.offset = self.buffers.offsets[<uint16_t> (self.next + i) & self.mask]
-            into.metadata = 0
+            fresh.offset = offsets[<uint16_t> (first + i) & mask]
+            into[i] = fresh
         self.prepared = position + count
 
     cdef void publish_index(self, uint16_t index) noexcept:
@@ -1250,10 +1339,10 @@ cdef class SlaveTxRing(_TxRing):
         self.require_nothing_open()
         room = self.room()
         while start < own.count:
-            stop = own.whole_packet_end(start)
+            stop = _whole_packet_end(own.entries, start, own.count)
             if stop < 0:
                 break
-            if not own.is_dropped(start, stop):
+            if not _is_dropped(own.entries, start, stop):
                 if sent + stop - start > room:
                     self.full += 1
                     break
@@ -1272,7 +1361,7 @@ cdef class SlaveTxRing(_TxRing):
         """One pass over the descriptors: check, swap, publish, refill."""
         cdef _RxRing ring = _source(source)
         if not isinstance(ring, SlaveRxRing) or not _are_siblings(ring, self) or ring.open or self.open or self.sending:
-            return _TxRing.relay(self, source, limit)
+            return _TxRing.relay(self, source, limit)  # copies
         cdef _Buffers theirs = _buffers_of(ring)
         cdef memif_descriptor *entries = ring.scratch
         cdef int i, room, count = ring.take_entries(entries, _limit(limit), False), whole = count

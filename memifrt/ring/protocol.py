@@ -124,7 +124,7 @@ class RxRing(Ring, Protocol):
     def pending(self) -> int:
         """Buffers that the peer has filled and nobody took yet."""
 
-    def burst(self, limit: int, *, split: bool = False) -> Burst:
+    def burst(self, limit: int, split: bool = False) -> Burst:
         """Take up to ``limit`` buffers, whole packets only; closing the burst gives its buffers back to the peer.
 
         A single packet of more than ``limit`` buffers is taken whole. With ``split``, a burst ends at ``limit`` even

@@ -329,7 +329,7 @@ class _RxRing(_Ring):
     def pending(self) -> int:
         return self._available()
 
-    def burst(self, limit: int, *, split: bool = False) -> _Burst:
+    def burst(self, limit: int, split: bool = False) -> _Burst:
         if limit < 1:
             raise ConfigError(f"a burst of {limit} buffers; it must be at least 1")
         available = self._available()
