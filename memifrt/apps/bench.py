@@ -13,7 +13,6 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 from memifrt.apps.arguments import Command, Parser, add_ring_arguments, seconds_or_zero, whole
@@ -22,9 +21,9 @@ from memifrt.apps.session import session
 from memifrt.errors import ConfigError, Disconnected, PollCancelled
 from memifrt.interface import Interface
 from memifrt.queue import RxQueue, TxQueue
-from memifrt.ring import Burst, __impl__
+from memifrt.ring import __impl__
 from memifrt.runtime import Runtime
-from memifrt.types import MAX_LOG2_RING_SIZE, BufferFlag, Mode, QueueCounters, Role, RxMode, check_range, parse_rx_mode
+from memifrt.types import MAX_LOG2_RING_SIZE, Mode, QueueCounters, Role, RxMode, check_range, parse_rx_mode
 
 MODES = ("source", "sink", "echo", "gen", "rr")
 APIS = ("packets", "burst", "vector")
@@ -318,7 +317,8 @@ class GenCount(Gen):
         self._icmp = options.payload == "icmp"
         self._packets = [options.packet()] * options.burst
         self._alloc, self._transmit, self._send, self._take = tx.alloc, tx.transmit, tx.send, rx.burst
-        self._count: Callable[[Burst], int] = len if options.buffers_per_packet == 1 else _count_packets
+        self._chain = options.buffers_per_packet
+        self._earlier = rx.counters.packets
 
     def __call__(self) -> None:
         # Written out, without a call more than it takes: what this end costs bounds what can be measured at the other.
@@ -330,10 +330,12 @@ class GenCount(Gen):
                 self._sent += self._send(self._packets[:room])
             else:
                 allocated = self._alloc(room, self._size)
-                self._sent += self._count(allocated)
+                self._sent += len(allocated) // self._chain
                 self._transmit(allocated)
         with self._take(self.burst) as burst:
-            self._returned += self._count(burst)
+            self._returned += len(burst)
+        if self._chain > 1:  # the peer may cut them otherwise: the queue counts packets, whatever they are made of
+            self._returned = self.rx.counters.packets - self._earlier
         if self.dropped:  # what was written off may come all the same
             self.dropped = min(self.dropped, self._sent - self._returned)
 
@@ -342,10 +344,6 @@ class GenCount(Gen):
 
     def write_off(self) -> None:
         self.dropped = self._sent - self._returned
-
-
-def _count_packets(burst: Burst) -> int:
-    return sum(not burst.flags(index) & BufferFlag.NEXT for index in range(len(burst)))
 
 
 class GenContent(Gen):
