@@ -1,6 +1,8 @@
 # make run   sets up .venv and runs the demo          make lint  ruff and mypy --strict
 # make test  sets up .venv and runs the tests         make wheel builds an sdist and a wheel into dist/
 # make bench measures, and writes docs/benchmarks.md   make clean removes what these made
+# make fuzz  hostile peers and memory, TIME=60 seconds  make soak  traffic and killed peers, TIME=600 seconds
+# make test-asan  the rings' tests under AddressSanitizer and UBSan
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,7 +12,7 @@ JOBS   ?= auto
 # What the installed package is made of; the rest of it is used where it lies.
 BUILT  := pyproject.toml setup.py $(wildcard memifrt/ring/*.pyx)
 
-.PHONY: run test lint wheel bench clean
+.PHONY: run test test-asan lint wheel bench fuzz soak docs clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -18,6 +20,10 @@ run: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+# The rings' tests on rings that AddressSanitizer and UBSan watch over, built in build/asan.
+test-asan: $(VENV)/.dev
+	PYTHON=$(abspath $(BIN)/python) tests/asan.sh -q -n $(JOBS) $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -29,6 +35,17 @@ wheel: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run --write $(ARGS)
+
+# ARGS may name what to fuzz: control, ring, or one target; .fuzz keeps corpora, and the inputs that broke something.
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m fuzz --seconds $(or $(TIME),60) $(ARGS)
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.soak $(or $(TIME),600) $(ARGS)
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo build/docs/index.html
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "memifrt needs Python 3.10 or newer; this is " + sys.version.split()[0] + ": run make PYTHON=python3.x")'
@@ -46,6 +63,10 @@ $(VENV)/.bench: $(BUILT) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@ $(VENV)/.run
 
+$(VENV)/.docs: $(BUILT) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@ $(VENV)/.run
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info memifrt/ring/_native.c memifrt/ring/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info memifrt/ring/_native.c memifrt/ring/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,11 +64,12 @@ class Device(Protocol):
 
 @dataclass(frozen=True)
 class ProgramDevice:
-    """A command, with ``{socket}`` where the socket's path belongs."""
+    """A command, with ``{socket}`` where the socket's path belongs, run in the folder whose package it is to import."""
 
     command: tuple[str, ...]
     role: str
     environment: tuple[tuple[str, str], ...] = ()
+    folder: Path = _ROOT
 
     @contextlib.contextmanager
     def running(self, socket: str) -> Iterator[Go]:
@@ -80,7 +81,7 @@ class ProgramDevice:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **dict(self.environment)},
-                cwd=_ROOT,
+                cwd=self.folder,
             )
             try:
                 if self.role == "master":
@@ -122,12 +123,19 @@ class PmdDevice:
 
 
 def bench_device(
-    mode: str, role: str, load: Load, cpu: int, *, api: str = "burst", ring: str = "native"
+    mode: str,
+    role: str,
+    load: Load,
+    cpu: int,
+    *,
+    api: str = "burst",
+    ring: str = "native",
+    extra: Sequence[str] = (),
 ) -> ProgramDevice:
     """``memifrt bench`` as the device."""
     command = (
         sys.executable, "-m", "memifrt", "bench", mode, "--socket={socket}", f"--role={role}",
-        f"--api={api}", f"--cpu={cpu}", "--seconds=0", "--json", *load.arguments(),
+        f"--api={api}", f"--cpu={cpu}", "--seconds=0", "--json", *load.arguments(), *extra,
     )  # fmt: skip
     return ProgramDevice(command, role, (("MEMIFRT_RING", ring),))
 

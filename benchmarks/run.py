@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import memifrt
-from benchmarks import alternatives
+from benchmarks import alternatives, scale
 from benchmarks.ends import Device, Load, PmdDevice, bench_device, measure, program_device
+from memifrt.apps.loops import LOOPS
 from tests import testpmd
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -41,6 +42,8 @@ PER_PACKET, VECTORISED, PMD_ICMP = (
     "NumPy, bursts of 1024",
     "testpmd icmpecho, server",
 )
+CROWD_POLL, CROWD_TURNS = "poll, one of {} interfaces busy", "poll, {} interfaces busy in turn"
+CROWD_CONNECT = "connect, {} interfaces"
 RR_INTERRUPT, RR_SOCKET = "memifrt native, interrupt", "AF_UNIX SEQPACKET, Python"
 
 
@@ -256,6 +259,62 @@ def responders(seconds: float) -> Group:
     return Group("ICMP echo answered: 64-byte requests", "Mpps", cases)
 
 
+def loops_round_trip(seconds: float) -> Group:
+    """The end that takes the times lives in the loop."""
+    load = BASE.with_(rx_mode="interrupt", burst=1)
+    cases = [
+        _case(
+            f"{loop}, {unit}",
+            _ours("echo", "slave", load),
+            "rr",
+            load,
+            seconds,
+            f"--loop={loop}",
+            key=key,
+            scale=scale,
+        )
+        for key, unit, scale in (("rtt_us.p50", "median round trip", 1.0), ("cpu_ns", "CPU a packet", 1e-3))
+        for loop in LOOPS
+    ]
+    return Group("Loops: one 64-byte packet there and back, interrupt mode", "us", cases)
+
+
+def loops_echo(seconds: float) -> Group:
+    """The echo lives in the loop; what faces it is the generator that the other figures have."""
+    load = BASE.with_(rx_mode="interrupt")
+    cases = [
+        _case(
+            f"{loop}, echo",
+            functools.partial(bench_device, "echo", "slave", load, DEVICE_CPU, extra=(f"--loop={loop}",)),
+            "gen",
+            BASE,
+            seconds,
+            "--check=count",
+        )
+        for loop in LOOPS
+    ]
+    return Group("Loops: echo, zero copy, 64-byte packets, bursts of 256, interrupt mode", "Mpps", cases)
+
+
+def loops_cpu(seconds: float) -> Group:
+    """The echo measures itself, and the generator is what it faces."""
+    load = BASE.with_(rx_mode="interrupt")
+    cases = [
+        _case(
+            f"{loop}, CPU a packet",
+            functools.partial(bench_device, "gen", "master", BASE, DEVICE_CPU, extra=("--check=count",)),
+            "echo",
+            load,
+            seconds,
+            f"--loop={loop}",
+            key="cpu_ns",
+            scale=1.0,
+        )
+        for loop in LOOPS
+    ]
+    return Group("Loops: echo as above, the echo's own CPU time", "ns", cases)
+
+
 def idle(seconds: float) -> Group:
     return Group(
         "Idle: connected, interrupt mode, share of a core",
@@ -280,6 +339,23 @@ def _idle_share(seconds: float) -> float:
         return 100 * (time.process_time() - cpu) / seconds
 
 
+def crowd_poll(seconds: float) -> Group:
+    cases = [
+        Case(name.format(count), functools.partial(scale.poll_microseconds, count, all_busy=all_busy))
+        for name, all_busy in ((CROWD_POLL, False), (CROWD_TURNS, True))
+        for count in scale.CROWDS
+    ]
+    return Group("Interfaces in one runtime: a poll that finds one packet for one of them", "us", cases)
+
+
+def crowd_connect(seconds: float) -> Group:
+    cases = [
+        Case(CROWD_CONNECT.format(count), functools.partial(scale.connect_microseconds, count))
+        for count in scale.CROWDS
+    ]
+    return Group("Interfaces in one runtime: CPU time to create and connect both ends of one", "us", cases)
+
+
 GROUPS: dict[str, Callable[[float], Group]] = {
     "echo": echo,
     "one-way": one_way,
@@ -287,7 +363,12 @@ GROUPS: dict[str, Callable[[float], Group]] = {
     "instead": instead,
     "growth": growth,
     "icmp": responders,
+    "loops-rr": loops_round_trip,
+    "loops-echo": loops_echo,
+    "loops-cpu": loops_cpu,
     "idle": idle,
+    "crowd-poll": crowd_poll,
+    "crowd-connect": crowd_connect,
 }
 
 PROMISES = (
@@ -301,7 +382,39 @@ PROMISES = (
     Promise("burst API: against the best of the others", BURST, "best", 50.0),
     Promise("send and recv: against the best of the others", PACKETS, "best", 15.0),
     Promise("idle, connected, interrupt mode, % of a core", "memifrt, both ends in one process", "", None, 0.5),
+    Promise(
+        "a poll among 500 interfaces: against one among 10", CROWD_POLL.format(500), CROWD_POLL.format(10), None, 1.5
+    ),
+    Promise(
+        "a poll of 500 interfaces in turn, their memory in no cache: against 10 in turn",
+        CROWD_TURNS.format(500),
+        CROWD_TURNS.format(10),
+        None,
+        2.0,
+    ),
+    Promise(
+        "connecting one of 500 interfaces: against one of 10",
+        CROWD_CONNECT.format(500),
+        CROWD_CONNECT.format(10),
+        None,
+        1.5,
+    ),
+    Promise("connecting one of 500 interfaces, us: all within 10 s", CROWD_CONNECT.format(500), "", None, 10e6 / 500),
     Promise("round trip, interrupt mode, p50: against a SEQPACKET ping-pong", RR_INTERRUPT, RR_SOCKET, None, 2.0),
+    *(
+        Promise(
+            f"round trip in {loop}: against the internal loop",
+            f"{loop}, median round trip",
+            "internal, median round trip",
+            None,
+            1.5,
+        )
+        for loop in LOOPS[1:]
+    ),
+    *(
+        Promise(f"echo in {loop}: against the internal loop", f"{loop}, echo", "internal, echo", 0.909)
+        for loop in LOOPS[1:]
+    ),
 )
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import memifrt
-from memifrt.apps import bench, demo, ping, responder
+from memifrt.apps import bench, bridge, demo, doctor, dump, ping, replay, responder, top
 from memifrt.apps.arguments import Command, Parser
 from memifrt.apps.session import complain
 from memifrt.errors import MemifError
@@ -21,6 +21,11 @@ COMMANDS: tuple[Command, ...] = (
     demo.COMMAND,
     responder.COMMAND,
     ping.COMMAND,
+    dump.COMMAND,
+    replay.COMMAND,
+    bridge.COMMAND,
+    top.COMMAND,
+    doctor.COMMAND,
     bench.COMMAND,
 )
 

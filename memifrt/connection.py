@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator
@@ -25,9 +24,11 @@ from memifrt.fds import EventFd, OwnedFd
 from memifrt.memory.layout import RingLayout, plan, ring_bytes
 from memifrt.memory.region import ExternalRegion, Region, RegionAllocator
 from memifrt.poll.hook import FdRegistry
+from memifrt.poll.timer import Appointment, Schedule
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import RingMemory, RxRing, SlaveBuffers, TxRing, implementation
 from memifrt.types import Direction, FdEvent, Mode, Role, RxMode
+from memifrt.unpatched import Lock
 
 if TYPE_CHECKING:
     from memifrt.interface import Interface
@@ -46,9 +47,14 @@ class Surroundings:
     """What a connection gets from its runtime."""
 
     registry: FdRegistry
+    schedule: Schedule
     app_name: str
     allocator: RegionAllocator
     accept_unsealed: bool
+    #: Seconds from connect to the end of the handshake; 0 for no limit.
+    handshake_timeout: float
+    #: Peers of one listener that have not said yet whose they are.
+    max_half_open: int
 
 
 class Connection(ABC):
@@ -74,8 +80,13 @@ class Connection(ABC):
         self._events: dict[RingFd, EventFd] = {}
         self._incoming_fd: OwnedFd | None = None
         self._violation: RingViolation | None = None
+        #: What the conversation waits for, in words.
+        self._awaited = ""
+        self._deadline: Appointment | None = None
+        self._overtime = False
+        self._heard = 0
         # A queue's thread may report a violation while the control thread ends the connection.
-        self._ending = threading.Lock()
+        self._ending = Lock()
 
     # --- the conversation ---------------------------------------------------------------------------------------
 
@@ -86,10 +97,30 @@ class Connection(ABC):
         """
         try:
             self._registry.add(self._channel.fileno(), FdEvent.READ, self._on_channel)
+            self._set_deadline()
             self._advance(None)
         except BaseException as failure:
             self.close(_as_error(failure))
             raise
+
+    def _set_deadline(self) -> None:
+        if self._around.handshake_timeout and not self.closed:
+            self._deadline = self._around.schedule.after(self._around.handshake_timeout, self._on_deadline)
+
+    def _on_deadline(self) -> None:
+        """The handshake takes too long. What waits unread is our delay, not the peer's: for that it gets the time once
+        more, and only once."""
+        self._deadline = None
+        heard = self._heard
+        if not self._overtime:
+            self._overtime = True
+            self._on_channel(FdEvent.READ)
+            if self.closed or self.established:
+                return
+            if self._heard > heard:
+                self._set_deadline()
+                return
+        self.close(Disconnected(f"no {self._awaited} within {self._around.handshake_timeout:g} s"))
 
     def _on_channel(self, events: FdEvent) -> None:
         try:
@@ -98,6 +129,8 @@ class Connection(ABC):
             self.close(_as_error(failure))
             raise
         if error is not None:
+            if error.code is not ErrorCode.CB_FDUPDATE:
+                _forget_frames(error)
             self.close(error, tell_peer=tell_peer)
             if error.code is ErrorCode.CB_FDUPDATE:
                 raise error  # the application's hook failed: that is the application's to know
@@ -128,6 +161,7 @@ class Connection(ABC):
             if received is None:
                 return
             message, self._incoming_fd = received
+            self._heard += 1
             logger.debug("%s: received %r", self, message)
             try:
                 self._advance(Received(message, self._incoming_fd is not None))
@@ -146,7 +180,8 @@ class Connection(ABC):
         while not self.closed:
             action = self._conversation.send(result)
             match action:
-                case handshake.Receive():
+                case handshake.Receive(awaited):
+                    self._awaited = awaited
                     return
                 case handshake.Send(message, attach):
                     self._send(message, attach)
@@ -219,6 +254,7 @@ class Connection(ABC):
             for ring, tx, event in self.tx_rings
         )
         self.established = True
+        self._around.schedule.cancel(self._deadline)
         for queue, (_, rx_ring, _) in list(self.rx()):
             if self.closed:  # by the hook that was told of the queue before
                 return
@@ -264,15 +300,27 @@ class Connection(ABC):
     def _violated(self, violation: RingViolation) -> Disconnected:
         """The peer broke a ring. Called from the queue's thread: it says goodbye and hangs up, which wakes the
         control thread to clear up."""
+        violation = self._violation or violation
         error = Disconnected(violation.message, established=True)
         error.__cause__ = violation
-        with self._ending:
+        with self._ending:  # no logging in here: a handler may wait, and let somebody else come to this lock
             if self._violation is None and not self.closed:
                 self._violation = violation
-                self._say_goodbye(violation)
+                self._channel.say_goodbye(violation.message)
                 self._channel.shut_down()
+        logger.debug("%s: the peer broke a ring: %s", self, violation)
         self._disconnect_queues(error)
         return error
+
+    def _region_lost(self, index: int) -> None:
+        """Somebody has truncated the file of a region. Called in the middle of whatever touched that memory, which now
+        reads zeros: no lock, no log, nothing but what hangs up and wakes the control thread."""
+        if self._violation is None and not self.closed:
+            self._violation = RingViolation(
+                f"region {index} is gone: its file was truncated while it was in use", ErrorCode.NO_SHMFD
+            )
+            self._channel.say_goodbye(self._violation.message)
+            self._channel.shut_down()
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -285,6 +333,7 @@ class Connection(ABC):
             return
         with self._ending:
             self.closed = True
+        self._around.schedule.cancel(self._deadline)
         announced = self.established and self.interface is not None and self.interface.announced
         reason = Disconnected(error.message, error.code, established=announced)
         reason.__cause__ = error.__cause__ if isinstance(error, Disconnected) else error
@@ -328,7 +377,7 @@ class Connection(ABC):
         if self.interface is not None:
             self.interface._ended(self, reason)
         else:
-            logger.warning("%s: %s", self, reason)
+            self._socket._ended_unclaimed(self, reason)
 
     def _release(self) -> None:
         self._conversation.close()
@@ -387,9 +436,9 @@ class SlaveConnection(Connection):
         )
         for index, size in enumerate(layout.region_sizes):
             if index > 0 and external is not None:
-                self.regions.append(Region.create_external(index, size, external))
+                self.regions.append(Region.create_external(index, size, external, self._region_lost))
             else:
-                self.regions.append(Region.create(index, size, self._around.allocator))
+                self.regions.append(Region.create(index, size, self._around.allocator, self._region_lost))
         if self.closed:  # by the application's allocator or external region
             return None
         memories = tuple(region.memory for region in self.regions)
@@ -429,6 +478,7 @@ class MasterConnection(Connection):
                 self.peer_name = peer_name
                 self.interface = self._socket._master(interface_id)
                 assert self.interface is not None
+                self._socket._claimed(self)
                 self.interface._bound(self)
             case handshake.AcceptRegion(index, size):
                 uid = self.credentials.uid
@@ -439,6 +489,7 @@ class MasterConnection(Connection):
                     self._take_incoming_fd(),
                     trusted=trusted,
                     external=self._socket.external_region,
+                    on_loss=self._region_lost,
                 )
                 self.regions.append(region)
             case handshake.AcceptRing():
@@ -513,6 +564,14 @@ def _as_error(failure: BaseException) -> MemifError:
     error = MemifError(ErrorCode.SYSCALL, f"{type(failure).__name__}: {failure}")
     error.__cause__ = failure
     return error
+
+
+def _forget_frames(error: BaseException) -> None:
+    """For a reason that is kept and not raised: the frames that it comes from had regions at hand, which would stay."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
 
 
 def _accept_eventfd(fd: OwnedFd, name: str) -> EventFd:

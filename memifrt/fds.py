@@ -8,21 +8,31 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import socket
-import threading
 import warnings
 import weakref
 
 from memifrt.errors import os_error
+from memifrt.kick import kick_for
+from memifrt.unpatched import Lock, poll, socket
 
 #: Every socket object of ours: in a forked child it is its parent's to close.
-_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+_sockets: weakref.WeakSet[socket] = weakref.WeakSet()
 
 
-def own_socket(sock: socket.socket) -> socket.socket:
+def own_socket(sock: socket) -> socket:
     """Let a forked child forget this socket object, instead of closing its copy with a warning."""
     _sockets.add(sock)
     return sock
+
+
+def accept(listener: socket) -> socket:
+    """The next connection, as a socket that nothing has patched.
+
+    :raises OSError: as ``socket.accept`` does; :class:`BlockingIOError` if none waits.
+    """
+    # The method of this name makes an object of whatever class the socket module holds at that time.
+    fd, _ = listener._accept()  # type: ignore[attr-defined]
+    return socket(listener.family, listener.type, listener.proto, fileno=fd)
 
 
 def _forget_sockets() -> None:
@@ -82,13 +92,14 @@ class EventFd(OwnedFd):
     file. Neither of them ever blocks, so it is held for a system call at most.
     """
 
-    __slots__ = ("_lock", "_room", "_value")
+    __slots__ = ("_kick", "_lock", "_room", "_value")
 
     def __init__(self, fd: int, what: str) -> None:
         super().__init__(fd, what)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._value = bytearray(8)
-        self._room = select.poll()
+        self._kick = kick_for(fd)
+        self._room = poll()
         self._room.register(fd, select.POLLOUT)
 
     @classmethod
@@ -104,9 +115,13 @@ class EventFd(OwnedFd):
         with self._lock:
             if self._fd < 0:
                 return
-            # The peer shares this file: it can fill the counter and make writing block, and a write knows no
-            # RWF_NOWAIT. Asking first leaves it no more than the moment between the two calls.
+            if self._kick is not None and self._kick():
+                return
+            # A system without such kicks. The peer shares this file: it can fill the counter and make writing block.
+            # Asking first, and saying that we do not wait, leaves it no more than the moment before the last call; in
+            # that moment it can hold this thread, and one that closes the fd, until it reads the counter or ends.
             if self._room.poll(0):
+                os.set_blocking(self._fd, False)
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_write(self._fd, 1)
 

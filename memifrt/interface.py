@@ -7,6 +7,7 @@ how.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from memifrt.control import address
 from memifrt.control.channel import Channel, Credentials
-from memifrt.errors import Disconnected, ErrorCode, MemifError, MemifOSError
+from memifrt.errors import Disconnected, ErrorCode, MemifError, MemifOSError, ProtocolError
 from memifrt.memory.layout import RingLayout
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import RxRing, TxRing
@@ -117,7 +118,16 @@ class Interface:
         self.connection: Connection | None = None
         #: Why the last connection or attempt to connect ended.
         self.last_error: MemifError | None = None
+        #: How many connections were established.
+        self.connects = 0
+        #: How many conversations with a peer ended, and how many of these because it broke the protocol or a ring.
+        self.disconnects = 0
+        self.violations = 0
+        #: When the present connection was established, in Unix time.
+        self.connected_since: float | None = None
         self.deleted = False
+        #: Told of the deletion when all is done, whether or not there was a connection: a waiter's.
+        self._on_delete: Callable[[], object] | None = None
         #: Whether on_connect has been called for the present connection.
         self.announced = False
         self._rx_queues: tuple[RxQueue, ...] = ()
@@ -235,6 +245,8 @@ class Interface:
             self.disconnect("interface deleted")
         finally:
             self._runtime._forget(self)
+            if self._on_delete is not None:
+                self._on_delete()
 
     def __enter__(self) -> Self:
         return self
@@ -273,13 +285,15 @@ class Interface:
         self.connection = connection
         self.announced = False
         logger.debug("%s: connecting", connection)
-        self._runtime._update_timer()
+        self._runtime._update_timer(self)
 
     def _established(self) -> None:
         connection = self.connection
         assert connection is not None
         self.announced = True
         self.last_error = None
+        self.connects += 1
+        self.connected_since = time.time()
         self._rx_queues, self._tx_queues = connection.rx_queues, connection.tx_queues
         logger.info("%s: connected to %r of %r", self, connection.peer_if_name, connection.peer_name)
         if self.on_connect is not None:
@@ -292,8 +306,11 @@ class Interface:
             self._counters[layout.direction, layout.index] = tx_queue.counters
         self.connection = None
         self.last_error = reason
+        self.disconnects += 1
+        self.violations += isinstance(reason.__cause__, ProtocolError)
+        self.connected_since = None
         logger.info("%s: disconnected: %s", self, reason)
-        self._runtime._update_timer()
+        self._runtime._update_timer(self)
         if self.on_disconnect is not None:
             self.on_disconnect(self, reason)
 

@@ -124,6 +124,8 @@ class RxQueue(_Queue[RxRing]):
         self._behind = False
         #: Adaptive mode has masked the peer's interrupts.
         self._masked = False
+        #: Told when the mode has changed: who waits for a kick would wait in vain once the queue polls.
+        self._on_mode: Callable[[], object] | None = None
 
     def _disconnect(self, reason: Disconnected) -> None:
         """The eventfd becomes readable, so that who waits on it looks."""
@@ -151,6 +153,8 @@ class RxQueue(_Queue[RxRing]):
             # whether to kick (no peer fences its store of the index against its load of the flags): look again.
             self._event.notify()
         self._mode_changed(self)
+        if self._on_mode is not None:
+            self._on_mode()
 
     def drain(self) -> bool:
         """Make the eventfd unreadable without taking a packet; whether it was readable. For who is told of kicks and
@@ -186,6 +190,8 @@ class RxQueue(_Queue[RxRing]):
 
     def recv(self, limit: int = DEFAULT_BURST) -> list[bytes]:
         """Take the packets of up to ``limit`` buffers, copied, each chain joined into one ``bytes``.
+
+        A buffer has at most 64 KiB, and a packet at most 16 MiB: a peer that claims more is disconnected.
 
         :raises Disconnected: there is no peer (any more).
         """

@@ -1,7 +1,7 @@
 """The runtime: every interface, socket and fd of one event loop.
 
-Owns the registry of fds, the hook behind it (the application's, or our own epoll), and the reconnect timer. The control
-side of a runtime belongs to one thread.
+Owns the registry of fds, the hook behind it (the application's, or our own epoll), and the timer: for reconnects, and
+for what connections and listeners wait for. The control side of a runtime belongs to one thread.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import functools
 import logging
 import os
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from memifrt import prometheus as metrics
+from memifrt import stats
 from memifrt.connection import SlaveConnection, Surroundings
+from memifrt.control.access import AcceptPeer, FilePermissions, PeerPolicy
 from memifrt.control.address import Address
 from memifrt.control.channel import Channel
 from memifrt.errors import ConfigError, ErrorCode, MemifError, MemifOSError, PollCancelled, os_error
@@ -25,13 +29,15 @@ from memifrt.memory.layout import plan
 from memifrt.memory.region import RegionAllocator, allocate_memfd
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.hook import FdRegistry, Hook
-from memifrt.poll.timer import TimerFd
+from memifrt.poll.timer import Appointment, Schedule, TimerFd
 from memifrt.ring import say_what_is_missing, unsafe_reason
 from memifrt.sockets import Socket
 from memifrt.types import (
     DEFAULT_APP_NAME,
     DEFAULT_BUFFER_SIZE,
+    DEFAULT_HANDSHAKE_TIMEOUT,
     DEFAULT_LOG2_RING_SIZE,
+    DEFAULT_MAX_HALF_OPEN,
     DEFAULT_RECONNECT_INTERVAL,
     DEFAULT_SOCKET,
     FdEvent,
@@ -40,6 +46,7 @@ from memifrt.types import (
     Role,
     RxMode,
     check_name,
+    check_range,
     check_secret,
     parse_mode,
     parse_role,
@@ -61,10 +68,19 @@ class Runtime:
         :meth:`poll_event` or :meth:`run`.
     :param reconnect_interval: seconds between two attempts of a slave to connect; 0 for none.
     :param region_allocator: ``allocate(size) -> fd`` of a file at least ``size`` bytes large, which memifrt then owns;
-        default: a sealed memfd.
-    :param accept_unsealed: accept memory that can still be truncated from peers of any user, not just our own and
-        root. Such a peer can kill this process.
+        default: a sealed memfd. It is sealed against shrinking if it can be, for peers can truncate what is not.
+    :param accept_unsealed: accept memory that cannot be sealed against truncation from peers of any user, not just our
+        own and root; SECURITY.md says what then stands between such a peer and this process.
+    :param handshake_timeout: seconds that a peer has, in either role, from connect to the end of the handshake; then
+        its connection ends, and ``on_disconnect`` and ``last_error`` name what it did not say. 0 for no limit.
+    :param max_half_open: connections on one listener that have not said which interface they want. With one more, the
+        oldest of the process that holds the most of them goes.
+    :param stats_socket: a path, or ``@name``, where whoever may open it gets a snapshot of every interface as JSON; see
+        :mod:`memifrt.stats` and ``memifrt top``. Its fds go through the hook as all others do.
+    :param prometheus: ``"ADDRESS:PORT"`` where Prometheus scrapes ``/metrics``; port 0 lets the system choose, and
+        :attr:`metrics_url` tells.
     :raises ConfigError: an argument is wrong.
+    :raises MemifOSError: it cannot listen on ``stats_socket`` or ``prometheus``.
     """
 
     def __init__(
@@ -75,6 +91,10 @@ class Runtime:
         reconnect_interval: float = DEFAULT_RECONNECT_INTERVAL,
         region_allocator: RegionAllocator = allocate_memfd,
         accept_unsealed: bool = False,
+        handshake_timeout: float = DEFAULT_HANDSHAKE_TIMEOUT,
+        max_half_open: int = DEFAULT_MAX_HALF_OPEN,
+        stats_socket: str | os.PathLike[str] | None = None,
+        prometheus: str | None = None,
     ) -> None:
         self._closed = True  # until there is something to close
         self._closing = False
@@ -82,19 +102,40 @@ class Runtime:
             raise MemifError(ErrorCode.SYSCALL, f"memif needs Linux (memfd, eventfd, epoll); this is {sys.platform}")
         _debug_from_environment()
         self.app_name = check_name("app_name", app_name)
-        self._interval = _check_interval(reconnect_interval)
+        self._interval = _check_seconds("reconnect_interval", reconnect_interval)
+        handshake_timeout = _check_seconds("handshake_timeout", handshake_timeout)
+        check_range("max_half_open", max_half_open, 1, 0xFFFFFFFF)
         self._pid = os.getpid()
         self._poller, self._timer = _open_fds(internal=control_fd_update is None)
         hook = control_fd_update if self._poller is None else self._poller.update
         assert hook is not None
         self._registry = FdRegistry(hook)
-        self._around = Surroundings(self._registry, self.app_name, region_allocator, accept_unsealed)
+        self._schedule = Schedule(self._timer)
+        #: When slaves try to connect next; None while none is disconnected.
+        self._next_attempt: Appointment | None = None
+        self._around = Surroundings(
+            self._registry,
+            self._schedule,
+            self.app_name,
+            region_allocator,
+            accept_unsealed,
+            handshake_timeout,
+            max_half_open,
+        )
         self._sockets: dict[str, Socket] = {}
         self._interfaces: list[Interface] = []
+        #: Those of them that want to connect: each change asks for this, and must not look through all of them.
+        self._waiting: set[Interface] = set()
+        #: When it was made, in Unix time.
+        self.started = time.time()
+        #: Where Prometheus finds the metrics; empty if nowhere.
+        self.metrics_url = ""
+        self._servers: list[stats.Server] = []
         self._dispatching = False
         self._closed = False
         try:
-            self._registry.add(self._timer.fileno(), FdEvent.READ, self._on_timer)
+            self._registry.add(self._timer.fileno(), FdEvent.READ, lambda events: self._schedule.run())
+            self._open_servers(stats_socket, prometheus)
         except BaseException:
             self.close()
             raise
@@ -109,17 +150,42 @@ class Runtime:
     def sockets(self) -> tuple[Socket, ...]:
         return tuple(self._sockets.values())
 
-    def create_socket(self, path: str | os.PathLike[str] = DEFAULT_SOCKET) -> Socket:
+    def create_socket(
+        self,
+        path: str | os.PathLike[str] = DEFAULT_SOCKET,
+        *,
+        mode: int | None = None,
+        owner: int | str | None = None,
+        group: int | str | None = None,
+        allow_uids: Collection[int] | None = None,
+        allow_gids: Collection[int] | None = None,
+        accept_peer: AcceptPeer | None = None,
+    ) -> Socket:
         """A socket that stays until it is deleted. Nothing happens on the path before an interface is created.
 
-        :raises ConfigError: the path is too long, or there is a socket for it already.
+        The options are for its listener. Nobody can connect before its file has its mode and owner.
+
+        :param mode: permissions of the socket file, exactly, such as ``0o660``; who may write to it may connect.
+            Default: what the umask leaves.
+        :param owner: of the socket file, a uid or a name; default: this process's.
+        :param group: of the socket file, a gid or a name; default: this process's.
+        :param allow_uids: let in only peers of these users (``SO_PEERCRED``), or of ``allow_gids``.
+        :param allow_gids: let in only peers with one of these as their effective group, or of ``allow_uids``.
+        :param accept_peer: ``accept_peer(credentials)`` is asked about each peer that the lists let in; False refuses
+            it. What it raises refuses the peer, too, and comes out of the poll.
+        :raises ConfigError: the path is too long, there is a socket for it already, or an option is wrong: an abstract
+            name has no file, and so no mode and no owner.
         """
         self._check_open()
         self._check_not_closing()
         address = Address.parse(path)
         if address.path in self._sockets:
             raise ConfigError(f"there is a socket for {address} in this runtime already")
-        return self._add_socket(address, implicit=False)
+        permissions = FilePermissions.parse(mode, owner, group)
+        if permissions and address.is_abstract:
+            raise ConfigError(f"{address} has no file: mode, owner and group do not apply, allow_uids and the like do")
+        policy = PeerPolicy.parse(allow_uids, allow_gids, accept_peer)
+        return self._add_socket(address, permissions, policy, implicit=False)
 
     def create_interface(
         self,
@@ -195,7 +261,7 @@ class Runtime:
             if config.role is Role.SLAVE:
                 with contextlib.suppress(MemifOSError):  # kept in last_error; the timer tries again
                     interface._connect()
-            self._update_timer()
+            self._update_timer(interface)
         except BaseException:
             interface.deleted = True
             self._forget(interface)
@@ -210,8 +276,8 @@ class Runtime:
         :raises ConfigError: it is negative or not a number.
         """
         self._check_open()
-        self._interval = _check_interval(seconds)
-        self._timer.disarm()
+        self._interval = _check_seconds("reconnect_interval", seconds)
+        self._stop_trying()
         self._update_timer()
 
     # --- events -------------------------------------------------------------------------------------------------
@@ -248,8 +314,14 @@ class Runtime:
 
         :raises ConfigError: in external mode.
         """
-        if not self._closed:
-            self._internal("cancel_poll_event").cancel()
+        # Once, and not by _check_open: another thread may close the runtime meanwhile.
+        if self._closed:
+            return
+        if self._pid != os.getpid():
+            self._check_open()
+        if self._poller is None:
+            raise ConfigError("cancel_poll_event is for internal mode: this runtime has a control_fd_update hook")
+        self._poller.cancel()
 
     def control_fd_handler(self, fd: int, events: FdEvent | int) -> bool:
         """The one way back in: the loop says that ``fd`` is ready. Level-triggered; a stale event is harmless.
@@ -287,24 +359,40 @@ class Runtime:
 
     # --- the reconnect timer ------------------------------------------------------------------------------------
 
-    def _update_timer(self) -> None:
-        """Armed while a slave is disconnected, disarmed when there is none."""
+    def _update_timer(self, changed: Interface | None = None) -> None:
+        """Slaves try to connect while one is disconnected; ``changed`` is one that may want to now, or no longer."""
+        if changed is not None:
+            (self._waiting.add if changed._wants_connection else self._waiting.discard)(changed)
         if self._closed:
             return
-        wanted = self._interval > 0 and any(interface._wants_connection for interface in self._interfaces)
-        if wanted and not self._timer.armed:
-            self._timer.arm(self._interval)
+        wanted = self._interval > 0 and bool(self._waiting)
+        if wanted and self._next_attempt is None:
+            self._next_attempt = self._schedule.after(self._interval, self._connect_slaves)
         elif not wanted:
-            self._timer.disarm()
+            self._stop_trying()
 
-    def _on_timer(self, events: FdEvent) -> None:
-        if not self._timer.drain():
-            return
-        for interface in self.interfaces:
-            if interface._wants_connection:
-                with contextlib.suppress(MemifOSError):  # kept in last_error; the timer comes again
-                    interface._connect()
-        self._update_timer()
+    def _stop_trying(self) -> None:
+        self._schedule.cancel(self._next_attempt)
+        self._next_attempt = None
+
+    def _connect_slaves(self) -> None:
+        self._next_attempt = None
+        try:
+            for interface in self.interfaces:
+                if interface._wants_connection:
+                    with contextlib.suppress(MemifOSError):  # kept in last_error; the timer comes again
+                        interface._connect()
+        finally:
+            self._update_timer()
+
+    def _open_servers(self, stats_socket: str | os.PathLike[str] | None, prometheus: str | None) -> None:
+        if stats_socket is not None:
+            self._servers.append(stats.serve(self, self._registry, self._schedule, stats_socket))
+        if prometheus is not None:
+            server, self.metrics_url = metrics.serve(
+                lambda: stats.snapshot(self), self._registry, self._schedule, prometheus
+            )
+            self._servers.append(server)
 
     def _slave_connection(self, interface: Interface, channel: Channel) -> SlaveConnection:
         return SlaveConnection(self._around, channel, interface.socket, interface)
@@ -330,6 +418,7 @@ class Runtime:
             # An interface whose on_disconnect called this is deleted, but not forgotten yet.
             steps += [interface.delete, functools.partial(self._forget, interface)]
         steps += [socket.delete for socket in self._sockets.values() if not socket.implicit]
+        steps += [server.close for server in self._servers]
         steps += [lambda: self._registry.remove(self._timer.fileno())]
         for step in steps:
             try:
@@ -337,6 +426,7 @@ class Runtime:
             except BaseException as error:
                 failure = failure or error
         self._closed = True
+        self._schedule.clear()
         self._timer.close()
         if self._poller is not None:
             self._poller.close()
@@ -391,10 +481,15 @@ class Runtime:
                 raise ConfigError(f"{socket!r} is not a socket of this runtime, or it is deleted")
             return socket
         address = Address.parse(socket)
-        return self._sockets.get(address.path) or self._add_socket(address, implicit=True)
+        return self._sockets.get(address.path) or self._add_socket(
+            address, FilePermissions(), PeerPolicy(), implicit=True
+        )
 
-    def _add_socket(self, address: Address, *, implicit: bool) -> Socket:
-        socket = self._sockets[address.path] = Socket(self, self._around, address, implicit=implicit)
+    def _add_socket(
+        self, address: Address, permissions: FilePermissions, policy: PeerPolicy, *, implicit: bool
+    ) -> Socket:
+        socket = Socket(self, self._around, address, permissions, policy, implicit=implicit)
+        self._sockets[address.path] = socket
         return socket
 
     def _forget_socket(self, socket: Socket) -> None:
@@ -407,7 +502,7 @@ class Runtime:
         try:
             interface.socket._remove(interface)
         finally:
-            self._update_timer()
+            self._update_timer(interface)
 
 
 def _open_fds(*, internal: bool) -> tuple[EpollPoller | None, TimerFd]:
@@ -421,9 +516,9 @@ def _open_fds(*, internal: bool) -> tuple[EpollPoller | None, TimerFd]:
         raise os_error("cannot make a runtime", error) from error
 
 
-def _check_interval(seconds: float) -> float:
+def _check_seconds(what: str, seconds: float) -> float:
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e9:
-        raise ConfigError(f"reconnect_interval is {seconds!r}; it must be a number of seconds, 0 for none")
+        raise ConfigError(f"{what} is {seconds!r}; it must be a number of seconds, 0 for none")
     return float(seconds)
 
 

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
+from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from memifrt.connection import Connection, MasterConnection, Surroundings
+from memifrt.control.access import FilePermissions, PeerPolicy
 from memifrt.control.address import Address, Listener
 from memifrt.control.channel import Channel
 from memifrt.errors import ConfigError, Disconnected, MemifOSError
 from memifrt.memory.region import ExternalRegion
+from memifrt.poll.timer import Appointment
 from memifrt.types import FdEvent, Role
 
 if TYPE_CHECKING:
@@ -23,23 +28,42 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("memifrt")
 
-#: Connections accepted for one readiness of the listener.
-_ACCEPTS_PER_EVENT = 64
+#: Connections accepted for one readiness of the listener: what else is ready has its turn in between.
+_ACCEPTS_PER_EVENT = 16
+#: Seconds until a listener that found no room for a connection, for want of fds or memory, looks again.
+_ACCEPT_PAUSE = 0.1
+#: Seconds between two warnings about peers that came and were nobody's: a flood of them must not flood the log.
+_COMPLAINT_INTERVAL = 1.0
 
 
 class Socket:
     """One control socket. Made by :meth:`memifrt.Runtime.create_socket`, or by ``create_interface`` as needed."""
 
-    def __init__(self, runtime: Runtime, around: Surroundings, address: Address, *, implicit: bool) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        around: Surroundings,
+        address: Address,
+        permissions: FilePermissions,
+        policy: PeerPolicy,
+        *,
+        implicit: bool,
+    ) -> None:
         self._runtime = runtime
         self._around = around
         self.address = address
+        self._permissions = permissions
+        self._policy = policy
         #: Made for an interface, and deleted with the last one.
         self.implicit = implicit
         self.external_region: ExternalRegion | None = None
         self._interfaces: dict[tuple[Role, int], Interface] = {}
         self._listener: Listener | None = None
-        self._accepted: set[Connection] = set()
+        #: Peers that have not said whose they are, the oldest first.
+        self._half_open: dict[MasterConnection, None] = {}
+        self._pause: Appointment | None = None
+        self._out_of_fds = False
+        self._complain = _Complaints()
 
     @property
     def path(self) -> str:
@@ -58,10 +82,12 @@ class Socket:
     def set_listener_fd(self, fd: int) -> None:
         """Accept peers on a listener that somebody else made (socket activation). Takes the fd.
 
-        :raises ConfigError: ``FILE_NOT_SOCK`` if it is not a listening ``AF_UNIX`` ``SOCK_SEQPACKET`` socket, or this
-            socket listens already; the fd then stays the caller's.
+        :raises ConfigError: ``FILE_NOT_SOCK`` if it is not a listening ``AF_UNIX`` ``SOCK_SEQPACKET`` socket; or this
+            socket listens already, or has a mode or owner for a file of its own. The fd then stays the caller's.
         """
         self._runtime._socket_for(self)  # else nobody would close the listener
+        if self._permissions:
+            raise ConfigError(f"{self} was given a mode or an owner: a listener that is brought has its own")
         if self._listener is not None:
             raise ConfigError(f"{self} listens already, on fd {self._listener.fileno()}")
         if fd in self._around.registry:
@@ -108,7 +134,7 @@ class Socket:
     def _add(self, interface: Interface) -> None:
         """:raises MemifError: a master cannot listen; the interface is then not added."""
         if interface.role is Role.MASTER and self._listener is None:
-            self._listen(Listener.bind(self.address))
+            self._listen(Listener.bind(self.address, permissions=self._permissions))
         self._interfaces[interface.role, interface.id] = interface
 
     def _remove(self, interface: Interface) -> None:
@@ -116,7 +142,8 @@ class Socket:
             return
         del self._interfaces[interface.role, interface.id]
         try:
-            if self.implicit and not any(role is Role.MASTER for role, _ in self._interfaces):
+            nobody_listens = self._listener is None  # else each slave of many would look through all others
+            if self.implicit and not nobody_listens and not any(role is Role.MASTER for role, _ in self._interfaces):
                 self._stop_listening()
         finally:
             if self.implicit and not self._interfaces:
@@ -136,13 +163,14 @@ class Socket:
         listener, self._listener = self._listener, None
         if listener is None:
             return
+        self._around.schedule.cancel(self._pause)
+        self._pause = None
         reason = Disconnected("the listener was closed")
         with contextlib.ExitStack() as steps:  # a hook that raises at one of them does not keep the others
             steps.callback(listener.close)
             steps.callback(self._around.registry.remove, listener.fileno())
-            for connection in self._accepted:
-                if connection.interface is None:
-                    steps.callback(connection.close, reason)
+            for connection in self._half_open:
+                steps.callback(connection.close, reason)
 
     def _on_listener(self, events: FdEvent) -> None:
         for _ in range(_ACCEPTS_PER_EVENT):
@@ -151,17 +179,108 @@ class Socket:
             try:
                 sock = self._listener.accept()
             except MemifOSError as error:
-                logger.warning("%s: %s", self, error)
+                self._stop_accepting(error)
                 return
+            self._out_of_fds = False
             if sock is None:
                 return
             try:
-                connection = MasterConnection(self._around, Channel(sock), self)
+                channel = Channel(sock)
             except BaseException:
                 sock.close()
                 raise
-            self._accepted.add(connection)
-            connection.start()
+            if self._admit(channel):
+                self._greet(channel)
+
+    def _admit(self, channel: Channel) -> bool:
+        """Ask who may connect; a peer that may not is told so, and its channel closed."""
+        peer = channel.credentials
+        reason = f"refused: uid {peer.uid}, gid {peer.gid} may not connect here"
+        admitted = False
+        try:
+            admitted = self._policy.admits(peer)
+        finally:
+            if not admitted or self._listener is None:  # closed by accept_peer
+                admitted = False
+                channel.say_goodbye(reason)
+                channel.close()
+                self._complain(f"{self} (peer pid {peer.pid}): {reason}")
+        return admitted
+
+    def _greet(self, channel: Channel) -> None:
+        connection = MasterConnection(self._around, channel, self)
+        self._half_open[connection] = None
+        limit = self._around.max_half_open
+        try:
+            if len(self._half_open) > limit:
+                # As long as those go who hold many, who holds one has all the time that the deadline gives.
+                _most_crowded(self._half_open).close(
+                    Disconnected(f"more than {limit} peers have not said which interface they want")
+                )
+        finally:
+            if not connection.closed:
+                connection.start()
+
+    def _stop_accepting(self, error: MemifOSError) -> None:
+        """There is no room for a connection: the listener stays readable, and watching it on would be a busy loop."""
+        assert self._listener is not None
+        if not self._out_of_fds:
+            logger.warning("%s: %s: trying again every %g s", self, error, _ACCEPT_PAUSE)
+            self._out_of_fds = True
+        self._pause = self._around.schedule.after(_ACCEPT_PAUSE, self._accept_again)
+        self._around.registry.remove(self._listener.fileno())
+
+    def _accept_again(self) -> None:
+        self._pause = None
+        if self._listener is None:
+            return
+        try:
+            self._around.registry.add(self._listener.fileno(), FdEvent.READ, self._on_listener)
+        except BaseException:  # the application's hook: a listener that nobody watches would be lost
+            self._pause = self._around.schedule.after(_ACCEPT_PAUSE, self._accept_again)
+            raise
+
+    # --- what its connections tell it ---------------------------------------------------------------------------
+
+    def _claimed(self, connection: MasterConnection) -> None:
+        """It has said whose it is."""
+        self._half_open.pop(connection, None)
+
+    def _ended_unclaimed(self, connection: Connection, reason: Disconnected) -> None:
+        self._complain(f"{connection}: {reason}")
 
     def _forget(self, connection: Connection) -> None:
-        self._accepted.discard(connection)
+        if isinstance(connection, MasterConnection):
+            self._half_open.pop(connection, None)
+
+
+class _Complaints:
+    """Warnings about peers that came and were nobody's, no more than one in a while."""
+
+    def __init__(self) -> None:
+        self.due = 0.0
+        #: Those since the last warning.
+        self.kept = 0
+
+    def __call__(self, text: str) -> None:
+        now = time.monotonic()
+        if now < self.due:
+            self.kept += 1
+            logger.debug("%s", text)
+            return
+        more = f" (and {self.kept} more like it)" if self.kept else ""
+        self.due, self.kept = now + _COMPLAINT_INTERVAL, 0
+        logger.warning("%s%s", text, more)
+
+
+def _most_crowded(connections: Iterable[MasterConnection]) -> MasterConnection:
+    """The oldest connection of the process that holds the most, of the user that holds the most."""
+    peers = [connection.credentials for connection in connections]
+    users = Counter(peer.uid for peer in peers)
+    processes = Counter((peer.uid, peer.pid) for peer in peers)
+
+    def crowd(connection: MasterConnection) -> tuple[int, int]:
+        peer = connection.credentials
+        return users[peer.uid], processes[peer.uid, peer.pid]
+
+    return max(connections, key=crowd)

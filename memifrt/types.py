@@ -30,6 +30,11 @@ MAX_INDEX = 255
 MAX_QUEUES = 255
 #: Descriptor lengths are 32 bit on the ring, but libmemif's buffer_size is a u16.
 MAX_BUFFER_SIZE = 65535
+#: Bytes of one received buffer: every peer counts the data of a buffer in 16 bits. Descriptors of a hostile slave may
+#: all name the same memory, so its size alone bounds nothing that is copied out of it.
+MAX_RECEIVED_BUFFER = 65536
+#: Bytes of one packet, in all of its buffers together: 256 of the largest.
+MAX_PACKET_SIZE = 1 << 24
 NAME_BYTES = 31
 SECRET_BYTES = 23
 #: ``sun_path`` is 108 bytes with its NUL.
@@ -41,6 +46,10 @@ DEFAULT_LOG2_RING_SIZE = 10
 DEFAULT_BUFFER_SIZE = 2048
 #: Seconds between two attempts of a slave to connect (libmemif's default period).
 DEFAULT_RECONNECT_INTERVAL = 2.0
+#: Seconds that a peer has from connect to CONNECTED. A handshake takes milliseconds; a busy peer some more.
+DEFAULT_HANDSHAKE_TIMEOUT = 5.0
+#: Peers of one listener that may be silent about which interface they want. A slave says so at once.
+DEFAULT_MAX_HALF_OPEN = 128
 
 
 class FdEvent(IntFlag):

@@ -59,7 +59,8 @@ class RawRing:
         return int(struct.unpack_from("<H", self.memory, self.offset + at)[0])
 
     def _set(self, at: int, value: int) -> None:
-        struct.pack_into("<H", self.memory, self.offset + at, value & 0xFFFF)
+        # In one piece: struct.pack_into would write zeros first, for the other side to see.
+        self.memory[self.offset + at : self.offset + at + 2] = (value & 0xFFFF).to_bytes(2, "little")
 
     @property
     def flags(self) -> int:
@@ -166,6 +167,29 @@ class Peer:
 
     # --- the end ------------------------------------------------------------------------------------------------
 
+    #: Ways to stop at any step. By "silence" the peer goes on living and says nothing more.
+    ENDINGS = ("silence", "close", "goodbye", "lie", "noise")
+    GOODBYE = "a scripted goodbye"
+    #: A message that this side may never send.
+    LIE: Message
+
+    def end(self, how: str) -> None:
+        """Stop in one of the ``ENDINGS``; ``kill -9`` is what happens to a child that runs this peer."""
+        match how:
+            case "silence":
+                pass
+            case "close":
+                self.hang_up()
+            case "goodbye":
+                self.send(Disconnect(0, self.GOODBYE))
+                self.hang_up()
+            case "lie":
+                self.send(self.LIE)
+            case "noise":
+                self.send(b"\xff" * 77)
+            case _:
+                raise AssertionError(how)
+
     def hang_up(self) -> None:
         """Close the channel alone."""
         self.socket.close()
@@ -193,6 +217,7 @@ class ScriptedSlave(Peer):
     ``run(until=step)`` takes all steps before ``step``, each with its answer.
     """
 
+    LIE = Ack()
     #: What a slave says, in order; "hello" is what it waits for first.
     STEPS = ("hello", "init", "region", "s2m", "m2s", "connect")
 
@@ -279,6 +304,7 @@ class ScriptedMaster(Peer):
     ``run(until=step)`` gives all answers before the one to ``step``.
     """
 
+    LIE = Init(VERSION, 0, 0, b"", "a scripted lie")
     #: What a master answers to, in order; "accept" is the connection itself.
     STEPS = ("accept", "init", "region", "s2m", "m2s", "connect")
 
@@ -364,8 +390,9 @@ def native(path: str) -> str:
 
 
 def memory_file(size: int, *, sealed: bool = True) -> int:
-    """A memfd; the caller closes it."""
-    fd = os.memfd_create("memif region of a scripted peer", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    """A memfd, sealed against shrinking, or one that nobody can seal; the caller closes it."""
+    flags = os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if sealed else 0)
+    fd = os.memfd_create("memif region of a scripted peer", flags)
     os.ftruncate(fd, size)
     if sealed:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,3 +80,25 @@ def connect(master_runtime: Runtime, slave_runtime: Runtime, socket: str, **opti
     pair = Pair(ends[0], ends[1], runtimes)
     pair.wait(lambda: pair.master.connected and pair.slave.connected)
     return pair
+
+
+@contextlib.contextmanager
+def running_in_thread(runtime: Runtime) -> Iterator[None]:
+    """The runtime handles its events in a thread; what a callback raises there fails the test here."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            runtime.run()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        runtime.cancel_poll_event()
+        thread.join(DEADLINE)
+    assert not thread.is_alive()
+    assert not failures, failures

@@ -251,7 +251,8 @@ def test_a_plain_file_stays(address: Address) -> None:
     Path(address.path).write_text("precious")
     words = f"cannot listen on {address}: a file that is not a socket is there"
     fails(lambda: Listener.bind(address), errno.EADDRINUSE, ErrorCode.FILE_NOT_SOCK, words)
-    fails(lambda: connect(address), errno.ECONNREFUSED, ErrorCode.CONNREFUSED, f"cannot connect to {address}")
+    words = f"cannot connect to {address}: a file that is not a socket is there"
+    fails(lambda: connect(address), errno.ECONNREFUSED, ErrorCode.FILE_NOT_SOCK, words)
     assert Path(address.path).read_text() == "precious"
 
 

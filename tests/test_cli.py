@@ -124,7 +124,7 @@ def test_debug_output_does_not_show_the_secret(socket_name: str) -> None:
 # --- help and version -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [[], ["responder"], ["ping"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["responder"], ["ping"], ["demo"], ["top"], ["doctor"]])
 def test_help_shows_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     out = capsys.readouterr().out

@@ -39,9 +39,10 @@ _TICK = 0.02
 class Program:
     """An example as a process. Its warnings (a forgotten fd) show on standard error, where nothing may be."""
 
-    def __init__(self, name: str, *arguments: str, stdin: int = subprocess.PIPE) -> None:
+    def __init__(self, name: str, *arguments: str, stdin: int = subprocess.PIPE, options: tuple[str, ...] = ()) -> None:
+        script = str(ROOT / "examples" / name / f"{name}.py")
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-W", "default", str(ROOT / "examples" / name / f"{name}.py"), *arguments],
+            [sys.executable, "-u", "-W", "default", *options, script, *arguments],
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -354,6 +355,18 @@ def test_standard_input_that_epoll_refuses_is_an_error(start: Callable[..., Prog
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("loop", ["poll", "select", "fileno"])
+def test_commands_come_from_a_file_where_the_loop_takes_it(
+    start: Callable[..., Program], tmp_path: Path, loop: str
+) -> None:
+    path = tmp_path / "commands"
+    path.write_text("show\n")
+    with path.open() as file:
+        program = start("custom_fd", "--loop", loop, stdin=file.fileno())
+        assert program.finish() == (0, "")
+    assert program.lines[-1] == "0 connection(s)"
+
+
 @pytest.mark.parametrize("last", [b"", b"exit", b"exit\nconn 0 0\n", b"conn 0 0\n", b"conn 0"])
 def test_end_of_input_ends_it(prompt: Program, last: bytes) -> None:
     assert prompt.process.stdin is not None
@@ -439,9 +452,12 @@ def test_listening_where_somebody_listens_is_one_line(prompt: Program, runtime: 
     end(prompt)
 
 
-def test_many_connections_of_both_roles(start: Callable[..., Program], runtime: Runtime, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loop", ["epoll", "poll", "select", "fileno"])
+def test_many_connections_of_both_roles_in_every_loop(
+    start: Callable[..., Program], runtime: Runtime, tmp_path: Path, loop: str
+) -> None:
     theirs, ours = str(tmp_path / "theirs"), str(tmp_path / "ours")
-    program = start("custom_fd", "--socket", ours, "--listen", theirs)
+    program = start("custom_fd", "--socket", ours, "--listen", theirs, "--loop", loop)
     peers = []
     for index, (role, theirs_first) in enumerate([("slave", True), ("master", False)] * 3):
         if not theirs_first:
@@ -457,12 +473,15 @@ def test_many_connections_of_both_roles(start: Callable[..., Program], runtime: 
     program.line("6 connection(s)", runtime)
     shown = [line for line in program.lines if ", connected to 'test'" in line]
     assert [format_ip(connection_ip(index)) in line for index, line in enumerate(shown)] == [True] * 6
+    runtime.set_reconnect_interval(0)  # the program would say that it has refused a peer
     program.tell("del 2")
     program.line("connection 2: deleted")
     program.wait(lambda: peers[2].reason, runtime)
     for index in (0, 1, 3, 4, 5):
         peers[index].ping(program, connection_ip(index))
     program.tell("conn 2 1")
+    program.line("connection 2: memif 2")
+    runtime.set_reconnect_interval(0.1)
     peers[2].connect(program)
     peers[2].ping(program, connection_ip(2))
     end(program)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import select
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
 from memifrt.fds import EventFd, OwnedFd
-from tests.forked import in_child
+from memifrt.kick import kick_for
+from tests.forked import beside, in_child
 from tests.support import DEADLINE
 
 #: The largest count that an eventfd holds.
@@ -169,21 +174,108 @@ def test_draining_does_not_block_even_if_the_peer_has_made_the_fd_blocking(event
     os.close(peer)
 
 
-def test_kicking_does_not_block_even_if_the_peer_has_made_the_fd_blocking_and_filled_it(event: EventFd) -> None:
-    os.set_blocking(event.fileno(), True)
-    os.eventfd_write(event.fileno(), FULL)
-    returned = threading.Event()
+@pytest.fixture(params=["by the kernel", "by a write"])
+def kicked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[EventFd]:
+    """An eventfd that is kicked as it can be on this system, or as it is where the kernel offers nothing better."""
+    if request.param == "by a write":
+        monkeypatch.setattr("memifrt.fds.kick_for", lambda fd: None)
+    event = EventFd.create("test event")
+    yield event
+    event.close()
+
+
+def _ends(event: EventFd, work: Callable[[], object], seconds: float) -> bool:
+    """Whether the work on an eventfd in blocking mode ends by itself; a write that waits is let go of."""
+    ended = threading.Event()
+
+    def run() -> None:
+        work()
+        ended.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    by_itself = ended.wait(seconds)
+    while not ended.is_set():
+        with suppress(BlockingIOError):
+            os.preadv(event.fileno(), [bytearray(8)], -1, os.RWF_NOWAIT)
+        ended.wait(0.01)
+    thread.join()
+    return by_itself
+
+
+def test_kicking_does_not_block_even_if_the_peer_has_made_the_fd_blocking_and_filled_it(kicked: EventFd) -> None:
+    os.set_blocking(kicked.fileno(), True)
+    os.eventfd_write(kicked.fileno(), FULL)
+    assert _ends(kicked, kicked.notify, 1)
+    assert kicked.drain()
+
+
+def test_kicking_does_not_block_while_the_peer_fills_the_counter_again_and_again(event: EventFd) -> None:
+    """At any moment the next write would wait: no check before it helps."""
+    if kick_for(event.fileno()) is None:
+        pytest.skip("this system has no kick that cannot block")
+
+    def fill() -> None:
+        room = select.poll()
+        room.register(event.fileno(), select.POLLOUT)
+        while True:  # until it is killed
+            os.set_blocking(event.fileno(), True)
+            if room.poll(0):
+                with suppress(BlockingIOError):
+                    os.eventfd_write(event.fileno(), FULL)
 
     def kick() -> None:
-        event.notify()
-        returned.set()
+        for _ in range(30_000):
+            event.notify()
+            event.drain()
 
-    thread = threading.Thread(target=kick)
-    thread.start()
-    in_time = returned.wait(1)
-    os.eventfd_read(event.fileno())  # lets go of a thread that waits
-    thread.join()
-    assert in_time
+    with beside(fill):
+        assert _ends(event, kick, DEADLINE)
+
+
+def test_kicks_that_cannot_block_come_back_when_fds_do(event: EventFd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first eventfd of a process may be the last that it can have."""
+    if kick_for(event.fileno()) is None:
+        pytest.skip("this system has no kick that cannot block")
+    monkeypatch.setattr("memifrt.kick._context", None)
+    with monkeypatch.context() as without_fds:
+        without_fds.setattr("os.eventfd", raiser(OSError(errno.EMFILE, "too many open files")))
+        assert kick_for(event.fileno()) is None
+    assert kick_for(event.fileno()) is not None
+
+
+def test_a_system_without_such_kicks_is_asked_once(event: EventFd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memifrt.kick._context", None)
+    monkeypatch.setattr("memifrt.kick._refused", False)
+    monkeypatch.setattr("platform.machine", lambda: "pdp11")
+    assert kick_for(event.fileno()) is None
+    monkeypatch.setattr("platform.machine", raiser(AssertionError("asked again")))
+    assert kick_for(event.fileno()) is None
+
+
+def raiser(error: Exception) -> Callable[..., Any]:
+    def fail(*arguments: object) -> Any:
+        raise error
+
+    return fail
+
+
+def test_every_kick_counts(kicked: EventFd) -> None:
+    for _ in range(1500):  # more than the kernel keeps completions of
+        kicked.notify()
+    assert os.eventfd_read(kicked.fileno()) == 1500
+
+
+def test_a_forked_child_kicks_too(kicked: EventFd) -> None:
+    def check() -> None:
+        kicked.notify()
+        own = EventFd.create("the child's own")
+        own.notify()
+        assert own.drain()
+        own.close()
+
+    in_child(check)
+    assert os.eventfd_read(kicked.fileno()) == 1
 
 
 def test_a_closed_eventfd_takes_kicks_in_silence() -> None:

@@ -459,6 +459,11 @@ def test_the_master_refuses_a_second_peer() -> None:
     refused(master_end(replace(TERMS, connected=True)), INIT, ErrorCode.ALRCONN, "interface 7 is already connected")
 
 
+def test_the_master_says_taken_before_it_looks_at_the_mode() -> None:
+    end = master_end(replace(TERMS, connected=True))
+    refused(end, replace(INIT, mode=255), ErrorCode.ALRCONN, "interface 7 is already connected")
+
+
 def test_a_stranger_does_not_learn_whether_somebody_is_connected() -> None:
     end = master_end(replace(TERMS, connected=True))
     refused(end, replace(INIT, secret=b"guess"), ErrorCode.SECRET, "wrong secret")

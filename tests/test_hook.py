@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,7 +17,7 @@ from memifrt import Runtime
 from memifrt.errors import ErrorCode, MemifError
 from memifrt.poll.epoll import EpollPoller, from_epoll, to_epoll
 from memifrt.poll.hook import FdRegistry
-from memifrt.poll.timer import TimerFd
+from memifrt.poll.timer import Schedule, TimerFd
 from memifrt.types import FdEvent
 from tests.support import DEADLINE, Recorder
 
@@ -407,44 +409,125 @@ def expires(timer: TimerFd) -> bool:
     return bool(poll.poll(DEADLINE * 1000))
 
 
-def test_a_timer_expires_again_and_again(timer: TimerFd) -> None:
+def soon(seconds: float = 0.001) -> float:
+    return time.monotonic() + seconds
+
+
+def test_a_timer_expires_once_for_each_time_that_it_is_armed(timer: TimerFd) -> None:
     assert (timer.armed, timer.drain()) == (False, False)
-    timer.arm(0.001)
-    assert timer.armed
     for _ in range(3):
+        timer.arm(soon())
+        assert timer.armed
         assert expires(timer)
         assert timer.drain()
+        assert (timer.armed, timer.drain()) == (False, False)
 
 
 def test_a_timer_that_is_disarmed_has_nothing_to_say(timer: TimerFd) -> None:
     timer.disarm()
-    timer.arm(0.001)
+    timer.arm(soon())
     assert expires(timer)
     timer.disarm()
     assert not timer.armed
     assert not timer.drain()
 
 
-def test_a_timer_that_is_armed_anew_counts_from_then(timer: TimerFd) -> None:
-    timer.arm(0.001)
+def test_a_timer_that_is_armed_anew_forgets_what_was_before(timer: TimerFd) -> None:
+    timer.arm(soon())
     assert expires(timer)
-    timer.arm(3600)
+    timer.arm(soon(3600))
     assert not timer.drain()
 
 
-@pytest.mark.parametrize("period", [1e-12, 1e-9, 1e-6])
-def test_the_shortest_period_is_one_all_the_same(timer: TimerFd, period: float) -> None:
-    timer.arm(period)
+@pytest.mark.parametrize("due", [-1.0, 0.0, 1e-12, 1e-9, 1.0])
+def test_a_moment_that_is_past_is_now(timer: TimerFd, due: float) -> None:
+    timer.arm(due)
     assert expires(timer)
 
 
-@pytest.mark.parametrize("period", [0.5, 2.0, 86400.25, 999999999.0])
-def test_a_period_is_what_the_kernel_counts(timer: TimerFd, period: float) -> None:
-    timer.arm(period)
+@pytest.mark.parametrize("seconds", [3600.5, 86400.25, 999999999.0])
+def test_a_moment_is_what_the_kernel_waits_for(timer: TimerFd, seconds: float) -> None:
+    timer.arm(soon(seconds))
     with open(f"/proc/self/fdinfo/{timer.fileno()}") as info:
-        (interval,) = (line for line in info if line.startswith("it_interval"))
-    seconds, nanoseconds = interval.partition(":")[2].strip(" ()\n").split(",")
-    assert int(seconds) + int(nanoseconds) / 1e9 == period
+        (value,) = (line for line in info if line.startswith("it_value"))
+    whole, nanoseconds = value.partition(":")[2].strip(" ()\n").split(",")
+    assert seconds - DEADLINE < int(whole) + int(nanoseconds) / 1e9 <= seconds
+
+
+def run_until(schedule: Schedule, timer: TimerFd, done: Callable[[], object]) -> None:
+    while not done():
+        assert expires(timer)
+        schedule.run()
+
+
+def test_what_is_due_is_called_in_its_order_and_once(timer: TimerFd) -> None:
+    schedule = Schedule(timer)
+    called: list[float] = []
+    for delay in (0.003, 0.001, 0.002, 3600, 0.001):
+        schedule.after(delay, functools.partial(called.append, delay))
+    run_until(schedule, timer, lambda: len(called) == 4)
+    assert called == [0.001, 0.001, 0.002, 0.003]
+    assert len(schedule) == 1
+    assert timer.armed
+    schedule.run()
+    assert len(called) == 4
+
+
+def test_what_is_cancelled_is_not_called_and_the_last_one_disarms(timer: TimerFd) -> None:
+    schedule = Schedule(timer)
+    called: list[str] = []
+    first, second = (schedule.after(0.0, functools.partial(called.append, name)) for name in "ab")
+    assert expires(timer)
+    for _ in range(2):
+        schedule.cancel(first)
+    schedule.cancel(None)
+    run_until(schedule, timer, lambda: called)
+    schedule.cancel(second)
+    assert called == ["b"]
+    last = schedule.after(0.0, lambda: called.append("c"))
+    assert expires(timer)
+    schedule.cancel(last)
+    schedule.run()
+    assert not timer.armed
+    assert called == ["b"]
+
+
+def test_an_action_may_make_and_cancel_appointments(timer: TimerFd) -> None:
+    schedule = Schedule(timer)
+    called: list[str] = []
+
+    def first() -> None:
+        called.append("first")
+        schedule.cancel(second)
+        schedule.after(0.0, lambda: called.append("third"))
+
+    schedule.after(0.0, first)
+    second = schedule.after(0.0, lambda: called.append("second"))
+    run_until(schedule, timer, lambda: len(called) == 2)
+    assert called == ["first", "third"]
+    assert len(schedule) == 0
+
+
+def test_what_an_action_raises_does_not_lose_the_next(timer: TimerFd) -> None:
+    schedule = Schedule(timer)
+    called: list[str] = []
+    schedule.after(0.0, lambda: 1 / 0)
+    schedule.after(0.0, lambda: called.append("next"))
+    assert expires(timer)
+    with pytest.raises(ZeroDivisionError):
+        schedule.run()
+    run_until(schedule, timer, lambda: called)
+
+
+def test_a_schedule_of_thousands_stays_in_order(timer: TimerFd) -> None:
+    schedule = Schedule(timer)
+    called: list[int] = []
+    delays = [(number * 7919) % 5000 / 1e6 for number in range(5000)]
+    made = [schedule.after(delay, functools.partial(called.append, number)) for number, delay in enumerate(delays)]
+    for appointment in made[::2]:
+        schedule.cancel(appointment)
+    run_until(schedule, timer, lambda: len(called) == 2500)
+    assert [made[number].due for number in called] == sorted(appointment.due for appointment in made[1::2])
 
 
 def test_a_timer_is_not_inherited_and_does_not_block(timer: TimerFd) -> None:

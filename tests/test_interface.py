@@ -212,7 +212,7 @@ def test_a_master_has_nothing_to_ask_for(runtime: Runtime, socket_name: str) -> 
         ("nothing", ErrorCode.NO_FILE, "ENOENT"),
         ("no directory", ErrorCode.NO_FILE, "ENOENT"),
         ("stale", ErrorCode.CONNREFUSED, "ECONNREFUSED"),
-        ("plain file", ErrorCode.CONNREFUSED, "ECONNREFUSED"),
+        ("plain file", ErrorCode.FILE_NOT_SOCK, "ECONNREFUSED"),
         ("stream", ErrorCode.FILE_NOT_SOCK, "EPROTOTYPE"),
         ("full", ErrorCode.AGAIN, "EAGAIN"),
     ],

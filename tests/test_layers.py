@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.resources
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,21 +22,30 @@ PROJECT = ROOT.parent
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "types": {"errors"},
-    "fds": {"errors", "types"},
-    "control": {"errors", "types", "fds"},
-    "memory": {"errors", "types", "fds"},
+    "kick": set(),
+    "unpatched": set(),
+    "fds": {"errors", "types", "kick", "unpatched"},
+    "control": {"errors", "types", "fds", "unpatched"},
+    "memory": {"errors", "types", "fds", "unpatched"},
     "ring": {"errors", "types", "memory"},
-    "poll": {"errors", "types", "fds"},
-    "runtime": {"errors", "types", "fds", "control", "memory", "ring", "poll"},
+    "poll": {"errors", "types", "fds", "unpatched"},
+    "runtime": {"errors", "types", "fds", "unpatched", "control", "memory", "ring", "poll"},
 }
 #: The runtime's layer: what users hold. At run time each imports only those before it; for types, any other.
-RUNTIME = ["queue", "connection", "interface", "sockets", "runtime"]
+RUNTIME = ["queue", "connection", "interface", "sockets", "stats", "prometheus", "runtime"]
 BELOW["memifrt"] = {*BELOW}
 BELOW["libmemif"] = {*BELOW}
+BELOW["background"] = {*BELOW}
+BELOW["scapy"] = {*BELOW}
 BELOW["apps"] = {*BELOW}
+BELOW["pytest_plugin"] = {*BELOW}
 BELOW["cli"] = {*BELOW}
-#: What a person runs: extras are imported there, where they are used.
-PROGRAMS = {"apps", "cli"}
+BELOW["waiting"] = {*BELOW}
+#: What programs of one loop await or wait with, and the library that each of them is for.
+FACES = {"asyncio": "asyncio", "gevent": "gevent", "trio": "trio"}
+BELOW |= {face: {*BELOW} for face in FACES}
+#: What a person runs, and what lives in scapy or pytest: extras are imported there, where they are used.
+PROGRAMS = {"apps", "cli", "scapy", "pytest_plugin"}
 
 #: Modules without I/O, and what would be I/O.
 SANS_IO = ["control.wire", "control.handshake", "types", "memory.layout"]
@@ -170,8 +180,15 @@ def test_the_core_imports_nothing_outside_the_standard_library() -> None:
         if layer(found.importer) not in PROGRAMS
         and found.target.partition(".")[0] not in sys.stdlib_module_names
         and not (found.typing_only and found.target == "typing_extensions")
+        and found.target.partition(".")[0] != FACES.get(found.importer.removeprefix("poll."))
     ]
     assert wrong == []
+
+
+def test_importing_the_package_brings_no_loop_along() -> None:
+    """Else it would need, or start, what only that loop's programs have."""
+    program = f"import memifrt, sys; print([name for name in {[*FACES]} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"[]\n"
 
 
 @pytest.mark.parametrize("module", SANS_IO)

@@ -276,7 +276,7 @@ class TestState:
         ends.master.create()
         conn = ends.slave.create()
         ends.slave.main.set_reconnect_interval(0)
-        wait_until(lambda: len(ends.master.sock._accepted), ends.master.main)  # HELLO is on its way
+        wait_until(lambda: len(ends.master.sock._half_open), ends.master.main)  # HELLO is on its way
         assert m.memif_poll_event(0, main=ends.slave.main) == OK
         wait_until(lambda: ends.master.handle.connection, ends.master.main)  # so is the ACK
         with few_fds(1):  # enough for the region, not for the eventfds

@@ -302,11 +302,22 @@ def test_a_region_of_an_impossible_size_is_refused(size: int) -> None:
     refuse(memfd(SIZE), ErrorCode.INVAL_ARG, f"region 1 has {size} bytes; a region has 1 to {1 << 32}", size=size)
 
 
-@pytest.mark.parametrize("seals", [0, fcntl.F_SEAL_GROW, fcntl.F_SEAL_SEAL])
+@pytest.mark.parametrize("seals", [fcntl.F_SEAL_SEAL, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_GROW])
 def test_memory_that_can_shrink_is_accepted_only_from_who_is_trusted(seals: int) -> None:
     words = "region 1 is not sealed against shrinking and the peer runs as another user"
     refuse(memfd(SIZE, seals), ErrorCode.NO_SHMFD, words, trusted=False)
     Region.accept(1, SIZE, OwnedFd(memfd(SIZE, seals), "sent"), trusted=True).close()
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("seals", [0, fcntl.F_SEAL_GROW])
+def test_memory_that_can_be_sealed_is_sealed_whoever_sends_it(seals: int, trusted: bool) -> None:
+    fd = memfd(SIZE, seals)
+    region = Region.accept(1, SIZE, OwnedFd(os.dup(fd), "sent"), trusted=trusted)
+    with pytest.raises(PermissionError):
+        os.ftruncate(fd, 0)
+    region.close()
+    os.close(fd)
 
 
 def test_a_seal_against_shrinking_is_all_that_a_stranger_needs() -> None:
@@ -316,16 +327,15 @@ def test_a_seal_against_shrinking_is_all_that_a_stranger_needs() -> None:
 def test_a_stranger_that_shrinks_and_seals_while_we_look_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     fd = memfd(SIZE)
 
-    def shrink_and_seal(fd: int) -> os.stat_result:
-        status = stat(fd)
-        monkeypatch.setattr(os, "fstat", stat)
-        os.ftruncate(fd, 0)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        return status
+    def shrink_and_seal(fd: int, command: int, argument: int = 0) -> int:
+        if command == fcntl.F_ADD_SEALS:
+            os.ftruncate(fd, 0)
+        return add_seals(fd, command, argument)
 
-    stat = os.fstat
-    monkeypatch.setattr(os, "fstat", shrink_and_seal)
-    refuse(fd, ErrorCode.NO_SHMFD, "is not sealed", trusted=False)
+    add_seals = fcntl.fcntl
+    monkeypatch.setattr(fcntl, "fcntl", shrink_and_seal)
+    words = f"region 1 claims {SIZE} bytes, but its file has 0"
+    refuse(fd, ErrorCode.INVAL_ARG, words, trusted=False)
 
 
 def test_a_plain_file_knows_no_seals(tmp_path: Path) -> None:
@@ -366,8 +376,8 @@ def _pipe() -> int:
 )
 @pytest.mark.parametrize("trusted", [True, False])
 def test_an_fd_that_is_no_memory_is_refused(make: Callable[[], int], trusted: bool) -> None:
-    words = "region 1 came with an fd that is not a memory file"
-    refuse(make(), ErrorCode.NO_SHMFD, words, trusted=trusted)
+    what = "came with an fd that is not a memory file" if trusted else "is not sealed against shrinking"
+    refuse(make(), ErrorCode.NO_SHMFD, f"region 1 {what}", trusted=trusted)
 
 
 # --- the application's own memory -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -389,6 +390,20 @@ class HostileMachine(RuleBasedStateMachine):
             packets = self._side(role).rx.recv(limit)
             assert len(packets) <= self.ends.size
 
+    @rule(role=ROLES, rows=st.integers(1, 20), width=st.integers(1, 90))
+    def recv_into(self, role: int, rows: int, width: int) -> None:
+        matrix, lengths = bytearray(rows * width + 1), array("I", bytes(4 * rows))
+        with suppress(RingViolation):
+            view = memoryview(matrix)[:-1].cast("B", (rows, width))
+            assert self._side(role).rx.recv_into(view, lengths) <= min(rows, self.ends.size)
+        assert matrix[-1] == 0
+
+    @rule(role=ROLES, limit=st.integers(1, 20))
+    def relay(self, role: int, limit: int) -> None:
+        side = self._side(role)
+        with suppress(RingViolation, ConfigError):
+            assert 0 <= side.tx.relay(side.rx, limit) <= self.ends.size
+
     @rule(role=ROLES, limit=st.integers(1, 20), split=st.booleans())
     def burst(self, role: int, limit: int, split: bool) -> None:
         with suppress(RingViolation):
@@ -407,6 +422,34 @@ class HostileMachine(RuleBasedStateMachine):
                 with suppress(ConfigError):
                     burst.advance(index, burst.length(index) // 2)
                 assert len(burst[index]) == burst.length(index)
+
+    @rule(role=ROLES, which=st.integers(0, 5), index=st.integers(0, 20))
+    def drop(self, role: int, which: int, index: int) -> None:
+        for burst in some(self._side(role).received, which):
+            if burst.done <= index < len(burst):
+                burst.drop(index)
+
+    @rule(role=ROLES, room=st.integers(0, 200), limit=st.integers(0, 90))
+    def pack_into(self, role: int, room: int, limit: int) -> None:
+        for burst in some(self._side(role).received, -1):
+            target = bytearray(room + 1)
+            _, filled = burst.pack_into(memoryview(target)[:-1], b"stamp", limit)
+            assert filled <= room
+            assert target[-1] == 0
+
+    @rule(role=ROLES)
+    def untake(self, role: int) -> None:
+        """What was received is put back, and looked at anew."""
+        for burst in some(self._side(role).received, -1):
+            with suppress(ConfigError):
+                self._side(role).rx.untake(burst)
+                self._side(role).received.remove(burst)
+                burst.close()
+
+    @rule(role=ROLES, headroom=st.integers(0, 40))
+    def set_headroom(self, role: int, headroom: int) -> None:
+        with suppress(ConfigError):
+            self._side(role).rx.set_headroom(headroom)
 
     @rule(role=ROLES, which=st.integers(0, 5))
     def close(self, role: int, which: int) -> None:
@@ -435,6 +478,12 @@ class HostileMachine(RuleBasedStateMachine):
     def send(self, role: int, sizes: list[int]) -> None:
         with suppress(RingViolation, ConfigError):
             assert self._side(role).tx.send([bytes(size) for size in sizes]) <= len(sizes)
+
+    @rule(role=ROLES, lengths=st.lists(st.integers(1, 90), min_size=1, max_size=20))
+    def send_from(self, role: int, lengths: list[int]) -> None:
+        matrix = memoryview(bytes(90 * len(lengths))).cast("B", (len(lengths), 90))
+        with suppress(RingViolation, ConfigError):
+            assert self._side(role).tx.send_from(matrix, array("H", lengths)) <= len(lengths)
 
     @rule(role=ROLES, count=st.integers(1, 20), size=st.one_of(st.none(), st.integers(1, 90)))
     def alloc(self, role: int, count: int, size: int | None) -> None:

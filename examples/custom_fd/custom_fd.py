@@ -1,6 +1,6 @@
-"""Many memif connections and a prompt in one loop: the application's own epoll holds memifrt's fds and standard input.
+"""Many memif connections and a prompt in one loop: the application's own holds memifrt's fds and standard input.
 
-    python custom_fd.py [--socket PATH] [--listen PATH]
+    python custom_fd.py [--socket PATH] [--listen PATH] [--loop epoll|poll|select|fileno]
 
 `help` lists the commands; `exit`, the end of the input or Ctrl+C ends it.
 """
@@ -15,7 +15,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 
 from memifrt import (
@@ -43,24 +44,54 @@ from memifrt.apps.packets import (
 
 # --- the loop -------------------------------------------------------------------------------------------------------
 
-MASKS = (
-    (FdEvent.READ, select.EPOLLIN),
-    (FdEvent.WRITE, select.EPOLLOUT),
-    (FdEvent.ERROR, select.EPOLLERR | select.EPOLLHUP),
-)
 
-
-class Loop:
-    """One epoll. Standard input and the like are ours; every other fd in it is the runtime's."""
+class Loop(ABC):
+    """A loop of our own. Standard input and the like are ours; every other fd in it is the runtime's."""
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
         self._ours: dict[int, Callable[[], object]] = {}
         self.runtime = Runtime("custom-fd", control_fd_update=self.control_fd_update)
 
+    @abstractmethod
     def control_fd_update(self, fd: int, events: FdEvent) -> None:
         """The hook. The runtime says which fd to watch for what; and, before it closes one, to watch it no more."""
-        mask = sum(bits for event, bits in MASKS if events & event)
+
+    @abstractmethod
+    def ready(self, timeout: float | None) -> Sequence[tuple[int, int]]:
+        """Wait once; the fds that are ready, and for which events."""
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait once, and hand what is ready to its owner."""
+        for fd, events in self.ready(timeout):
+            if fd in self._ours:
+                self._ours[fd]()
+            else:
+                self.runtime.control_fd_handler(fd, events)
+
+    def watch(self, fd: int, handler: Callable[[], object]) -> None:
+        """Call ``handler`` whenever an fd of the application's own is readable."""
+        self.control_fd_update(fd, FdEvent.READ)
+        self._ours[fd] = handler
+
+    def close(self) -> None:
+        self.runtime.close()  # withdraws its fds through the hook: the loop must still be there
+
+
+class EpollLoop(Loop):
+    """select.epoll. Not for files: standard input must be a terminal or a pipe."""
+
+    MASKS = (
+        (FdEvent.READ, select.EPOLLIN),
+        (FdEvent.WRITE, select.EPOLLOUT),
+        (FdEvent.ERROR, select.EPOLLERR | select.EPOLLHUP),
+    )
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        super().__init__()
+
+    def control_fd_update(self, fd: int, events: FdEvent) -> None:
+        mask = sum(bits for event, bits in self.MASKS if events & event)
         if events & FdEvent.DEL:
             self._epoll.unregister(fd)
         elif events & FdEvent.MOD:
@@ -68,23 +99,78 @@ class Loop:
         else:
             self._epoll.register(fd, mask)
 
-    def wait(self, timeout: float | None) -> None:
-        """Wait once, and hand what is ready to its owner."""
-        for fd, mask in self._epoll.poll(timeout):
-            if fd in self._ours:
-                self._ours[fd]()
-            else:
-                events = [event for event, bits in MASKS if mask & bits]
-                self.runtime.control_fd_handler(fd, sum(events))
-
-    def watch(self, fd: int, handler: Callable[[], object]) -> None:
-        """Call ``handler`` whenever an fd of the application's own is readable."""
-        self._epoll.register(fd, select.EPOLLIN)
-        self._ours[fd] = handler
+    def ready(self, timeout: float | None) -> Sequence[tuple[int, int]]:
+        found = self._epoll.poll(timeout)
+        return [(fd, sum(event for event, bits in self.MASKS if mask & bits)) for fd, mask in found]
 
     def close(self) -> None:
-        self.runtime.close()  # withdraws its fds through the hook: the epoll must still be there
+        super().close()
         self._epoll.close()
+
+
+class PollLoop(Loop):
+    """select.poll: an fd that is registered again is modified, and nothing needs to be closed."""
+
+    MASKS = (
+        (FdEvent.READ, select.POLLIN),
+        (FdEvent.WRITE, select.POLLOUT),
+        (FdEvent.ERROR, select.POLLERR | select.POLLHUP),
+    )
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        super().__init__()
+
+    def control_fd_update(self, fd: int, events: FdEvent) -> None:
+        if events & FdEvent.DEL:
+            self._poll.unregister(fd)
+        else:
+            self._poll.register(fd, sum(bits for event, bits in self.MASKS if events & event))
+
+    def ready(self, timeout: float | None) -> Sequence[tuple[int, int]]:
+        found = self._poll.poll(None if timeout is None else timeout * 1000)
+        return [(fd, sum(event for event, bits in self.MASKS if mask & bits)) for fd, mask in found]
+
+
+class SelectLoop(Loop):
+    """select.select: lists, made anew each time. An error shows as the reading or writing that explains it; fds end at
+    1023."""
+
+    def __init__(self) -> None:
+        self._watched: dict[int, FdEvent] = {}
+        super().__init__()
+
+    def control_fd_update(self, fd: int, events: FdEvent) -> None:
+        if events & FdEvent.DEL:
+            del self._watched[fd]
+        else:
+            self._watched[fd] = events
+
+    def ready(self, timeout: float | None) -> Sequence[tuple[int, int]]:
+        readers = [fd for fd, events in self._watched.items() if events & FdEvent.READ]
+        writers = [fd for fd, events in self._watched.items() if events & FdEvent.WRITE]
+        readable, writable, _ = select.select(readers, writers, [], timeout)
+        return [(fd, FdEvent.READ) for fd in readable] + [(fd, FdEvent.WRITE) for fd in writable]
+
+
+class OneFdLoop(Loop):
+    """No hook at all: the runtime polls for itself, and its one fd is readable whenever it has something to do."""
+
+    def __init__(self) -> None:
+        self._ours = {}
+        self.runtime = Runtime("custom-fd")
+
+    def control_fd_update(self, fd: int, events: FdEvent) -> None:
+        """Only our own fds pass here: they are watched as long as the loop lives."""
+
+    def ready(self, timeout: float | None) -> Sequence[tuple[int, int]]:
+        readable, _, _ = select.select([self.runtime.fileno(), *self._ours], [], [], timeout)
+        if self.runtime.fileno() in readable:
+            self.runtime.poll_event(0)
+        return [(fd, FdEvent.READ) for fd in readable if fd in self._ours]
+
+
+LOOPS: dict[str, type[Loop]] = {"epoll": EpollLoop, "poll": PollLoop, "select": SelectLoop, "fileno": OneFdLoop}
 
 
 # --- connections ----------------------------------------------------------------------------------------------------
@@ -414,7 +500,7 @@ def say(line: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as at_end:
-        loop = Loop()
+        loop = LOOPS[args.loop]()
         at_end.callback(loop.close)
         prompt = Prompt(loop, args.socket, args.listen or args.socket)
         try:
@@ -439,6 +525,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
     parser.add_argument("--listen", metavar="PATH", help="where masters listen, if not on the same socket")
+    parser.add_argument("--loop", choices=LOOPS, default="epoll", help="what to wait with (default: %(default)s)")
     args = parser.parse_args()
     try:
         run(args)

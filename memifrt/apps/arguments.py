@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
+from memifrt.apps.loops import LOOPS
 from memifrt.apps.packets import format_mac, parse_ip, parse_mac
-from memifrt.apps.session import InterfaceOptions, default_mac, one_line
+from memifrt.apps.session import InterfaceOptions, Watching, default_mac, one_line
 from memifrt.control.address import Address
 from memifrt.errors import ConfigError
+from memifrt.prometheus import parse_endpoint
 from memifrt.types import (
     DEFAULT_BUFFER_SIZE,
     DEFAULT_LOG2_RING_SIZE,
@@ -73,17 +75,24 @@ class Parser(argparse.ArgumentParser):
 def _secrets(arguments: Sequence[str]) -> list[str]:
     following = [value for option, value in itertools.pairwise(arguments) if option == "--secret"]
     attached = [value.partition("=")[2] for value in arguments if value.startswith("--secret=")]
-    return [secret for secret in following + attached if secret]
+    in_endpoints = [found for value in arguments for found in re.findall(r"[:,]secret=([^,]*)", value)]
+    return [secret for secret in following + attached + in_endpoints if secret]
 
 
 # --- an interface --------------------------------------------------------------------------------------------------
 
 
 def add_interface_arguments(parser: Parser, ip: str) -> None:
-    add = add_ring_arguments(parser, "interrupt").add_argument
+    add = add_peer_arguments(parser, "interrupt").add_argument
     add("--ip", type=checked(parse_ip), default=ip, metavar="A.B.C.D", help=f"own IPv4 address; default {ip}")
     mac = format_mac(default_mac(parse_ip(ip)))
     add("--mac", type=checked(own_mac), metavar="M", help=f"own MAC address; default 02:fe and the IP address ({mac})")
+
+
+def add_peer_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
+    """What it takes to meet any peer: :func:`add_ring_arguments`, secret and mode."""
+    group = add_ring_arguments(parser, rx_mode)
+    add = group.add_argument
     add(
         "--secret",
         type=checked(secret_bytes),
@@ -97,6 +106,7 @@ def add_interface_arguments(parser: Parser, ip: str) -> None:
         metavar="ethernet|ip",
         help="ethernet or ip, the same on both ends; default ethernet",
     )
+    return group
 
 
 def add_ring_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
@@ -148,7 +158,35 @@ def add_ring_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
         help="interrupt waits for packets, polling looks for them all the time, adaptive waits and spares the peer its "
         f"kicks under load; default {rx_mode}",
     )
+    add_watching_arguments(parser)
     return group
+
+
+def add_loop_argument(parser: Parser) -> None:
+    """``--loop``: see :mod:`memifrt.apps.loops`."""
+    parser.add_argument(
+        "--loop",
+        choices=LOOPS,
+        default=LOOPS[0],
+        metavar="LOOP",
+        help=f"the event loop to run in: {', '.join(LOOPS)}; default {LOOPS[0]}",
+    )
+
+
+def add_watching_arguments(parser: Parser) -> None:
+    """For every command that has an interface; see :func:`watching`."""
+    add = parser.add_argument_group("statistics").add_argument
+    add("--stats", type=checked(socket_path), metavar="PATH", help="open a stats socket, for memifrt top PATH")
+    add(
+        "--prometheus",
+        type=checked(endpoint),
+        metavar="ADDRESS:PORT",
+        help="serve /metrics for Prometheus there; port 0 lets the system choose",
+    )
+
+
+def watching(arguments: argparse.Namespace) -> Watching:
+    return Watching(arguments.stats, arguments.prometheus)
 
 
 def interface_options(arguments: argparse.Namespace) -> InterfaceOptions:
@@ -164,6 +202,7 @@ def interface_options(arguments: argparse.Namespace) -> InterfaceOptions:
         buffer_size=arguments.buffer_size,
         rx_mode=arguments.rx_mode,
         mode=arguments.mode,
+        watching=watching(arguments),
     )
 
 
@@ -232,3 +271,8 @@ def secret_bytes(text: str) -> bytes:
 
 def socket_path(text: str) -> str:
     return Address.parse(text).path
+
+
+def endpoint(text: str) -> str:
+    parse_endpoint(text)
+    return text

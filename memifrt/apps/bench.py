@@ -15,14 +15,22 @@ from abc import ABC, abstractmethod
 from array import array
 from dataclasses import asdict, dataclass, field
 
-from memifrt.apps.arguments import Command, Parser, add_ring_arguments, seconds_or_zero, whole
+from memifrt.apps.arguments import (
+    Command,
+    Parser,
+    add_loop_argument,
+    add_ring_arguments,
+    seconds_or_zero,
+    watching,
+    whole,
+)
+from memifrt.apps.loops import LOOPS, Waiter, run
 from memifrt.apps.packets import echo_request, parse_ip
-from memifrt.apps.session import session
+from memifrt.apps.session import Watching
 from memifrt.errors import ConfigError, Disconnected, PollCancelled
 from memifrt.interface import Interface
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import __impl__
-from memifrt.runtime import Runtime
 from memifrt.types import MAX_LOG2_RING_SIZE, Mode, QueueCounters, Role, RxMode, check_range, parse_rx_mode
 
 MODES = ("source", "sink", "echo", "gen", "rr")
@@ -72,6 +80,8 @@ class Options:
     payload: str = "zeros"
     window: int = 0
     cpu: int | None = None
+    loop: str = "internal"
+    watching: Watching = field(default_factory=Watching)
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -79,6 +89,7 @@ class Options:
             ("api", self.api, APIS),
             ("check", self.check, CHECKS),
             ("payload", self.payload, PAYLOADS),
+            ("loop", self.loop, LOOPS),
         ):
             if value not in allowed:
                 raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
@@ -379,6 +390,52 @@ class GenContent(Gen):
         self.dropped = max(0, self._sent - self._returned - self.corrupted - self._on_its_way())
 
 
+class RoundTrips(Turn):
+    """One packet there and back, again and again. A turn takes the answer and sends the next packet."""
+
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        super().__init__(options, rx, tx)
+        #: Nanoseconds that each took.
+        self.took = array("Q")
+        #: The one under way is the last.
+        self.stopping = False
+        self._packet = [options.packet()]
+        self._started = 0
+
+    @property
+    def under_way(self) -> bool:
+        return self._started > 0
+
+    def start(self) -> bool:
+        """Send a packet; whether there was room."""
+        if self.dropped:  # late: it must not pass for the answer to the next
+            while self.rx.recv(self.burst):
+                pass
+        self._started = time.perf_counter_ns()
+        if not self.tx.send(self._packet):
+            self._started = 0
+        return self._started > 0
+
+    def __call__(self) -> None:
+        if self.rx.recv(1) and self._started:
+            self.took.append(time.perf_counter_ns() - self._started)
+            self._started = 0
+            if not self.stopping:
+                self.start()
+
+    def look_until(self, end: float) -> None:
+        """Turn after turn, with a look at the clock now and then."""
+        while self._started and time.monotonic() < end:
+            for _ in range(_TURNS):
+                self()
+
+    def write_off(self) -> None:
+        """Hold the packet for lost if it has been away for too long."""
+        if self._started and time.perf_counter_ns() - self._started > _LOST * 1e9 and not self.rx.pending():
+            self._started = 0
+            self.dropped += 1
+
+
 _TURNS_OF: dict[tuple[str, str], type[Turn]] = {
     ("source", "packets"): SourcePackets,
     ("source", "burst"): SourceBurst,
@@ -405,16 +462,16 @@ class Bench:
         self._turns: list[Turn] = []
         self._gens: list[Gen] = []
         self._interface: Interface | None = None
-        self._round_trips = array("Q")
-        self._lost = 0
+        self._trips: RoundTrips | None = None
 
     def run(self, *, live: bool = False) -> Result:
         options = self.options
         if options.cpu is not None:
             os.sched_setaffinity(0, {options.cpu})
         meter = Meter(live)
-        with session("bench", reconnect_interval=0.1) as runtime:
-            interface = self._interface = runtime.create_interface(
+
+        async def main(waiter: Waiter) -> Result:
+            interface = self._interface = waiter.runtime.create_interface(
                 socket=options.socket,
                 id=options.id,
                 role=options.role,
@@ -428,11 +485,11 @@ class Bench:
             )
             try:
                 while not interface.connected:
-                    runtime.poll_event(None)
+                    await waiter.wait(None)
                 if options.mode == "rr":
-                    self._rr(runtime, interface, meter)
+                    await self._rr(waiter, interface, meter)
                 else:
-                    self._loop(runtime, interface, meter)
+                    await self._loop(waiter, interface, meter)
             except (Disconnected, PollCancelled):  # Ctrl+C: what was measured until then counts
                 pass
             finally:
@@ -440,12 +497,15 @@ class Bench:
                 meter.close()
             return self._result(meter)
 
+        return run("bench", main, loop=options.loop, reconnect_interval=0.1, watching=options.watching)
+
     def _on_connect(self, interface: Interface) -> None:
         rx, tx = interface.rx_queues, interface.tx_queues
         if not rx or not tx:
             raise ConfigError(f"{interface}: the peer gave {len(rx)} and {len(tx)} queues; one each way is needed")
         options = self.options
         if options.mode == "rr":
+            self._trips = RoundTrips(options, rx[0], tx[0])
             return
         make = _TURNS_OF[options.mode, options.check if options.mode == "gen" else options.api]
         # A peer may give fewer queues, and not as many in both directions.
@@ -454,13 +514,16 @@ class Bench:
         self._gens = [turn for turn in self._turns if isinstance(turn, Gen)]
 
     def _on_interrupt(self, interface: Interface, qid: int) -> None:
-        if self.options.mode in ("sink", "echo"):
+        if self._trips is not None:
+            self._trips()
+        elif self.options.mode in ("sink", "echo"):
             self._turns[qid]()
 
     def _counted(self) -> QueueCounters:
         """What ``Result.packets`` means: the queues count packets, whatever they are made of."""
         if self.options.mode == "rr":
-            return QueueCounters(len(self._round_trips), len(self._round_trips) * self.options.size)
+            trips = 0 if self._trips is None else len(self._trips.took)
+            return QueueCounters(trips, trips * self.options.size)
         return _sum(self._interface, sends=self.options.mode in ("source", "echo"))
 
     def _result(self, meter: Meter) -> Result:
@@ -471,8 +534,8 @@ class Bench:
         result.packets = counted.packets - result.corrupted
         result.bytes = counted.bytes
         result.sent = _sum(self._interface, sends=True).packets
-        result.dropped = self._lost + sum(turn.dropped for turn in self._turns)
-        ranked = sorted(self._round_trips)
+        result.dropped = sum(turn.dropped for turn in self._turns) + (self._trips.dropped if self._trips else 0)
+        ranked = sorted(self._trips.took) if self._trips else []
         if ranked:
             result.rtt_us = {
                 name: ranked[min(len(ranked) - 1, int(share * len(ranked)))] / 1e3
@@ -482,7 +545,7 @@ class Bench:
 
     # --- loops --------------------------------------------------------------------------------------------------
 
-    def _loop(self, runtime: Runtime, interface: Interface, meter: Meter) -> None:
+    async def _loop(self, waiter: Waiter, interface: Interface, meter: Meter) -> None:
         """Turn after turn; the clock and the control channel are looked at now and then."""
         polling = parse_rx_mode(self.options.rx_mode) is RxMode.POLLING or self.options.mode in ("source", "gen")
         rounds = range(max(1, _TURNS // len(self._turns)))
@@ -494,13 +557,13 @@ class Bench:
                     for turn in self._turns:
                         turn()
             else:
-                runtime.poll_event(_SAMPLE)
+                await waiter.run_for(_SAMPLE)
             now = time.monotonic()
             if now < next_sample and meter.started:
                 continue
             packets = self._counted().packets
             if meter.sample(packets) >= self.options.seconds > 0 or (not meter.started and now >= gives_up):
-                self._drain(runtime, interface)
+                await self._drain(waiter, interface)
                 return
             if now >= next_sample:
                 next_sample = now + _SAMPLE
@@ -511,14 +574,14 @@ class Bench:
                     for gen in self._gens:
                         gen.write_off()
                 if polling:
-                    runtime.poll_event(0)
+                    await waiter.wait(0)
 
     def _gives_up(self) -> float:
         """When to end if nothing came: who sends first need not wait for a peer that does not answer."""
         waits = self.options.mode not in ("gen", "rr") or not self.options.seconds
         return float("inf") if waits else time.monotonic() + _PATIENCE
 
-    def _drain(self, runtime: Runtime, interface: Interface) -> None:
+    async def _drain(self, waiter: Waiter, interface: Interface) -> None:
         """Take what is still on its way, so that what is missing is lost."""
         for gen in self._gens:
             gen.stop()
@@ -526,51 +589,32 @@ class Bench:
         while interface.connected and time.monotonic() < deadline and not all(gen.is_complete() for gen in self._gens):
             for gen in self._gens:
                 gen()
-            runtime.poll_event(0)
+            await waiter.wait(0)
         for gen in self._gens:
             gen.write_off()
 
-    def _rr(self, runtime: Runtime, interface: Interface, meter: Meter) -> None:
-        """One packet at a time, there and back."""
-        rx, tx = interface.rx_queues[0], interface.tx_queues[0]
-        packet = [self.options.packet()]
-        clock = time.perf_counter_ns
-        next_sample = 0.0
+    async def _rr(self, waiter: Waiter, interface: Interface, meter: Meter) -> None:
+        """One packet at a time, there and back; the answer is met in the callback, or looked for."""
+        trips = self._trips
+        assert trips is not None
+        polling = parse_rx_mode(self.options.rx_mode) is RxMode.POLLING
         gives_up = self._gives_up()
-        while interface.connected:
-            while self._lost and rx.recv(1):  # late: it must not pass for the answer to the next
-                pass
-            start = clock()
-            while not tx.send(packet):  # the slave may not have posted its buffers yet
-                runtime.poll_event(0.001)
-                start = clock()
-            trip = _await_packet(runtime, rx, start)
-            if trip:
-                self._round_trips.append(trip)
+        next_sample = time.monotonic()
+        while interface.connected and (trips.under_way or not trips.stopping):
+            if not trips.under_way and not trips.start():  # the slave may not have posted its buffers yet
+                await waiter.run_for(0.001)
+            elif polling:
+                trips.look_until(next_sample)
+                await waiter.wait(0)
             else:
-                self._lost += 1
+                await waiter.run_for(_SAMPLE)
             now = time.monotonic()
             if now >= next_sample:
                 next_sample = now + _SAMPLE
-                elapsed = meter.sample(len(self._round_trips))
+                trips.write_off()
+                elapsed = meter.sample(len(trips.took))
                 if elapsed >= self.options.seconds > 0 or (not meter.started and now >= gives_up):
-                    return
-                runtime.poll_event(0)
-
-
-def _await_packet(runtime: Runtime, rx: RxQueue, start: int) -> int:
-    """Nanoseconds from ``start`` until a packet came; 0 if it must be held for lost."""
-    clock = time.perf_counter_ns
-    polling = rx.mode is RxMode.POLLING
-    next_look = start + _SAMPLE * 1e9
-    while not rx.recv(1):
-        if polling and clock() < next_look:
-            continue
-        runtime.poll_event(0 if polling else _SAMPLE)
-        next_look = clock() + _SAMPLE * 1e9
-        if clock() - start > _LOST * 1e9 and not rx.pending():
-            return 0
-    return clock() - start
+                    trips.stopping = True
 
 
 def _sum(interface: Interface | None, *, sends: bool) -> QueueCounters:
@@ -612,11 +656,12 @@ def _add_arguments(parser: Parser) -> None:
     add("--window", type=whole(0, 1 << 16), default=0, metavar="N", help="gen: packets in flight; default 4 bursts")
     add("--cpu", type=whole(0, 4095), metavar="N", help="pin this process to a core")
     add("--json", action="store_true", help="print one line of JSON")
+    add_loop_argument(parser)
     add_ring_arguments(parser, "polling")
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    given = {**vars(arguments), "mode": arguments.what}
+    given = {**vars(arguments), "mode": arguments.what, "watching": watching(arguments)}
     options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
     result = Bench(options).run(live=sys.stderr.isatty() and not arguments.json)
     print(result.json() if arguments.json else "\n".join(result.lines()))

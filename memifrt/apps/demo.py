@@ -8,7 +8,7 @@ import subprocess
 import sys
 import uuid
 
-from memifrt.apps.arguments import MANY, Command, Parser, seconds, whole
+from memifrt.apps.arguments import MANY, Command, Parser, add_loop_argument, seconds, whole
 from memifrt.apps.packets import format_ip
 from memifrt.apps.ping import PingOptions, ping
 from memifrt.apps.session import InterfaceOptions, default_mac
@@ -22,14 +22,14 @@ _PINGER_IP = bytes((192, 168, 1, 1))
 _GRACE = 10.0
 
 
-def demo(count: int, interval: float) -> int:
+def demo(count: int, interval: float, *, loop: str = "internal") -> int:
     """Run it; the exit status: 0 if every ping was answered.
 
     :raises MemifError: the responder did not start.
     """
     socket = f"@memifrt-demo-{uuid.uuid4().hex}"
     command = [sys.executable, "-m", "memifrt", "responder", "--role", "master", "--socket", socket]
-    command += ["--ip", format_ip(_RESPONDER_IP), "--until-eof"]
+    command += ["--ip", format_ip(_RESPONDER_IP), "--until-eof", "--loop", loop]
     # The responder ends when its standard input does: with the demo, however that ends.
     environment = {**os.environ, "MEMIFRT_RING": rings}  # the same as here, and what is to be said of them is said here
     with subprocess.Popen(
@@ -40,7 +40,7 @@ def demo(count: int, interval: float) -> int:
             print(f"responder: process {responder.pid}, master on {socket}")
             print(f"pinger:    process {os.getpid()}, slave", flush=True)
             pinger = InterfaceOptions(_PINGER_IP, default_mac(_PINGER_IP), Role.SLAVE, socket)
-            statistics = ping(PingOptions(_RESPONDER_IP, count, interval, once=True), pinger)
+            statistics = ping(PingOptions(_RESPONDER_IP, count, interval, once=True), pinger, loop=loop)
         finally:
             status = _end(responder)
     print(f"\n{statistics.received} of {count} pings were answered over shared memory.", flush=True)
@@ -71,10 +71,11 @@ def _add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "-i", type=seconds, default=0.2, dest="interval", metavar="SECONDS", help="between two pings; default 0.2"
     )
+    add_loop_argument(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    return demo(arguments.count, arguments.interval)
+    return demo(arguments.count, arguments.interval, loop=arguments.loop)
 
 
 COMMAND = Command(

@@ -1,7 +1,6 @@
 """``memifrt ping``: ICMP echo requests over memif, with the output and exit status that people know from ping.
 
-Owns when to send, what is still awaited, and the statistics. It sleeps in the runtime's poll until the next of these
-is due.
+Owns when to send, what is still awaited, and the statistics. It sleeps in the loop until the next of these is due.
 """
 
 from __future__ import annotations
@@ -18,11 +17,13 @@ from memifrt.apps.arguments import (
     Command,
     Parser,
     add_interface_arguments,
+    add_loop_argument,
     checked,
     interface_options,
     seconds,
     whole,
 )
+from memifrt.apps.loops import Waiter, run
 from memifrt.apps.packets import (
     MAX_PAYLOAD,
     EchoReply,
@@ -35,11 +36,10 @@ from memifrt.apps.packets import (
     reply_in_place,
 )
 from memifrt.apps.responder import poll_queues, serve
-from memifrt.apps.session import InterfaceOptions, complain, session
+from memifrt.apps.session import InterfaceOptions, complain
 from memifrt.errors import ConfigError, Disconnected, PollCancelled
 from memifrt.interface import Interface
 from memifrt.queue import TxQueue
-from memifrt.runtime import Runtime
 from memifrt.types import Mode, Role, check_range
 
 #: Seconds between two attempts to connect: somebody waits in front of the terminal.
@@ -117,18 +117,23 @@ class Statistics:
         return "\n".join(lines)
 
 
-def ping(options: PingOptions, interface_options: InterfaceOptions) -> Statistics:
+def ping(options: PingOptions, interface_options: InterfaceOptions, *, loop: str = "internal") -> Statistics:
     """Ping until all is answered or given up, or Ctrl+C or SIGTERM; prints as it goes.
 
+    :param loop: one of :data:`memifrt.apps.loops.LOOPS`.
     :raises MemifError: an option is wrong, or a master cannot listen.
     """
     if options.target == interface_options.ip:
         raise ConfigError(f"the target {format_ip(options.target)} is this end's own --ip; it must be the peer's")
     _check_size(options.size, interface_options)
-    with session("ping", reconnect_interval=_RECONNECT_INTERVAL) as runtime:
-        pinger = _Pinger(runtime, options, interface_options)
-        pinger.run()
+
+    async def main(waiter: Waiter) -> Statistics:
+        pinger = _Pinger(waiter, options, interface_options)
+        await pinger.run()
         return pinger.statistics
+
+    watching = interface_options.watching
+    return run("ping", main, loop=loop, reconnect_interval=_RECONNECT_INTERVAL, watching=watching)
 
 
 def _check_size(size: int, interface: InterfaceOptions) -> None:
@@ -145,7 +150,7 @@ def _check_size(size: int, interface: InterfaceOptions) -> None:
 class _Pinger:
     """One run of ping."""
 
-    def __init__(self, runtime: Runtime, options: PingOptions, interface_options: InterfaceOptions) -> None:
+    def __init__(self, waiter: Waiter, options: PingOptions, interface_options: InterfaceOptions) -> None:
         self.statistics = Statistics()
         self._options = options
         self._own = interface_options
@@ -164,17 +169,17 @@ class _Pinger:
         self._answered: set[int] = set()
         #: Requests that wait for ARP and then for room, and until when.
         self._unresolved: dict[int, float] = {}
-        self._runtime = runtime
-        self._interface = interface_options.create(runtime, self._receive, self._on_connect, self._on_disconnect)
+        self._waiter = waiter
+        self._interface = interface_options.create(waiter.runtime, self._receive, self._on_connect, self._on_disconnect)
         if options.once and self._interface.last_error is not None:
             raise self._interface.last_error
 
-    def run(self) -> None:
+    async def run(self) -> None:
         size = self._options.size
         _print(f"PING {self._host} ({self._host}) {size}({size + _HEADERS}) bytes of data.")
         with contextlib.suppress(PollCancelled):
             while not self._finished():
-                self._runtime.poll_event(self._patience())
+                await self._waiter.wait(self._patience())
                 if self._own.polling and self._interface.connected:
                     poll_queues(self._interface, self._receive)
                 self._on_time(time.monotonic())
@@ -329,7 +334,7 @@ class _Pinger:
         if self._own.mode is Mode.ETHERNET:
             self._mac = None  # the next peer may be another
         if self._options.once and not interface.deleted:
-            self._runtime.cancel_poll_event()
+            self._waiter.cancel()
 
 
 def _difference(expected: bytes, received: bytes) -> str:
@@ -371,11 +376,12 @@ def _add_arguments(parser: Parser) -> None:
         help="how long to wait for ARP, and for the last reply; default 10",
     )
     add_interface_arguments(parser, "192.168.1.3")
+    add_loop_argument(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     options = PingOptions(arguments.target, arguments.count, arguments.interval, arguments.size, arguments.wait)
-    return 0 if ping(options, interface_options(arguments)).received else 1
+    return 0 if ping(options, interface_options(arguments), loop=arguments.loop).received else 1
 
 
 COMMAND = Command(

@@ -9,23 +9,24 @@ import os
 import threading
 from collections.abc import Callable
 
-from memifrt.apps.arguments import Command, Parser, add_interface_arguments, interface_options
+from memifrt.apps.arguments import Command, Parser, add_interface_arguments, add_loop_argument, interface_options
+from memifrt.apps.loops import Waiter, run
 from memifrt.apps.packets import format_ip, format_mac, reply_in_place
-from memifrt.apps.session import InterfaceOptions, session
-from memifrt.errors import Disconnected, MemifError, PollCancelled
+from memifrt.apps.session import InterfaceOptions
+from memifrt.errors import Disconnected, PollCancelled
 from memifrt.interface import Interface
 from memifrt.queue import TxQueue
 from memifrt.ring import Burst
-from memifrt.runtime import Runtime
 from memifrt.types import DEFAULT_RECONNECT_INTERVAL
 
 #: Turns a packet into its answer, in place, and says whether it did.
 Answer = Callable[[memoryview], bool]
 
 
-def respond(options: InterfaceOptions, *, until_eof: bool = False) -> None:
+def respond(options: InterfaceOptions, *, until_eof: bool = False, loop: str = "internal") -> None:
     """Answer until Ctrl+C, SIGTERM, or (``until_eof``) the end of standard input.
 
+    :param loop: one of :data:`memifrt.apps.loops.LOOPS`.
     :raises MemifError: an option is wrong, or a master cannot listen.
     """
     answer = functools.partial(reply_in_place, ip=options.ip, mac=options.mac, mode=options.mode)
@@ -33,15 +34,20 @@ def respond(options: InterfaceOptions, *, until_eof: bool = False) -> None:
     def on_interrupt(interface: Interface, qid: int) -> None:
         serve(interface, qid, answer)
 
-    with session("responder", reconnect_interval=DEFAULT_RECONNECT_INTERVAL) as runtime:
-        interface = options.create(runtime, on_interrupt)
+    async def main(waiter: Waiter) -> None:
+        interface = options.create(waiter.runtime, on_interrupt)
         print(f"answering for {format_ip(options.ip)} ({format_mac(options.mac)}) as {interface}", flush=True)
         if until_eof:
-            threading.Thread(target=_cancel_at_eof, args=(runtime,), daemon=True).start()
-        if options.polling:
-            _run_polling(runtime, interface, on_interrupt)
-        else:
-            runtime.run()
+            threading.Thread(target=_cancel_at_eof, args=(waiter,), daemon=True).start()
+        with contextlib.suppress(PollCancelled):
+            while options.polling:
+                # Only a connected interface has queues to be looked at all the time.
+                await waiter.wait(0 if interface.connected else None)
+                if interface.connected:
+                    poll_queues(interface, on_interrupt)
+            await waiter.run_for(None)
+
+    run("responder", main, loop=loop, reconnect_interval=DEFAULT_RECONNECT_INTERVAL, watching=options.watching)
 
 
 def serve(interface: Interface, qid: int, answer: Answer) -> None:
@@ -79,21 +85,11 @@ def poll_queues(interface: Interface, on_interrupt: Callable[[Interface, int], N
             on_interrupt(interface, queue.qid)
 
 
-def _run_polling(runtime: Runtime, interface: Interface, on_interrupt: Callable[[Interface, int], None]) -> None:
-    with contextlib.suppress(PollCancelled):
-        while True:
-            # Only a connected interface has queues to be looked at all the time.
-            runtime.poll_event(0 if interface.connected else None)
-            if interface.connected:
-                poll_queues(interface, on_interrupt)
-
-
-def _cancel_at_eof(runtime: Runtime) -> None:
+def _cancel_at_eof(waiter: Waiter) -> None:
     with contextlib.suppress(OSError):  # without standard input, its end is now
         while os.read(0, 4096):
             pass
-    with contextlib.suppress(MemifError):  # it is closed: something else has ended it
-        runtime.cancel_poll_event()
+    waiter.cancel()
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -101,11 +97,12 @@ def _cancel_at_eof(runtime: Runtime) -> None:
 
 def _add_arguments(parser: Parser) -> None:
     add_interface_arguments(parser, "192.168.1.2")
+    add_loop_argument(parser)
     parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)  # for a parent that may die
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    respond(interface_options(arguments), until_eof=arguments.until_eof)
+    respond(interface_options(arguments), until_eof=arguments.until_eof, loop=arguments.loop)
     return 0
 
 

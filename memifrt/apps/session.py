@@ -15,6 +15,7 @@ from types import FrameType
 
 from memifrt.errors import MemifError
 from memifrt.interface import Interface, OnConnect, OnDisconnect, OnInterrupt
+from memifrt.poll.hook import Hook
 from memifrt.runtime import Runtime
 from memifrt.types import (
     DEFAULT_BUFFER_SIZE,
@@ -37,6 +38,14 @@ def default_mac(ip: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
+class Watching:
+    """Where a program lets itself be watched: the path of a stats socket, and ``ADDRESS:PORT`` for Prometheus."""
+
+    stats: str | None = None
+    prometheus: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class InterfaceOptions:
     """The interface that a program is asked for, and its addresses."""
 
@@ -51,6 +60,7 @@ class InterfaceOptions:
     buffer_size: int = DEFAULT_BUFFER_SIZE
     rx_mode: RxMode = RxMode.INTERRUPT
     mode: Mode = Mode.ETHERNET
+    watching: Watching = Watching()
 
     @property
     def polling(self) -> bool:
@@ -86,11 +96,29 @@ class InterfaceOptions:
 
 
 @contextlib.contextmanager
-def session(program: str, *, reconnect_interval: float) -> Iterator[Runtime]:
-    """A runtime that reports to standard error. Ctrl+C and SIGTERM end its poll with ``PollCancelled``."""
-    runtime = Runtime(f"memifrt {program}", reconnect_interval=reconnect_interval)
+def session(
+    program: str,
+    *,
+    reconnect_interval: float,
+    watching: Watching = Watching(),
+    hook: Hook | None = None,
+    cancel: Callable[[], None] | None = None,
+) -> Iterator[Runtime]:
+    """A runtime that reports to standard error. Ctrl+C and SIGTERM end its poll with ``PollCancelled``.
+
+    :param hook: for a runtime in external mode; and ``cancel``, what ends its loop's wait then.
+    """
+    runtime = Runtime(
+        f"memifrt {program}",
+        control_fd_update=hook,
+        reconnect_interval=reconnect_interval,
+        stats_socket=watching.stats,
+        prometheus=watching.prometheus,
+    )
+    if runtime.metrics_url:
+        complain(f"memifrt {program}: metrics on {runtime.metrics_url}")
     # The signals stay ours until the runtime is closed: a second Ctrl+C must not cut the clearing up short.
-    with _reporting(program), _signals_to(runtime.cancel_poll_event), runtime:
+    with _reporting(program), signals_to(cancel or runtime.cancel_poll_event), runtime:
         yield runtime
 
 
@@ -139,7 +167,7 @@ def _reporting(program: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_to(stop: Callable[[], None]) -> Iterator[None]:
+def signals_to(stop: Callable[[], None]) -> Iterator[None]:
     """Call ``stop`` on SIGINT and SIGTERM. Elsewhere than in the main thread, signals are not ours to take."""
     if threading.current_thread() is not threading.main_thread():
         yield

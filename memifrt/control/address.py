@@ -1,6 +1,6 @@
 """Where a control socket lives, and how to connect to it or listen on it.
 
-Owns paths, abstract names, stale socket files and the words for what the system answers. Knows nothing of messages.
+Owns paths, abstract names, stale socket files, and the words for what the system answers. Knows nothing of messages.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import socket
 import stat
 from dataclasses import dataclass
 
+from memifrt import unpatched
+from memifrt.control.access import FilePermissions
+from memifrt.control.socket_file import SocketFile, is_other_file, not_a_socket, open_new
 from memifrt.errors import ConfigError, ErrorCode, MemifError, MemifOSError, os_error
-from memifrt.fds import OwnedFd, own_socket
+from memifrt.fds import OwnedFd, accept, own_socket
 from memifrt.types import PATH_BYTES
 
 #: Connections that may wait for accept; the kernel caps it at net.core.somaxconn.
@@ -60,23 +63,27 @@ class Address:
         return self.path
 
 
-def connect(address: Address) -> socket.socket:
+def connect(address: Address, kind: socket.SocketKind = socket.SOCK_SEQPACKET) -> socket.socket:
     """A connected, non-blocking socket. Never waits: a listener whose backlog is full is an error (EAGAIN).
+
+    :param kind: memif's control channel is a ``SOCK_SEQPACKET`` socket.
 
     :raises MemifOSError: with the errno and the path: ``NO_FILE``, ``CONNREFUSED``, ``ACCES``, ``AGAIN``, …
     """
-    sock = _new_socket(address)
+    sock = _new_socket(address, kind)
     try:
         sock.connect(address.native)
     except OSError as error:
         sock.close()
         if error.errno == errno.EPROTOTYPE:
             raise os_error(
-                f"cannot connect to {address}: not a SOCK_SEQPACKET socket",
+                f"cannot connect to {address}: not a {kind.name} socket",
                 error,
                 path=address.path,
                 code=ErrorCode.FILE_NOT_SOCK,
             ) from error
+        if error.errno == errno.ECONNREFUSED and not address.is_abstract and is_other_file(address.path):
+            raise not_a_socket(f"cannot connect to {address}", error, address.path) from error
         raise os_error(f"cannot connect to {address}", error, path=address.path) from error
     return sock
 
@@ -84,12 +91,12 @@ def connect(address: Address) -> socket.socket:
 class Listener(OwnedFd):
     """A listening socket. Removes its file when it closes, if the file is still its own."""
 
-    __slots__ = ("_identity", "_socket", "address")
+    __slots__ = ("_file", "_socket", "address")
 
-    def __init__(self, sock: socket.socket, address: Address, identity: tuple[int, int] | None) -> None:
+    def __init__(self, sock: socket.socket, address: Address, file: SocketFile | None) -> None:
         super().__init__(sock.fileno(), f"listener on {address}")
         self._socket = own_socket(sock)
-        self._identity = identity
+        self._file = file
         self.address = address
 
     def accept(self) -> socket.socket | None:
@@ -98,41 +105,53 @@ class Listener(OwnedFd):
         :raises MemifOSError: the system refuses, for example for want of fds.
         """
         try:
-            return self._socket.accept()[0]
+            return accept(self._socket)
         except (BlockingIOError, ConnectionAbortedError):
             return None
         except OSError as error:
             raise os_error(f"cannot accept on {self.address}", error, path=self.address.path) from error
 
     def close(self) -> None:
-        bound = not self.closed and self._pid == os.getpid() and self._identity is not None
-        if bound and self._identity == _identity(self.address):
-            os.unlink(self.address.path)
+        if self._file is not None:
+            self._file.remove()
+            self._file.close()
         self._socket.detach()  # super() closes the number, or leaves it to the parent of a forked child
         super().close()
 
     @classmethod
-    def bind(cls, address: Address) -> Listener:
+    def bind(
+        cls,
+        address: Address,
+        kind: socket.SocketKind = socket.SOCK_SEQPACKET,
+        *,
+        permissions: FilePermissions | None = None,
+    ) -> Listener:
         """Listen on an address. A socket file that nobody listens on is replaced.
 
+        :param kind: memif's control channel is a ``SOCK_SEQPACKET`` socket.
+        :param permissions: of the new file. It never has more than them, and nobody can connect before it has them.
         :raises MemifOSError: EADDRINUSE if somebody listens there; ``FILE_NOT_SOCK`` if a file of another kind is
-            there; ``NO_FILE`` if its directory is missing; ``ACCES``.
+            there; ``NO_FILE`` if its directory is missing; ``ACCES``; EPERM for an owner that we may not give.
         """
-        sock = _new_socket(address)
+        sock = _new_socket(address, kind)
         try:
-            if not address.is_abstract:
-                _remove_stale(address)
-            sock.bind(address.native)
-            listener = cls(sock, address, None if address.is_abstract else _identity(address))
+            file = None if address.is_abstract else _bind_file(sock, address, kind, permissions)
+            if file is None:
+                sock.bind(address.native)
+            listener = cls(sock, address, file)
         except OSError as error:
             sock.close()
             if isinstance(error, MemifOSError):
                 raise
             raise _bind_error(address, error) from error
         try:
+            if file is not None and permissions is not None:
+                file.set_permissions(permissions)
             sock.listen(_BACKLOG)
         except OSError as error:
             listener.close()  # and the file with it
+            if isinstance(error, MemifOSError):
+                raise
             raise _bind_error(address, error) from error
         return listener
 
@@ -146,7 +165,7 @@ class Listener(OwnedFd):
         """
         try:
             os.fstat(fd)  # socket has a ValueError for negative numbers
-            sock = socket.socket(fileno=fd)
+            sock = unpatched.socket(fileno=fd)
         except OSError as error:
             raise os_error(f"fd {fd} cannot be the listener of {address}", error, path=address.path) from error
         listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
@@ -160,14 +179,26 @@ class Listener(OwnedFd):
         return cls(sock, address, None)
 
 
-def _new_socket(address: Address) -> socket.socket:
+def _new_socket(address: Address, kind: socket.SocketKind) -> socket.socket:
     try:
-        return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        return unpatched.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
     except OSError as error:
         raise os_error(f"cannot make a socket for {address}", error, path=address.path) from error
 
 
-def _remove_stale(address: Address) -> None:
+def _bind_file(
+    sock: socket.socket, address: Address, kind: socket.SocketKind, permissions: FilePermissions | None
+) -> SocketFile:
+    """Make the socket's file, in the place of a stale one."""
+    _remove_stale(address, kind)
+    if permissions is not None and permissions.mode is not None:
+        # bind makes the file with it, less what the umask takes away: there is no moment with more.
+        os.fchmod(sock.fileno(), permissions.mode)
+    sock.bind(address.native)
+    return open_new(address.path)
+
+
+def _remove_stale(address: Address, kind: socket.SocketKind) -> None:
     """Unlink a socket file whose listener is gone: connecting to it is refused."""
     try:
         mode = os.stat(address.path).st_mode
@@ -175,14 +206,9 @@ def _remove_stale(address: Address) -> None:
         return
     if not stat.S_ISSOCK(mode):
         error = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        raise os_error(
-            f"cannot listen on {address}: a file that is not a socket is there",
-            error,
-            path=address.path,
-            code=ErrorCode.FILE_NOT_SOCK,
-        )
+        raise not_a_socket(f"cannot listen on {address}", error, address.path)
     try:
-        connect(address).close()
+        connect(address, kind).close()
     except MemifError as error:
         if error.code is ErrorCode.CONNREFUSED:
             os.unlink(address.path)
@@ -197,11 +223,3 @@ def _bind_error(address: Address, error: OSError) -> MemifOSError:
     elif error.errno == errno.ENOENT and not address.is_abstract:
         what += f": the directory {os.path.dirname(address.path) or '.'} does not exist"
     return os_error(what, error, path=address.path)
-
-
-def _identity(address: Address) -> tuple[int, int] | None:
-    try:
-        status = os.stat(address.path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

@@ -13,8 +13,9 @@ import struct
 from collections import deque
 from dataclasses import dataclass
 
+from memifrt.control.received import ReceivedFd
 from memifrt.control.wire import MESSAGE_SIZE, Disconnect, Message, decode, encode
-from memifrt.errors import ErrorCode, ProtocolError, os_error
+from memifrt.errors import ErrorCode, MemifError, ProtocolError, os_error
 from memifrt.fds import OwnedFd, own_socket
 
 _UCRED = struct.Struct("3i")
@@ -89,6 +90,7 @@ class Channel:
 
         :raises ChannelClosed: the peer is gone.
         :raises ProtocolError: the message is malformed; fds that came with it are closed.
+        :raises MemifError: ``PROC_FILE_LIMIT`` if the fd that came with it could not be opened here.
         """
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(MESSAGE_SIZE + 1, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
@@ -103,8 +105,12 @@ class Channel:
         try:
             if not data:
                 raise ChannelClosed
-            if flags & socket.MSG_CTRUNC or len(fds) > 1:
+            if len(fds) > 1:
                 raise ProtocolError(ErrorCode.MFMSG, "more than one fd came with a message")
+            if flags & socket.MSG_CTRUNC:  # there is room for more than one, so it was not the room that lacked
+                raise MemifError(
+                    ErrorCode.PROC_FILE_LIMIT, "the fd that came with a message was lost: no more files can be opened"
+                )
             message = decode(data)
         except BaseException:
             for fd in fds:
@@ -135,10 +141,10 @@ class Channel:
 
 def _received_fds(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
     """Every fd of a message, owned before anything is checked, so that none is lost to an early error."""
-    owned = []
+    owned: list[OwnedFd] = []
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds = array.array("i")
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-            owned += [OwnedFd(fd, "fd received from a peer") for fd in fds]
+            owned += [ReceivedFd(fd, "fd received from a peer") for fd in fds]
     return owned

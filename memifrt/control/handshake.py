@@ -28,7 +28,7 @@ from memifrt.control.wire import (
     Message,
 )
 from memifrt.errors import Disconnected, ErrorCode, ProtocolError
-from memifrt.types import MAX_INDEX, MAX_LOG2_RING_SIZE, VERSION, Direction, Mode, printable
+from memifrt.types import MAX_INDEX, MAX_LOG2_RING_SIZE, SECRET_BYTES, VERSION, Direction, Mode, printable
 
 # --- actions: what a conversation asks its driver to do -------------------------------------------------------------
 
@@ -36,6 +36,9 @@ from memifrt.types import MAX_INDEX, MAX_LOG2_RING_SIZE, VERSION, Direction, Mod
 @dataclass(frozen=True, slots=True)
 class Receive:
     """Wait for the next message; the result is a :class:`Received`."""
+
+    #: What is due, in words: for whoever gives up waiting.
+    awaited: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +180,7 @@ def slave(offer: SlaveOffer) -> Conversation:
     """The connecting side: it speaks only after the master's HELLO, and each time after an answer."""
     hello = yield from _expect(Hello)
     _check_versions(hello)
-    yield from _ask(
-        Send(Init(VERSION, offer.interface_id, offer.mode, offer.secret, offer.app_name)),
-    )
+    yield from _ask(Send(Init(VERSION, offer.interface_id, offer.mode, offer.secret, offer.app_name)), "INIT")
 
     # max_*_ring is the highest index, so the number of rings is one more (protocol notes, section 3).
     result = yield CreateMemory(
@@ -194,10 +195,10 @@ def slave(offer: SlaveOffer) -> Conversation:
             f"the peer accepts {hello.max_region + 1} region(s), we need {len(result.region_sizes)}",
         )
     for index, size in enumerate(result.region_sizes):
-        yield from _ask(Send(AddRegion(index, size), RegionFd(index)))
+        yield from _ask(Send(AddRegion(index, size), RegionFd(index)), f"ADD_REGION {index}")
     for ring in result.rings:
         direction = Direction.S2M if ring.s2m else Direction.M2S
-        yield from _ask(Send(ring, RingFd(direction, ring.index)))
+        yield from _ask(Send(ring, RingFd(direction, ring.index)), f"ADD_RING {direction.value} {ring.index}")
 
     yield Send(Connect(offer.if_name))
     connected = yield from _expect(Connected)
@@ -205,10 +206,10 @@ def slave(offer: SlaveOffer) -> Conversation:
     yield from _until_disconnected()
 
 
-def _ask(send: Send) -> Conversation:
+def _ask(send: Send, name: str) -> Conversation:
     """Send what the master acknowledges."""
     yield send
-    yield from _expect(Ack)
+    yield from _expect(Ack, f"ACK to {name}")
 
 
 def _check_versions(hello: Hello) -> None:
@@ -233,7 +234,7 @@ def master(app_name: str) -> Conversation:
     regions = 0
     rings = {Direction.S2M: 0, Direction.M2S: 0}
     while True:
-        message, has_fd = yield from _receive()
+        message, has_fd = yield from _receive(_OFFERS)
         match message:
             case AddRegion(index, size):
                 _check_next("region", index, regions, ErrorCode.MAXREG)
@@ -249,7 +250,7 @@ def master(app_name: str) -> Conversation:
             case Connect(peer_if_name):
                 break
             case _:
-                raise _unexpected(message, "ADD_REGION, ADD_RING or CONNECT")
+                raise _unexpected(message, _OFFERS)
         yield Send(Ack())
 
     yield Prepare()
@@ -272,17 +273,23 @@ def _admit(init: Init) -> Generator[Action, Result, str]:
         raise ProtocolError(ErrorCode.ACCSLAVE, f"interface {init.id} is a slave and accepts no connection")
     if terms.secret and not init.secret:
         raise ProtocolError(ErrorCode.NOSECRET, f"interface {init.id} requires a secret")
-    if terms.secret and not hmac.compare_digest(terms.secret, init.secret):
+    if terms.secret and not hmac.compare_digest(_padded(terms.secret), _padded(init.secret)):
         raise ProtocolError(ErrorCode.SECRET, f"wrong secret for interface {init.id}")
+    # Before the mode, as VPP and DPDK do: who asks with a mode that is none learns whether the id is taken.
+    if terms.connected:
+        raise ProtocolError(ErrorCode.ALRCONN, f"interface {init.id} is already connected")
     if init.mode != terms.mode:
         raise ProtocolError(
             ErrorCode.MODE,
             f"mode mismatch: interface {init.id} is in mode {_mode(terms.mode)}, the peer asks for {_mode(init.mode)}",
         )
-    if terms.connected:
-        raise ProtocolError(ErrorCode.ALRCONN, f"interface {init.id} is already connected")
     yield Bind(init.id, init.name)
     return terms.if_name
+
+
+def _padded(secret: bytes) -> bytes:
+    """As long as its field on the wire: how long the comparison takes does not tell how long the secret is."""
+    return secret.ljust(SECRET_BYTES + 1, b"\0")
 
 
 def _check_next(what: str, index: int, expected: int, code: ErrorCode) -> None:
@@ -317,9 +324,9 @@ def _check_ring(ring: AddRing, direction: Direction, due: int, regions: int, has
 # --- both -----------------------------------------------------------------------------------------------------------
 
 
-def _receive() -> Generator[Action, Result, tuple[Message, bool]]:
+def _receive(awaited: str) -> Generator[Action, Result, tuple[Message, bool]]:
     """The next message. A DISCONNECT may come at any time: this is the one place that sees it."""
-    received = yield Receive()
+    received = yield Receive(awaited)
     assert isinstance(received, Received)
     message = received.message
     if isinstance(message, Disconnect):
@@ -328,17 +335,20 @@ def _receive() -> Generator[Action, Result, tuple[Message, bool]]:
     return message, received.has_fd
 
 
-def _expect(kind: type[_M]) -> Generator[Action, Result, _M]:
-    message, _ = yield from _receive()
+def _expect(kind: type[_M], awaited: str = "") -> Generator[Action, Result, _M]:
+    message, _ = yield from _receive(awaited or _NAMES[kind])
     if not isinstance(message, kind):
         raise _unexpected(message, _NAMES[kind])
     return message
 
 
 def _until_disconnected() -> Conversation:
-    message, _ = yield from _receive()
+    message, _ = yield from _receive("DISCONNECT")
     raise _unexpected(message, "DISCONNECT")
 
+
+#: What a slave may say next, once its INIT is accepted.
+_OFFERS = "ADD_REGION, ADD_RING or CONNECT"
 
 _NAMES: dict[type[Message], str] = {
     Ack: "ACK",

@@ -2,12 +2,16 @@
 
 Owns memfds, seals, mappings and the rule of whose unsealed memory is acceptable (protocol notes, section 4, rule 2).
 Knows nothing of rings.
+
+What can be truncated by somebody else is sealed by us if the file lets us, and guarded if it does not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
+import functools
 import mmap
 import os
 import stat
@@ -16,10 +20,13 @@ from dataclasses import dataclass
 
 from memifrt.errors import ConfigError, ErrorCode, MemifError, ProtocolError, os_error
 from memifrt.fds import OwnedFd
+from memifrt.memory.guard import Guard
 from memifrt.memory.layout import MAX_REGION_SIZE
 
 #: Called with a size in bytes; returns an fd of a file at least that large, which memifrt then owns.
 RegionAllocator = Callable[[int], int]
+#: Called with the index of a region whose file was truncated under us.
+OnLoss = Callable[[int], object]
 
 
 def allocate_memfd(size: int) -> int:
@@ -56,9 +63,13 @@ class Region:
 
     ``memory`` is the whole region as a writable memoryview. ``close`` gives up the fd and our own view; the mapping
     itself goes with the last view that anybody holds.
+
+    ``on_loss(index)`` is told when memory that cannot be sealed is gone, because somebody has truncated its file: zeros
+    are in its place. It is called in the middle of whatever touched that memory, and may do no more than a
+    :class:`~memifrt.memory.guard.Guard` allows.
     """
 
-    __slots__ = ("_delete", "_fd", "index", "is_external", "memory", "size")
+    __slots__ = ("_delete", "_fd", "_guard", "index", "is_external", "memory", "size")
 
     def __init__(self, index: int, fd: OwnedFd, memory: memoryview, size: int, *, external: bool = False) -> None:
         self.index = index
@@ -67,6 +78,7 @@ class Region:
         self.memory = memory
         self._fd = fd
         self._delete: Callable[[memoryview, int, int], None] | None = None
+        self._guard: Guard | None = None
 
     def fileno(self) -> int:
         return self._fd.fileno()
@@ -79,6 +91,8 @@ class Region:
     def close(self) -> None:
         if self._fd.closed:
             return
+        if self._guard is not None:
+            self._guard.release()
         try:
             if self._delete is not None:
                 self._delete(self.memory, self.size, self._fd.fileno())
@@ -87,7 +101,9 @@ class Region:
             self.memory = memoryview(b"")
 
     @classmethod
-    def create(cls, index: int, size: int, allocator: RegionAllocator = allocate_memfd) -> Region:
+    def create(
+        cls, index: int, size: int, allocator: RegionAllocator = allocate_memfd, on_loss: OnLoss | None = None
+    ) -> Region:
         """A new region of ``size`` bytes, for a slave."""
         try:
             number = allocator(size)
@@ -98,16 +114,21 @@ class Region:
         try:
             if held < size:
                 raise ConfigError(f"the region allocator returned a file of {held} bytes where {size} were asked for")
-            return cls(index, fd, _map(fd, size, index), size)
+            return cls(index, fd, _map(fd, size, index, None if _is_lasting(fd) else on_loss), size)
         except BaseException:
             fd.close()
             raise
 
     @classmethod
-    def create_external(cls, index: int, size: int, external: ExternalRegion) -> Region:
+    def create_external(cls, index: int, size: int, external: ExternalRegion, on_loss: OnLoss | None = None) -> Region:
         """A region of the application's own, for a slave."""
         number, memory = external.add(size)
-        fd = OwnedFd(os.dup(number), f"memory of external region {index}")
+        try:
+            fd = OwnedFd(os.dup(number), f"memory of external region {index}")
+        except OSError as error:
+            if external.delete is not None:
+                external.delete(memory, size, number)
+            raise os_error(f"cannot share external region {index}", error) from error
         region = cls(index, fd, memory, size, external=True)
         region._delete = external.delete
         held = os.fstat(number).st_size
@@ -121,17 +142,25 @@ class Region:
                 f"{size} writable, contiguous bytes are needed"
             )
         region.memory = _flat(memory)[:size]
+        region._watch(on_loss)
         return region
 
     @classmethod
     def accept(
-        cls, index: int, size: int, fd: OwnedFd, *, trusted: bool, external: ExternalRegion | None = None
+        cls,
+        index: int,
+        size: int,
+        fd: OwnedFd,
+        *,
+        trusted: bool,
+        external: ExternalRegion | None = None,
+        on_loss: OnLoss | None = None,
     ) -> Region:
         """A region that a peer sent, checked and mapped, for a master. It takes the fd, and closes it on an error.
 
-        :param trusted: whether the peer may keep the power to shrink the file under us.
-        :raises ProtocolError: ``NO_SHMFD`` if the fd is no memory or an unsealed one of a peer that is not trusted,
-            ``INVAL_ARG`` if the size is not that of the file.
+        :param trusted: whether the peer may keep the power to shrink the file under us, where we cannot take it away.
+        :raises ProtocolError: ``NO_SHMFD`` if the fd is no memory, or if it cannot be sealed and the peer is not
+            trusted; ``INVAL_ARG`` if the size is not that of the file.
         """
         try:
             _check_received(index, size, fd, trusted)
@@ -142,11 +171,27 @@ class Region:
                 if region.memory.nbytes < size or memory.readonly:
                     region.close()
                     raise ConfigError(f"the external mapping of region {index} is not {size} writable bytes")
+                region._watch(on_loss)
                 return region
-            return cls(index, fd, _map(fd, size, index), size)
+            return cls(index, fd, _map(fd, size, index, None if _is_lasting(fd) else on_loss), size)
         except BaseException:
             fd.close()
             raise
+
+    def _watch(self, on_loss: OnLoss | None) -> None:
+        """Guard the application's own mapping, for as long as we use it."""
+        if on_loss is not None and not _is_lasting(self._fd):
+            self._guard = Guard(self.address, self.size, _block(self._fd), functools.partial(on_loss, self.index))
+
+
+class _Mapping(mmap.mmap):
+    """A mapping that is guarded as long as it exists: a burst that is still held reads it after its region's end."""
+
+    guard: Guard | None = None
+
+    def __del__(self) -> None:
+        if self.guard is not None:
+            self.guard.release()
 
 
 def _check_received(index: int, size: int, fd: OwnedFd, trusted: bool) -> None:
@@ -154,8 +199,13 @@ def _check_received(index: int, size: int, fd: OwnedFd, trusted: bool) -> None:
         raise ProtocolError(
             ErrorCode.INVAL_ARG, f"region {index} has {size} bytes; a region has 1 to {MAX_REGION_SIZE}"
         )
-    # The seal before the size: what can still shrink now may have shrunk when it is sealed.
-    sealed = _is_sealed(fd)
+    # The seal before the size: what can still shrink now may have shrunk when it is sealed. And before anything that a
+    # file system is asked: one of the peer's own need not answer.
+    if not _seal(fd) and not trusted:
+        raise ProtocolError(
+            ErrorCode.NO_SHMFD,
+            f"region {index} is not sealed against shrinking and the peer runs as another user",
+        )
     status = os.fstat(fd.fileno())
     if not stat.S_ISREG(status.st_mode):
         raise ProtocolError(ErrorCode.NO_SHMFD, f"region {index} came with an fd that is not a memory file")
@@ -163,27 +213,43 @@ def _check_received(index: int, size: int, fd: OwnedFd, trusted: bool) -> None:
         raise ProtocolError(
             ErrorCode.INVAL_ARG, f"region {index} claims {size} bytes, but its file has {status.st_size}"
         )
-    if not trusted and not sealed:
-        raise ProtocolError(
-            ErrorCode.NO_SHMFD,
-            f"region {index} is not sealed against shrinking and the peer runs as another user",
-        )
 
 
-def _is_sealed(fd: OwnedFd) -> bool:
+def _is_lasting(fd: OwnedFd) -> bool:
+    """Whether every page of a mapping of the file is there for good."""
+    # Huge pages are few: one that is given up by punching a hole may not come back, sealed or not.
+    return _seal(fd) and _block(fd) <= mmap.PAGESIZE
+
+
+def _seal(fd: OwnedFd) -> bool:
+    """Seal the file against shrinking, if it lets us; whether it is sealed."""
+    with contextlib.suppress(OSError):  # EPERM: the seals are sealed; EINVAL: a file that knows no seals
+        fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     try:
-        return bool(fcntl.fcntl(fd.fileno(), fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
-    except OSError:  # EINVAL: a file that knows no seals
+        sealed = fcntl.fcntl(fd.fileno(), fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+    except OSError:
         return False
+    return bool(sealed)
 
 
-def _map(fd: OwnedFd, size: int, index: int) -> memoryview:
+def _block(fd: OwnedFd) -> int:
+    """Bytes of one page of the file: those of a huge page where it has such."""
+    return os.fstat(fd.fileno()).st_blksize
+
+
+def _map(fd: OwnedFd, size: int, index: int, on_loss: OnLoss | None = None) -> memoryview:
+    """The mapping, guarded if somebody is to be told of its loss."""
     try:
-        return memoryview(mmap.mmap(fd.fileno(), size))
+        mapping = _Mapping(fd.fileno(), size)
     except OSError as error:
         raise os_error(f"cannot map region {index} of {size} bytes", error) from error
     except (ValueError, OverflowError) as error:
         raise MemifError(ErrorCode.NOMEM, f"cannot map region {index} of {size} bytes: {error}") from error
+    memory = memoryview(mapping)
+    if on_loss is not None:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        mapping.guard = Guard(address, size, _block(fd), functools.partial(on_loss, index))
+    return memory
 
 
 def _flat(memory: memoryview) -> memoryview:

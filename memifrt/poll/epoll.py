@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import os
 import select
+from typing import TYPE_CHECKING
 
+from memifrt import unpatched
 from memifrt.fds import OwnedFd
 from memifrt.types import FdEvent
+
+if TYPE_CHECKING:
+    from memifrt.poll.gevent import ReadableWait
 
 #: Events taken from the kernel in one wait.
 _MAX_EVENTS = 256
@@ -24,10 +29,17 @@ class EpollPoller:
     """
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
+        self._epoll = unpatched.epoll()
         self._pid = os.getpid()
         self._cancel = OwnedFd(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE), "cancel")
+        # A cancel in another thread must not reach whatever file gets the number of the closed fd. Reentrant: a signal
+        # handler may cancel while its own thread closes.
+        self._closing = unpatched.RLock()
         self._epoll.register(self._cancel.fileno(), select.EPOLLIN)
+        #: Events that came without a wait: no other greenlet has run since.
+        self._unyielding = 0
+        #: Greenlets that wait.
+        self._waits: list[ReadableWait] = []
 
     def fileno(self) -> int:
         """The epoll's own fd: readable whenever a wait would find something."""
@@ -45,16 +57,57 @@ class EpollPoller:
     def wait(self, timeout: float | None) -> tuple[list[tuple[int, FdEvent]], bool]:
         """The fds that are ready, and whether the wait is cancelled.
 
+        Where gevent has patched the process, other greenlets run meanwhile, and now and then even if there is nothing
+        to wait for.
+
         :param timeout: in seconds; 0 does not wait, None or a negative number waits for as long as it takes. More
             than 24 days are 24 days.
         """
-        ready = self._epoll.poll(-1 if timeout is None or timeout < 0 else min(timeout, _LONGEST_WAIT), _MAX_EVENTS)
+        if timeout is not None and timeout < 0:
+            timeout = None
+        cooperative = timeout != 0 and unpatched.is_patched()
+        ready = self._wait_cooperatively(timeout) if cooperative else self._poll(timeout)
         cancel = self._cancel.fileno()
         return [(fd, from_epoll(mask)) for fd, mask in ready if fd != cancel], any(fd == cancel for fd, _ in ready)
 
+    def _poll(self, timeout: float | None, limit: int = _MAX_EVENTS) -> list[tuple[int, int]]:
+        return self._epoll.poll(-1 if timeout is None else min(timeout, _LONGEST_WAIT), limit)
+
+    def _wait_cooperatively(self, timeout: float | None) -> list[tuple[int, int]]:
+        from memifrt.poll import gevent  # which is there already, or nothing would be patched
+
+        if not gevent.can_wait():
+            return self._poll(timeout)
+        if self._unyielding >= gevent.DEFAULT_BATCH:
+            self._unyielding = 0
+            gevent.let_others_run()
+        ready = self._look(gevent.DEFAULT_BATCH)
+        if ready or self._lost:
+            self._unyielding += len(ready)
+            return ready
+        self._unyielding = 0
+        wait = gevent.ReadableWait(self._epoll.fileno())
+        self._waits.append(wait)
+        try:
+            wait.wait(timeout)
+        finally:
+            self._waits.remove(wait)
+        return self._look(gevent.DEFAULT_BATCH)
+
+    @property
+    def _lost(self) -> bool:
+        """What can become of the set while others run: one closes it, or forks, and the copy of this greenlet goes on
+        in a child to which it does not belong."""
+        return self._epoll.closed or self._pid != os.getpid()
+
+    def _look(self, limit: int) -> list[tuple[int, int]]:
+        return [] if self._lost else self._poll(0, limit)
+
     def cancel(self) -> None:
         """End one wait. Safe from any thread and from a signal handler."""
-        os.eventfd_write(self._cancel.fileno(), 1)
+        with self._closing:
+            if not self._cancel.closed:
+                os.eventfd_write(self._cancel.fileno(), 1)
 
     def consume_cancel(self) -> bool:
         """Take one cancel; False if there is none (any more)."""
@@ -65,8 +118,11 @@ class EpollPoller:
         return True
 
     def close(self) -> None:
-        self._cancel.close()
+        with self._closing:
+            self._cancel.close()
         if self._pid == os.getpid():
+            for wait in self._waits:
+                wait.end()
             self._epoll.close()
 
 

@@ -18,6 +18,8 @@ from memifrt.types import FdEvent
 
 #: ``control_fd_update(fd, events)``.
 Hook = Callable[[int, FdEvent], object]
+#: ``control_fd_handler(fd, events)``: where a loop hands on what is ready.
+FdHandler = Callable[[int, FdEvent], object]
 #: Called with the events that are ready.
 Handler = Callable[[FdEvent], object]
 

@@ -141,6 +141,9 @@ cdef enum:
     AHEAD = 6
     # Rooms that are staged at a time (as in the reference): a short burst need not copy a long ring.
     CHUNK = 64
+    # As in memifrt.types.
+    MAX_RECEIVED_BUFFER = 65536
+    MAX_PACKET_SIZE = 1 << 24
 
 
 @cython.final
@@ -347,6 +350,52 @@ cdef class _Burst:
 
     def slot(self, index):
         return (self.first + self.position(index)) & self.ring.mask
+
+    def pack_into(self, target, bytes stamp, limit, first=0):
+        cdef Py_buffer held
+        cdef uint8_t *into
+        cdef uint8_t *end
+        cdef const char *mark = PyBytes_AS_STRING(stamp)
+        cdef size_t marked = len(stamp)
+        cdef int64_t most = max(_clamped(limit), 0), wanted = _clamped(first)
+        cdef int start = self.sent, stop, i
+        cdef uint64_t total, left, part
+        cdef uint32_t lengths[2]
+        cdef memif_descriptor *entries = self.entries
+        if self.ended:
+            raise ValueError("the burst has ended: its buffers belong to the peer")
+        _get_buffer(target, &held, PyBUF_SIMPLE, True, "the target")
+        try:
+            into = <uint8_t *> held.buf
+            end = into + held.len
+            while start < self.count:
+                stop = start + 1 if not entries[start].flags & NEXT else _packet_end(entries, start, self.count)
+                if start >= wanted:
+                    if stop + AHEAD <= self.count:
+                        memif_prefetch_read(self.ring.regions.at(&entries[stop + AHEAD - 1]))
+                    total = 0
+                    for i in range(start, stop):
+                        total += entries[i].length
+                    left = min(total, <uint64_t> most)
+                    if <uint64_t> (end - into) < marked + sizeof(lengths) + left:
+                        break
+                    if marked == 8:  # what most are: without a call
+                        memcpy(into, mark, 8)
+                    else:
+                        memcpy(into, mark, marked)
+                    into += marked
+                    lengths[0], lengths[1] = <uint32_t> left, <uint32_t> min(total, <uint64_t> 0xFFFFFFFF)
+                    memcpy(into, lengths, sizeof(lengths))
+                    into += sizeof(lengths)
+                    for i in range(start, stop):
+                        part = min(left, <uint64_t> entries[i].length)
+                        memif_move(into, self.ring.regions.at(&entries[i]), part)
+                        into += part
+                        left -= part
+                start = stop
+            return start, into - <uint8_t *> held.buf
+        finally:
+            PyBuffer_Release(&held)
 
     @property
     def done(self):
@@ -665,6 +714,7 @@ cdef class _RxRing(_Ring):
         self.snapshot(entries[0], self.last, count)
         if split or not count:
             return count
+        self.check_packets(entries[0], count)
         while whole and entries[0][whole - 1].flags & NEXT:
             whole -= 1
         if whole:
@@ -676,11 +726,29 @@ cdef class _RxRing(_Ring):
                 raise MemoryError
             entries[0] = longer
         self.snapshot(entries[0] + count, <uint16_t> (self.last + count), available - count)
+        self.check_packets(entries[0], available)
         for whole in range(count, available):
             if not entries[0][whole].flags & NEXT:
                 return whole + 1
         if available == self.size:
             raise self.violation(f"a chain of {available} descriptors fills the ring and has no end")
+        return 0
+
+    cdef int check_packets(self, const memif_descriptor *entries, int count) except -1:
+        """No chain is longer than what a packet may have: its buffers may all be the same memory."""
+        cdef uint64_t size = 0
+        cdef int i
+        if count <= MAX_PACKET_SIZE // MAX_RECEIVED_BUFFER:
+            return 0
+        for i in range(count):
+            size += entries[i].length
+            if size > MAX_PACKET_SIZE:
+                raise self.violation(
+                    f"the packet that goes on in descriptor {<uint16_t> (self.last + i) & self.mask} has {size} bytes "
+                    f"or more; a packet has at most {MAX_PACKET_SIZE}"
+                )
+            if not entries[i].flags & NEXT:
+                size = 0
         return 0
 
     cdef object joined(self, _Burst burst, int start, int stop):
@@ -770,6 +838,11 @@ cdef class MasterRxRing(_RxRing):
             into[i].flags &= NEXT
             if not regions.holds(&into[i]):
                 raise self.out_of_bounds(<uint16_t> (index + i), &into[i])
+            if into[i].length > MAX_RECEIVED_BUFFER:
+                raise self.violation(
+                    f"descriptor {<uint16_t> (index + i) & self.mask} has {into[i].length} bytes; "
+                    f"a buffer has at most {MAX_RECEIVED_BUFFER}"
+                )
             chained |= into[i].flags
         self.chained |= chained
         return 0
@@ -939,6 +1012,8 @@ cdef class _TxRing(_Ring):
         cdef memif_descriptor *entry
         if wanted < 1 or (size is not None and bytes_each < 1):
             raise ConfigError(f"room for {count} packets of {size} bytes; both must be at least 1")
+        if bytes_each > MAX_PACKET_SIZE:
+            raise ConfigError(f"a packet of {size} bytes; a packet has at most {MAX_PACKET_SIZE}")
         self.require_not_sending()
         room = self.fresh_room()
         while wanted:
@@ -1190,6 +1265,8 @@ cdef class _TxRing(_Ring):
         cdef memif_descriptor *entry
         if not size:
             raise ConfigError(f"packet {number} is empty")
+        if size > MAX_PACKET_SIZE:
+            raise ConfigError(f"packet {number} of {size} bytes; a packet has at most {MAX_PACKET_SIZE}")
         count = self.reserve(used, room, <int64_t> size)
         if not count:
             self.check_can_ever_fit(size, <int64_t> size, room - used)

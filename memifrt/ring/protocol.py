@@ -80,6 +80,17 @@ class Burst(Protocol):
         :raises ConfigError: it was allocated, not received.
         """
 
+    def pack_into(self, target: ReadableBuffer, stamp: bytes, limit: int, first: int = 0) -> tuple[int, int]:
+        """Copy packets that are not sent yet, one behind the other, into ``target``, a writable buffer: each as
+        ``stamp``, the number of bytes copied and the length of the packet (32 bit, little-endian), and at most
+        ``limit`` of its bytes.
+
+        :param first: the buffer that a packet begins with to start from; those that have been sent are skipped.
+        :returns: the buffer that the first packet without room begins with (the burst's length if there was room for
+            all), and the bytes of ``target`` that are filled.
+        :raises ConfigError: ``target`` cannot be written in place.
+        """
+
     @property
     def done(self) -> int:
         """How many buffers from the front have been sent (forwarded, transmitted)."""
@@ -119,7 +130,12 @@ class Ring(Protocol):
 
 
 class RxRing(Ring, Protocol):
-    """A ring to receive from. Every method may raise ``RingViolation``: the peer wrote what must not be there."""
+    """A ring to receive from. Every method may raise ``RingViolation``: the peer wrote what must not be there.
+
+    Work is bounded by the ring, not by what a peer says: a chain has at most as many buffers as the ring has slots, a
+    buffer at most ``MAX_RECEIVED_BUFFER`` bytes (to a slave: those of its own buffers) and a packet
+    ``MAX_PACKET_SIZE``. More is a violation.
+    """
 
     def pending(self) -> int:
         """Buffers that the peer has filled and nobody took yet."""
@@ -185,8 +201,9 @@ class TxRing(Ring, Protocol):
     def send(self, packets: Iterable[ReadableBuffer], *, chain: bool = True) -> int:
         """Copy packets onto the ring and publish them; the number taken, fewer than given if the ring is full.
 
-        :raises ConfigError: a packet is empty, not contiguous, or too long for the ring or (without ``chain``) a
-            buffer; or the iterable uses this ring itself. Nothing of this call is sent then.
+        :raises ConfigError: a packet is empty, not contiguous, longer than ``MAX_PACKET_SIZE``, or too long for the
+            ring or (without ``chain``) a buffer; or the iterable uses this ring itself. Nothing of this call is sent
+            then.
         """
 
     def send_from(self, matrix: ReadableBuffer, lengths: ReadableBuffer, *, chain: bool = True) -> int:

@@ -23,7 +23,14 @@ from typing import TYPE_CHECKING
 from memifrt.errors import ConfigError, ErrorCode, RingViolation
 from memifrt.memory.layout import DESCRIPTOR_SIZE, RING_HEADER_SIZE, ring_bytes
 from memifrt.ring.protocol import Burst, RingMemory, RxRing, SlaveBuffers
-from memifrt.types import COOKIE, MAX_LOG2_RING_SIZE, BufferFlag, QueueCounters
+from memifrt.types import (
+    COOKIE,
+    MAX_LOG2_RING_SIZE,
+    MAX_PACKET_SIZE,
+    MAX_RECEIVED_BUFFER,
+    BufferFlag,
+    QueueCounters,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -195,6 +202,26 @@ class _Burst:
 
     def slot(self, index: int) -> int:
         return (self._first + self._position(index)) & self._ring._mask
+
+    def pack_into(self, target: ReadableBuffer, stamp: bytes, limit: int, first: int = 0) -> tuple[int, int]:
+        into = memoryview(target)
+        if into.readonly or not into.c_contiguous:
+            raise ConfigError("the target cannot be written in place")
+        into = into.cast("B")
+        if self._ended:
+            raise ValueError("the burst has ended: its buffers belong to the peer")
+        used = 0
+        for start, stop in self._packet_bounds():
+            if start < first:
+                continue
+            data = self._joined(start, stop)
+            copied = data[:limit]
+            record = b"".join((stamp, len(copied).to_bytes(4, "little"), len(data).to_bytes(4, "little"), copied))
+            if used + len(record) > len(into):
+                return start, used
+            into[used : used + len(record)] = record
+            used += len(record)
+        return len(self._entries), used
 
     @property
     def done(self) -> int:
@@ -401,17 +428,35 @@ class _RxRing(_Ring):
         entries = self._snapshot(self._last, min(available, limit))
         if split or not entries:
             return entries
+        self._check_packets(entries)
         whole = len(entries)
         while whole and entries[whole - 1][0] & _NEXT:
             whole -= 1
         if not whole:
             # The first packet alone is longer than the limit, or the peer has not finished it yet.
             entries += self._snapshot(self._last + len(entries), available - len(entries))
+            self._check_packets(entries)
             ends = (index + 1 for index, entry in enumerate(entries) if not entry[0] & _NEXT)
             whole = next(ends, 0)
             if not whole and available == self.size:
                 raise self._violation(f"a chain of {available} descriptors fills the ring and has no end")
         return entries[:whole]
+
+    def _check_packets(self, entries: list[Entry]) -> None:
+        """No chain is longer than what a packet may have: its buffers may all be the same memory."""
+        if len(entries) <= MAX_PACKET_SIZE // MAX_RECEIVED_BUFFER:
+            return
+        size = 0
+        for position, (flags, _, length, _, _) in enumerate(entries):
+            size += length
+            if size > MAX_PACKET_SIZE:
+                slot = (self._last + position) & self._mask
+                raise self._violation(
+                    f"the packet that goes on in descriptor {slot} has {size} bytes or more; "
+                    f"a packet has at most {MAX_PACKET_SIZE}"
+                )
+            if not flags & _NEXT:
+                size = 0
 
     def _burst_ended(self, burst: _Burst) -> None:
         self._give_back_ended()
@@ -481,8 +526,15 @@ class MasterRxRing(_RxRing):
         entries = [_only_next(entry) for entry in self._read(index, count)]
         for position, entry in enumerate(entries):
             self._check_bounds(index + position, entry)
-            self._chained = self._chained or bool(entry[0])
+            self._check_length(index + position, entry)
+        self._chained = self._chained or any(entry[0] for entry in entries)
         return entries
+
+    def _check_length(self, index: int, entry: Entry) -> None:
+        if entry[2] > MAX_RECEIVED_BUFFER:
+            raise self._violation(
+                f"descriptor {index & self._mask} has {entry[2]} bytes; a buffer has at most {MAX_RECEIVED_BUFFER}"
+            )
 
     def _refillable(self) -> int:
         return (self._last - self._returned) & _U16
@@ -582,6 +634,7 @@ class _TxRing(_Ring):
     def alloc(self, count: int, size: int | None = None) -> _Burst:
         if count < 1 or (size is not None and size < 1):
             raise ConfigError(f"room for {count} packets of {size} bytes; both must be at least 1")
+        _check_size("a packet", size or 0)
         self._require_not_sending()
         entries: list[Entry] = []
         free = self.free()
@@ -635,6 +688,7 @@ class _TxRing(_Ring):
             size = len(data)
             if not size:
                 raise ConfigError(f"packet {sent} is empty")
+            _check_size(f"packet {sent}", size)
             reserved = self._reserve(rooms, size)
             if reserved is None:
                 self._check_can_ever_fit(size, free - len(staged))
@@ -1011,6 +1065,11 @@ def _lengths(lengths: ReadableBuffer, *, writable: bool) -> memoryview:
     if view.ndim != 1 or view.format.lstrip("@") not in tuple("hHiIlLqQnN") or view.itemsize not in (2, 4, 8):
         raise ConfigError("lengths must be a 1-D buffer of whole numbers of 2, 4 or 8 bytes")
     return view
+
+
+def _check_size(what: str, size: int) -> None:
+    if size > MAX_PACKET_SIZE:
+        raise ConfigError(f"{what} of {size} bytes; a packet has at most {MAX_PACKET_SIZE}")
 
 
 def _in_place(owner: ReadableBuffer, what: str, writable: bool) -> memoryview:

@@ -1,0 +1,69 @@
+"""Network interfaces of the kernel, as its ioctls see them: flags, MTU, address.
+
+Owns the numbers and layouts of ``linux/if.h`` and ``linux/sockios.h``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+import struct
+from collections.abc import Iterator
+from enum import IntFlag
+
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCGIFMTU, _SIOCSIFMTU, _SIOCSIFHWADDR = 0x8913, 0x8914, 0x8921, 0x8922, 0x8924
+_ARPHRD_ETHER = 1
+#: struct ifreq: the name, and a union of 24 bytes.
+_REQUEST = struct.Struct("16s24s")
+
+
+class InterfaceFlag(IntFlag):
+    """What an interface is and does (``IFF_*``)."""
+
+    UP = 0x1
+    LOOPBACK = 0x8
+
+
+def request(name: str, value: bytes) -> bytes:
+    """A ``struct ifreq``."""
+    return _REQUEST.pack(name.encode(), value)
+
+
+def answer(result: bytes) -> bytes:
+    """The value that the kernel has put into a ``struct ifreq``."""
+    value: bytes = _REQUEST.unpack(result)[1]
+    return value
+
+
+class KernelInterface:
+    """An interface by its name, in the namespace of the thread that asks. Every method may raise ``OSError``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def flags(self) -> InterfaceFlag:
+        return InterfaceFlag(struct.unpack_from("=H", self._ioctl(_SIOCGIFFLAGS, b""))[0])
+
+    def bring_up(self) -> None:
+        self._ioctl(_SIOCSIFFLAGS, struct.pack("=H", self.flags() | InterfaceFlag.UP))
+
+    def mtu(self) -> int:
+        return int(struct.unpack_from("=i", self._ioctl(_SIOCGIFMTU, b""))[0])
+
+    def set_mtu(self, mtu: int) -> None:
+        self._ioctl(_SIOCSIFMTU, struct.pack("=i", mtu))
+
+    def set_mac(self, mac: bytes) -> None:
+        self._ioctl(_SIOCSIFHWADDR, struct.pack("=H6s", _ARPHRD_ETHER, mac))
+
+    def _ioctl(self, number: int, value: bytes) -> bytes:
+        with _any_socket() as sock:
+            return answer(fcntl.ioctl(sock, number, request(self.name, value)))
+
+
+@contextlib.contextmanager
+def _any_socket() -> Iterator[socket.socket]:
+    """The ioctls go to any socket of the namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        yield sock

@@ -1,0 +1,542 @@
+"""Capture files: pcap and pcapng, read and written as a stream, with timestamps in nanoseconds.
+
+Owns both formats (draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng) and what is wrong with a file that is neither.
+Knows nothing of interfaces: bytes (or a burst of them) and times in, bytes and times out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
+from typing import BinaryIO, NamedTuple, NoReturn
+
+from memifrt.errors import ErrorCode, MemifError, MemifOSError, os_error
+from memifrt.ring import Burst
+from memifrt.types import Mode
+
+#: What libpcap holds for the longest packet of any file; a longer one is garbage.
+MAX_SNAPLEN = 262144
+_SECOND = 1_000_000_000
+#: Bytes that are read or written at once.
+_BUFFER = 1 << 18
+
+_PCAP_NANOSECONDS, _PCAP_MICROSECONDS = 0xA1B23C4D, 0xA1B2C3D4
+_SECTION_HEADER, _INTERFACE, _OLD_PACKET, _SIMPLE_PACKET, _ENHANCED_PACKET = 0x0A0D0D0A, 1, 2, 3, 6
+_BYTE_ORDER = 0x1A2B3C4D
+_NAME, _RESOLUTION, _OFFSET = 2, 9, 14  # options of an interface
+_APPLICATION = 4  # an option of a section
+#: Nothing that we know of is larger than this in a pcapng block.
+_MAX_BLOCK = 16 << 20
+_GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+class LinkType(IntEnum):
+    """What a packet of the file starts with: the numbers of the formats' registry that memif can carry."""
+
+    ETHERNET = 1
+    RAW = 101
+    IPV4 = 228
+    IPV6 = 229
+
+    @classmethod
+    def of(cls, mode: Mode) -> LinkType:
+        """The link type of what an interface in this mode carries."""
+        return cls.RAW if mode is Mode.IP else cls.ETHERNET
+
+    @classmethod
+    def mode_of(cls, number: int) -> Mode | None:
+        """The mode of an interface that carries packets of this link type, if there is one."""
+        if number in _ALSO_RAW:
+            return Mode.IP
+        try:
+            return Mode.ETHERNET if cls(number) is cls.ETHERNET else Mode.IP
+        except ValueError:
+            return None
+
+
+#: Two numbers that raw IP had on some systems before it got its own.
+_ALSO_RAW = (12, 14)
+
+
+class Packet(NamedTuple):
+    """A packet of a file: ``time`` in nanoseconds since 1970, the bytes that were kept, and how many there were."""
+
+    time: int
+    data: bytes
+    length: int
+    link_type: int
+
+
+class CaptureFileError(MemifError):
+    """A file is no capture, or is broken: the message names it, the place and what stands there."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.INVAL_ARG, message)
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+class Reader(ABC):
+    """The packets of a file, in its order; a context manager that closes it.
+
+    Iterating raises :class:`CaptureFileError` where the file is broken; what stands before that has been given.
+
+    :ivar size: bytes of the file, 0 for a pipe.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, start: bytes) -> None:
+        self._file = file
+        self.name = name
+        self._offset = len(start)
+        self.size = _size(file)
+
+    @property
+    def offset(self) -> int:
+        """Bytes that have been read so far."""
+        return self._offset
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Packet]: ...
+
+    def close(self) -> None:
+        if self._file is not sys.stdin.buffer:
+            self._file.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _read(self, count: int) -> bytes:
+        data = _read(self._file, count, self.name)
+        self._offset += len(data)
+        return data
+
+    def _whole(self, count: int, what: str) -> bytes:
+        start = self._offset
+        data = self._read(count)
+        if len(data) != count:
+            self._fail(f"the file ends within {what}: {count - len(data)} bytes are missing; it was cut off", start)
+        return data
+
+    def _fail(self, what: str, offset: int) -> NoReturn:
+        raise CaptureFileError(f"{self.name}: at byte {offset}: {what}")
+
+
+class _PcapReader(Reader):
+    def __init__(self, file: BinaryIO, name: str, start: bytes) -> None:
+        super().__init__(file, name, start)
+        order = "<" if start[:4] in (_little(_PCAP_NANOSECONDS), _little(_PCAP_MICROSECONDS)) else ">"
+        (magic,) = struct.unpack(order + "I", start)
+        self._unit = 1 if magic == _PCAP_NANOSECONDS else 1000
+        self._record = struct.Struct(order + "IIII")
+        major, minor, _, _, _, link = struct.unpack(order + "HHiIII", self._whole(20, "its header"))
+        if major != 2:
+            self._fail(f"version {major}.{minor} of pcap; it must be 2.4", 4)
+        self._link_type = link & 0xFFFF  # above it: the length of a frame check sequence
+
+    def __iter__(self) -> Iterator[Packet]:
+        link_type, unit, size = self._link_type, self._unit, self._record.size
+        for number in itertools.count(1):
+            header = self._read(size)
+            if not header:
+                return
+            if len(header) < size:
+                missing = size - len(header)
+                self._fail(
+                    f"the file ends within the header of packet {number}: {missing} bytes are missing; it was cut off",
+                    self._offset - len(header),
+                )
+            seconds, fraction, captured, length = self._record.unpack(header)
+            if captured > MAX_SNAPLEN:
+                self._fail(f"packet {number} claims {captured} bytes; this is no packet", self._offset - size)
+            data = self._whole(captured, f"packet {number}")
+            yield Packet(seconds * _SECOND + fraction * unit, data, length, link_type)
+
+
+class _Interface(NamedTuple):
+    link_type: int
+    snaplen: int
+    units: int  # a second has
+    offset: int  # seconds
+
+
+class _PcapngReader(Reader):
+    def __init__(self, file: BinaryIO, name: str, start: bytes) -> None:
+        super().__init__(file, name, start)
+        self._order = "<"
+        self._interfaces: list[_Interface] = []
+        self._section(self._read(4), 0)
+
+    def __iter__(self) -> Iterator[Packet]:
+        while True:
+            start = self._offset
+            head = self._read(8)
+            if not head:
+                return
+            if len(head) < 8:
+                self._fail("the file ends within the header of a block; it was cut off", start)
+            if head[:4] == _little(_SECTION_HEADER):  # the same in both byte orders
+                self._section(head[4:], start)
+                continue
+            kind, length = self._unpack("II", head)
+            body = self._body(kind, length, start)
+            if kind == _INTERFACE:
+                self._add_interface(body, start)
+            elif kind in (_ENHANCED_PACKET, _OLD_PACKET):
+                yield self._packet(kind, body, start)
+            elif kind == _SIMPLE_PACKET:
+                yield self._simple_packet(body, start)
+
+    def _unpack(self, layout: str, data: bytes) -> tuple[int, ...]:
+        return struct.unpack_from(self._order + layout, data)
+
+    def _section(self, raw_length: bytes, start: int) -> None:
+        order = self._read(4)
+        if len(order) < 4:
+            self._fail("the file ends within a section's header; it was cut off", start)
+        self._order = "<" if order == _little(_BYTE_ORDER) else ">"
+        if self._unpack("I", order)[0] != _BYTE_ORDER:
+            self._fail(f"byte order mark 0x{order.hex()}; it must be 0x1a2b3c4d: this is no pcapng file", start)
+        body = order + self._body(_SECTION_HEADER, self._unpack("I", raw_length)[0], start, 4)
+        if len(body) < 16:
+            self._fail("a section's header that is too short", start)
+        major, minor = self._unpack("HH", body[4:])
+        if major != 1:
+            self._fail(f"version {major}.{minor} of pcapng; it must be 1.0", start)
+        self._interfaces = []
+
+    def _body(self, kind: int, length: int, start: int, already: int = 0) -> bytes:
+        """What stands between a block's head and its end, behind the ``already`` bytes that have been read."""
+        if not 12 + already <= length <= _MAX_BLOCK or length % 4:
+            self._fail(f"a block of type 0x{kind:x} that claims {length} bytes; this is no pcapng block", start)
+        data = self._whole(length - 8 - already, f"a block of type 0x{kind:x}")
+        (again,) = self._unpack("I", data[-4:])
+        if again != length:
+            self._fail(f"a block that starts with length {length} and ends with {again}", start)
+        return data[:-4]
+
+    def _add_interface(self, body: bytes, start: int) -> None:
+        if len(body) < 8:
+            self._fail("an interface description that is too short", start)
+        link_type, _, snaplen = self._unpack("HHI", body)
+        units, offset = 1_000_000, 0
+        for code, value in self._options(body[8:]):
+            if code == _RESOLUTION and len(value) == 1:
+                power = value[0] & 0x7F
+                if power > 63:
+                    self._fail(f"a resolution of timestamps of {value[0]}", start)
+                units = 2**power if value[0] & 0x80 else 10**power
+            elif code == _OFFSET and len(value) == 8:
+                (offset,) = self._unpack("q", value)
+        self._interfaces.append(_Interface(link_type, snaplen, units, offset))
+
+    def _options(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        while len(data) >= 4:
+            code, size = self._unpack("HH", data)
+            if code == 0:
+                return
+            yield code, data[4 : 4 + size]
+            data = data[4 + _padded(size) :]
+
+    def _packet(self, kind: int, body: bytes, start: int) -> Packet:
+        if len(body) < 20:
+            self._fail("a packet that is too short", start)
+        if kind == _ENHANCED_PACKET:
+            number, high, low, captured, length = self._unpack("IIIII", body)
+        else:
+            number, _, high, low, captured, length = self._unpack("HHIIII", body)
+        interface = self._interface(number, start)
+        if captured > len(body) - 20:
+            self._fail(f"a packet that claims {captured} bytes in a block with room for {len(body) - 20}", start)
+        ticks = high << 32 | low
+        time = ticks * _SECOND // interface.units + interface.offset * _SECOND
+        return Packet(time, body[20 : 20 + captured], length, interface.link_type)
+
+    def _simple_packet(self, body: bytes, start: int) -> Packet:
+        """It has no time."""
+        if len(body) < 4:
+            self._fail("a packet that is too short", start)
+        interface = self._interface(0, start)
+        (length,) = self._unpack("I", body)
+        captured = min(length, interface.snaplen or length)
+        if captured > len(body) - 4:
+            self._fail(f"a packet that claims {captured} bytes in a block with room for {len(body) - 4}", start)
+        return Packet(0, body[4 : 4 + captured], length, interface.link_type)
+
+    def _interface(self, number: int, start: int) -> _Interface:
+        if number >= len(self._interfaces):
+            self._fail(f"a packet of interface {number}, and {len(self._interfaces)} are described", start)
+        return self._interfaces[number]
+
+
+_READERS: dict[int, Callable[[BinaryIO, str, bytes], Reader]] = {
+    _PCAP_NANOSECONDS: _PcapReader,
+    _PCAP_MICROSECONDS: _PcapReader,
+    _SECTION_HEADER: _PcapngReader,
+}
+
+
+def open_capture(path: str | os.PathLike[str]) -> Reader:
+    """Read a pcap or pcapng file, which of both by its first bytes; ``-`` is standard input.
+
+    :raises CaptureFileError: it is neither, or ends within its header.
+    :raises MemifOSError: it cannot be read.
+    """
+    name = os.fspath(path)
+    if name == "-":
+        return read_capture(sys.stdin.buffer, "standard input")
+    try:
+        file = open(name, "rb", buffering=_BUFFER)  # noqa: SIM115 - the reader owns it
+    except OSError as error:
+        raise os_error(f"cannot read {name}", error, path=name) from error
+    try:
+        return read_capture(file, name)
+    except BaseException:
+        file.close()
+        raise
+
+
+def read_capture(file: BinaryIO, name: str) -> Reader:
+    """The packets of an open file, which ``name`` stands for in messages.
+
+    :raises CaptureFileError: it is no capture, or ends within its header.
+    """
+    start = _read(file, 4, name)
+    for order in ("<I", ">I"):
+        if len(start) == 4:
+            reader = _READERS.get(struct.unpack(order, start)[0])
+            if reader is not None:
+                return reader(file, name, start)
+    if not start:
+        raise CaptureFileError(f"{name}: the file is empty; it must be a pcap or pcapng file")
+    for magic, tool in ((_GZIP, "zcat"), (_ZSTANDARD, "zstdcat")):
+        if start.startswith(magic):
+            raise CaptureFileError(f"{name}: the file is compressed; unpack it on the way: {tool} {name} | … -")
+    raise CaptureFileError(f"{name}: no pcap or pcapng file: it starts with 0x{start.hex()}")
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+class Writer(ABC):
+    """A capture file while it is written; a context manager that closes it.
+
+    Everything of one call has the same time: that at which a burst was taken.
+
+    :param snaplen: bytes of a packet that are kept.
+    :ivar written: bytes so far.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, snaplen: int = MAX_SNAPLEN) -> None:
+        self._file = file
+        self.name = name
+        self.snaplen = snaplen
+        self.written = 0
+
+    def write(self, packets: Sequence[bytes], time: int, interface: int = 0) -> None:
+        """Add packets that were seen at ``time``, in nanoseconds since 1970, on this interface (by its number).
+
+        :raises MemifOSError: it cannot be written.
+        :raises BrokenPipeError: nobody reads it any more.
+        """
+        if not packets:
+            return
+        lengths = [*map(len, packets)]
+        # What all records of one length have in common is made once: packets of a burst share their time.
+        fronts, backs = {}, {}
+        for length in set(lengths):
+            fronts[length], backs[length] = self._record(length, min(length, self.snaplen), time, interface)
+        if max(fronts) > self.snaplen:
+            packets = [packet[: self.snaplen] for packet in packets]
+        if len(fronts) == 1:
+            front, back = fronts[lengths[0]], backs[lengths[0]]
+            self._write(b"".join((front, (back + front).join(packets), back)))
+            return
+        records: list[bytes] = [b""] * (3 * len(packets))
+        records[0::3] = map(fronts.__getitem__, lengths)
+        records[1::3] = packets
+        records[2::3] = map(backs.__getitem__, lengths)
+        self._write(b"".join(records))
+
+    @abstractmethod
+    def _record(self, length: int, captured: int, time: int, interface: int) -> tuple[bytes, bytes]:
+        """What stands before and behind a packet."""
+
+    def flush(self) -> None:
+        """Hand what has been written on to who reads it.
+
+        :raises MemifOSError: it cannot be written.
+        :raises BrokenPipeError: nobody reads it any more.
+        """
+        try:
+            self._file.flush()
+        except OSError as error:
+            self._fail(error)
+
+    def close(self) -> None:
+        try:
+            self.flush()
+        finally:
+            if self._file is not sys.stdout.buffer:
+                try:
+                    self._file.close()
+                except OSError as error:
+                    self._fail(error)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self._fail(error)
+        self.written += len(data)
+
+    def _fail(self, error: OSError) -> NoReturn:
+        if isinstance(error, MemifOSError | BrokenPipeError):
+            raise error
+        raise os_error(f"cannot write {self.name}", error, path=self.name) from error
+
+
+class PcapWriter(Writer):
+    """Classic pcap, with timestamps in nanoseconds. It cannot tell interfaces apart."""
+
+    _HEADER = struct.Struct("<IHHiIII")
+    _FRONT = struct.Struct("<IIII")
+    _STAMP = struct.Struct("<II")
+
+    def __init__(
+        self, file: BinaryIO, name: str, link_types: Sequence[tuple[str, LinkType]], snaplen: int = MAX_SNAPLEN
+    ) -> None:
+        super().__init__(file, name, snaplen)
+        self._write(self._HEADER.pack(_PCAP_NANOSECONDS, 2, 4, 0, 0, snaplen, link_types[0][1]))
+        #: Records of whole bursts, until they are worth a write; the longest record fits.
+        self._room = memoryview(bytearray(_BUFFER + snaplen + self._FRONT.size))
+        self._used = 0
+
+    def write_burst(self, burst: Burst, time: int) -> None:
+        """Add the packets of a received burst, from where they lie: a record is a stamp, two lengths, and the data.
+
+        :raises MemifOSError: it cannot be written.
+        :raises BrokenPipeError: nobody reads it any more.
+        """
+        seconds, nanoseconds = divmod(time, _SECOND)
+        stamp = self._STAMP.pack(seconds & 0xFFFFFFFF, nanoseconds)
+        first = 0
+        while True:
+            first, size = burst.pack_into(self._room[self._used :], stamp, self.snaplen, first)
+            self._used += size
+            if first >= len(burst) and self._used < _BUFFER:
+                return
+            self._write_room()
+            if first >= len(burst):
+                return
+
+    def write(self, packets: Sequence[bytes], time: int, interface: int = 0) -> None:
+        self._write_room()
+        super().write(packets, time, interface)
+
+    def flush(self) -> None:
+        self._write_room()
+        super().flush()
+
+    def _write_room(self) -> None:
+        used, self._used = self._used, 0
+        if used:
+            self._write(self._room[:used])
+
+    def _record(self, length: int, captured: int, time: int, interface: int) -> tuple[bytes, bytes]:
+        seconds, nanoseconds = divmod(time, _SECOND)
+        return self._FRONT.pack(seconds & 0xFFFFFFFF, nanoseconds, captured, length), b""
+
+
+class PcapngWriter(Writer):
+    """pcapng, with timestamps in nanoseconds and the names of the interfaces."""
+
+    _FRONT = struct.Struct("<IIIIIII")
+
+    def __init__(
+        self, file: BinaryIO, name: str, link_types: Sequence[tuple[str, LinkType]], snaplen: int = MAX_SNAPLEN
+    ) -> None:
+        super().__init__(file, name, snaplen)
+        self._write(
+            _block(_SECTION_HEADER, struct.pack("<IHHq", _BYTE_ORDER, 1, 0, -1) + _option(_APPLICATION, b"memifrt"))
+        )
+        for interface, link_type in link_types:
+            options = _option(_NAME, interface.encode()) + _option(_RESOLUTION, b"\x09")
+            self._write(_block(_INTERFACE, struct.pack("<HHI", link_type, 0, snaplen) + options))
+
+    def _record(self, length: int, captured: int, time: int, interface: int) -> tuple[bytes, bytes]:
+        total = self._FRONT.size + _padded(captured) + 4
+        high, low = time >> 32, time & 0xFFFFFFFF
+        front = self._FRONT.pack(_ENHANCED_PACKET, total, interface, high, low, captured, length)
+        return front, bytes(_padded(captured) - captured) + _little(total)
+
+
+def create_capture(path: str, link_types: Sequence[tuple[str, LinkType]], snaplen: int = MAX_SNAPLEN) -> Writer:
+    """Write a capture: pcapng if the path ends so, else pcap; ``-`` is pcap on standard output.
+
+    :param link_types: each interface's name and link type; pcap keeps the first one's.
+    :raises MemifOSError: the file cannot be made.
+    """
+    if path == "-":
+        return PcapWriter(sys.stdout.buffer, "standard output", link_types, snaplen)
+    kind = PcapngWriter if path.lower().endswith(".pcapng") else PcapWriter
+    try:
+        file = open(path, "wb", buffering=_BUFFER // 4)  # noqa: SIM115 - the writer owns it
+    except OSError as error:
+        raise os_error(f"cannot write {path}", error, path=path) from error
+    try:
+        return kind(file, path, link_types, snaplen)
+    except BaseException:
+        file.close()
+        raise
+
+
+# --- small parts ----------------------------------------------------------------------------------------------------
+
+
+def _read(file: BinaryIO, count: int, name: str) -> bytes:
+    """``count`` bytes, fewer at the end of the file."""
+    try:
+        return file.read(count)
+    except OSError as error:
+        raise os_error(f"cannot read {name}", error, path=name) from error
+
+
+def _size(file: BinaryIO) -> int:
+    try:
+        return os.fstat(file.fileno()).st_size
+    except (OSError, ValueError):  # it is no file of the system
+        return 0
+
+
+def _little(number: int) -> bytes:
+    return number.to_bytes(4, "little")
+
+
+def _padded(size: int) -> int:
+    return size + 3 & ~3
+
+
+def _option(code: int, value: bytes) -> bytes:
+    return struct.pack("<HH", code, len(value)) + value.ljust(_padded(len(value)), b"\0")
+
+
+def _block(kind: int, body: bytes) -> bytes:
+    """A block whose body is one of options at its end, which are closed here."""
+    body += bytes(4)
+    total = _little(len(body) + 12)
+    return _little(kind) + total + body + total

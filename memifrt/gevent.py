@@ -1,0 +1,288 @@
+"""memif for gevent: interfaces on which greenlets wait, one apart from the other.
+
+Owns nothing but the names: :mod:`memifrt.waiting` has the logic, :mod:`memifrt.poll.gevent` the hub's watchers.
+
+::
+
+    import memifrt.gevent
+
+    with memifrt.gevent.open_interface(socket="/run/vpp/memif.sock", reconnect=True) as interface:
+        interface.wait_connected(timeout=10)
+        for burst in interface.bursts():
+            for packet in burst:
+                ...
+
+It makes no difference whether the process is monkey-patched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+import gevent
+from gevent.hub import Waiter
+
+from memifrt.errors import ConfigError
+from memifrt.poll.gevent import DEFAULT_BATCH as DEFAULT_EVENTS
+from memifrt.poll.gevent import GeventPoller, let_others_run
+from memifrt.ring import Burst
+from memifrt.runtime import Runtime
+from memifrt.types import DEFAULT_APP_NAME, DEFAULT_RECONNECT_INTERVAL
+from memifrt.waiting import (
+    DEFAULT_BATCH,
+    DEFAULT_BURST,
+    BurstHolder,
+    Face,
+    InterfaceOptions,
+    Pass,
+    RuntimeOptions,
+    Steps,
+    Waiting,
+    runtime_of_this_loop,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from memifrt.types import ReadableBuffer
+
+
+T = TypeVar("T")
+
+
+#: The poller of each runtime that was opened here.
+_pollers: weakref.WeakKeyDictionary[Runtime, GeventPoller] = weakref.WeakKeyDictionary()
+
+
+def open_runtime(
+    app_name: str = DEFAULT_APP_NAME,
+    *,
+    batch: int = DEFAULT_EVENTS,
+    on_error: Callable[[BaseException], object] | None = None,
+    **options: Unpack[RuntimeOptions],
+) -> Runtime:
+    """A runtime in the hub of this thread, for several interfaces to share; a context manager that closes it.
+
+    Callbacks of its interfaces are called in a greenlet of the runtime's own, one at a time. They may sleep, lock and
+    do I/O: the runtime's next event waits for them, while every other greenlet runs.
+
+    :param batch: events that are handed on before other greenlets get a turn.
+    :param on_error: called with what a callback raised. Default: the hub's ``handle_error``, which prints it.
+    :param options: as for :class:`memifrt.Runtime`.
+    :raises ConfigError: an argument is wrong.
+    """
+    poller = GeventPoller(batch=batch, on_error=on_error)
+    runtime = Runtime(app_name, control_fd_update=poller.update, **options)
+    poller.start(runtime.control_fd_handler)
+    _pollers[runtime] = poller
+    return runtime
+
+
+class GeventInterface(Face["_Signal"]):
+    """An interface on which greenlets wait. Made by :func:`open_interface`.
+
+    Any number of them may wait, also for the same queue; each packet goes to one of them.
+
+    ``gevent.Timeout`` and ``kill()`` may hit a greenlet in any of these calls. A packet leaves the ring in the moment
+    that it is returned: one that was not returned is still there for the next call.
+    """
+
+    def __init__(self, waiting: Waiting[_Signal], runtime: Runtime, owned: Runtime | None) -> None:
+        super().__init__(waiting)
+        self._runtime = runtime
+        self._owned = owned
+
+    def wait_connected(self, timeout: float | None = None) -> None:
+        """Wait until there is a peer. That nobody listens yet is not an error: a slave tries again with its timer.
+
+        :param timeout: in seconds; None waits for as long as it takes.
+        :raises TimeoutError: there is none yet.
+        :raises Disconnected: a peer came and refused, or went before everything was agreed, and ``reconnect`` is off;
+            or the interface is closed.
+        """
+        self._drive(self._waiting.wait_connected(), timeout)
+
+    def recv(self, limit: int = DEFAULT_BURST, timeout: float | None = None, *, qid: int = 0) -> list[bytes]:
+        """Wait for packets, and take those of up to ``limit`` buffers; at least one.
+
+        :param timeout: in seconds; None waits for as long as it takes, 0 takes what is there.
+        :raises TimeoutError: none came.
+        :raises ConfigError: there is no such queue; or this is a callback, which must not wait.
+        :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is closed.
+        """
+        return self._drive(self._waiting.recv(qid, limit), timeout)
+
+    def bursts(self, qid: int = 0, limit: int = DEFAULT_BURST) -> Bursts:
+        """Iterate over what a queue receives, without copies: memoryviews into the peer's memory, up to ``limit``
+        buffers at a time.
+
+        Each burst is given back to the peer when the body of the loop is done with it, and its views end. So it is
+        when the loop is left, by ``break``, an exception, a ``Timeout`` or a kill; where the iterator outlives the
+        loop, by ``close()``, or by using it as a context manager. Raises as :meth:`recv` does.
+        """
+        return Bursts(self, qid, limit)
+
+    def send(self, packets: Iterable[ReadableBuffer], *, qid: int = 0) -> int:
+        """Send all packets, and wait for room as often as it takes; their number.
+
+        memif has no signal for a ring that has room again. So a greenlet that finds it full looks again after 0.1 ms
+        (libuv: 1 ms), and then after pauses that double up to 5 ms: room that the peer makes may go unused for that
+        long, and a peer that takes nothing costs some 200 looks a second, about 1 % of a core. A ring large enough for
+        what is sent at once never waits.
+
+        A greenlet that is killed here, or meets its ``gevent.Timeout``, has sent the first of the packets, and not the
+        rest.
+
+        :raises ConfigError: a packet is empty or too long, or there is no such queue (packets before it may have been
+            sent); or this is a callback, which must not wait.
+        :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is closed.
+        """
+        return self._drive(self._waiting.send(packets, qid), None)
+
+    def close(self) -> None:
+        """Delete the interface, and the runtime that came with it: whoever waits gets
+        :class:`~memifrt.Disconnected`. Closing twice is harmless."""
+        try:
+            self.interface.delete()
+        finally:
+            if self._owned is not None:
+                self._owned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _drive(self, steps: Steps[_Signal, T], timeout: float | None) -> T:
+        """Go through the steps of a call, and switch where it waits."""
+        end = None if timeout is None else time.monotonic() + timeout
+        try:
+            while True:
+                request = next(steps)
+                if isinstance(request, Pass):
+                    let_others_run()
+                else:
+                    request.signal.wait(self._limit(request.timeout, end))
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        finally:
+            steps.close()
+
+    def _limit(self, pause: float | None, end: float | None) -> float | None:
+        """How long to wait at most."""
+        poller = _pollers.get(self._runtime)
+        if poller is not None and poller.dispatching:
+            raise ConfigError("a callback must not wait for its own runtime, which waits for it: let a greenlet do it")
+        if end is None:
+            return pause
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"{self}: timed out; it is {self.state.value}")
+        return left if pause is None else min(pause, left)
+
+
+class Bursts(BurstHolder["_Signal"]):
+    """The iterator of :meth:`GeventInterface.bursts`."""
+
+    def __init__(self, interface: GeventInterface, qid: int, limit: int) -> None:
+        super().__init__(interface._waiting, qid, limit)
+        self._interface = interface
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Burst:
+        burst = self._interface._drive(self._next(), None)
+        if burst is None:
+            raise StopIteration
+        return burst
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Signal:
+    """Wakes one greenlet. Half as costly as an ``Event``, which may be set from other threads and wake many."""
+
+    __slots__ = ("_set", "_waiter")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._waiter: Waiter | None = None
+
+    def set(self) -> None:
+        if not self._set:
+            self._set = True
+            if self._waiter is not None:
+                gevent.get_hub().loop.run_callback(self._waiter.switch, None)
+
+    def wait(self, timeout: float | None) -> None:
+        if self._set:
+            return
+        self._waiter = waiter = Waiter()
+        timer = None
+        try:
+            if timeout is not None:
+                loop = gevent.get_hub().loop
+                timer = loop.timer(max(timeout, loop.approx_timer_resolution))  # libuv warns of less than it can
+                timer.start(waiter.switch, None)
+            waiter.get()
+        finally:
+            self._waiter = None  # a switch that is under way finds nobody
+            if timer is not None:
+                timer.close()
+
+
+def open_interface(
+    *,
+    runtime: Runtime | None = None,
+    app_name: str | None = None,
+    reconnect_interval: float | None = None,
+    reconnect: bool = False,
+    batch: int = DEFAULT_BATCH,
+    **options: Unpack[InterfaceOptions],
+) -> GeventInterface:
+    """An interface in the hub of this thread; a context manager that closes it.
+
+    :param runtime: one of :func:`open_runtime`, which several interfaces may share. Default: one of its own, for which
+        ``app_name`` and ``reconnect_interval`` are.
+    :param reconnect: whether those who wait go on waiting across a disconnect; without it they get ``Disconnected``.
+    :param batch: packets that may pass without a wait before other greenlets get a turn.
+    :param options: as for :meth:`memifrt.Runtime.create_interface`. Callbacks are called as :func:`open_runtime` says;
+        ``on_interrupt`` is called once for each kick, and not again for packets that it leaves: those are for ``recv``.
+    :raises ConfigError: an argument is wrong, or the id is taken on this socket.
+    :raises MemifOSError: a master cannot listen.
+    """
+    with contextlib.ExitStack() as undo:
+        owned: Runtime | None = None
+        if runtime is None:
+            owned = runtime = undo.enter_context(
+                open_runtime(
+                    DEFAULT_APP_NAME if app_name is None else app_name,
+                    reconnect_interval=DEFAULT_RECONNECT_INTERVAL if reconnect_interval is None else reconnect_interval,
+                )
+            )
+        else:
+            runtime_of_this_loop(runtime, app_name=app_name, reconnect_interval=reconnect_interval)
+        interface = GeventInterface(
+            Waiting(runtime, _Signal, options, reconnect=reconnect, batch=batch), runtime, owned
+        )
+        undo.pop_all()
+    return interface
+
+
+__all__ = ["Bursts", "GeventInterface", "open_interface", "open_runtime"]

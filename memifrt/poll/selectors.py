@@ -1,0 +1,89 @@
+"""memifrt's fds in a selector that the application owns, beside keys of its own.
+
+Owns which keys are memifrt's. Knows nothing of memif.
+
+::
+
+    selector = selectors.DefaultSelector()
+    poller = SelectorPoller(selector)
+    runtime = memifrt.Runtime(control_fd_update=poller.update)
+    poller.start(runtime.control_fd_handler)
+    while True:
+        for key, mask in selector.select():
+            if key.data is poller:
+                poller(key.fd, mask)
+            else:
+                ...  # the application's own
+"""
+
+from __future__ import annotations
+
+import selectors
+
+from memifrt.poll.hook import FdHandler
+from memifrt.types import FdEvent
+
+#: glibc's ``FD_SETSIZE``: what ``select()`` has a bit for.
+_SELECT_LIMIT = 1024
+_WAITED = FdEvent.READ | FdEvent.WRITE  # whose numbers are EVENT_READ's and EVENT_WRITE's
+#: By a selector's number: making an FdEvent anew takes longer.
+_EVENTS = (FdEvent(0), FdEvent.READ, FdEvent.WRITE, _WAITED)
+
+
+class SelectorPoller:
+    """The hook of a runtime whose fds are in ``selector``: any of ``EpollSelector``, ``PollSelector`` and
+    ``SelectSelector``, or another with their ways.
+
+    The poller is itself the ``data`` of its keys, and to call it is to hand an event on. So a loop in the style of the
+    standard library's, ``key.data(key.fileobj, mask)``, needs no change at all.
+
+    Selectors have no event for errors. A hang-up or an error shows as the READ or WRITE that was waited for, and
+    reading or writing explains it.
+
+    :param selector: the application's; it stays open when the poller is closed.
+    """
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self._selector = selector
+        self._handler: FdHandler | None = None
+        self._fds: set[int] = set()
+
+    def __len__(self) -> int:
+        """How many fds are watched."""
+        return len(self._fds)
+
+    def start(self, handler: FdHandler) -> None:
+        """Hand events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
+        self._handler = handler
+
+    def update(self, fd: int, events: FdEvent) -> None:
+        """The hook.
+
+        :raises ValueError: the number is too large for ``select()``.
+        """
+        if events & FdEvent.DEL:
+            self._fds.discard(fd)
+            self._selector.unregister(fd)
+        elif events & FdEvent.MOD:
+            self._selector.modify(fd, int(events & _WAITED), self)
+        else:
+            if fd >= _SELECT_LIMIT and isinstance(self._selector, selectors.SelectSelector):
+                raise ValueError(
+                    f"fd {fd} is too large for select(), which ends at {_SELECT_LIMIT - 1}: poll has no limit"
+                )
+            self._selector.register(fd, int(events & _WAITED), self)
+            self._fds.add(fd)
+
+    def __call__(self, fd: int, mask: int) -> None:
+        """One of our keys is ready. A stale one, whose fd is gone, is harmless.
+
+        :raises BaseException: what a callback raised.
+        """
+        if self._handler is not None and fd in self._fds:
+            self._handler(fd, _EVENTS[mask & 3])
+
+    def close(self) -> None:
+        """Take every fd of ours out of the selector. Closing the runtime does so too."""
+        while self._fds:
+            self._selector.unregister(self._fds.pop())
+        self._handler = None

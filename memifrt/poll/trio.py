@@ -1,0 +1,136 @@
+"""The hook in trio: an epoll set of our own, and one task in a nursery that waits for it.
+
+Owns the set, the task, and how many events are handled before trio's other tasks get a turn. Knows nothing of memif.
+
+One task with a set is both simpler and faster than a task for each fd: what is withdrawn leaves the set at once, with
+no task to be cancelled, and many events cost one turn of the scheduler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+
+import trio
+
+from memifrt.errors import ConfigError
+from memifrt.poll.epoll import from_epoll, to_epoll
+from memifrt.poll.hook import FdHandler
+from memifrt.types import FdEvent, check_range
+
+#: Events handled before other tasks get a turn; see :data:`memifrt.poll.asyncio.DEFAULT_BATCH`.
+DEFAULT_BATCH = 64
+
+
+class TrioPoller:
+    """Fds watched by a task in a nursery, which is there as long as there are any.
+
+    Events go to the handler from this task, one at a time. What the handler raises comes out of the nursery, and then
+    nothing is watched any more.
+
+    :param nursery: where the task runs. When it is cancelled nothing is watched any more.
+    :param batch: events handled before other tasks get a turn.
+    """
+
+    def __init__(self, nursery: trio.Nursery, *, batch: int = DEFAULT_BATCH) -> None:
+        self._nursery = nursery
+        self._batch = check_range("batch", batch, 1, 1 << 30)
+        self._handler: FdHandler | None = None
+        self._wanted: dict[int, FdEvent] = {}
+        #: Withdrawn since the events in hand were taken from the set: theirs are stale.
+        self._withdrawn: set[int] = set()
+        self._epoll: select.epoll | None = None
+        self._scope = trio.CancelScope()
+
+    def __len__(self) -> int:
+        """How many fds are watched."""
+        return len(self._wanted)
+
+    def start(self, handler: FdHandler) -> None:
+        """Where events go: a runtime's ``control_fd_handler``. To be called before the next checkpoint."""
+        self._handler = handler
+
+    def update(self, fd: int, events: FdEvent) -> None:
+        """The hook.
+
+        :raises RuntimeError: the nursery is closed.
+        """
+        wanted = events & (FdEvent.READ | FdEvent.WRITE)
+        if events & FdEvent.DEL:
+            self._unwatch(fd)
+        elif events & FdEvent.MOD:
+            if self._epoll is not None:
+                self._epoll.modify(fd, to_epoll(wanted))
+            self._wanted[fd] = wanted
+        else:
+            self._opened().register(fd, to_epoll(wanted))
+            self._wanted[fd] = wanted
+
+    def close(self) -> None:
+        """Watch nothing any more. Closing twice is harmless."""
+        for fd in list(self._wanted):
+            self._unwatch(fd)
+
+    def _unwatch(self, fd: int) -> None:
+        if self._wanted.pop(fd, None) is None:
+            return
+        self._withdrawn.add(fd)
+        if self._epoll is not None:
+            self._epoll.unregister(fd)
+        # An application's own task that waits for it (of a queue's fileno(), say) must know.
+        _notify_closing(fd)
+        if not self._wanted:
+            self._close()
+
+    def _opened(self) -> select.epoll:
+        """The set, and a task that waits for it."""
+        if self._epoll is None:
+            epoll, scope = select.epoll(), trio.CancelScope()
+            try:
+                self._nursery.start_soon(self._run, epoll, scope, name="memifrt: fds")
+            except BaseException:
+                epoll.close()
+                raise
+            self._epoll, self._scope = epoll, scope
+        return self._epoll
+
+    def _close(self) -> None:
+        epoll, self._epoll = self._epoll, None
+        if epoll is not None:
+            self._scope.cancel()
+            _notify_closing(epoll.fileno())
+            epoll.close()
+
+    async def _run(self, epoll: select.epoll, scope: trio.CancelScope) -> None:
+        with scope:
+            try:
+                while not epoll.closed:
+                    await trio.lowlevel.wait_readable(epoll.fileno())
+                    self._handle_batch(epoll)
+            finally:
+                if self._epoll is epoll:
+                    self._close()
+
+    def _handle_batch(self, epoll: select.epoll) -> None:
+        """What is ready, and what gets ready meanwhile. The kernel's list goes round: what is left comes first then."""
+        left = self._batch
+        while left and not epoll.closed:
+            ready = epoll.poll(0, left)
+            if not ready:
+                break
+            left -= len(ready)
+            self._withdrawn.clear()
+            for fd, mask in ready:
+                if fd not in self._withdrawn and fd in self._wanted:
+                    self._handle(fd, from_epoll(mask) & (self._wanted[fd] | FdEvent.ERROR))
+
+    def _handle(self, fd: int, events: FdEvent) -> None:
+        if self._handler is None:
+            raise ConfigError(f"fd {fd} is ready, but nobody is told: start(handler) was not called")
+        if events:
+            self._handler(fd, events)
+
+
+def _notify_closing(fd: int) -> None:
+    with contextlib.suppress(RuntimeError):  # trio has ended, and its own epoll with it
+        trio.lowlevel.notify_closing(fd)

@@ -1,0 +1,586 @@
+"""memif as a socket of scapy: ``send``, ``sr``, ``sniff``, ``bridge_and_sniff`` and the rest of it, over shared memory.
+
+Owns :class:`MemifSocket`, the packets that scapy has not asked for yet, and the one background thread of all sockets.
+Knows nothing of rings: packets come from a queue and go to one. Needs the extra ``memifrt[scapy]``, and is the only
+module that imports scapy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import select
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING
+
+from scapy.config import conf
+from scapy.data import MTU
+from scapy.error import log_runtime
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+from scapy.supersocket import SuperSocket
+
+from memifrt.background import Background
+from memifrt.errors import ConfigError, Disconnected, ErrorCode, MemifError, os_error
+from memifrt.fds import OwnedFd
+from memifrt.interface import Interface
+from memifrt.runtime import Runtime
+from memifrt.sockets import Socket
+from memifrt.types import (
+    DEFAULT_BUFFER_SIZE,
+    DEFAULT_SOCKET,
+    Mode,
+    Role,
+    RxMode,
+    check_range,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Self
+
+    from memifrt.types import ReadableBuffer
+
+__all__ = ["MemifSocket"]
+
+#: What peers see of us.
+APP_NAME = "memifrt scapy"
+#: Seconds between two attempts of a slave to connect: somebody waits for it.
+_RECONNECT_INTERVAL = 0.25
+#: Seconds between two looks at a full ring: no event tells of room in it.
+_TICK = 0.0005
+#: 4096 slots: scapy and the background thread share one interpreter, and a peer that polls drops what finds no room.
+_LOG2_RING_SIZE = 12
+#: Packets that wait for scapy before the rest is left in the ring.
+DEFAULT_BACKLOG = 65536
+
+
+class MemifSocket(SuperSocket):
+    """A memif interface as a scapy socket; a context manager.
+
+    ::
+
+        with MemifSocket(socket="/run/vpp/memif.sock", id=0) as s:
+            reply = s.sr1(Ether(dst=mac) / IP(dst="192.168.1.1") / ICMP(), timeout=1)
+            packets = s.sniff(count=10)
+            sendp(packets, socket=s)
+            bridge_and_sniff(s, other)
+
+    **Packets** are :class:`~scapy.layers.l2.Ether` in Ethernet mode, and :class:`~scapy.layers.inet.IP` or
+    :class:`~scapy.layers.inet6.IPv6` by their first nibble in IP mode. They are received on every queue, and sent on
+    the first.
+
+    **A background thread**, one for all sockets of the process, handles the control channel and takes packets from the
+    rings at once, whether or not a scapy function runs: the peer finds room, nothing is lost between two calls, and a
+    slave connects again when its peer comes back. Up to ``backlog`` packets wait for scapy; the rest stays in the ring,
+    where a peer that goes on sending finds no room. ``fileno()`` is readable exactly when ``recv()`` returns at once.
+    Any threads may send; one at a time receives.
+
+    **Time**: ``packet.time`` is when the thread found the packet in the ring. memif carries no timestamps, so all
+    packets of one burst (up to 256 that were in the ring together) have the same one.
+
+    **When the peer goes away**, what has been received can still be read. Then a ``sniff`` goes on waiting for the
+    peer to come back, and says so in scapy's log; with ``reconnect=False`` it ends, and the socket with it. In either
+    case ``send`` raises :class:`~memifrt.Disconnected` while there is no peer.
+
+    :param socket: a path, or ``@name`` for the abstract namespace.
+    :param id: the interface's number on this socket, the same on both ends.
+    :param role: ``"slave"`` (or ``"client"``) connects; ``"master"`` (or ``"server"``) listens.
+    :param mode: ``"ethernet"`` or ``"ip"``, the same on both ends.
+    :param secret: at most 23 bytes; a master demands it, a slave presents it.
+    :param timeout: seconds to wait for the connection; 0 does not wait, None waits for as long as it takes.
+    :param interface: an interface that exists, in place of the arguments before ``timeout`` and those from ``name`` to
+        ``buffer_size``. The background thread handles the events of its runtime (internal mode) from now on until the
+        last socket of this runtime is closed: nobody else may poll it. Its ``on_connect`` and ``on_disconnect`` are
+        still called, in that thread. Closing the socket leaves the interface open.
+    :param name: the interface's name, which the peer sees; default ``memif`` and the id.
+    :param queues: how many to ask for in each direction, as a slave.
+    :param log2_ring_size: 0 to 14, for 1 to 16384 slots; the slave's choice. Larger than elsewhere, for Python may keep
+        the thread waiting for some milliseconds.
+    :param buffer_size: bytes; the slave's choice. Longer packets are chains of buffers.
+    :param reconnect: whether the socket outlives the connection.
+    :param backlog: packets that wait for scapy before the rest is left in the ring.
+    :param send_timeout: seconds for which ``send`` waits for room in a ring that is full.
+    :param basecls: the class of received packets, if it is to be another.
+    :raises ConfigError: an argument is wrong.
+    :raises MemifOSError: a master cannot listen.
+    :raises Disconnected: there is no connection within ``timeout``; the message says what the last attempt met.
+    """
+
+    desc = "send and receive packets on a memif (shared memory packet interface)"
+
+    def __init__(
+        self,
+        socket: str | os.PathLike[str] | Socket = DEFAULT_SOCKET,
+        id: int = 0,
+        role: Role | str = Role.SLAVE,
+        mode: Mode | str = Mode.ETHERNET,
+        secret: str | bytes | None = None,
+        *,
+        timeout: float | None = 10.0,
+        interface: Interface | None = None,
+        name: str | None = None,
+        queues: int = 1,
+        log2_ring_size: int = _LOG2_RING_SIZE,
+        buffer_size: int = DEFAULT_BUFFER_SIZE,
+        reconnect: bool = True,
+        backlog: int = DEFAULT_BACKLOG,
+        send_timeout: float = 1.0,
+        basecls: type[Packet] | None = None,
+    ) -> None:
+        self.closed = True  # until there is something to close
+        _check_seconds("timeout", timeout)
+        self._send_timeout = _check_seconds("send_timeout", send_timeout) or 0.0
+        check_range("backlog", backlog, 1, 1 << 30)
+        self._sending = threading.Lock()
+        self._background = _acquire(interface)
+        try:
+            self._link = link = _Link(self._background, backlog, reconnect=reconnect)
+        except BaseException:
+            self._background.release()
+            raise
+        self.closed = False
+        create = functools.partial(
+            self._background.runtime.create_interface,
+            socket=socket,
+            id=id,
+            name=f"memif{id}" if name is None else name,
+            role=role,
+            mode=mode,
+            secret=secret,
+            num_s2m_rings=queues,
+            num_m2s_rings=queues,
+            log2_ring_size=log2_ring_size,
+            buffer_size=buffer_size,
+        )
+        try:
+            self._background.call(lambda: link.make(create) if interface is None else link.adopt(interface))
+            self.iface = self.interface.name or f"memif{self.interface.id}"
+            self._class_of = _class_of(self.interface.mode) if basecls is None else lambda packet: basecls
+            self._await_connection(timeout)
+        except BaseException:
+            self.close()
+            raise
+
+    # --- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def interface(self) -> Interface:
+        """The interface, for its state and counters. Its control side belongs to the background thread."""
+        return self._link.interface
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a peer."""
+        return not self.closed and self._link.up.is_set()
+
+    @property
+    def waiting(self) -> int:
+        """Packets that were taken from the ring and that scapy has not asked for yet."""
+        return len(self._link.inbox)
+
+    def fileno(self) -> int:
+        """An fd that is readable exactly when :meth:`recv` returns at once; -1 once the socket is closed."""
+        return -1 if self.closed else self._link.inbox.fileno()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "connected" if self.connected else "not connected"
+        return f"<MemifSocket {self.iface}: {self.interface}, {state}>"
+
+    # --- packets ------------------------------------------------------------------------------------------------
+
+    def send(self, x: Packet | ReadableBuffer) -> int:
+        """Send one packet; its length in bytes. Waits for room in a full ring.
+
+        :raises Disconnected: there is no peer.
+        :raises MemifError: the peer has made no room within ``send_timeout`` (``NOBUF_RING``), or the socket is
+            closed (``BAD_FD``).
+        :raises ConfigError: the packet is empty or too long for the ring; a packet of scapy's (bytes are sent as they
+            are) starts with the wrong layer for the interface's mode.
+        """
+        data, patience = bytes(x), self._send_timeout
+        if isinstance(x, Packet):
+            _check_layer(self.interface, x)
+            x.sent_time = time.time()  # before it is sent: an answer is never older than its question
+        with self._sending:
+            deadline = time.monotonic() + patience
+            while not self._transmit(data):
+                if time.monotonic() >= deadline:
+                    message = f"{self.interface}: the ring is full: the peer took no packet for {patience:g} s"
+                    raise MemifError(ErrorCode.NOBUF_RING, message)
+                time.sleep(_TICK)
+        return len(data)
+
+    def _transmit(self, data: bytes) -> bool:
+        """Whether the ring took it."""
+        interface = self.interface
+        if self.closed:
+            raise MemifError(ErrorCode.BAD_FD, f"{interface}: this socket is closed")
+        queues = interface.tx_queues
+        if not queues and self.connected:  # a slave need not offer any
+            raise MemifError(ErrorCode.QID, f"{interface}: the peer offers no queue to send on")
+        if not queues:
+            raise _not_connected(interface, "", interface.last_error)
+        try:
+            return queues[0].send([data]) == 1
+        except Disconnected as error:
+            raise _not_connected(interface, "", error) from error
+
+    def recv_raw(self, x: int = MTU) -> tuple[type[Packet], bytes, float]:
+        """The class, the bytes (the first ``x``) and the time of the next packet. Waits for one.
+
+        :raises EOFError: there will be none: the socket is closed, or the peer is gone and ``reconnect`` is off.
+        """
+        while (taken := self._take()) is None:
+            self._link.inbox.wait()
+        data, when = taken
+        return self._class_of(data), data[:x], when
+
+    def nonblock_recv(self, x: int = MTU) -> Packet | None:
+        """The next packet, or None if there is none now.
+
+        :raises EOFError: there will be none.
+        """
+        return self.recv(x) if self._link.inbox.readable() else None
+
+    def _take(self) -> tuple[bytes, float] | None:
+        taken = self._link.inbox.take()
+        self._link.after_take()
+        return taken
+
+    # --- its life -----------------------------------------------------------------------------------------------
+
+    def _await_connection(self, timeout: float | None) -> None:
+        if timeout == 0 or self._link.up.wait(timeout):
+            return
+        last = self.interface.last_error
+        raise _not_connected(self.interface, f" within {timeout:g} s", last)
+
+    def close(self) -> None:
+        """Delete the interface (one that was given stays) and wake who waits in :meth:`recv`. Twice is harmless."""
+        self._close(wait=True)
+
+    def _close(self, *, wait: bool) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        link = self._link
+        try:
+            if wait:
+                with contextlib.suppress(MemifError):  # the thread has ended, and the interface with it
+                    self._background.call(link.close)
+            else:
+                self._background.post(link.close)
+        finally:
+            self._background.release(wait=wait)
+            link.inbox.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __del__(self) -> None:
+        # Where the collector runs, any lock may be held: nothing here may wait for the thread.
+        if not getattr(self, "closed", True):
+            self._close(wait=False)
+
+    def __call__(self, *args: object, **kwargs: object) -> SuperSocket:
+        """The socket once more, for scapy to open and close: ``conf.L2socket = conf.L2listen = s`` makes ``srp``,
+        ``sendp``, ``sniff`` and ``arping`` use this memif; in IP mode ``conf.L3socket = s`` does so for ``sr`` and
+        ``send``.
+
+        :raises ConfigError: ``sniff`` asks for a BPF filter: memif has none; scapy's ``lfilter`` works.
+        """
+        # What matches answers to requests (it knows "nofilter") needs no filter, which only spares it other packets.
+        if kwargs.get("filter") and "nofilter" not in kwargs:
+            raise ConfigError(f"filter is {kwargs['filter']!r}: a memif has no BPF filter; use lfilter")
+        return _Lent(self)
+
+
+class _Lent(SuperSocket):
+    """A :class:`MemifSocket` under another's hands: to close it leaves that one open."""
+
+    def __init__(self, owner: MemifSocket) -> None:
+        self._owner = owner
+        self.iface = owner.iface
+
+    def send(self, x: Packet) -> int:
+        return self._owner.send(x)
+
+    def recv_raw(self, x: int = MTU) -> tuple[type[Packet], bytes, float]:
+        return self._owner.recv_raw(x)
+
+    def fileno(self) -> int:
+        return self._owner.fileno()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class _Link:
+    """What becomes of one interface: its callbacks, which run in the background thread. Does not know the socket, so
+    that a socket which nobody holds any more is closed."""
+
+    interface: Interface
+
+    def __init__(self, background: Background, backlog: int, *, reconnect: bool) -> None:
+        self.inbox = _Inbox()
+        self.up = threading.Event()
+        self._background = background
+        self._backlog = backlog
+        self._reconnect = reconnect
+        self._paused = False
+        self._closing = False
+        self._undo: Callable[[], object] = _nothing
+        self._before_connect: Callable[[Interface], object] | None = None
+        self._before_disconnect: Callable[[Interface, Disconnected], object] | None = None
+
+    def make(self, create: Callable[..., Interface]) -> None:
+        """Create an interface of our own, which goes with us."""
+        self.interface = create(
+            on_connect=self.on_connect, on_disconnect=self.on_disconnect, on_interrupt=self.on_interrupt
+        )
+        self._undo = self.interface.delete
+
+    def adopt(self, interface: Interface) -> None:
+        """Take the application's, and leave it as it was."""
+        if interface.deleted:
+            raise ConfigError(f"{interface} is deleted")
+        if interface in _adopted:
+            raise ConfigError(f"{interface} has a MemifSocket already")
+        if interface.config.rx_mode is RxMode.POLLING:
+            raise ConfigError(f"{interface} has rx_mode polling; a MemifSocket needs interrupt or adaptive")
+        self.interface = interface
+        before = interface.on_connect, interface.on_disconnect, interface.on_interrupt
+        self._before_connect, self._before_disconnect, _ = before
+
+        def undo() -> None:
+            interface.on_connect, interface.on_disconnect, interface.on_interrupt = before
+            _adopted.discard(interface)
+
+        interface.on_connect, interface.on_disconnect = self.on_connect, self.on_disconnect
+        interface.on_interrupt = self.on_interrupt
+        self._undo = undo
+        _adopted.add(interface)
+        if interface.connected and interface.announced:
+            self.up.set()
+
+    def close(self) -> None:
+        """Let go of the interface. Twice is harmless."""
+        undo, self._undo = self._undo, _nothing
+        self._closing = True
+        undo()
+        self._end()
+
+    def _end(self) -> None:
+        self.up.clear()
+        self.inbox.end()
+
+    # --- callbacks ----------------------------------------------------------------------------------------------
+
+    def on_connect(self, interface: Interface) -> None:
+        self.up.set()
+        if self._before_connect is not None:
+            self._before_connect(interface)
+
+    def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
+        self.up.clear()
+        if interface.deleted:  # by its owner, or with its runtime
+            self._end()
+        elif reason.established:
+            what = "waiting for the peer to come back" if self._reconnect else "this socket ends"
+            log_runtime.warning("%s: disconnected: %s; %s", interface, reason, what)
+            if not self._reconnect:
+                self.close()
+        if self._before_disconnect is not None:
+            self._before_disconnect(interface, reason)
+
+    def on_interrupt(self, interface: Interface, qid: int) -> None:
+        if len(self.inbox) >= self._backlog:
+            # The queues are not looked at until scapy has caught up. What they hold keeps their fds readable.
+            interface.on_interrupt = None
+            self._paused = True
+            self.after_take()  # scapy may have caught up before it could see that we pause
+            return
+        now = time.time()
+        with contextlib.suppress(Disconnected):  # on_disconnect tells
+            self.inbox.put(interface.rx_queues[qid].recv(), now)
+
+    def after_take(self) -> None:
+        """Go on with the queues when half of the backlog is taken."""
+        if self._paused and len(self.inbox) <= self._backlog // 2:
+            self._paused = False
+            self._background.post(self._resume)
+
+    def _resume(self) -> None:
+        if not self._closing and not self.interface.deleted:
+            self.interface.on_interrupt = self.on_interrupt
+
+
+class _Inbox:
+    """Packets that were taken from a ring and not asked for yet. The eventfd counts them, so that it is readable
+    exactly as long as there is one; the end counts as one that is never taken."""
+
+    def __init__(self) -> None:
+        self._packets: deque[tuple[bytes, float]] = deque()
+        self._ended = False
+        # Keeps a late reader from an fd that is closed, and whose number may be another file's. A finalizer may come
+        # in the middle of it.
+        self._lock = threading.RLock()
+        try:
+            fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+        except OSError as error:
+            raise os_error("cannot make the socket's fd", error) from error
+        self._fd = OwnedFd(fd, "received packets")
+        self._pid = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self._packets)
+
+    def fileno(self) -> int:
+        return self._fd.fileno()
+
+    def put(self, packets: list[bytes], when: float) -> None:
+        """In the background thread: packets first, then their number, so that who reads the number finds them."""
+        if packets:
+            self._packets.extend([(packet, when) for packet in packets])
+            self._add(len(packets))
+
+    def end(self) -> None:
+        """No more packets will come."""
+        if not self._ended:
+            self._ended = True
+            self._add(1)
+
+    def take(self) -> tuple[bytes, float] | None:
+        """The oldest packet and its time; None if there is none now.
+
+        :raises EOFError: there will be none.
+        """
+        if not self._is_ours():
+            raise EOFError(f"this memif socket belongs to process {self._pid}: a forked child makes one of its own")
+        with self._lock:
+            if self._fd.closed:
+                raise EOFError("the memif socket is closed")
+            try:
+                os.eventfd_read(self._fd.fileno())
+            except BlockingIOError:
+                return None
+        try:
+            return self._packets.popleft()
+        except IndexError:
+            self._add(1)
+            raise EOFError("the memif socket has ended") from None
+
+    def readable(self, seconds: float | None = 0) -> bool:
+        """Whether there is something to take, or nothing to wait for, within this time."""
+        if self._fd.closed:
+            return True
+        poll = select.poll()
+        poll.register(self._fd.fileno(), select.POLLIN)
+        return bool(poll.poll(None if seconds is None else seconds * 1000))
+
+    def wait(self) -> None:
+        self.readable(None)
+
+    def _add(self, number: int) -> None:
+        with self._lock:
+            if not self._fd.closed:
+                os.eventfd_write(self._fd.fileno(), number)
+
+    def _is_ours(self) -> bool:
+        """Whether this is no forked child, with which the fd is shared, and where the lock may be held for ever."""
+        return self._pid == os.getpid()
+
+    def close(self) -> None:
+        """Who waits is woken first."""
+        if self._is_ours():
+            self.end()
+            with self._lock:
+                self._fd.close()
+        self._packets.clear()
+
+
+# --- the background thread ------------------------------------------------------------------------------------------
+
+_lock = threading.Lock()
+#: Interfaces of applications that have a socket now.
+_adopted: weakref.WeakSet[Interface] = weakref.WeakSet()
+#: By the identity of the application's runtime; 0 is the runtime of the sockets that make their interfaces.
+_backgrounds: weakref.WeakValueDictionary[int, Background] = weakref.WeakValueDictionary()
+
+
+def _acquire(interface: Interface | None) -> Background:
+    """The background thread for this interface, or for new ones; to be released."""
+    key = 0 if interface is None else id(interface._runtime)
+    with _lock:
+        background = _backgrounds.get(key)
+        if background is not None and background.retain():
+            return background
+        if interface is not None:
+            background = Background(interface._runtime, close_runtime=False)
+        else:
+            background = Background(Runtime(APP_NAME, reconnect_interval=_RECONNECT_INTERVAL))
+        _backgrounds[key] = background
+        return background
+
+
+def _start_anew() -> None:
+    """A forked child has no thread, and perhaps a lock that its parent held."""
+    global _lock
+    _lock = threading.Lock()
+    _backgrounds.clear()
+
+
+os.register_at_fork(after_in_child=_start_anew)
+
+
+# --- small things ---------------------------------------------------------------------------------------------------
+
+
+def _nothing() -> None:
+    return None
+
+
+def _class_of(mode: Mode) -> Callable[[bytes], type[Packet]]:
+    """Which class the packets of an interface are."""
+    match mode:
+        case Mode.ETHERNET:
+            return lambda packet: Ether
+        case Mode.IP:
+            versions: dict[int, type[Packet]] = {4: IP, 6: IPv6}
+            return lambda packet: versions.get(packet[0] >> 4, conf.raw_layer)
+        case _:
+            return lambda packet: conf.raw_layer
+
+
+def _check_layer(interface: Interface, packet: Packet) -> None:
+    """A peer would drop it without a word."""
+    if interface.mode is Mode.ETHERNET and isinstance(packet, IP | IPv6):
+        wrong, right = f"Ethernet mode, and this packet starts with {packet.name}", "put Ether() in front of it"
+    elif interface.mode is Mode.IP and isinstance(packet, Ether):
+        wrong, right = "IP mode, and this packet starts with Ethernet", "send its IP layer, or use mode='ethernet'"
+    else:
+        return
+    raise ConfigError(f"{interface} is in {wrong}: {right}")
+
+
+def _not_connected(interface: Interface, when: str, last: MemifError | None) -> Disconnected:
+    why = last.message if last is not None else "nobody has connected to it yet"
+    error = Disconnected(f"{interface}: not connected{when}: {why}", last.code if last else ErrorCode.DISCONNECTED)
+    error.__cause__ = last
+    return error
+
+
+def _check_seconds(what: str, value: float | None) -> float | None:
+    if value is None and what == "timeout":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise ConfigError(f"{what} is {value!r}; it must be a number of seconds, 0 for none")
+    return float(value)

@@ -1,0 +1,267 @@
+"""Every code block of the README and of the site, run as a reader would run it.
+
+A comment above a block, which no reader sees, says how: ``<!-- run: HOW -->``. Without one a Python block is a program
+that runs to its end. See :data:`WAYS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from memifrt import cli
+from tests import programs
+from tests.support import DEADLINE
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+#: A comment, if there is one, and a fenced block: ``{name}`` is a directive of Sphinx, not code.
+_BLOCK = re.compile(
+    r"(?:^<!-- run: (?P<how>[^>]*?) -->\n)?^(?P<fence>```+)(?P<language>[\w{}-]*)[^\n]*\n(?P<code>.*?)^(?P=fence)$",
+    re.MULTILINE | re.DOTALL,
+)
+#: Sockets that blocks name, each of which becomes one of the test's own.
+_SOCKET = re.compile(r"/run/vpp/memif\.sock|/tmp/(?P<file>[\w-]+\.sock)|@(?P<name>lab\w*)")
+
+#: What a block may take for given.
+GIVEN = {
+    "on_interrupt": """
+        import memifrt
+        from memifrt.apps.packets import parse_ip, parse_mac, reply_in_place
+        IP, MAC = parse_ip("192.168.1.2"), parse_mac("02:fe:c0:a8:01:02")
+        def on_interrupt(interface, qid):
+            with interface.rx_queues[qid].burst() as burst:
+                for index, packet in enumerate(burst):
+                    if not reply_in_place(packet, IP, MAC):
+                        burst.drop(index)
+                interface.tx_queues[qid].forward(burst)
+    """,
+    "pair": """
+        import memifrt
+        runtime = memifrt.Runtime("docs")
+        ends = [runtime.create_interface(socket="/run/vpp/memif.sock", role=role) for role in ("master", "slave")]
+        master, slave = ends
+        while not all(end.connected for end in ends):
+            runtime.poll_event(1)
+        runtime.poll_event(0)
+        slave.tx_queues[0].send([b"x" * 60] * 600)
+        rx, tx = master.rx_queues[0], master.tx_queues[0]
+        interface = master
+    """,
+    "responder": """
+        import atexit, subprocess, sys
+        options = ["--role", "master", "--socket", "/run/vpp/memif.sock"]
+        responder = subprocess.Popen(
+            [sys.executable, "-m", "memifrt", "responder", *options], stdout=subprocess.PIPE
+        )
+        responder.stdout.readline()
+        atexit.register(lambda: (responder.terminate(), responder.communicate()))
+    """,
+}
+#: Ends a program that stopped without closing what it was given.
+_EPILOGUE = {"pair": "runtime.close()\n"}
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    code: str
+    how: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    def source(self, socket: str) -> str:
+        """The program: what it takes for given, then the block, with a socket of the test's own."""
+        parts = [self.code]
+        for name in self._given():
+            parts = [textwrap.dedent(GIVEN[name]).strip() + "\n", *parts, _EPILOGUE.get(name, "")]
+        return own_sockets("\n".join(parts), socket)
+
+    def _given(self) -> list[str]:
+        return [name for name in GIVEN if re.search(rf"\bgiven {name}\b", self.how)]
+
+    @property
+    def way(self) -> str:
+        return re.sub(r";? *given \w+", "", self.how).strip() or "to its end"
+
+
+def own_sockets(code: str, socket: str) -> str:
+    """The code with sockets next to this one: the same for each name."""
+    return _SOCKET.sub(lambda match: socket + (match["file"] or match["name"] or ""), code)
+
+
+def blocks() -> Iterator[Block]:
+    for page in PAGES:
+        text = page.read_text()
+        for match in _BLOCK.finditer(text):
+            if not match["language"].startswith("{"):
+                line = text.count("\n", 0, match.start("code"))
+                yield Block(page, line, match["language"], match["code"], match["how"] or "")
+
+
+def run_to_its_end(block: Block, socket: str, folder: Path) -> None:
+    done = _program(block, socket, folder)
+    out, err = done.communicate(timeout=DEADLINE)
+    assert done.returncode == 0, err or out
+
+
+def answer_ping(block: Block, socket: str, folder: Path) -> None:
+    """The program runs until Ctrl+C, and answers pings for 192.168.1.2 on the socket."""
+    ours = "slave" if re.search(r"role=\"(master|server)\"", block.code) else "master"
+    with _until_interrupted(_program(block, socket, folder)):
+        ping = programs.run(
+            "ping", "--role", ours, "--socket", socket, "-c", "1", "-W", str(DEADLINE / 2), "192.168.1.2"
+        )
+        assert ping.returncode == 0, ping.stderr
+
+
+def start(block: Block, socket: str, folder: Path) -> None:
+    """The program runs until Ctrl+C; it has been seen to listen or to connect."""
+    ours = "slave" if re.search(r"role=\"(master|server)\"|--role master", block.code) else "master"
+    with (
+        _until_interrupted(_program(block, socket, folder)),
+        programs.responder("--role", ours, "--socket", socket) as end,
+    ):
+        programs.read_until(end, "connected to", stderr=True)
+
+
+def run_in_shell(block: Block, socket: str, folder: Path) -> None:
+    """bash runs it, with the project's commands at hand; what it left in the background is ended."""
+    shell = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", own_sockets(block.code, socket)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    try:
+        shell.wait(3 * DEADLINE)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGTERM)
+        out = shell.communicate(timeout=DEADLINE)[0]
+    assert shell.returncode == 0, out
+
+
+def parse_commands(block: Block, socket: str, folder: Path) -> None:
+    """Each line is a ``memifrt`` command whose arguments are right; running them needs what a test has not."""
+    for line in block.code.splitlines():
+        for command in line.partition(" # ")[0].split(" & "):
+            words = shlex.split(command.rstrip("& "), comments=True)
+            words = words[1:] if words and words[0].endswith("$") else words
+            assert words[:1] == ["memifrt"], line
+            parsed = cli._parser(words[1:]).parse_args(words[1:])
+            assert parsed.command == words[1]
+
+
+def run_tests(block: Block, socket: str, folder: Path) -> None:
+    """It is a file of tests: pytest runs it, with memifrt's plugin."""
+    (folder / "test_block.py").write_text(block.source(socket))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=3 * DEADLINE,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def stand_in_ci(block: Block, socket: str, folder: Path) -> None:
+    """CI runs these lines themselves."""
+    script = (ROOT / ".ci" / "run").read_text()
+    for line in block.code.splitlines():
+        assert line.partition("#")[0].strip() in script
+
+
+#: What a comment may say, and what is then done with the block.
+WAYS: dict[str, Callable[[Block, str, Path], None]] = {
+    "to its end": run_to_its_end,
+    "answers ping": answer_ping,
+    "until interrupted": start,
+    "shell": run_in_shell,
+    "arguments": parse_commands,
+    "pytest": run_tests,
+    "in CI": stand_in_ci,
+}
+RUN = [block for block in blocks() if block.language in ("python", "sh")]
+
+
+@pytest.mark.parametrize("block", RUN, ids=str)
+def test_block_does_what_it_says(block: Block, tmp_path: Path) -> None:
+    assert block.way in WAYS
+    assert block.language == "python" or block.way != "to its end", (
+        "a shell block needs a comment that says how it runs"
+    )
+    WAYS[block.way](block, str(tmp_path / "memif.sock"), tmp_path)
+
+
+def test_every_block_names_its_language() -> None:
+    """Text (of other programs, or what is printed) is text; all else is run."""
+    assert {block.language for block in blocks()} <= {"python", "sh", "text"}
+
+
+def test_there_are_blocks_to_run() -> None:
+    assert {block.page.name for block in RUN} >= {"README.md", "tutorial.md", "libmemif.md"}
+
+
+def test_troubleshooting_quotes_messages_that_exist() -> None:
+    """Each part between ellipses stands in the source; what an OSError adds in brackets is the system's."""
+    source = "".join(path.read_text() for pattern in ("*.py", "*.pyx") for path in (ROOT / "memifrt").rglob(pattern))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # a message that is cut into two literals
+    terms = re.findall(r"^(`.*`)(?: \(.*\))?$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    quoted = [message for term in terms for message in re.findall("`([^`]+)`", term)]
+    parts = [
+        re.sub(r"(: [A-Z][^:]*)? \[E[A-Z]+\]$", "", part).strip(" :") for text in quoted for part in text.split("…")
+    ]
+    assert len(quoted) > 20
+    assert [part for part in parts if part and part not in source] == []
+
+
+def _program(block: Block, socket: str, folder: Path) -> subprocess.Popen[str]:
+    path = folder / "block.py"
+    path.write_text(block.source(socket))
+    return subprocess.Popen(
+        [sys.executable, "-W", "error::ResourceWarning", str(path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+@contextlib.contextmanager
+def _until_interrupted(program: subprocess.Popen[str]) -> Iterator[None]:
+    """The block's program while it runs; Ctrl+C ends it, and nothing else has."""
+    with program:
+        try:
+            yield
+            assert program.poll() is None, program.communicate()[1]
+        except BaseException:
+            program.kill()
+            print(program.communicate()[1])  # why it did not do what was waited for
+            raise
+        program.send_signal(signal.SIGINT)
+        _, err = program.communicate(timeout=DEADLINE)
+    assert program.returncode in (0, 130, -signal.SIGINT), err
