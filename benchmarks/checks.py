@@ -217,7 +217,7 @@ def packets_per_second(trees: dict[str, Path], role: str, api: str, seconds: flo
     rates: dict[str, list[float]] = {variant: [] for variant in _VARIANTS}
     for _ in range(rounds):
         for variant in _VARIANTS:
-            result = measure(replace(device, folder=trees[variant]), "gen", Load(), seconds, 1)
+            result = measure(replace(device, folder=trees[variant]), "gen", Load(), seconds, 1, "--check=count")
             rates[variant].append(float(result["pps"]))
     return {variant: statistics.median(rates[variant]) for variant in _VARIANTS}
 
