@@ -44,7 +44,7 @@ soak: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.soak $(or $(TIME),600) $(ARGS)
 
 docs: $(VENV)/.docs
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -E -a -b html docs build/docs
 	@echo build/docs/index.html
 
 $(BIN)/python:

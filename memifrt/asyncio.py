@@ -1,4 +1,4 @@
-"""memif in asyncio: interfaces to ``await``, in asyncio's own loops and in uvloop's.
+"""memif in asyncio: interfaces to ``await``, in asyncio's own loops and in uvloop's::
 
     async with memifrt.asyncio.open_interface(socket="/run/vpp/memif.sock", role="slave") as interface:
         await interface.wait_connected()

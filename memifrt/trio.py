@@ -1,4 +1,4 @@
-"""memif in trio: interfaces to ``await``, in the manner of :mod:`memifrt.asyncio`.
+"""memif in trio: interfaces to ``await``, in the manner of :mod:`memifrt.asyncio`::
 
     async with memifrt.trio.open_interface(socket="/run/vpp/memif.sock", role="slave") as interface:
         await interface.wait_connected()
