@@ -3,6 +3,7 @@
 # make bench measures, and writes docs/benchmarks.md   make clean removes what these made
 # make fuzz  hostile peers and memory, TIME=60 seconds  make soak  traffic and killed peers, TIME=600 seconds
 # make test-asan  the rings' tests under AddressSanitizer and UBSan
+# make docs  builds the documentation into build/docs  make help  this list
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,7 +13,7 @@ JOBS   ?= auto
 # What the installed package is made of; the rest of it is used where it lies.
 BUILT  := pyproject.toml setup.py $(wildcard memifrt/ring/*.pyx)
 
-.PHONY: run test test-asan lint wheel bench fuzz soak docs clean
+.PHONY: run test test-asan lint wheel bench fuzz soak docs clean help
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -69,4 +70,7 @@ $(VENV)/.docs: $(BUILT) | $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info memifrt/ring/_native.c memifrt/ring/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
-	find . -name __pycache__ -prune -exec rm -rf {} +
+	find . \( -name __pycache__ -o -name .pytest_cache \) -prune -exec rm -rf {} +
+
+help:
+	@sed -n 's/^# make/make/p' $(firstword $(MAKEFILE_LIST))

@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parsed, unknown = parser.parse_known_args(arguments)
         if unknown:
+            parser.prog = f"memifrt {parsed.command}"  # whose --help tells which there are
             # Its name alone: what stands behind a misspelt --secret is not to be shown.
             parser.error(f"unknown argument {unknown[0].partition('=')[0]}")
         command: Callable[[argparse.Namespace], int] = parsed.run

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Seconds: libuv has no timer for infinity. Who waits longer waits again.
+_LONGEST_WAIT = 86400.0
 
 #: The poller of each runtime that was opened here.
 _pollers: weakref.WeakKeyDictionary[Runtime, GeventPoller] = weakref.WeakKeyDictionary()
@@ -163,7 +165,7 @@ class GeventInterface(Face["_Signal"]):
 
     def _drive(self, steps: Steps[_Signal, T], timeout: float | None) -> T:
         """Go through the steps of a call, and switch where it waits."""
-        end = None if timeout is None else time.monotonic() + timeout
+        end = None if timeout is None else time.monotonic() + _check_timeout(timeout)
         try:
             while True:
                 request = next(steps)
@@ -187,7 +189,14 @@ class GeventInterface(Face["_Signal"]):
         left = end - time.monotonic()
         if left <= 0:
             raise TimeoutError(f"{self}: timed out; it is {self.state.value}")
-        return left if pause is None else min(pause, left)
+        return min(left, _LONGEST_WAIT if pause is None else pause)
+
+
+def _check_timeout(timeout: float) -> float:
+    # One that is not a number would stop every timer of the hub.
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout != timeout:
+        raise ConfigError(f"timeout is {timeout!r}; it must be a number of seconds, or None")
+    return timeout
 
 
 class Bursts(BurstHolder["_Signal"]):

@@ -318,6 +318,20 @@ class Interface:
         """What the queue of this ring counted in earlier connections."""
         return self._counters.get((ring.direction, ring.index), QueueCounters())
 
+    def _all_counters(self) -> tuple[QueueCounters, QueueCounters]:
+        """What all receive and all transmit queues counted, those included that the present peer does not have."""
+        receives, sends = Direction.S2M, Direction.M2S
+        if self.role is Role.SLAVE:
+            receives, sends = sends, receives
+        counted = dict(self._counters)
+        counted.update(((receives, queue.qid), queue.counters) for queue in self._rx_queues)
+        counted.update(((sends, queue.qid), queue.counters) for queue in self._tx_queues)
+        rx, tx = (
+            sum((counters for (direction, _), counters in counted.items() if direction is wanted), QueueCounters())
+            for wanted in (receives, sends)
+        )
+        return rx, tx
+
     def _check_alive(self) -> None:
         if self.deleted:
             raise MemifError(ErrorCode.NOCONN, f"{self} is deleted")

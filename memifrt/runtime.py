@@ -45,6 +45,7 @@ from memifrt.types import (
     Mode,
     Role,
     RxMode,
+    check_callback,
     check_name,
     check_range,
     check_secret,
@@ -234,6 +235,12 @@ class Runtime:
             warnings.warn(reason, RuntimeWarning, stacklevel=2)
         else:
             say_what_is_missing()
+        for what, callback in (
+            ("on_connect", on_connect),
+            ("on_disconnect", on_disconnect),
+            ("on_interrupt", on_interrupt),
+        ):
+            check_callback(what, callback)
         config = InterfaceConfig(
             id=id,
             name=name,

@@ -346,7 +346,11 @@ class Server:
 
     def _accept_again(self) -> None:
         self._pause = None
-        self._registry.add(self._listener.fileno(), FdEvent.READ, self._on_listener)
+        try:
+            self._registry.add(self._listener.fileno(), FdEvent.READ, self._on_listener)
+        except BaseException:  # the application's hook: a listener that nobody watches would be lost
+            self._pause = self._schedule.after(_ACCEPT_PAUSE, self._accept_again)
+            raise
 
     def _welcome(self, sock: unpatched.socket) -> None:
         if len(self._clients) >= MAX_CLIENTS:

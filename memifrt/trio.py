@@ -59,7 +59,7 @@ async def open_runtime(
     :param options: as for :class:`memifrt.Runtime`.
     :raises ConfigError: an argument is wrong.
     """
-    failure: Exception | KeyboardInterrupt | None = None
+    failure: Exception | KeyboardInterrupt | SystemExit | None = None
     try:
         async with trio.open_nursery() as nursery:
             try:
@@ -67,8 +67,8 @@ async def open_runtime(
                 with Runtime(app_name, control_fd_update=poller.update, **options) as runtime:
                     poller.start(runtime.control_fd_handler)
                     yield runtime
-            except (Exception, KeyboardInterrupt) as error:  # kept from the nursery, which would make a group of it
-                failure = error
+            except (Exception, KeyboardInterrupt, SystemExit) as error:
+                failure = error  # kept from the nursery, which would make a group of it
             nursery.cancel_scope.cancel()
     finally:
         if failure is not None:

@@ -152,6 +152,12 @@ def check_range(what: str, value: int, low: int, high: int, code: ErrorCode = Er
     return value
 
 
+def check_callback(what: str, value: object) -> None:
+    """A :class:`ConfigError` unless ``value`` can be called, or is None."""
+    if value is not None and not callable(value):
+        raise ConfigError(f"{what} is {value!r}; it must be a function, or None")
+
+
 def check_name(what: str, value: str, limit: int = NAME_BYTES) -> str:
     """``value`` if it fits into a name field of the wire: at most ``limit`` bytes of UTF-8 and no NUL."""
     if not isinstance(value, str):

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypedDict, Type
 from memifrt.errors import ConfigError, Disconnected, ErrorCode, MemifError
 from memifrt.interface import Details, Interface, OnConnect, OnDisconnect, OnInterrupt
 from memifrt.queue import DEFAULT_BURST, RxQueue, TxQueue
-from memifrt.types import Mode, QueueCounters, Role, RxMode, State, check_range
+from memifrt.types import Mode, QueueCounters, Role, RxMode, State, check_callback, check_range
 
 if TYPE_CHECKING:
     import os
@@ -204,6 +204,8 @@ class Waiting(Generic[S]):
         self._kicked: dict[int, Wakeup[S]] = {}
         self._ends = 0
         self._reason: Disconnected | None = None
+        for callback in ("on_connect", "on_disconnect", "on_interrupt"):
+            check_callback(callback, options.get(callback))
         self._on_connect = options.get("on_connect")
         self._on_disconnect = options.get("on_disconnect")
         self._on_interrupt = options.get("on_interrupt")
@@ -426,19 +428,26 @@ class BurstHolder(Generic[S]):
             )
         self._give_back()
         self._taking = True
+        steps = self._waiting.burst(self._qid, self._limit)
         try:
-            if not self._closed:
-                self._burst = yield from self._waiting.burst(self._qid, self._limit)
+            while not self._closed:  # who closes this wakes us
+                yield next(steps)
+        except StopIteration as end:
+            self._burst = end.value
         finally:
             self._taking = False
+            steps.close()
         return self._burst
 
     def close(self) -> None:
-        """Give the present burst back, and end the iteration. A second call is harmless.
+        """Give the present burst back, and end the iteration, also for somebody who waits for its next burst. A second
+        call is harmless.
 
         :raises BufferError: a slice of one of its views is still held; it is given back all the same.
         """
         self._closed = True
+        if self._taking:
+            self._waiting._wake_all()
         self._give_back()
 
     def _give_back(self) -> None:
@@ -506,10 +515,7 @@ class Face(Generic[S]):
     @property
     def counters(self) -> Counters:
         """What all queues did since the interface was created, reconnects included."""
-        return Counters(
-            sum((queue.counters for queue in self.rx_queues), QueueCounters()),
-            sum((queue.counters for queue in self.tx_queues), QueueCounters()),
-        )
+        return Counters(*self.interface._all_counters())
 
     def details(self) -> Details:
         """Everything about the interface at this moment."""

@@ -206,6 +206,7 @@ def test_a_frame_is_cut_into_segments(kind: str, vlan: bool) -> None:
         {"segmentation": 1, "size": 0},
         {"segmentation": 1, "size": 100, "checksum_start": 20},
         {"segmentation": 1, "size": 100, "checksum_start": 5170},
+        {"segmentation": 1, "size": 1, "checksum_start": 1000},
     ],
 )
 def test_what_is_no_frame_to_finish_is_said_so(change: dict[str, int]) -> None:
@@ -213,6 +214,13 @@ def test_what_is_no_frame_to_finish_is_said_so(change: dict[str, int]) -> None:
     values = {name: change.get(name, getattr(offload, name)) for name in Offload.__slots__}
     with pytest.raises(NotPossible):
         finished(frame, Offload(**values))
+
+
+def test_a_tcp_header_that_claims_less_than_it_has_is_no_frame_to_finish() -> None:
+    frame, offload = unfinished("tcp4", False, 0)
+    at = offload.checksum_start + 12
+    with pytest.raises(NotPossible, match="headers of 34 bytes"):
+        finished(frame[:at] + b"\0" + frame[at + 1 :], Offload(True, 1, 1, offload.checksum_start, 16))
 
 
 def test_a_vlan_tag_is_put_back() -> None:

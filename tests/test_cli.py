@@ -27,7 +27,7 @@ SECRET = "hunter2hunter2"
 WRONG: dict[str, tuple[list[str], list[str]]] = {
     "no command": ([], ["COMMAND"]),
     "unknown command": (["pong"], ["'pong'", "'ping'", "'responder'", "'demo'"]),
-    "unknown argument": (["demo", "--fast"], ["--fast"]),
+    "unknown argument": (["demo", "--fast"], ["--fast", "see memifrt demo --help"]),
     "abbreviated argument": (["responder", "--sock", "x"], ["--sock"]),
     "argument too many": (["ping", TARGET, "again"], ["again"]),
     "argument without its value": (["responder", "--id"], ["--id", "expected one argument"]),
@@ -50,7 +50,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "huge number": (["responder", "--id", "9" * 5000], ["--id", "0 to 4294967295"]),
     "role": (["responder", "--role", "boss"], ["--role", "'boss'", "master", "slave", "server", "client"]),
     "rx mode": (["responder", "--rx-mode", "x"], ["--rx-mode", "'x'", "interrupt", "polling"]),
-    "mode": (["responder", "--mode", "x"], ["--mode", "'x'", "ethernet", "ip"]),
+    "mode": (["responder", "--mode", "x"], ["--mode", "'x'", "must be ethernet or ip"]),
     "mode without answers": (["responder", "--mode", "punt-inject"], ["--mode", "'punt-inject'", "ethernet or ip"]),
     "long secret": (["responder", "--secret", "x" * 24], ["--secret", "24 bytes", "at most 23"]),
     "long socket path": (["responder", "--socket", LONG], ["--socket", LONG, "108 bytes", "at most 107"]),
@@ -58,6 +58,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "count": (["ping", "-c", "0", TARGET], ["-c", "'0'", "from 1"]),
     "interval": (["ping", "-i", "0", TARGET], ["-i", "'0'", "seconds from 0.001"]),
     "interval not a number": (["demo", "-i", "nan"], ["-i", "'nan'", "seconds"]),
+    "how long": (["bench", "echo", "--seconds", "-1"], ["--seconds", "'-1'", "or 0"]),
     "wait": (["ping", "-W", "soon", TARGET], ["-W", "'soon'", "seconds"]),
     "size": (["ping", "-s", "65508", TARGET], ["-s", "'65508'", "0 to 65507"]),
     "more memory than a region holds": (
@@ -65,6 +66,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["510 rings", "65535", "region"],
     ),
     "no directory": (["responder", "--role", "master", "--socket", "/nowhere/s"], ["/nowhere/s", "directory /nowhere"]),
+    "directory without files": (["responder", "--role", "master", "--socket", "/proc/s"], ["/proc takes no files"]),
     "plain file": (["responder", "--role", "master", "--socket", __file__], [__file__, "not a socket"]),
     "control characters": (["responder", "--ip", "\x1b[2J"], ["--ip"]),
 }  # fmt: skip

@@ -261,6 +261,13 @@ def test_the_process_that_listens_is_named_and_its_peers_are_counted(make_pair: 
     assert "--probe-id" in about("id", found).todo
 
 
+def test_an_abstract_name_of_several_lines_breaks_no_row_but_its_own(socket_name: str) -> None:
+    with socket.socket(socket.AF_UNIX) as odd, socket.socket(socket.AF_UNIX) as plain:
+        odd.bind("\0" + socket_name + "odd\nz z z z z z z z\x0bz z z z z z z z\n")
+        plain.bind("\0" + socket_name)
+        assert "@" + socket_name.removeprefix("@") in {row.path.replace("@@", "@") for row in unix_sockets()}
+
+
 def test_without_the_kernel_s_table_the_rest_is_told(
     runtime: Runtime, socket_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

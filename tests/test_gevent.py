@@ -8,6 +8,7 @@ import os
 import select
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import gevent
 import pytest
@@ -211,6 +212,24 @@ def test_a_dispatcher_that_is_killed_is_replaced(eventfd: int) -> None:
         assert len({*map(id, victims)}) == 3
 
 
+def test_a_dispatcher_that_is_killed_before_it_runs_is_replaced(eventfd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    handled: list[int] = []
+    victims: list[gevent.Greenlet] = []
+    spawn: Callable[..., Any] = gevent.spawn
+
+    def spawn_and_kill(function: Callable[[], object]) -> gevent.Greenlet:
+        monkeypatch.setattr(gevent, "spawn", spawn)
+        victims.append(spawn(function))
+        victims[0].kill(block=False)
+        return victims[0]
+
+    monkeypatch.setattr(gevent, "spawn", spawn_and_kill)
+    poller = GeventPoller()
+    with watching(poller, eventfd, lambda fd, events: handled.append(os.eventfd_read(fd))):
+        wait_until(lambda: handled)
+        assert victims[0].dead
+
+
 def test_what_a_callback_raises_goes_to_the_hub(eventfd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[object] = []
     hub = gevent.get_hub()
@@ -339,6 +358,19 @@ def test_waiting_for_nobody_times_out(socket_name: str) -> None:
             slave.wait_connected()
         with pytest.raises(Disconnected, match="not connected yet"):
             slave.recv()
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), "1", True])
+def test_a_timeout_that_is_no_number_is_refused(socket_name: str, timeout: Any) -> None:
+    with open_interface(socket=socket_name) as slave, pytest.raises(ConfigError, match="timeout is "):
+        slave.wait_connected(timeout)
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300])
+def test_a_timeout_may_be_longer_than_any_timer(socket_name: str, timeout: float) -> None:
+    with open_interface(socket=socket_name) as slave, gevent.Timeout(0.01, False):
+        slave.wait_connected(timeout)
+        pytest.fail("there is nobody to connect to")
 
 
 def test_receiving_nothing_times_out(socket_name: str) -> None:

@@ -151,7 +151,7 @@ def test_it_survives_its_peer(app: Program, port: int, peer: Peer, runtime: Runt
         (["--socket", ""], "socket is ''"),
         (["--queues", "0"], "num_s2m_rings is 0"),
         (["--role", "master", "--socket", "/nowhere/memif.sock"], "the directory /nowhere does not exist"),
-        (["--http", "127.0.0.1:x"], "x"),
+        (["--http", "127.0.0.1:x"], "--http is '127.0.0.1:x'; it must be ADDRESS:PORT"),
     ],
 )
 def test_what_cannot_be_is_one_line_on_stderr(arguments: list[str], words: str) -> None:

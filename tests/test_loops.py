@@ -272,6 +272,18 @@ def test_closing_the_adapter_watches_nothing_any_more(driver: Driver, ends: tupl
 # --- a runtime ------------------------------------------------------------------------------------------------------
 
 
+def test_a_runtime_may_be_closed_after_its_adapter(driver: Driver, socket_name: str) -> None:
+    def scenario(loop: Loop) -> Scenario:
+        with loop.runtime() as runtime:
+            runtime.create_interface(socket=socket_name, role="master")
+            loop.adapter.close()
+        yield lambda: runtime.closed
+
+    if driver.name == "internal":
+        pytest.skip("it closes with its runtime")
+    driver.run(scenario)
+
+
 def both_ends(runtime: Runtime, socket_name: str, recorder: Recorder) -> tuple[Interface, Interface]:
     """A master and a slave on the same loop."""
     master, slave = (

@@ -10,6 +10,7 @@ import socket
 import stat
 import struct
 import threading
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from memifrt.control.wire import AddRegion
 from memifrt.memory.region import allocate_memfd
 from tests.forked import beside
 from tests.peer import ScriptedSlave
-from tests.support import DEADLINE, Recorder
+from tests.support import DEADLINE, Recorder, wait_until
 
 # --- a file system of our own, as far as open (linux/fuse.h) ----------------------------------------------------------
 
@@ -127,6 +128,99 @@ def test_a_file_whose_close_never_comes_back_keeps_nobody_waiting(
             peer.send(b"\0" * 128, stubborn_file)
             assert "unknown type" in peer.reason()
         assert len(received._closing) == 1
+
+
+# --- a connection over TCP that lingers over what nobody takes --------------------------------------------------------
+
+#: Seconds that its close takes. Nobody waits for that, unless we fail.
+_LINGER = 3
+
+
+@pytest.fixture
+def lingering() -> Iterator[list[socket.socket]]:
+    """Sockets whose close waits until the test is over."""
+    ours, theirs = [], []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for _ in range(3):
+            sock = socket.create_connection(listener.getsockname())
+            theirs.append(listener.accept()[0])
+            sock.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sock.send(bytes(1 << 16))
+            sock.setblocking(True)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, _LINGER))
+            ours.append(sock)
+    yield ours
+    for sock in theirs:
+        sock.close()  # with data unread: a reset, and nothing to linger over
+    for sock in ours:
+        sock.close()
+
+
+def send_away(peer: ScriptedSlave, sock: socket.socket, beside: int = 0) -> None:
+    """Send a socket and close it: the last to hold it is who is to receive it."""
+    fds = array("i", [0] * beside + [sock.fileno()])
+    peer.socket.sendmsg([bytes(128)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+    sock.close()
+
+
+@pytest.mark.usefixtures("all_closed")
+@pytest.mark.parametrize("beside", [0, 15, 252])
+def test_one_of_many_fds_that_lingers_keeps_nobody_waiting(
+    socket_name: str, runtime: Runtime, lingering: list[socket.socket], beside: int
+) -> None:
+    runtime.create_interface(socket=socket_name, role="master")
+    with ScriptedSlave(socket_name, runtime) as peer:
+        peer.run(until="init")
+        send_away(peer, lingering[0], beside)
+        peer.reason()
+        assert len(received._closing) == 1
+
+
+@pytest.mark.usefixtures("all_closed")
+@pytest.mark.parametrize("first", [b"", bytes(128)], ids=["empty", "bad"])
+def test_what_a_peer_leaves_unread_keeps_nobody_waiting(
+    socket_name: str, runtime: Runtime, lingering: list[socket.socket], first: bytes
+) -> None:
+    runtime.create_interface(socket=socket_name, role="master")
+    with ScriptedSlave(socket_name, runtime) as peer:
+        peer.socket.send(first)
+        peer.socket.send(b"")
+        send_away(peer, lingering[0])
+        wait_until(lambda: received._closing, runtime)
+
+
+@pytest.mark.usefixtures("all_closed")
+def test_what_waits_to_be_accepted_keeps_nobody_waiting(socket_name: str, lingering: list[socket.socket]) -> None:
+    with Runtime() as runtime:
+        runtime.create_interface(socket=socket_name, role="master")
+        peer = ScriptedSlave(socket_name, runtime)
+        send_away(peer, lingering[0])
+    assert len(received._closing) == 1
+    peer.close()
+
+
+@pytest.mark.usefixtures("all_closed")
+def test_a_user_whose_fds_do_not_close_sends_no_more_of_them(
+    socket_name: str, runtime: Runtime, lingering: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(received, "MAX_CLOSING", 2)
+    runtime.create_interface(socket=socket_name, role="master")
+    for sock in lingering[:2]:
+        with ScriptedSlave(socket_name, runtime) as peer:
+            peer.run(until="init")
+            send_away(peer, sock)
+            assert "unknown type" in peer.reason()
+    with ScriptedSlave(socket_name, runtime) as peer:
+        peer.run(until="init")
+        peer.send(b"\0" * 128)
+        assert peer.reason() == f"fds that uid {os.getuid()} has sent do not close: no more are taken from it"
+    assert len(received._closing) == 2
+    assert not received.closes_too_slowly(12345)
+
+
+# --- how an fd is closed ----------------------------------------------------------------------------------------------
 
 
 def test_memory_and_eventfds_are_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

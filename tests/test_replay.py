@@ -214,6 +214,7 @@ def test_no_packet_is_sent_before_it_is_due(
     ("arguments", "words"),
     [
         (["--pps", "0"], ["--pps", "'0'", "above 0"]),
+        (["--speed", "1e-300"], ["--speed", "1e-300", "above 0"]),
         (["--mbps", "fast"], ["--mbps", "'fast'"]),
         (["--speed", "nan"], ["--speed", "'nan'"]),
         (["--pps", "1", "--topspeed"], ["--topspeed", "--pps"]),

@@ -524,6 +524,11 @@ def test_a_runtime_without_a_period_connects_on_request_alone(runtime: Runtime, 
         wait_until(lambda: slave.connected, runtime, never)
 
 
+def test_a_timeout_that_is_not_a_number_is_refused(runtime: Runtime) -> None:
+    with pytest.raises(ConfigError, match="timeout is nan"):
+        runtime.poll_event(float("nan"))
+
+
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), "2", None, True])
 def test_a_period_that_is_none_is_refused(runtime: Runtime, seconds: float) -> None:
     with pytest.raises(ConfigError, match="reconnect_interval is"):

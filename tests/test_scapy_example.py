@@ -126,15 +126,23 @@ def test_probe_against_testpmd(socket_path: str) -> None:
     os.unlink(socket_path)
 
 
-@pytest.mark.parametrize("program", ["probe", "host"])
-def test_wrong_option_is_one_line(program: str, socket_path: str) -> None:
+@pytest.mark.parametrize(
+    ("program", "wrong", "words"),
+    [
+        ("probe", ["--id", "-1"], "id is -1;"),
+        ("host", ["--id", "-1"], "id is -1;"),
+        ("probe", ["router"], "'router' is not an IPv4 address;"),
+        ("host", ["--ip", "router"], "'router' is not an IPv4 address;"),
+    ],
+)
+def test_wrong_option_is_one_line(program: str, wrong: list[str], words: str, socket_path: str) -> None:
     done = subprocess.run(
-        command(program, "--socket", socket_path, "--id", "-1"),
+        command(program, "--socket", socket_path, *wrong),
         capture_output=True,
         text=True,
         timeout=DEADLINE,
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"{program}: id is -1;")
+    assert done.stderr.startswith(f"{program}: {words}")
     assert done.stderr.count("\n") == 1

@@ -459,6 +459,12 @@ def test_a_program_that_is_gone_shows_what_it_said_last_and_no_rates() -> None:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
+def test_once_says_that_nothing_matches_a_pattern(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pattern = str(tmp_path / "*.stats")
+    assert main(["top", "--once", "-i", "0.01", pattern]) == 1
+    assert capsys.readouterr().err == f"memifrt top: nothing matches {pattern}: start a program with --stats PATH\n"
+
+
 def test_once_prints_a_table_of_every_program(
     stats_path: str, socket_name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

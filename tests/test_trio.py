@@ -7,6 +7,7 @@ import functools
 import gc
 import os
 import random
+import sys
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -321,6 +322,9 @@ def test_what_the_block_raises_comes_out_as_it_is(socket_name: str) -> None:
         with pytest.raises(ZeroDivisionError):
             async with open_interface(socket=socket_name, role="master"):
                 raise ZeroDivisionError
+        with pytest.raises(SystemExit):
+            async with open_interface(socket=socket_name, role="master"):
+                sys.exit(1)
         with pytest.raises(Disconnected):
             async with open_interface(socket=socket_name, role="master") as master:
                 await master.recv()

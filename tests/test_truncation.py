@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import gc
 import mmap
 import os
 import signal
@@ -318,6 +319,36 @@ def test_the_handler_is_there_only_as_long_as_a_guard_is() -> None:
     assert handler() == before
     mapping.close()
     os.close(fd)
+
+
+def test_a_guard_that_is_collected_amid_the_end_of_another_waits_for_nobody() -> None:
+    def check() -> None:
+        signal.alarm(10)  # it would be for ever
+        before = handler()
+        _, _, address = unsealed()
+        for moment in range(1, 40):
+            gc.disable()
+            garbage = _Holder(Guard(address, SIZE, mmap.PAGESIZE, lambda: None))
+            garbage.itself = garbage
+            del garbage
+            guard = Guard(address, SIZE, mmap.PAGESIZE, lambda: None)
+            gc.set_threshold(gc.get_count()[0] + moment)
+            gc.enable()
+            guard.release()
+        gc.collect()
+        assert handler() == before
+
+    in_child(check)
+
+
+class _Holder:
+    itself: object = None
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+
+    def __del__(self) -> None:
+        self.guard.release()
 
 
 def test_a_handler_that_came_after_ours_stays() -> None:

@@ -652,6 +652,26 @@ def test_closing_gives_the_burst_back_and_ends_the_iteration(near: Near, bursts:
     assert bursts.take().result is None
 
 
+def test_closing_ends_the_wait_for_the_next_burst(near: Near, bursts: Bursts) -> None:
+    call = bursts.take()
+    assert not call.done
+    bursts.close()
+    assert call.turn()
+    assert call.result is None
+    assert near.waiting.waiters == 0
+    near.publish(b"packet")
+    assert Call(near.waiting.recv(0, 1)).result == [b"packet"]
+
+
+def test_closing_ends_the_wait_for_the_next_peer(near: Near) -> None:
+    bursts = Bursts(near.open(reconnect=True), 0, 4)
+    call = bursts.take()
+    bursts.close()
+    assert call.turn()
+    assert call.result is None
+    assert near.waiting.waiters == 0
+
+
 def test_an_iteration_that_is_dropped_gives_its_burst_back(near: Near, bursts: Bursts) -> None:
     dropped = Bursts(near.waiting, 0, 4)
     near.publish(b"packet")
@@ -719,6 +739,16 @@ def test_the_options_are_those_of_the_runtime(options: type, function: Callable[
     }
 
 
+@pytest.mark.parametrize("callback", ["on_connect", "on_disconnect", "on_interrupt"])
+def test_a_callback_that_cannot_be_called_is_refused(near: Near, callback: str) -> None:
+    options: dict[str, Any] = {callback: "a name"}
+    with pytest.raises(ConfigError, match=f"{callback} is 'a name'"):
+        near.open(**options)
+    with pytest.raises(ConfigError, match=f"{callback} is 'a name'"):
+        near.runtimes[0].create_interface(socket=near.socket, role="master", **options)
+    assert near.runtimes[0].interfaces == ()
+
+
 @pytest.mark.parametrize("batch", [0, -1, 1.5, True])
 def test_a_batch_is_a_whole_number_from_1_on(near: Near, batch: Any) -> None:
     with pytest.raises(ConfigError, match="batch is"):
@@ -770,6 +800,21 @@ def test_counters_go_on_over_connections(near: Near) -> None:
         near.drop()
         near.wait(lambda: waiting.connected and near.far.announced)
     assert (face.counters.rx.packets, face.counters.rx.bytes) == (4, 6)
+
+
+def test_counters_keep_queues_that_the_next_peer_does_not_have(near: Near) -> None:
+    waiting = near.connect(num_s2m_rings=2, num_m2s_rings=2)
+    near.publish(b"x", qid=1)
+    assert Call(waiting.recv(1, 1)).result == [b"x"]
+    assert Call(waiting.send([b"yz"], 1)).result == 1
+    near.far.delete()
+    near.far = near.runtimes[1].create_interface(socket=near.socket, role="slave")
+    near.wait(lambda: waiting.connected and near.far.announced)
+    near.publish(b"x")
+    assert Call(waiting.recv(0, 1)).result == [b"x"]
+    assert len(waiting.interface.rx_queues) == 1
+    counters = Face(waiting).counters
+    assert (counters.rx.packets, counters.tx.packets) == (2, 1)
 
 
 def test_pairs_without_waiting_are_not_touched(runtime: Runtime, peer_runtime: Runtime, socket_name: str) -> None:

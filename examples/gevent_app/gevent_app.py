@@ -117,6 +117,8 @@ def main() -> int:
     args = parser.parse_args()
     try:
         ip = parse_ip(args.ip)
+        if not args.http.rpartition(":")[2].isdecimal():
+            raise ValueError(f"--http is {args.http!r}; it must be ADDRESS:PORT, like 127.0.0.1:8080")
         with open_interface(
             app_name="gevent-app",
             socket=args.socket,

@@ -14,6 +14,7 @@ from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.l2 import ARP, Ether
 
 from memifrt import MemifError
+from memifrt.apps.packets import parse_ip
 from memifrt.scapy import MemifSocket
 
 # scapy's packets have no types of use: Any stands for one below.
@@ -65,6 +66,7 @@ def main() -> int:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a sniff, as Ctrl+C does
     try:
+        parse_ip(args.ip)
         with MemifSocket(args.socket, args.id, args.role, args.mode, timeout=0) as socket:
             print(f"{args.ip} is up; Ctrl+C ends it", flush=True)
 

@@ -16,6 +16,7 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
 from memifrt import MemifError
+from memifrt.apps.packets import parse_ip
 from memifrt.scapy import MemifSocket
 
 # scapy's packets have no types of use: Any stands for one below.
@@ -93,6 +94,8 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=2.0, help="seconds to wait for an answer (default: 2)")
     args = parser.parse_args()
     try:
+        for address in (args.target, args.ip):
+            parse_ip(address)  # scapy would ask the network for a name
         with MemifSocket(args.socket, args.id, args.role, args.mode) as socket:
             print(socket)
             probe = Probe(socket, args)

@@ -241,7 +241,10 @@ def seconds(text: str) -> float:
 
 
 def seconds_or_zero(text: str) -> float:
-    return 0.0 if text == "0" else seconds(text)
+    try:
+        return 0.0 if text == "0" else seconds(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or 0") from error
 
 
 def log2_ring_size(text: str) -> int:
@@ -259,10 +262,10 @@ def own_mac(text: str) -> bytes:
 
 
 def mode_name(text: str) -> Mode:
-    mode = parse_mode(text)
-    if mode is Mode.PUNT_INJECT:
-        raise ConfigError(f"{text!r} carries no packets that can be answered; it must be ethernet or ip")
-    return mode
+    """Of libmemif's modes, those whose packets a program here can read."""
+    if text.lower() not in ("ethernet", "ip"):
+        raise ConfigError(f"{text!r} is no mode of packets that can be answered; it must be ethernet or ip")
+    return parse_mode(text)
 
 
 def secret_bytes(text: str) -> bytes:

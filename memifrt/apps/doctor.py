@@ -228,14 +228,15 @@ def unix_sockets() -> Iterator[UnixSocket]:
     """The table; nothing where there is none."""
     try:
         with open(_TABLE, errors="surrogateescape") as table:
-            rows = table.read().splitlines()[1:]
+            rows = table.read().split("\n")[1:]
     except OSError:
         return
     for row in rows:
         columns = row.split(maxsplit=7)
         if len(columns) == 8:
             _, _, _, flags, kind, state, inode, path = columns
-            yield UnixSocket(int(kind, 16), bool(int(flags, 16) & _LISTENS), int(state, 16), int(inode), path)
+            with contextlib.suppress(ValueError):  # an abstract name may have a newline in it: the rest is no row
+                yield UnixSocket(int(kind, 16), bool(int(flags, 16) & _LISTENS), int(state, 16), int(inode), path)
 
 
 def _bound(address: Address) -> list[UnixSocket]:

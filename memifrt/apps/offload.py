@@ -29,6 +29,8 @@ _MACS = 12
 _FIN, _PSH, _CWR = 0x01, 0x08, 0x80
 _PROTOCOL_TCP, _PROTOCOL_UDP = 6, 17
 _UDP_HEADER = 8
+#: Bytes of all headers of a frame that is cut: each segment has them again, and there may be tens of thousands.
+_LONGEST_HEADERS = 512
 
 
 class NotPossible(Exception):
@@ -87,6 +89,8 @@ def _segments(frame: bytes, offload: Offload) -> list[bytes]:
     if len(frame) < transport + (20 if tcp else _UDP_HEADER) or transport < network + (20 if version == 4 else 40):
         raise NotPossible(f"a transport header at byte {transport} of a frame of {len(frame)}")
     payload = transport + ((frame[transport + 12] >> 4) * 4 if tcp else _UDP_HEADER)
+    if not transport + (20 if tcp else _UDP_HEADER) <= payload <= min(len(frame), _LONGEST_HEADERS):
+        raise NotPossible(f"headers of {payload} bytes in a frame of {len(frame)}")
     head = bytearray(frame[:payload])
     segments: list[bytes] = []
     for at in range(payload, len(frame), size):

@@ -37,6 +37,8 @@ _PATIENCE = 1.0
 _KEPT = 256 << 20
 _SECOND = 1_000_000_000
 _PR_SET_TIMERSLACK = 29
+#: Of a rate or a speed: with less, a packet is due in more nanoseconds than a float has.
+_LEAST = 1e-9
 
 Clock = Callable[[Packet], int]
 
@@ -367,13 +369,13 @@ def _be_punctual() -> None:
 
 
 def positive(text: str) -> float:
-    """A number above 0, for argparse."""
+    """A number above 0, for argparse; so little that it could only be a slip is none."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value <= MANY:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to {MANY}")
+    if not _LEAST <= value <= MANY:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 (from {_LEAST:g} on) and up to {MANY}")
     return value
 
 

@@ -484,7 +484,11 @@ def _run(arguments: argparse.Namespace) -> int:
 def _watch(observer: Observer, arguments: argparse.Namespace, stop: int, *, is_live: bool) -> int:
     if arguments.once:
         width = os.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
-        return once(observer, arguments.interval, stop, as_lines_of_json=arguments.json, width=width)
+        status = once(observer, arguments.interval, stop, as_lines_of_json=arguments.json, width=width)
+        if not status and not observer.programs:
+            complain(f"memifrt top: nothing matches {' '.join(arguments.paths)}: start a program with --stats PATH")
+            return 1
+        return status
     if is_live:
         live(observer, arguments.interval, stop)
         return 0

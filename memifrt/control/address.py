@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from memifrt import unpatched
 from memifrt.control.access import FilePermissions
+from memifrt.control.received import close_listener
 from memifrt.control.socket_file import SocketFile, is_other_file, not_a_socket, open_new
 from memifrt.errors import ConfigError, ErrorCode, MemifError, MemifOSError, os_error
 from memifrt.fds import OwnedFd, accept, own_socket
@@ -115,8 +116,10 @@ class Listener(OwnedFd):
         if self._file is not None:
             self._file.remove()
             self._file.close()
-        self._socket.detach()  # super() closes the number, or leaves it to the parent of a forked child
-        super().close()
+        self._socket.detach()
+        fd = self.detach()
+        if fd >= 0 and self._pid == os.getpid():  # in a forked child it is its parent's
+            close_listener(fd)
 
     @classmethod
     def bind(
@@ -221,5 +224,6 @@ def _bind_error(address: Address, error: OSError) -> MemifOSError:
     if error.errno == errno.EADDRINUSE:
         what += ": somebody listens there already"
     elif error.errno == errno.ENOENT and not address.is_abstract:
-        what += f": the directory {os.path.dirname(address.path) or '.'} does not exist"
+        directory = os.path.dirname(address.path) or "."
+        what += f": the directory {directory} {'takes no files' if os.path.isdir(directory) else 'does not exist'}"
     return os_error(what, error, path=address.path)

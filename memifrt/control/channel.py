@@ -13,15 +13,15 @@ import struct
 from collections import deque
 from dataclasses import dataclass
 
-from memifrt.control.received import ReceivedFd
+from memifrt.control.received import ReceivedFd, close_all, close_channel, closes_too_slowly
 from memifrt.control.wire import MESSAGE_SIZE, Disconnect, Message, decode, encode
 from memifrt.errors import ErrorCode, MemifError, ProtocolError, os_error
 from memifrt.fds import OwnedFd, own_socket
 
 _UCRED = struct.Struct("3i")
-# Room for one fd, one more (so that a second one shows itself instead of being cut off), and the credentials that a
-# peer's SO_PASSCRED adds.
-_ANCILLARY = socket.CMSG_SPACE(2 * 4) + socket.CMSG_SPACE(_UCRED.size)
+# Room for all the fds that a message can have (SCM_MAX_FD), and the credentials that a peer's SO_PASSCRED adds. What
+# found no room would be closed by the kernel in our thread, and a close may wait.
+_ANCILLARY = socket.CMSG_SPACE(253 * 4) + socket.CMSG_SPACE(_UCRED.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,14 @@ class Channel:
 
         :raises ChannelClosed: the peer is gone.
         :raises ProtocolError: the message is malformed; fds that came with it are closed.
-        :raises MemifError: ``PROC_FILE_LIMIT`` if the fd that came with it could not be opened here.
+        :raises MemifError: ``PROC_FILE_LIMIT`` if the fd that came with it could not be opened here, or earlier ones
+            of the peer's user are still being closed.
         """
+        uid = self.credentials.uid
+        if closes_too_slowly(uid):
+            raise MemifError(
+                ErrorCode.PROC_FILE_LIMIT, f"fds that uid {uid} has sent do not close: no more are taken from it"
+            )
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(MESSAGE_SIZE + 1, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
@@ -101,7 +107,7 @@ class Channel:
             return self.receive()
         except OSError as error:
             raise os_error("cannot receive a control message", error) from error
-        fds = _received_fds(ancillary)
+        fds = _received_fds(ancillary, uid)
         try:
             if not data:
                 raise ChannelClosed
@@ -113,8 +119,7 @@ class Channel:
                 )
             message = decode(data)
         except BaseException:
-            for fd in fds:
-                fd.close()
+            close_all(fds)
             raise
         return message, fds[0] if fds else None
 
@@ -134,17 +139,17 @@ class Channel:
     def close(self) -> None:
         self._outgoing.clear()
         if self._pid == os.getpid():
-            self._socket.close()
+            close_channel(self._socket, self.credentials.uid)
         else:  # a forked child: the connection is its parent's
             self._socket.detach()
 
 
-def _received_fds(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
+def _received_fds(ancillary: list[tuple[int, int, bytes]], uid: int) -> list[ReceivedFd]:
     """Every fd of a message, owned before anything is checked, so that none is lost to an early error."""
-    owned: list[OwnedFd] = []
+    owned: list[ReceivedFd] = []
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds = array.array("i")
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-            owned += [ReceivedFd(fd, "fd received from a peer") for fd in fds]
+            owned += [ReceivedFd(fd, "fd received from a peer", uid) for fd in fds]
     return owned

@@ -53,6 +53,8 @@ _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, 
 _lock = Lock()
 #: Replaced as a whole: the handler may look at any time.
 _guards: tuple[Guard, ...] = ()
+#: Released, and still among them: for whoever has the lock.
+_leaving: list[Guard] = []
 _previous = _SigAction()
 
 
@@ -113,23 +115,51 @@ _OURS = ctypes.cast(_callback, ctypes.c_void_p).value
 
 def _enlist(guard: Guard) -> None:
     global _guards
-    with _lock:
-        if not _guards:
-            action = _SigAction(handler=_OURS, flags=_SA_SIGINFO)
-            if _libc.sigaction(signal.SIGBUS, ctypes.byref(action), ctypes.byref(_previous)) < 0:
-                number = ctypes.get_errno()
-                raise os_error("cannot guard memory that may be truncated", OSError(number, os.strerror(number)))
-        _guards = (*_guards, guard)
+    try:
+        with _lock:
+            if not _guards:
+                action = _SigAction(handler=_OURS, flags=_SA_SIGINFO)
+                if _libc.sigaction(signal.SIGBUS, ctypes.byref(action), ctypes.byref(_previous)) < 0:
+                    number = ctypes.get_errno()
+                    raise os_error("cannot guard memory that may be truncated", OSError(number, os.strerror(number)))
+            _guards = (*_guards, guard)
+    finally:
+        _settle()
 
 
 def _dismiss(guard: Guard) -> None:
+    # A mapping that is garbage comes here in the middle of anything, even of the lines that hold the lock: to wait for
+    # it would be for ever. Who holds it looks again when it is free.
+    _leaving.append(guard)
+    _settle()
+
+
+def _settle() -> None:
+    while _leaving and _lock.acquire(blocking=False):
+        try:
+            _strike([_leaving.pop() for _ in range(len(_leaving))])
+        finally:
+            _lock.release()
+
+
+def _strike(gone: list[Guard]) -> None:
+    """Holding the lock: forget these guards, and with the last of all the handler."""
     global _guards
-    with _lock:
-        if guard not in _guards:
-            return
-        _guards = tuple(other for other in _guards if other is not guard)
-        current = _SigAction()
-        if _guards or _libc.sigaction(signal.SIGBUS, None, ctypes.byref(current)) < 0:
-            return
-        if current.handler == _OURS:  # else somebody has come after us, and goes back to us
-            _libc.sigaction(signal.SIGBUS, ctypes.byref(_previous), None)
+    left = tuple(guard for guard in _guards if guard not in gone)
+    if len(left) == len(_guards):
+        return
+    _guards = left
+    current = _SigAction()
+    if left or _libc.sigaction(signal.SIGBUS, None, ctypes.byref(current)) < 0:
+        return
+    if current.handler == _OURS:  # else somebody has come after us, and goes back to us
+        _libc.sigaction(signal.SIGBUS, ctypes.byref(_previous), None)
+
+
+def _renew_lock() -> None:
+    """Another thread of the parent may have held it."""
+    global _lock
+    _lock = Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)

@@ -10,6 +10,7 @@ import select
 from typing import TYPE_CHECKING
 
 from memifrt import unpatched
+from memifrt.errors import ConfigError
 from memifrt.fds import OwnedFd
 from memifrt.types import FdEvent
 
@@ -62,8 +63,11 @@ class EpollPoller:
 
         :param timeout: in seconds; 0 does not wait, None or a negative number waits for as long as it takes. More
             than 24 days are 24 days.
+        :raises ConfigError: it is not a number.
         """
-        if timeout is not None and timeout < 0:
+        if timeout is not None and not timeout >= 0:
+            if timeout != timeout:  # gevent's timers would never end again
+                raise ConfigError(f"timeout is {timeout!r}; it must be a number of seconds, or None")
             timeout = None
         cooperative = timeout != 0 and unpatched.is_patched()
         ready = self._wait_cooperatively(timeout) if cooperative else self._poll(timeout)
@@ -89,7 +93,7 @@ class EpollPoller:
         wait = gevent.ReadableWait(self._epoll.fileno())
         self._waits.append(wait)
         try:
-            wait.wait(timeout)
+            wait.wait(None if timeout is None else min(timeout, _LONGEST_WAIT))
         finally:
             self._waits.remove(wait)
         return self._look(gevent.DEFAULT_BATCH)

@@ -160,7 +160,9 @@ class GeventPoller:
             watch.watcher.start(self._on_ready, watch, pass_events=True)
 
     def _remove(self, fd: int) -> None:
-        watch = self._watches.pop(fd)
+        watch = self._watches.pop(fd, None)
+        if watch is None:  # the poller is closed, before its runtime
+            return
         # Now, and not when the hub comes to it: the fd is closed next, and its number may be another file's.
         watch.watcher.stop()
         watch.watcher.close()
@@ -185,9 +187,17 @@ class GeventPoller:
     def _wake(self) -> None:
         if self._dispatcher is None:
             self._dispatcher = gevent.spawn(self._dispatch)
+            self._dispatcher.rawlink(self._on_end)
         elif self._parked:
             self._parked = False
             self._hub.loop.run_callback(self._dispatcher.switch)
+
+    def _on_end(self, dispatcher: object) -> None:
+        """A dispatcher that is killed before it runs leaves no other trace."""
+        if self._dispatcher is dispatcher:
+            self._dispatcher = None
+            if self._ready:
+                self._wake()
 
     def _park(self) -> None:
         self._parked = True

@@ -18,6 +18,7 @@ Owns which keys are memifrt's. Knows nothing of memif.
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 
 from memifrt.poll.hook import FdHandler
@@ -62,8 +63,7 @@ class SelectorPoller:
         :raises ValueError: the number is too large for ``select()``.
         """
         if events & FdEvent.DEL:
-            self._fds.discard(fd)
-            self._selector.unregister(fd)
+            self._remove(fd)
         elif events & FdEvent.MOD:
             self._selector.modify(fd, int(events & _WAITED), self)
         else:
@@ -84,6 +84,12 @@ class SelectorPoller:
 
     def close(self) -> None:
         """Take every fd of ours out of the selector. Closing the runtime does so too."""
-        while self._fds:
-            self._selector.unregister(self._fds.pop())
+        for fd in list(self._fds):
+            self._remove(fd)
         self._handler = None
+
+    def _remove(self, fd: int) -> None:
+        if fd in self._fds:  # else the poller is closed, before its runtime
+            self._fds.discard(fd)
+            with contextlib.suppress(KeyError):  # the selector is closed, and has forgotten every fd
+                self._selector.unregister(fd)
