@@ -362,6 +362,23 @@ def test_ping_goes_on_after_a_disconnect(runtime: Runtime, socket_name: str) -> 
     assert err.count(" connected to ") == 2
 
 
+def test_question_for_the_address_is_asked_again(runtime: Runtime, socket_name: str) -> None:
+    """The first may have come before there was somebody to answer."""
+
+    class Late(Peer):
+        def on_interrupt(self, interface: Interface, qid: int) -> None:
+            if self.arp_requests:
+                super().on_interrupt(interface, qid)
+            else:
+                self.arp_requests += len(interface.rx_queues[qid].recv())
+
+    peer = Late(runtime, socket_name, lambda packet: [bytes(packet)], Mode.ETHERNET)
+    status, out, _ = outcome(runtime, peer, "-c1")
+    assert status == 0
+    assert "1 packets transmitted, 1 received, 0% packet loss" in out
+    assert peer.arp_requests == 2
+
+
 def test_request_that_finds_no_room_is_reported_and_not_waited_for(runtime: Runtime, socket_name: str) -> None:
     interface = runtime.create_interface(socket=socket_name, role="master", mode="ip")  # it never receives
     arguments = ["-i0.01", "-c3", "-W0.1", "--mode", "ip", "--ring-size", "1"]

@@ -46,6 +46,8 @@ from memifrt.types import Mode, Role, check_range
 _RECONNECT_INTERVAL = 0.2
 #: Seconds between two looks for room in the transmit ring: nothing interrupts when a peer makes some.
 _ROOM_INTERVAL = 0.01
+#: Seconds after which a question for the peer's address is asked again, as hosts do.
+_ARP_INTERVAL = 1.0
 #: Bytes of the IP and ICMP headers, which ping adds to the size in its first line.
 _HEADERS = 28
 _ETHERNET_HEADER = 14
@@ -169,6 +171,7 @@ class _Pinger:
         self._answered: set[int] = set()
         #: Requests that wait for ARP and then for room, and until when.
         self._unresolved: dict[int, float] = {}
+        self._next_arp = 0.0
         self._waiter = waiter
         self._interface = interface_options.create(waiter.runtime, self._receive, self._on_connect, self._on_disconnect)
         if options.once and self._interface.last_error is not None:
@@ -204,6 +207,8 @@ class _Pinger:
         due = list(self._unresolved.values())
         if self._unresolved and self._mac is not None:
             due.append(time.monotonic() + _ROOM_INTERVAL)
+        elif self._unresolved and self._interface.connected:
+            due.append(self._next_arp)
         if self._all_requested:
             due.append(self._last_deadline)
         elif self._interface.connected:
@@ -217,6 +222,8 @@ class _Pinger:
             del self._unresolved[sequence]
             self.statistics.errors += 1
             _print(f"From {format_ip(self._own.ip)} icmp_seq={sequence} Destination Host Unreachable")
+        if self._unresolved and self._mac is None and self._interface.connected and now >= self._next_arp:
+            self._ask(now)
         if self._interface.connected and not self._all_requested and now >= self._next_request:
             if self._has_room(self._sequence + 1, now):
                 self._request(now)
@@ -245,9 +252,14 @@ class _Pinger:
         self._last_deadline = now + self._options.wait
         if self._mac is None:
             self._unresolved[self._sequence] = self._last_deadline
-            self._transmit(arp_request(self._own.mac, self._own.ip, self._options.target), self._sequence)
+            self._ask(now)
         else:
             self._send_echo(self._sequence, self._mac)
+
+    def _ask(self, now: float) -> None:
+        """Whose is the target's address? What is not answered may have come before there was somebody to answer."""
+        self._next_arp = now + _ARP_INTERVAL
+        self._transmit(arp_request(self._own.mac, self._own.ip, self._options.target), self._sequence)
 
     def _send_resolved(self, mac: bytes, now: float) -> None:
         """ARP has told: what has waited for it goes out, as far as there is room."""
