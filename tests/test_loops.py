@@ -19,6 +19,10 @@ from tests.peer import ScriptedSlave
 from tests.support import Recorder
 
 DRIVERS = [*loops.DRIVERS, *loops_async.DRIVERS]
+#: Those that an application closes by itself: our own ends with its runtime.
+OF_APPLICATIONS = pytest.mark.parametrize(
+    "driver", [driver for driver in DRIVERS if driver.name != "internal"], indirect=True, ids=str
+)
 End = socket.socket
 
 
@@ -253,6 +257,7 @@ def test_thousands_of_fds_come_and_go(driver: Driver) -> None:
     driver.run(scenario)
 
 
+@OF_APPLICATIONS
 def test_closing_the_adapter_watches_nothing_any_more(driver: Driver, ends: tuple[End, End]) -> None:
     def scenario(loop: Loop) -> Scenario:
         loop.start(nothing)
@@ -264,14 +269,13 @@ def test_closing_the_adapter_watches_nothing_any_more(driver: Driver, ends: tupl
         loop.watched.clear()
         yield lambda: True
 
-    if driver.name == "internal":
-        pytest.skip("it closes with its runtime")
     driver.run(scenario)
 
 
 # --- a runtime ------------------------------------------------------------------------------------------------------
 
 
+@OF_APPLICATIONS
 def test_a_runtime_may_be_closed_after_its_adapter(driver: Driver, socket_name: str) -> None:
     def scenario(loop: Loop) -> Scenario:
         with loop.runtime() as runtime:
@@ -279,8 +283,6 @@ def test_a_runtime_may_be_closed_after_its_adapter(driver: Driver, socket_name: 
             loop.adapter.close()
         yield lambda: runtime.closed
 
-    if driver.name == "internal":
-        pytest.skip("it closes with its runtime")
     driver.run(scenario)
 
 
