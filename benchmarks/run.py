@@ -13,16 +13,17 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import memifrt
-from benchmarks import alternatives, scale
+from benchmarks import alternatives, bridge, dump, scale
 from benchmarks.ends import Device, Load, PmdDevice, bench_device, measure, program_device
 from memifrt.apps.loops import LOOPS
-from tests import testpmd
+from tests import namespaces, testpmd
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 DEVICE_CPU, FACING_CPU = 0, 1
@@ -356,6 +357,42 @@ def crowd_connect(seconds: float) -> Group:
     return Group("Interfaces in one runtime: CPU time to create and connect both ends of one", "us", cases)
 
 
+def captures(seconds: float) -> Group:
+    """The device's own cost; what the kernel takes for the file alone stands in ``python -m benchmarks.dump``."""
+    folder = tempfile.gettempdir()
+    return Group(
+        "dump --between two memifs beside a plain forward: a packet's cost in the device",
+        "ns",
+        [
+            Case(f"{size} bytes, {case.name}", functools.partial(_dumped, case, seconds))
+            for size in (64, 1500)
+            for case in dump.cases(size, folder)
+        ],
+    )
+
+
+def _dumped(case: dump.Case, seconds: float) -> float:
+    try:
+        return dump.in_turns(case, seconds)
+    finally:
+        case.remove_file()
+
+
+def bridges(seconds: float) -> Group:
+    """As root, in network namespaces; iperf3's ends, both bridges and the kernel share the cores."""
+    cases = [] if namespaces.missing("iperf3", "ping") else bridge.CASES
+    return Group(
+        "bridge: iperf3 TCP through two bridges and the memif between them",
+        "Gbit/s",
+        [Case(case.name, functools.partial(_bridged, case, seconds)) for case in cases],
+    )
+
+
+def _bridged(case: bridge.Case, seconds: float) -> float:
+    with bridge.joined(case) as (left, right):
+        return bridge.gigabits(left, right, max(1, round(seconds)))  # iperf3 counts in whole seconds
+
+
 GROUPS: dict[str, Callable[[float], Group]] = {
     "echo": echo,
     "one-way": one_way,
@@ -367,6 +404,8 @@ GROUPS: dict[str, Callable[[float], Group]] = {
     "loops-echo": loops_echo,
     "loops-cpu": loops_cpu,
     "idle": idle,
+    "dump": captures,
+    "bridge": bridges,
     "crowd-poll": crowd_poll,
     "crowd-connect": crowd_connect,
 }
@@ -514,7 +553,7 @@ def main() -> int:
         parser.error("two cores are needed: one for the device, one for what faces it")
     if testpmd.missing():
         print(f"measured without testpmd: {testpmd.missing()}", file=sys.stderr)
-    groups = [GROUPS[name](arguments.seconds) for name in arguments.only]
+    groups = [group for name in arguments.only if (group := GROUPS[name](arguments.seconds)).cases]
     run(groups, arguments.rounds)
     ratios, kept = promises(groups)
     text = "\n".join(["# Benchmarks", "", *machine(arguments.rounds, arguments.seconds), *ratios, *tables(groups)])
