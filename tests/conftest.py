@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from memifrt import Runtime
 from memifrt.ring import load
 from tests.support import Pair, connect
+
+# Tests do not time: how long an example takes is the machine's affair.
+settings.register_profile("memifrt", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("memifrt")
 
 #: Modules whose every test runs on both ring implementations. The rings' own tests do so by themselves.
 _ON_BOTH_RINGS = {"test_interface", "test_libmemif", "test_smoke", "test_testpmd", "test_wakeups"}
