@@ -39,6 +39,9 @@ def main() -> int:
         parser.error("atheris is not installed here: pip install 'memifrt[fuzz]', or --engine=random")
     if arguments.files and arguments.target not in TARGETS:
         parser.error(f"whose inputs are these? One of {', '.join(TARGETS)}")
+    for path in arguments.files:
+        if not path.is_file():
+            parser.error(f"{path} is no file of an input; targets are named one at a time, or as control, ring or all")
     if arguments.files:
         replay = [*_worker(arguments.target), "--replay", *map(str, arguments.files)]
         return subprocess.run(replay, check=False).returncode
