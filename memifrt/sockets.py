@@ -13,14 +13,15 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from memifrt import unpatched
 from memifrt.connection import Connection, MasterConnection, Surroundings
 from memifrt.control.access import FilePermissions, PeerPolicy
 from memifrt.control.address import Address, Listener
 from memifrt.control.channel import Channel
-from memifrt.errors import ConfigError, Disconnected, MemifOSError
+from memifrt.errors import ConfigError, Disconnected
 from memifrt.memory.region import ExternalRegion
-from memifrt.poll.timer import Appointment
-from memifrt.types import FdEvent, Role
+from memifrt.poll.acceptor import Acceptor
+from memifrt.types import Role
 
 if TYPE_CHECKING:
     from memifrt.interface import Interface
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("memifrt")
 
-#: Connections accepted for one readiness of the listener: what else is ready has its turn in between.
-_ACCEPTS_PER_EVENT = 16
-#: Seconds until a listener that found no room for a connection, for want of fds or memory, looks again.
-_ACCEPT_PAUSE = 0.1
 #: Seconds between two warnings about peers that came and were nobody's: a flood of them must not flood the log.
 _COMPLAINT_INTERVAL = 1.0
 
@@ -58,11 +55,9 @@ class Socket:
         self.implicit = implicit
         self.external_region: ExternalRegion | None = None
         self._interfaces: dict[tuple[Role, int], Interface] = {}
-        self._listener: Listener | None = None
+        self._acceptor: Acceptor | None = None
         #: Peers that have not said whose they are, the oldest first.
         self._half_open: dict[MasterConnection, None] = {}
-        self._pause: Appointment | None = None
-        self._out_of_fds = False
         self._complain = _Complaints()
 
     @property
@@ -77,7 +72,7 @@ class Socket:
     @property
     def listener_fd(self) -> int:
         """The listener's fd, -1 while this socket does not listen."""
-        return -1 if self._listener is None else self._listener.fileno()
+        return -1 if self._acceptor is None else self._acceptor.fileno()
 
     def set_listener_fd(self, fd: int) -> None:
         """Accept peers on a listener that somebody else made (socket activation). Takes the fd.
@@ -88,8 +83,8 @@ class Socket:
         self._runtime._socket_for(self)  # else nobody would close the listener
         if self._permissions:
             raise ConfigError(f"{self} was given a mode or an owner: a listener that is brought has its own")
-        if self._listener is not None:
-            raise ConfigError(f"{self} listens already, on fd {self._listener.fileno()}")
+        if self._acceptor is not None:
+            raise ConfigError(f"{self} listens already, on fd {self.listener_fd}")
         if fd in self._around.registry:
             raise ConfigError(f"fd {fd} is in use by this runtime already: it cannot be the listener of {self}")
         self._listen(Listener.adopt(fd, self.address))
@@ -133,7 +128,7 @@ class Socket:
 
     def _add(self, interface: Interface) -> None:
         """:raises MemifError: a master cannot listen; the interface is then not added."""
-        if interface.role is Role.MASTER and self._listener is None:
+        if interface.role is Role.MASTER and self._acceptor is None:
             self._listen(Listener.bind(self.address, permissions=self._permissions))
         self._interfaces[interface.role, interface.id] = interface
 
@@ -142,7 +137,7 @@ class Socket:
             return
         del self._interfaces[interface.role, interface.id]
         try:
-            nobody_listens = self._listener is None  # else each slave of many would look through all others
+            nobody_listens = self._acceptor is None  # else each slave of many would look through all others
             if self.implicit and not nobody_listens and not any(role is Role.MASTER for role, _ in self._interfaces):
                 self._stop_listening()
         finally:
@@ -152,45 +147,26 @@ class Socket:
     # --- the listener -------------------------------------------------------------------------------------------
 
     def _listen(self, listener: Listener) -> None:
-        try:
-            self._around.registry.add(listener.fileno(), FdEvent.READ, self._on_listener)
-        except BaseException:
-            listener.close()
-            raise
-        self._listener = listener
+        self._acceptor = Acceptor(self._around.registry, self._around.schedule, listener, self._welcome, self)
 
     def _stop_listening(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is None:
+        acceptor, self._acceptor = self._acceptor, None
+        if acceptor is None:
             return
-        self._around.schedule.cancel(self._pause)
-        self._pause = None
         reason = Disconnected("the listener was closed")
         with contextlib.ExitStack() as steps:  # a hook that raises at one of them does not keep the others
-            steps.callback(listener.close)
-            steps.callback(self._around.registry.remove, listener.fileno())
+            steps.callback(acceptor.close)
             for connection in self._half_open:
                 steps.callback(connection.close, reason)
 
-    def _on_listener(self, events: FdEvent) -> None:
-        for _ in range(_ACCEPTS_PER_EVENT):
-            if self._listener is None:
-                return
-            try:
-                sock = self._listener.accept()
-            except MemifOSError as error:
-                self._stop_accepting(error)
-                return
-            self._out_of_fds = False
-            if sock is None:
-                return
-            try:
-                channel = Channel(sock)
-            except BaseException:
-                sock.close()
-                raise
-            if self._admit(channel):
-                self._greet(channel)
+    def _welcome(self, sock: unpatched.socket) -> None:
+        try:
+            channel = Channel(sock)
+        except BaseException:
+            sock.close()
+            raise
+        if self._admit(channel):
+            self._greet(channel)
 
     def _admit(self, channel: Channel) -> bool:
         """Ask who may connect; a peer that may not is told so, and its channel closed."""
@@ -200,7 +176,7 @@ class Socket:
         try:
             admitted = self._policy.admits(peer)
         finally:
-            if not admitted or self._listener is None:  # closed by accept_peer
+            if not admitted or self._acceptor is None:  # closed by accept_peer
                 admitted = False
                 channel.say_goodbye(reason)
                 channel.close()
@@ -220,25 +196,6 @@ class Socket:
         finally:
             if not connection.closed:
                 connection.start()
-
-    def _stop_accepting(self, error: MemifOSError) -> None:
-        """There is no room for a connection: the listener stays readable, and watching it on would be a busy loop."""
-        assert self._listener is not None
-        if not self._out_of_fds:
-            logger.warning("%s: %s: trying again every %g s", self, error, _ACCEPT_PAUSE)
-            self._out_of_fds = True
-        self._pause = self._around.schedule.after(_ACCEPT_PAUSE, self._accept_again)
-        self._around.registry.remove(self._listener.fileno())
-
-    def _accept_again(self) -> None:
-        self._pause = None
-        if self._listener is None:
-            return
-        try:
-            self._around.registry.add(self._listener.fileno(), FdEvent.READ, self._on_listener)
-        except BaseException:  # the application's hook: a listener that nobody watches would be lost
-            self._pause = self._around.schedule.after(_ACCEPT_PAUSE, self._accept_again)
-            raise
 
     # --- what its connections tell it ---------------------------------------------------------------------------
 

@@ -15,22 +15,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import socket
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from memifrt import unpatched
 from memifrt.control.access import FilePermissions
 from memifrt.control.address import Address, Listener
-from memifrt.errors import MemifOSError
 from memifrt.fds import own_socket
+from memifrt.poll.acceptor import Acceptor, ListeningSocket
 from memifrt.poll.hook import FdRegistry
-from memifrt.poll.timer import Appointment, Schedule
+from memifrt.poll.timer import Schedule
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import RxRing, TxRing, __impl__
 from memifrt.types import Direction, FdEvent, Role
@@ -39,16 +38,12 @@ if TYPE_CHECKING:
     from memifrt.interface import Interface
     from memifrt.runtime import Runtime
 
-logger = logging.getLogger("memifrt")
-
 SCHEMA = "memifrt-stats"
 VERSION = 1
 #: Clients of one server at a time.
 MAX_CLIENTS = 16
 #: Of the socket file: only its owner, and root, may ask.
 _FILE_MODE = 0o600
-#: Seconds until a server that was out of fds accepts again.
-_ACCEPT_PAUSE = 1.0
 _MASK_INT = 1
 
 
@@ -218,16 +213,6 @@ def _used(direction: Direction, head: int, tail: int, size: int) -> int:
 # --- those who ask --------------------------------------------------------------------------------------------------
 
 
-class ListeningSocket(Protocol):
-    """What a server accepts from: our listener of Unix sockets, or one like it."""
-
-    def fileno(self) -> int: ...
-    def accept(self) -> unpatched.socket | None:
-        """:raises MemifOSError: the system refuses."""
-
-    def close(self) -> None: ...
-
-
 class Client(ABC):
     """One connection. It reads while no answer is due, and writes while one is: who does not take the first answer is
     not asked for its next wish."""
@@ -300,57 +285,17 @@ class Server:
         client: Callable[[unpatched.socket], Client],
     ) -> None:
         self._registry = registry
-        self._schedule = schedule
-        self._listener = listener
         self._make_client = client
         self._clients: OrderedDict[int, Client] = OrderedDict()  # who has been silent longest comes first
-        self._closed = False
-        self._pause: Appointment | None = None
-        try:
-            registry.add(listener.fileno(), FdEvent.READ, self._on_listener)
-        except BaseException:
-            listener.close()
-            raise
+        self._acceptor = Acceptor(registry, schedule, listener, self._welcome, "statistics")
 
     def close(self) -> None:
         """Hang up on everybody and stop listening. Closing twice is harmless."""
-        if self._closed:
-            return
-        self._closed = True
-        self._schedule.cancel(self._pause)
         with contextlib.ExitStack() as steps:  # a hook that raises at one of them does not keep the others
-            steps.callback(self._listener.close)
-            steps.callback(self._registry.remove, self._listener.fileno())
+            steps.callback(self._acceptor.close)
             for client in self._clients.values():
                 steps.callback(self._hang_up, client)
-        self._clients.clear()
-
-    def _on_listener(self, events: FdEvent) -> None:
-        for _ in range(MAX_CLIENTS):
-            if self._closed:
-                return
-            try:
-                sock = self._listener.accept()
-            except MemifOSError as error:
-                self._stop_accepting(error)
-                return
-            if sock is None:
-                return
-            self._welcome(sock)
-
-    def _stop_accepting(self, error: MemifOSError) -> None:
-        """For a while: who waits on the listener would keep it readable, and the loop busy."""
-        logger.warning("statistics: %s", error)
-        self._pause = self._schedule.after(_ACCEPT_PAUSE, self._accept_again)
-        self._registry.remove(self._listener.fileno())
-
-    def _accept_again(self) -> None:
-        self._pause = None
-        try:
-            self._registry.add(self._listener.fileno(), FdEvent.READ, self._on_listener)
-        except BaseException:  # the application's hook: a listener that nobody watches would be lost
-            self._pause = self._schedule.after(_ACCEPT_PAUSE, self._accept_again)
-            raise
+            self._clients = OrderedDict()
 
     def _welcome(self, sock: unpatched.socket) -> None:
         if len(self._clients) >= MAX_CLIENTS:

@@ -88,7 +88,8 @@ def test_a_process_that_runs_out_of_fds_says_so_and_recovers(socket_name: str, r
 
                 def told() -> bool:
                     failed = interface.last_error is not None and interface.last_error.code is ErrorCode.PROC_FILE_LIMIT
-                    return home._out_of_fds or failed
+                    accepting = home._acceptor
+                    return failed or (accepting is not None and accepting.out_of_fds)
 
                 wait_until(lambda: interface.connected if enough else told(), runtime)
                 for reason in record.reasons:

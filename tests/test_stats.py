@@ -468,9 +468,8 @@ def test_a_thousand_who_come_and_go_leave_nothing(watched: Runtime, stats_path: 
 
 
 def test_a_runtime_out_of_fds_does_not_spin_and_answers_later(
-    watched: Runtime, stats_path: str, ask: Ask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    watched: Runtime, stats_path: str, ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stats, "_ACCEPT_PAUSE", 0.01)
     client, spare = ask(stats_path), os.open("/dev/null", os.O_RDONLY)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (spare, limits[1]))  # nothing above it, and nothing free below it
