@@ -38,8 +38,10 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run --write $(ARGS)
 
 # ARGS may name what to fuzz: control, ring, or one target; .fuzz keeps corpora, and the inputs that broke something.
+# Then Hypothesis looks for new examples. make test runs the same ones each time.
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m fuzz --seconds $(or $(TIME),60) $(ARGS)
+	MEMIFRT_EXPLORE=$(or $(TIMES),3) $(BIN)/python -m pytest -n $(JOBS) -q -m "hypothesis or stateful"
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.soak $(or $(TIME),600) $(ARGS)

@@ -217,8 +217,7 @@ class Runtime:
         :param secret: at most 23 bytes; a master demands it, a slave presents it.
         :param num_s2m_rings: rings (queues) from slave to master, 1 to 255; a master takes what its slave offers.
         :param num_m2s_rings: rings from master to slave, 1 to 255.
-        :param log2_ring_size: 0 to 14, for 1 to 16384 slots; the slave's choice. Fewer than 32 slots get nothing from
-            zero-copy peers, which take buffers in batches of 32.
+        :param log2_ring_size: 0 to 14, for 1 to 16384 slots; the slave's choice, a master uses what its slave brings.
         :param buffer_size: bytes, 1 to 65535; the slave's choice.
         :param rx_mode: ``"interrupt"``, ``"polling"`` or ``"adaptive"`` (interrupts, masked while packets stay behind).
         :param rx_headroom: bytes left free in front of each packet that a slave receives.

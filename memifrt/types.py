@@ -192,7 +192,6 @@ def check_secret(value: str | bytes | None) -> bytes:
 class InterfaceConfig:
     """What a user asks of one interface, checked. Defaults are libmemif's.
 
-    Rings of fewer than 32 slots get nothing from zero-copy peers, which take buffers in batches of 32 (VPP, DPDK).
     ``rx_headroom`` bytes stay free in front of every packet that a slave receives. With ``auto_refill`` the
     buffers of a slave's receive rings are posted on connect; without it (libmemif's way) the application calls
     ``refill``. With ``chained_tx`` a packet longer than a buffer is sent as a chain, without it refused.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import stat
 import threading
 import uuid
@@ -12,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from memifrt import Runtime
 from memifrt.ring import load
+from tests.exploring import choose_profile
 from tests.support import Pair, connect
 
-# Tests do not time: how long an example takes is the machine's affair.
-settings.register_profile("memifrt", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("memifrt")
+choose_profile()
+# A run that was started with SIGINT ignored (nohup, or "&" in a script) would hand that on to every program that a test
+# ends by Ctrl+C. It goes into each worker and program from here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Modules whose every test runs on both ring implementations. The rings' own tests do so by themselves.
 _ON_BOTH_RINGS = {"test_interface", "test_libmemif", "test_smoke", "test_testpmd", "test_wakeups"}

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -38,6 +37,7 @@ from memifrt.control.wire import (
 )
 from memifrt.errors import Disconnected, ProtocolError
 from memifrt.types import VERSION, Direction, Mode
+from tests.exploring import machine_settings
 from tests.strategies import messages, names
 from tests.test_handshake import End
 
@@ -331,14 +331,10 @@ class LyingLink(Conversations):
             side.inbox[0] = (side.inbox[0][0], False)
 
 
+@pytest.mark.stateful
 @pytest.mark.parametrize("machine", [Conversations, ChangingLink, LyingLink], ids=["honest", "changing", "lying"])
 def test_both_conversations_take_what_the_protocol_allows_and_nothing_else(machine: type[Conversations]) -> None:
     run_state_machine_as_test(
         machine,
-        settings=settings(
-            max_examples=20 if machine is Conversations else 150,
-            stateful_step_count=40,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-        ),
+        settings=machine_settings(20 if machine is Conversations else 150, 40),
     )

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from memifrt import ConfigError
 from memifrt.errors import RingViolation
 from memifrt.ring import Burst, RingImplementation, RxRing, TxRing
+from tests.exploring import machine_settings
 from tests.rings import IMPLEMENTATIONS, NEXT, U16, Descriptor, Ends, RawRing, name_of, pass_packets
 
 U32 = 0xFFFFFFFF
@@ -565,17 +565,13 @@ class HostileSlaveMachine(HostileMachine):
     victims = ("master",)
 
 
+@pytest.mark.stateful
 @pytest.mark.parametrize("machine", [HostileMachine, HostileMasterMachine, HostileSlaveMachine])
 def test_random_writes_of_the_peer(implementation: RingImplementation, machine: type[HostileMachine]) -> None:
     bound = type(machine.__name__, (machine,), {"implementation": implementation})
     run_state_machine_as_test(
         bound,
-        settings=settings(
-            max_examples=100,
-            stateful_step_count=60,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-        ),
+        settings=machine_settings(100, 60),
     )
 
 

@@ -11,7 +11,6 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -24,6 +23,7 @@ from hypothesis.stateful import (
 
 from memifrt import ConfigError
 from memifrt.ring import Burst, RingImplementation
+from tests.exploring import machine_settings
 from tests.rings import IMPLEMENTATIONS, NEXT, Ends, Lane, name_of, pass_packets
 
 
@@ -450,18 +450,15 @@ def _run(machine: type[RingMachine], implementation: RingImplementation, example
     bound = type(machine.__name__, (machine,), {"implementation": implementation})
     run_state_machine_as_test(
         bound,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=50,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-        ),
+        settings=machine_settings(examples, 50),
     )
 
 
+@pytest.mark.stateful
 def test_rings_behave_like_the_model(implementation: RingImplementation) -> None:
     _run(RingMachine, implementation, 200)
 
 
+@pytest.mark.stateful
 def test_rings_behave_like_the_model_where_indices_wrap(implementation: RingImplementation) -> None:
     _run(WrappingRingMachine, implementation, 8)
