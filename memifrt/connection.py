@@ -263,7 +263,7 @@ class Connection(ABC):
     def _start_receiving(self, queue: RxQueue, ring: RxRing) -> None:
         assert self.interface is not None
         config = self.interface.config
-        # Written at every connect: peers leave the flag as they find it, and some preset it (protocol notes, rule 6).
+        # Written at every connect: peers leave the flag as they find it, and some preset it (docs/protocol.md, rule 6).
         ring.set_mask(config.rx_mode is RxMode.POLLING)
         ring.set_headroom(config.rx_headroom)
         if config.auto_refill and config.role is Role.SLAVE:
@@ -540,7 +540,7 @@ class MasterConnection(Connection):
 
 
 def _buffer_offsets(ring: RingLayout, log2_size: int, stride: int, external: ExternalRegion | None) -> array[int]:
-    """The offset of each slot's buffer (protocol notes, section 2: in ring order)."""
+    """The offset of each slot's buffer (docs/protocol.md, Shared memory: in ring order)."""
     if external is not None and external.next_buffer_offset is not None:
         return array("I", [external.next_buffer_offset() for _ in range(1 << log2_size)])
     return array("I", range(ring.first_buffer, ring.first_buffer + (stride << log2_size), stride))

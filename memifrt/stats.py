@@ -204,7 +204,7 @@ def _queue(interface: Interface, queue: RxQueue | TxQueue, ring: RxRing | TxRing
 
 
 def _used(direction: Direction, head: int, tail: int, size: int) -> int:
-    """From the two indices alone (protocol notes, section 2: who advances which). One of them is the peer's, who may
+    """From the two indices alone (docs/protocol.md: who advances which). One of them is the peer's, who may
     write anything there."""
     ahead = min((head - tail) & 0xFFFF, size)
     return ahead if direction is Direction.S2M else size - ahead

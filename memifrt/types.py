@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _E = TypeVar("_E", bound=IntEnum)
 
-# memif 2.0 (protocol notes, section 1)
+# memif 2.0 (docs/protocol.md, The control channel)
 VERSION = 0x0200
 COOKIE = 0x3E31F20
 MAX_LOG2_RING_SIZE = 14

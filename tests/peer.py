@@ -48,7 +48,7 @@ class PeerClosed(Exception):
 
 
 class RawRing:
-    """One ring as bytes in shared memory (protocol notes, section 2)."""
+    """One ring as bytes in shared memory (docs/protocol.md, Shared memory)."""
 
     def __init__(self, memory: mmap.mmap, offset: int, log2_size: int) -> None:
         self.memory = memory

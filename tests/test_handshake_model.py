@@ -1,6 +1,6 @@
 """Both conversations joined by a link that may lose, repeat and make up messages, beside a model of what each takes.
 
-The model is written from the protocol notes, not from the code: for every message at every point it says whether it is
+The model is written from docs/protocol.md, not from the code: for every message at every point it says whether it is
 to be taken, and what is to be said next.
 """
 

@@ -56,7 +56,7 @@ class Address:
 
     @property
     def native(self) -> bytes:
-        """What ``bind`` and ``connect`` take. An abstract name has no trailing NUL (protocol notes, section 3)."""
+        """What ``bind`` and ``connect`` take. An abstract name has no trailing NUL (docs/protocol.md)."""
         raw = os.fsencode(self.path)
         return b"\0" + raw[1:] if self.is_abstract else raw
 

@@ -182,7 +182,7 @@ def slave(offer: SlaveOffer) -> Conversation:
     _check_versions(hello)
     yield from _ask(Send(Init(VERSION, offer.interface_id, offer.mode, offer.secret, offer.app_name)), "INIT")
 
-    # max_*_ring is the highest index, so the number of rings is one more (protocol notes, section 3).
+    # max_*_ring is the highest index, so the number of rings is one more (docs/protocol.md).
     result = yield CreateMemory(
         min(hello.max_s2m_ring + 1, offer.num_s2m_rings),
         min(hello.max_m2s_ring + 1, offer.num_m2s_rings),

@@ -1,6 +1,6 @@
 """memif's control messages: 128 bytes on the wire, frozen dataclasses here.
 
-Owns the layout of every message (protocol notes, section 1). Knows nothing of sockets or of which message may
+Owns the layout of every message (docs/protocol.md). Knows nothing of sockets or of which message may
 follow which.
 """
 

@@ -1,6 +1,6 @@
 """Where rings and buffers lie in a slave's shared memory.
 
-Owns the arithmetic of sizes and offsets (protocol notes, section 2). Knows nothing of files or sockets.
+Owns the arithmetic of sizes and offsets (docs/protocol.md, Shared memory). Knows nothing of files or sockets.
 """
 
 from __future__ import annotations

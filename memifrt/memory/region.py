@@ -1,6 +1,6 @@
 """A region of shared memory: created and sealed by a slave, checked and mapped by a master.
 
-Owns memfds, seals, mappings and the rule of whose unsealed memory is acceptable (protocol notes, section 4, rule 2).
+Owns memfds, seals, mappings and the rule of whose unsealed memory is acceptable (docs/protocol.md, rule 2).
 Knows nothing of rings.
 
 What can be truncated by somebody else is sealed by us if the file lets us, and guarded if it does not.

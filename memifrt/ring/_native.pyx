@@ -40,7 +40,7 @@ cdef extern from *:
     #include <stdint.h>
     #include <string.h>
 
-    /* Protocol notes, section 2. */
+    /* docs/protocol.md, Shared memory. */
     typedef struct { uint16_t flags, region; uint32_t length, offset, metadata; } memif_descriptor;
     typedef struct {
         uint32_t cookie; uint16_t flags, head; uint8_t reserved[56];
@@ -811,7 +811,7 @@ cdef class _RxRing(_Ring):
 @cython.final
 cdef class MasterRxRing(_RxRing):
     """S2M, read by the master: it takes up to head and gives back by advancing tail. Region and offset stay untouched:
-    slaves do not write them again (protocol notes, section 4, rule 5). The flag NEXT is cleared: DPDK's client never
+    slaves do not write them again (docs/protocol.md, rule 5). The flag NEXT is cleared: DPDK's client never
     does, and its next packet in that slot would seem to go on."""
 
     cdef uint16_t returned

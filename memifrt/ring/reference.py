@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from memifrt.types import ReadableBuffer
 
-# flags, region, length, offset, metadata (protocol notes, section 2)
+# flags, region, length, offset, metadata (docs/protocol.md, Shared memory)
 _DESCRIPTOR = struct.Struct("<HHIII")
 _COOKIE = struct.Struct("<I")
 _FLAGS_FIELD = struct.Struct("<H")
@@ -502,7 +502,7 @@ class _RxRing(_Ring):
 
 class MasterRxRing(_RxRing):
     """S2M, read by the master: it takes up to head and gives back by advancing tail. Region and offset stay untouched:
-    slaves do not write them again (protocol notes, section 4, rule 5). The flag NEXT is cleared: DPDK's client never
+    slaves do not write them again (docs/protocol.md, rule 5). The flag NEXT is cleared: DPDK's client never
     does, and its next packet in that slot would seem to go on."""
 
     __slots__ = ("_chained", "_returned")
