@@ -17,8 +17,8 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.namespaces import Namespace, missing, namespaces
-from tests.programs import end, read_until, running
+from tests.lib.namespaces import Namespace, missing, namespaces
+from tests.lib.programs import end, read_until, running
 
 _LEFT, _RIGHT = "10.99.0.1", "10.99.0.2"
 

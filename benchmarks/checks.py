@@ -29,11 +29,11 @@ from typing import cast
 
 from benchmarks.ends import Load, bench_device, measure
 from memifrt.errors import Disconnected, RingViolation
-from memifrt.fds import EventFd
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import RingImplementation
+from memifrt.system.fds import EventFd
 from memifrt.types import QueueCounters, RxMode
-from tests.rings import Ends
+from tests.lib.rings import Ends
 
 _ROOT = Path(__file__).resolve().parent.parent
 _VARIANTS = ("checked", "unchecked")

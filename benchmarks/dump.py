@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memifrt import Interface, Role, Runtime, RxMode
-from memifrt.apps.dump import DumpOptions, between, capturing
-from memifrt.apps.endpoint import MemifEndpoint
-from memifrt.apps.pcap import MAX_SNAPLEN
-from memifrt.apps.ports import MemifPort
-from memifrt.apps.pump import Direction, Forward
+from memifrt.capture.pcap import MAX_SNAPLEN
+from memifrt.cli.commands.dump import DumpOptions, between, capturing
+from memifrt.cli.endpoint import MemifEndpoint
+from memifrt.ports.forwarding import Direction, Forward
+from memifrt.ports.port import MemifPort
 
 _ROOT = Path(__file__).resolve().parent.parent
 _DEVICE_CPU, _FACING_CPU = 0, 1

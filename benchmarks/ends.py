@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.testpmd import DpdkTestpmd
+from tests.lib.testpmd import DpdkTestpmd
 
 _ROOT = Path(__file__).resolve().parent.parent
 

@@ -22,8 +22,8 @@ from pathlib import Path
 import memifrt
 from benchmarks import alternatives, bridge, dump, scale
 from benchmarks.ends import Device, Load, PmdDevice, bench_device, measure, program_device
-from memifrt.apps.loops import LOOPS
-from tests import namespaces, testpmd
+from memifrt.cli.run_in_loop import LOOPS
+from tests.lib import namespaces, testpmd
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 DEVICE_CPU, FACING_CPU = 0, 1

@@ -25,8 +25,8 @@ from benchmarks.survivor import Broken, Facing, Held, Survivor
 from fuzz.leaks import Held as HeldExactly
 from fuzz.leaks import resident_bytes
 from memifrt import Interface, Runtime
-from tests.peer import native
-from tests.support import wait_until
+from tests.lib.peer import native
+from tests.lib.support import wait_until
 
 _MIB = 1 << 20
 #: How many interfaces in one runtime.

@@ -37,8 +37,8 @@ from memifrt.control.wire import (
     encode,
 )
 from memifrt.types import COOKIE, Role, RxMode
-from tests.peer import RawRing, memory_file, native
-from tests.support import connect
+from tests.lib.peer import RawRing, memory_file, native
+from tests.lib.support import connect
 
 LOG2_SIZE = 4
 BUFFER_SIZE = 256

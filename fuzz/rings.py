@@ -15,7 +15,7 @@ from memifrt import ConfigError
 from memifrt.errors import RingViolation
 from memifrt.ring import Burst, RingImplementation, load
 from memifrt.types import Role
-from tests.rings import NEXT, Descriptor, Ends, RawRing, pass_packets
+from tests.lib.rings import NEXT, Descriptor, Ends, RawRing, pass_packets
 
 _FIELDS = (("flags", 2), ("region", 2), ("length", 4), ("offset", 4), ("metadata", 4))
 #: Bursts that are kept, to be used out of order and after their end.

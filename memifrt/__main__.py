@@ -2,7 +2,7 @@
 
 import sys
 
-from memifrt.cli import main
+from memifrt.cli.command_line import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,8 +5,8 @@
         async for burst in interface.bursts():
             await interface.send([answer(packet) for packet in burst])
 
-Owns how the steps of :mod:`memifrt.waiting` are awaited, and the lifetime of what a program opens. Knows nothing of
-rings or messages.
+Owns how the steps of :mod:`memifrt.waiting.steps` are awaited, and the lifetime of what a program opens. Knows
+nothing of rings or messages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from memifrt.poll.asyncio import AsyncioPoller
 from memifrt.ring import Burst
 from memifrt.runtime import Runtime
 from memifrt.types import DEFAULT_APP_NAME, DEFAULT_RECONNECT_INTERVAL
-from memifrt.waiting import (
+from memifrt.waiting.steps import (
     DEFAULT_BATCH,
     DEFAULT_BURST,
     BurstHolder,

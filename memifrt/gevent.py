@@ -1,6 +1,6 @@
 """memif for gevent: interfaces on which greenlets wait, one apart from the other.
 
-Owns nothing but the names: :mod:`memifrt.waiting` has the logic, :mod:`memifrt.poll.gevent` the hub's watchers.
+Owns nothing but the names: :mod:`memifrt.waiting.steps` has the logic, :mod:`memifrt.poll.gevent` the hub's watchers.
 
 ::
 
@@ -33,7 +33,7 @@ from memifrt.poll.gevent import GeventPoller, let_others_run
 from memifrt.ring import Burst
 from memifrt.runtime import Runtime
 from memifrt.types import DEFAULT_APP_NAME, DEFAULT_RECONNECT_INTERVAL
-from memifrt.waiting import (
+from memifrt.waiting.steps import (
     DEFAULT_BATCH,
     DEFAULT_BURST,
     BurstHolder,

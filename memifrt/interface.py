@@ -24,7 +24,7 @@ from memifrt.types import Direction, InterfaceConfig, Mode, QueueCounters, Role,
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from memifrt.connection import Connection
+    from memifrt.connection.connection import Connection
     from memifrt.runtime import Runtime
     from memifrt.sockets import Socket
 

@@ -43,8 +43,8 @@ from memifrt.types import Mode, Role, RxMode, parse_rx_mode
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from memifrt.background import Background
     from memifrt.scapy import MemifSocket
+    from memifrt.threaded.runtime_thread import Background
     from memifrt.types import ReadableBuffer
 
     #: What can be sent: bytes of any kind, or a packet of scapy's.
@@ -416,9 +416,9 @@ class Memif:
         :param mac: default 02:fe and the four bytes of the IP address.
         """
         __tracebackhide__ = True
-        from memifrt.apps.packets import format_ip, format_mac, parse_ip, parse_mac, reply_in_place
-        from memifrt.apps.responder import serve
-        from memifrt.apps.session import default_mac
+        from memifrt.cli.commands.responder import serve
+        from memifrt.cli.program import default_mac
+        from memifrt.packets import format_ip, format_mac, parse_ip, parse_mac, reply_in_place
 
         own_ip = parse_ip(ip)
         own_mac = default_mac(own_ip) if mac is None else parse_mac(mac)
@@ -469,7 +469,7 @@ class Memif:
     def _background(self) -> Background:
         """Made when it is needed: a test that wants a path alone has no thread."""
         if self._made is None:
-            from memifrt.background import Background
+            from memifrt.threaded.runtime_thread import Background
 
             self._made = Background(Runtime(APP_NAME, reconnect_interval=_RECONNECT_INTERVAL))
             self._stack.callback(self._made.close)

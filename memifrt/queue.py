@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 from memifrt.errors import ConfigError, Disconnected, ErrorCode, RingViolation, os_error
-from memifrt.fds import EventFd
 from memifrt.ring import Burst, RxRing, TxRing
+from memifrt.system.fds import EventFd
 from memifrt.types import QueueCounters, RxMode, parse_rx_mode
 
 if TYPE_CHECKING:

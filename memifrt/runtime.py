@@ -17,21 +17,21 @@ from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from memifrt import prometheus as metrics
-from memifrt import stats
-from memifrt.connection import SlaveConnection, Surroundings
-from memifrt.control.access import AcceptPeer, FilePermissions, PeerPolicy
+from memifrt.connection.connection import SlaveConnection, Surroundings
 from memifrt.control.address import Address
 from memifrt.control.channel import Channel
+from memifrt.control.peer_policy import AcceptPeer, PeerPolicy
+from memifrt.control.permissions import FilePermissions
 from memifrt.errors import ConfigError, ErrorCode, MemifError, MemifOSError, PollCancelled, os_error
 from memifrt.interface import Interface, OnConnect, OnDisconnect, OnInterrupt
 from memifrt.memory.layout import plan
 from memifrt.memory.region import RegionAllocator, allocate_memfd
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.hook import FdRegistry, Hook
-from memifrt.poll.timer import Appointment, Schedule, TimerFd
+from memifrt.poll.schedule import Schedule, TimerHandle
 from memifrt.ring import say_what_is_missing, unsafe_reason
 from memifrt.sockets import Socket
+from memifrt.system.timerfd import TimerFd
 from memifrt.types import (
     DEFAULT_APP_NAME,
     DEFAULT_BUFFER_SIZE,
@@ -57,6 +57,8 @@ from memifrt.types import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from memifrt.stats.server import Server
+
 logger = logging.getLogger("memifrt")
 
 
@@ -77,7 +79,7 @@ class Runtime:
     :param max_half_open: connections on one listener that have not said which interface they want. With one more, the
         oldest of the process that holds the most of them goes.
     :param stats_socket: a path, or ``@name``, where whoever may open it gets a snapshot of every interface as JSON; see
-        :mod:`memifrt.stats` and ``memifrt top``. Its fds go through the hook as all others do.
+        :mod:`memifrt.stats.server` and ``memifrt top``. Its fds go through the hook as all others do.
     :param prometheus: ``"ADDRESS:PORT"`` where Prometheus scrapes ``/metrics``; port 0 lets the system choose, and
         :attr:`metrics_url` tells.
     :raises ConfigError: an argument is wrong.
@@ -113,7 +115,7 @@ class Runtime:
         self._registry = FdRegistry(hook)
         self._schedule = Schedule(self._timer)
         #: When slaves try to connect next; None while none is disconnected.
-        self._next_attempt: Appointment | None = None
+        self._next_attempt: TimerHandle | None = None
         self._around = Surroundings(
             self._registry,
             self._schedule,
@@ -131,7 +133,7 @@ class Runtime:
         self.started = time.time()
         #: Where Prometheus finds the metrics; empty if nowhere.
         self.metrics_url = ""
-        self._servers: list[stats.Server] = []
+        self._servers: list[Server] = []
         self._dispatching = False
         self._closed = False
         try:
@@ -392,12 +394,16 @@ class Runtime:
             self._update_timer()
 
     def _open_servers(self, stats_socket: str | os.PathLike[str] | None, prometheus: str | None) -> None:
+        # Imported here: few programs serve statistics, and these imports (HTTP, JSON) cost more than memifrt's own.
         if stats_socket is not None:
-            self._servers.append(stats.serve(self, self._registry, self._schedule, stats_socket))
+            from memifrt.stats.server import serve
+
+            self._servers.append(serve(self, self._registry, self._schedule, stats_socket))
         if prometheus is not None:
-            server, self.metrics_url = metrics.serve(
-                lambda: stats.snapshot(self), self._registry, self._schedule, prometheus
-            )
+            from memifrt.stats import prometheus as metrics
+            from memifrt.stats.snapshot import snapshot
+
+            server, self.metrics_url = metrics.serve(lambda: snapshot(self), self._registry, self._schedule, prometheus)
             self._servers.append(server)
 
     def _slave_connection(self, interface: Interface, channel: Channel) -> SlaveConnection:

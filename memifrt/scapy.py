@@ -26,12 +26,12 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 from scapy.supersocket import SuperSocket
 
-from memifrt.background import Background
 from memifrt.errors import ConfigError, Disconnected, ErrorCode, MemifError, os_error
-from memifrt.fds import OwnedFd
 from memifrt.interface import Interface
 from memifrt.runtime import Runtime
 from memifrt.sockets import Socket
+from memifrt.system.fds import OwnedFd
+from memifrt.threaded.runtime_thread import Background
 from memifrt.types import (
     DEFAULT_BUFFER_SIZE,
     DEFAULT_SOCKET,

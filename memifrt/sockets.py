@@ -13,14 +13,15 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from memifrt import unpatched
-from memifrt.connection import Connection, MasterConnection, Surroundings
-from memifrt.control.access import FilePermissions, PeerPolicy
+from memifrt.connection.connection import Connection, MasterConnection, Surroundings
 from memifrt.control.address import Address, Listener
 from memifrt.control.channel import Channel
+from memifrt.control.peer_policy import PeerPolicy
+from memifrt.control.permissions import FilePermissions
 from memifrt.errors import ConfigError, Disconnected
 from memifrt.memory.region import ExternalRegion
 from memifrt.poll.acceptor import Acceptor
+from memifrt.system import original_functions
 from memifrt.types import Role
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class Socket:
             for connection in self._half_open:
                 steps.callback(connection.close, reason)
 
-    def _welcome(self, sock: unpatched.socket) -> None:
+    def _welcome(self, sock: original_functions.socket) -> None:
         try:
             channel = Channel(sock)
         except BaseException:

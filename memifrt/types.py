@@ -37,6 +37,8 @@ MAX_RECEIVED_BUFFER = 65536
 MAX_PACKET_SIZE = 1 << 24
 NAME_BYTES = 31
 SECRET_BYTES = 23
+#: The highest uid or gid. The next number, 0xFFFFFFFF, means "leave it" to the kernel.
+MAX_ID = 0xFFFFFFFE
 #: ``sun_path`` is 108 bytes with its NUL.
 PATH_BYTES = 107
 

@@ -32,8 +32,8 @@ case "$*" in
 *tests/*) ;;
 *)
     # atheris brings a sanitizer's runtime of its own, and counts no coverage beside this one: its inputs come at random.
-    set -- "$@" -k "not led_by_coverage" tests/test_vectorized.py tests/test_interface.py
-    for tests in tests/test_ring*.py tests/test_fuzz*.py; do
+    set -- "$@" -k "not led_by_coverage" tests/ring/test_vectorized.py tests/test_interface.py
+    for tests in tests/ring/test_ring*.py tests/system/test_fuzz*.py; do
         [ ! -e "$tests" ] || set -- "$@" "$tests"
     done
     ;;

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from memifrt import cli
-from tests import programs
-from tests.support import DEADLINE
+from memifrt.cli import command_line
+from tests.lib import programs
+from tests.lib.support import DEADLINE
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -38,7 +38,7 @@ _SOCKET = re.compile(r"/run/vpp/memif\.sock|/tmp/(?P<file>[\w-]+\.sock)|@(?P<nam
 GIVEN = {
     "on_interrupt": """
         import memifrt
-        from memifrt.apps.packets import parse_ip, parse_mac, reply_in_place
+        from memifrt.packets import parse_ip, parse_mac, reply_in_place
         IP, MAC = parse_ip("192.168.1.2"), parse_mac("02:fe:c0:a8:01:02")
         def on_interrupt(interface, qid):
             with interface.rx_queues[qid].burst() as burst:
@@ -167,7 +167,7 @@ def parse_commands(block: Block, socket: str, folder: Path) -> None:
             words = shlex.split(command.rstrip("& "), comments=True)
             words = words[1:] if words and words[0].endswith("$") else words
             assert words[:1] == ["memifrt"], line
-            parsed = cli._parser(words[1:]).parse_args(words[1:])
+            parsed = command_line._parser(words[1:]).parse_args(words[1:])
             assert parsed.command == words[1]
 
 

@@ -28,8 +28,8 @@ from memifrt import (
 )
 from memifrt.control.wire import AddRegion
 from memifrt.poll.epoll import from_epoll, to_epoll
-from tests.peer import ScriptedSlave, assert_packets_pass
-from tests.support import DEADLINE, Pair, Recorder, connect, wait_until
+from tests.lib.peer import ScriptedSlave, assert_packets_pass
+from tests.lib.support import DEADLINE, Pair, Recorder, connect, wait_until
 
 READ, WRITE, MOD, DEL = FdEvent.READ, FdEvent.WRITE, FdEvent.MOD, FdEvent.DEL
 ROLES = ("master", "slave")

@@ -23,9 +23,9 @@ from memifrt import (
     RxQueue,
     State,
 )
-from tests.forked import NOBODY, in_child
-from tests.peer import ScriptedMaster, ScriptedSlave, assert_packets_pass, scripted_peer
-from tests.support import Pair, Recorder, wait_until
+from tests.lib.forked import NOBODY, in_child
+from tests.lib.peer import ScriptedMaster, ScriptedSlave, assert_packets_pass, scripted_peer
+from tests.lib.support import Pair, Recorder, wait_until
 
 ROLES = ("master", "slave")
 MakePair = Callable[..., Pair]

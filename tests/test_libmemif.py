@@ -21,11 +21,11 @@ import pytest
 from memifrt import FdEvent, MemifOSError, Runtime
 from memifrt import libmemif as m
 from memifrt.control.wire import AddRegion, AddRing, Disconnect, Hello, Message
-from memifrt.fds import EventFd
 from memifrt.libmemif import MemifBuffer, MemifConnArgs, MemifConnHandle, MemifFdEvent, MemifSocketArgs
 from memifrt.memory.layout import buffer_stride
-from tests.peer import ScriptedMaster, ScriptedSlave, native
-from tests.support import wait_until
+from memifrt.system.fds import EventFd
+from tests.lib.peer import ScriptedMaster, ScriptedSlave, native
+from tests.lib.support import wait_until
 
 _T = TypeVar("_T")
 

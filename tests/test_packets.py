@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from memifrt import ConfigError, Mode
-from memifrt.apps.packets import (
+from memifrt.packets import (
     MAX_PAYLOAD,
     EchoReply,
     arp_request,

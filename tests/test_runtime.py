@@ -25,8 +25,8 @@ from memifrt import (
     Socket,
     State,
 )
-from tests.peer import ScriptedSlave, assert_packets_pass, memory_file, native
-from tests.support import DEADLINE, Pair, Recorder, connect, wait_until
+from tests.lib.peer import ScriptedSlave, assert_packets_pass, memory_file, native
+from tests.lib.support import DEADLINE, Pair, Recorder, connect, wait_until
 
 ROLES = ("master", "slave")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.support import Pair
+from tests.lib.support import Pair
 
 
 def test_packets_pass_in_both_directions(make_pair: Callable[..., Pair]) -> None:

@@ -14,8 +14,8 @@ import sys
 from dataclasses import asdict
 
 from memifrt import Disconnected, Interface, MemifError
-from memifrt.apps.packets import parse_ip, parse_mac, reply_in_place
 from memifrt.asyncio import AsyncioInterface, open_interface
+from memifrt.packets import parse_ip, parse_mac, reply_in_place
 
 MAC = parse_mac("02:fe:00:00:01:02")
 #: Seconds that an HTTP client has for its request and for taking the answer.

@@ -32,7 +32,7 @@ from memifrt import (
     RxQueue,
     TxQueue,
 )
-from memifrt.apps.packets import (
+from memifrt.packets import (
     echo_request,
     format_ip,
     format_mac,

@@ -20,8 +20,8 @@ from gevent.event import Event
 from gevent.pywsgi import WSGIServer
 
 from memifrt import Disconnected, Interface, MemifError
-from memifrt.apps.packets import format_ip, parse_ip, parse_mac, reply_in_place
 from memifrt.gevent import GeventInterface, open_interface
+from memifrt.packets import format_ip, parse_ip, parse_mac, reply_in_place
 
 MAC = parse_mac("02:fe:00:00:01:02")
 

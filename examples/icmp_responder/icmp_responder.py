@@ -10,7 +10,7 @@ import signal
 import sys
 
 from memifrt import ConfigError, Disconnected, Interface, MemifError, Runtime
-from memifrt.apps.packets import parse_ip, parse_mac, reply_in_place
+from memifrt.packets import parse_ip, parse_mac, reply_in_place
 
 MAC = parse_mac("02:fe:00:00:01:02")
 

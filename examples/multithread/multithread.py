@@ -17,8 +17,8 @@ import threading
 import time
 
 from memifrt import Disconnected, Interface, MemifError, Runtime, RxMode, RxQueue, TxQueue
-from memifrt.apps.packets import parse_ip, parse_mac, reply_in_place
-from memifrt.apps.responder import send_back
+from memifrt.cli.commands.responder import send_back
+from memifrt.packets import parse_ip, parse_mac, reply_in_place
 
 MAC = parse_mac("02:fe:00:00:01:02")
 

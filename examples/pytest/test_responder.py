@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from memifrt.apps.packets import arp_request, echo_request, parse_arp_reply, parse_echo_reply, parse_ip, parse_mac
+from memifrt.packets import arp_request, echo_request, parse_arp_reply, parse_echo_reply, parse_ip, parse_mac
 from memifrt.pytest_plugin import Memif, MemifPair, MemifPort, MemifResponder
 
 MAC, IP = parse_mac("02:fe:00:00:00:01"), parse_ip("192.168.1.1")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from memifrt import Mode
-from memifrt.apps.packets import echo_request, parse_ip, parse_mac
+from memifrt.packets import echo_request, parse_ip, parse_mac
 from memifrt.pytest_plugin import Memif, MemifPort
 
 PACKET = echo_request(

@@ -14,7 +14,7 @@ from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.l2 import ARP, Ether
 
 from memifrt import MemifError
-from memifrt.apps.packets import parse_ip
+from memifrt.packets import parse_ip
 from memifrt.scapy import MemifSocket
 
 # scapy's packets have no types of use: Any stands for one below.

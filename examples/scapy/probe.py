@@ -16,7 +16,7 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
 from memifrt import MemifError
-from memifrt.apps.packets import parse_ip
+from memifrt.packets import parse_ip
 from memifrt.scapy import MemifSocket
 
 # scapy's packets have no types of use: Any stands for one below.

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memifrt import ConfigError, Disconnected, Interface, MemifError, PollCancelled, Runtime
-from memifrt.apps.packets import parse_ip, parse_mac, reply_in_place
+from memifrt.packets import parse_ip, parse_mac, reply_in_place
 
 MAC = parse_mac("02:fe:00:00:01:02")
 

@@ -11,12 +11,12 @@ import socket
 import stat
 from dataclasses import dataclass
 
-from memifrt import unpatched
-from memifrt.control.access import FilePermissions
-from memifrt.control.received import close_listener
+from memifrt.control.permissions import FilePermissions
 from memifrt.control.socket_file import SocketFile, is_other_file, not_a_socket, open_new
 from memifrt.errors import ConfigError, ErrorCode, MemifError, MemifOSError, os_error
-from memifrt.fds import OwnedFd, accept, own_socket
+from memifrt.system import original_functions
+from memifrt.system.fds import OwnedFd, accept, own_socket
+from memifrt.system.received_fds import close_listener
 from memifrt.types import PATH_BYTES
 
 #: Connections that may wait for accept; the kernel caps it at net.core.somaxconn.
@@ -168,7 +168,7 @@ class Listener(OwnedFd):
         """
         try:
             os.fstat(fd)  # socket has a ValueError for negative numbers
-            sock = unpatched.socket(fileno=fd)
+            sock = original_functions.socket(fileno=fd)
         except OSError as error:
             raise os_error(f"fd {fd} cannot be the listener of {address}", error, path=address.path) from error
         listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
@@ -184,7 +184,7 @@ class Listener(OwnedFd):
 
 def _new_socket(address: Address, kind: socket.SocketKind) -> socket.socket:
     try:
-        return unpatched.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+        return original_functions.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
     except OSError as error:
         raise os_error(f"cannot make a socket for {address}", error, path=address.path) from error
 

@@ -13,10 +13,10 @@ import struct
 from collections import deque
 from dataclasses import dataclass
 
-from memifrt.control.received import ReceivedFd, close_all, close_channel, closes_too_slowly
 from memifrt.control.wire import MESSAGE_SIZE, Disconnect, Message, decode, encode
 from memifrt.errors import ErrorCode, MemifError, ProtocolError, os_error
-from memifrt.fds import OwnedFd, own_socket
+from memifrt.system.fds import OwnedFd, own_socket
+from memifrt.system.received_fds import ReceivedFd, close_all, close_channel, closes_too_slowly
 
 _UCRED = struct.Struct("3i")
 # Room for all the fds that a message can have (SCM_MAX_FD), and the credentials that a peer's SO_PASSCRED adds. What

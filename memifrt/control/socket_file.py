@@ -11,9 +11,9 @@ import logging
 import os
 import stat
 
-from memifrt.control.access import FilePermissions
+from memifrt.control.permissions import FilePermissions
 from memifrt.errors import ErrorCode, MemifOSError, os_error
-from memifrt.fds import OwnedFd
+from memifrt.system.fds import OwnedFd
 
 logger = logging.getLogger("memifrt")
 

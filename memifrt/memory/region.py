@@ -19,9 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from memifrt.errors import ConfigError, ErrorCode, MemifError, ProtocolError, os_error
-from memifrt.fds import OwnedFd
-from memifrt.memory.guard import Guard
 from memifrt.memory.layout import MAX_REGION_SIZE
+from memifrt.memory.sigbus import Guard
+from memifrt.system.fds import OwnedFd
 
 #: Called with a size in bytes; returns an fd of a file at least that large, which memifrt then owns.
 RegionAllocator = Callable[[int], int]
@@ -66,7 +66,7 @@ class Region:
 
     ``on_loss(index)`` is told when memory that cannot be sealed is gone, because somebody has truncated its file: zeros
     are in its place. It is called in the middle of whatever touched that memory, and may do no more than a
-    :class:`~memifrt.memory.guard.Guard` allows.
+    :class:`~memifrt.memory.sigbus.Guard` allows.
     """
 
     __slots__ = ("_delete", "_fd", "_guard", "index", "is_external", "memory", "size")

@@ -10,10 +10,10 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from memifrt import unpatched
 from memifrt.errors import MemifOSError
 from memifrt.poll.hook import FdRegistry
-from memifrt.poll.timer import Appointment, Schedule
+from memifrt.poll.schedule import Schedule, TimerHandle
+from memifrt.system import original_functions
 from memifrt.types import FdEvent
 
 logger = logging.getLogger("memifrt")
@@ -28,7 +28,7 @@ class ListeningSocket(Protocol):
     """What is accepted from: a listener of Unix sockets, or one like it."""
 
     def fileno(self) -> int: ...
-    def accept(self) -> unpatched.socket | None:
+    def accept(self) -> original_functions.socket | None:
         """The next connection, or None when none waits (any more).
 
         :raises MemifOSError: the system refuses.
@@ -50,7 +50,7 @@ class Acceptor:
         registry: FdRegistry,
         schedule: Schedule,
         listener: ListeningSocket,
-        welcome: Callable[[unpatched.socket], object],
+        welcome: Callable[[original_functions.socket], object],
         what: object,
     ) -> None:
         self._registry = registry
@@ -58,7 +58,7 @@ class Acceptor:
         self._listener = listener
         self._welcome = welcome
         self._what = what
-        self._pause: Appointment | None = None
+        self._pause: TimerHandle | None = None
         self.closed = False
         #: There was no room at the last attempt.
         self.out_of_fds = False

@@ -9,9 +9,9 @@ import os
 import select
 from typing import TYPE_CHECKING
 
-from memifrt import unpatched
 from memifrt.errors import ConfigError
-from memifrt.fds import OwnedFd
+from memifrt.system import original_functions
+from memifrt.system.fds import OwnedFd
 from memifrt.types import FdEvent
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ class EpollPoller:
     """
 
     def __init__(self) -> None:
-        self._epoll = unpatched.epoll()
+        self._epoll = original_functions.epoll()
         self._pid = os.getpid()
         self._cancel = OwnedFd(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE), "cancel")
         # A cancel in another thread must not reach whatever file gets the number of the closed fd. Reentrant: a signal
         # handler may cancel while its own thread closes.
-        self._closing = unpatched.RLock()
+        self._closing = original_functions.RLock()
         self._epoll.register(self._cancel.fileno(), select.EPOLLIN)
         #: Events that came without a wait: no other greenlet has run since.
         self._unyielding = 0
@@ -69,7 +69,7 @@ class EpollPoller:
             if timeout != timeout:  # gevent's timers would never end again
                 raise ConfigError(f"timeout is {timeout!r}; it must be a number of seconds, or None")
             timeout = None
-        cooperative = timeout != 0 and unpatched.is_patched()
+        cooperative = timeout != 0 and original_functions.is_patched()
         ready = self._wait_cooperatively(timeout) if cooperative else self._poll(timeout)
         cancel = self._cancel.fileno()
         return [(fd, from_epoll(mask)) for fd, mask in ready if fd != cancel], any(fd == cancel for fd, _ in ready)

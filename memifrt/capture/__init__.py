@@ -1,0 +1,1 @@
+"""Captures: pcap and pcapng files, filters, one-line summaries."""

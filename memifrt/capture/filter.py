@@ -1,0 +1,92 @@
+"""Capture filters in tcpdump's language, compiled and run by libpcap where it is installed.
+
+Owns the few functions of libpcap that this takes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+from memifrt.capture.pcap import MAX_SNAPLEN, LinkType
+from memifrt.errors import ConfigError, ErrorCode, MemifError
+
+#: Names of libpcap: Debian's, everybody else's, and that of its development package.
+_LIBRARIES = ("libpcap.so.0.8", "libpcap.so.1", "libpcap.so")
+_UNKNOWN_NETMASK = 0xFFFFFFFF
+#: libpcap's own number for what files call RAW, on Linux.
+_DLT_RAW = 12
+
+Matches = Callable[[bytes], bool]
+
+
+class _Program(ctypes.Structure):
+    """``struct bpf_program``."""
+
+    _fields_ = (("length", ctypes.c_uint), ("instructions", ctypes.c_void_p))
+
+
+class _Header(ctypes.Structure):
+    """``struct pcap_pkthdr``."""
+
+    _fields_ = (
+        ("seconds", ctypes.c_long),
+        ("microseconds", ctypes.c_long),
+        ("captured", ctypes.c_uint32),
+        ("length", ctypes.c_uint32),
+    )
+
+
+def compile_filter(expression: str, link_type: LinkType) -> Matches:
+    """Whether a packet is one that ``expression`` is after.
+
+    :raises ConfigError: libpcap does not understand it; in its own words.
+    :raises MemifError: libpcap is not installed.
+    """
+    library = _library()
+    handle = library.pcap_open_dead(_DLT_RAW if link_type is LinkType.RAW else link_type, MAX_SNAPLEN)
+    if not handle:
+        raise MemifError(ErrorCode.NOMEM, "libpcap could not be prepared for a filter")
+    program = _Program()
+    try:
+        if library.pcap_compile(handle, ctypes.byref(program), expression.encode(), 1, _UNKNOWN_NETMASK):
+            words = (library.pcap_geterr(handle) or b"").decode(errors="replace")
+            raise ConfigError(f"the filter {expression!r} is not one that libpcap understands: {words}")
+    finally:
+        library.pcap_close(handle)
+    # The program lives as long as this process: a command has one.
+    run, header = library.pcap_offline_filter, _Header()
+    program_at, header_at = ctypes.byref(program), ctypes.byref(header)
+
+    def matches(packet: bytes) -> bool:
+        header.captured = header.length = len(packet)
+        return bool(run(program_at, header_at, packet))
+
+    return matches
+
+
+def _library() -> ctypes.CDLL:
+    for name in _LIBRARIES:
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        library.pcap_open_dead.restype = ctypes.c_void_p
+        library.pcap_open_dead.argtypes = (ctypes.c_int, ctypes.c_int)
+        library.pcap_compile.argtypes = (
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_char_p,
+            ctypes.c_int,
+            ctypes.c_uint32,
+        )
+        library.pcap_geterr.restype = ctypes.c_char_p
+        library.pcap_geterr.argtypes = (ctypes.c_void_p,)
+        library.pcap_close.restype = None
+        library.pcap_close.argtypes = (ctypes.c_void_p,)
+        library.pcap_offline_filter.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
+        return library
+    raise MemifError(
+        ErrorCode.NO_FILE,
+        "a filter needs libpcap, which is not installed: apt install libpcap0.8, or dnf install libpcap",
+    )

@@ -1,0 +1,1 @@
+"""One module for each command: ``COMMAND`` has its name, arguments and function."""

@@ -1,0 +1,682 @@
+"""``memifrt bench``: one end of a measurement, over any of the three levels of the data plane.
+
+Owns the loops of source, sink, echo, gen and rr, and what is counted in them. What it prints are this process's own
+figures: packets a second since the first packet, and CPU time a packet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from array import array
+from dataclasses import asdict, dataclass, field
+
+from memifrt.cli.arguments import (
+    Command,
+    Parser,
+    add_loop_argument,
+    add_ring_arguments,
+    seconds_or_zero,
+    watching,
+    whole,
+)
+from memifrt.cli.program import Watching
+from memifrt.cli.run_in_loop import LOOPS, Waiter, run
+from memifrt.errors import ConfigError, Disconnected, PollCancelled
+from memifrt.interface import Interface
+from memifrt.packets import echo_request, parse_ip
+from memifrt.queue import RxQueue, TxQueue
+from memifrt.ring import __impl__
+from memifrt.types import MAX_LOG2_RING_SIZE, Mode, QueueCounters, Role, RxMode, check_range, parse_rx_mode
+
+MODES = ("source", "sink", "echo", "gen", "rr")
+APIS = ("packets", "burst", "vector")
+CHECKS = ("content", "count")
+PAYLOADS = ("zeros", "icmp")
+#: Whom the echo requests of ``payload="icmp"`` are for; any MAC address.
+ICMP_TARGET = "192.168.1.2"
+
+#: Turns between two looks at the clock.
+_TURNS = 32
+#: Seconds between two samples of the counters, and two looks at the control channel while a loop polls.
+_SAMPLE = 0.05
+#: Seconds without any packet after which gen and rr give up a peer: a testpmd may take nine until it forwards.
+_PATIENCE = 10.0
+#: Seconds without any packet after which gen and rr hold for lost what is on its way. An echo that merely had to wait
+#: for its core must not find more packets on its return than fit into the ring.
+_LOST = 1.0
+#: Seconds that gen gives its last packets to come back.
+_LINGER = 1.0
+_SEQUENCE_BYTES = 8
+#: Ethernet, IPv4 and ICMP headers of an echo request.
+_ECHO_HEADERS = 14 + 20 + 8
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to measure. ``seconds`` counts from the first packet; 0 goes on until the peer disconnects.
+
+    ``burst`` counts buffers where packets are received and packets where they are sent. ``window`` is how many packets
+    of gen may be on their way on each queue; 0 for what the ring holds, at most four bursts.
+    """
+
+    mode: str
+    socket: str
+    role: Role | str = "slave"
+    id: int = 0
+    size: int = 64
+    burst: int = 256
+    seconds: float = 3.0
+    queues: int = 1
+    log2_ring_size: int = 10
+    buffer_size: int = 2048
+    rx_mode: RxMode | str = "polling"
+    api: str = "burst"
+    check: str = "content"
+    payload: str = "zeros"
+    window: int = 0
+    cpu: int | None = None
+    loop: str = "internal"
+    watching: Watching = field(default_factory=Watching)
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("mode", self.mode, MODES),
+            ("api", self.api, APIS),
+            ("check", self.check, CHECKS),
+            ("payload", self.payload, PAYLOADS),
+            ("loop", self.loop, LOOPS),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        check_range("size", self.size, 1 if self.payload == "zeros" else _ECHO_HEADERS, 65535)
+        check_range("burst", self.burst, 1, 1 << 14)
+        check_range("window", self.window, 0, 1 << 16)
+        if self.payload == "icmp" and self.mode == "gen" and self.check == "content":
+            raise ConfigError("payload is icmp; what comes back is another packet, so check must be count")
+        if self.mode == "gen" and self.check == "content" and self.size < _SEQUENCE_BYTES:
+            raise ConfigError(
+                f"size is {self.size}; a packet whose content is checked has at least {_SEQUENCE_BYTES} bytes"
+            )
+        if not self.seconds >= 0:
+            raise ConfigError(f"seconds is {self.seconds}; it must be 0 or more")
+        if self.cpu is not None and self.cpu not in os.sched_getaffinity(0):
+            raise ConfigError(f"cpu is {self.cpu}; this process may run on {sorted(os.sched_getaffinity(0))}")
+
+    @property
+    def buffers_per_packet(self) -> int:
+        return -(-self.size // self.buffer_size)
+
+    def packet(self) -> bytes:
+        """What is sent."""
+        return bytes(self.size) if self.payload == "zeros" else _echo_request(self.size)
+
+
+@dataclass(slots=True)
+class Result:
+    """What was measured.
+
+    ``packets`` are those sent (source), received (sink), sent back (echo), or come back (gen, rr), from the first to
+    the last. ``pps`` is their rate and ``cpu_ns`` this process's CPU time for each, both in the ``seconds`` after the
+    first were seen. ``rtt_us`` are percentiles (rr only).
+    """
+
+    mode: str
+    impl: str
+    packets: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    pps: float = 0.0
+    cpu_ns: float = 0.0
+    sent: int = 0
+    dropped: int = 0
+    corrupted: int = 0
+    rtt_us: dict[str, float] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        bits = 8 * self.bytes / max(self.packets, 1)
+        text = [
+            f"{self.mode} ({self.impl} rings): {self.packets} packets in {self.seconds:.2f} s: "
+            f"{self.pps / 1e6:.3f} Mpps, {self.pps * bits / 1e9:.2f} Gbit/s, {self.cpu_ns:.1f} ns of CPU a packet",
+        ]
+        if self.sent:
+            text.append(f"sent {self.sent}, dropped {self.dropped}, corrupted {self.corrupted}")
+        if self.rtt_us:
+            text.append("round trip: " + ", ".join(f"{name} {value:.1f} us" for name, value in self.rtt_us.items()))
+        return text
+
+    def json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+class Meter:
+    """Samples of (time, CPU time, packets): the rate is that between the first and the last packet seen."""
+
+    def __init__(self, live: bool) -> None:
+        self.started = False
+        self._first = self._last = self._shown = (0.0, 0.0, 0)
+        self._live = live
+
+    def sample(self, packets: int) -> float:
+        """Note where we are; the seconds since the first packet."""
+        now = (time.monotonic(), time.process_time(), packets)
+        if not self.started:
+            if packets:
+                self.started = True
+                self._first = self._last = self._shown = now
+            return 0.0
+        if packets > self._last[2]:
+            self._last = now
+        if self._live and now[0] - self._shown[0] >= 1.0:
+            rate = (packets - self._shown[2]) / (now[0] - self._shown[0])
+            print(f"\r{rate / 1e6:9.3f} Mpps", end="", file=sys.stderr, flush=True)
+            self._shown = now
+        return now[0] - self._first[0]
+
+    def close(self) -> None:
+        if self._live:
+            print("\r" + " " * 20 + "\r", end="", file=sys.stderr, flush=True)
+
+    def fill(self, result: Result) -> None:
+        packets = self._last[2] - self._first[2]
+        if packets:
+            result.seconds = self._last[0] - self._first[0]
+            result.pps = packets / result.seconds
+            result.cpu_ns = (self._last[1] - self._first[1]) / packets * 1e9
+
+
+# --- turns: what is done again and again on a pair of queues --------------------------------------------------------
+
+
+class Matrix:
+    """Rows for packets and their lengths, as the vector calls want them: plain buffers, no NumPy needed."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.rows = memoryview(bytearray(rows * width)).cast("B", (rows, width))
+        self.lengths = memoryview(array("I", [width] * rows))
+
+
+class Turn(ABC):
+    """One turn on a pair of queues; the subclasses know which."""
+
+    #: Packets that it did not get rid of, or did not get back.
+    dropped = 0
+    #: Packets that came back changed.
+    corrupted = 0
+
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        self.options = options
+        self.rx = rx
+        self.tx = tx
+        self.burst = options.burst
+
+    @abstractmethod
+    def __call__(self) -> None: ...
+
+
+class SourcePackets(Turn):
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        super().__init__(options, rx, tx)
+        self._packets = [options.packet()] * options.burst
+
+    def __call__(self) -> None:
+        self.tx.send(self._packets)
+
+
+class SourceBurst(Turn):
+    """Publishes buffers without touching their data."""
+
+    def __call__(self) -> None:
+        self.tx.transmit(self.tx.alloc(self.burst, self.options.size))
+
+
+class SourceVector(Turn):
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        super().__init__(options, rx, tx)
+        self._matrix = Matrix(min(options.burst, tx.ring_size), options.size)
+        memoryview(self._matrix.rows).cast("B")[:] = options.packet() * len(self._matrix.lengths)
+
+    def __call__(self) -> None:
+        self.tx.send_from(self._matrix.rows, self._matrix.lengths)
+
+
+class SinkPackets(Turn):
+    def __call__(self) -> None:
+        self.rx.recv(self.burst)
+
+
+class SinkBurst(Turn):
+    def __call__(self) -> None:
+        with self.rx.burst(self.burst):
+            pass
+
+
+class SinkVector(Turn):
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        super().__init__(options, rx, tx)
+        self._matrix = Matrix(min(options.burst, rx.ring_size), max(options.size, options.buffer_size))
+
+    def __call__(self) -> None:
+        self.rx.recv_into(self._matrix.rows, self._matrix.lengths)
+
+
+class EchoPackets(Turn):
+    def __call__(self) -> None:
+        packets = self.rx.recv(self.burst)
+        if packets:
+            self.dropped += len(packets) - self.tx.send(packets)
+
+
+class EchoBurst(Turn):
+    def __call__(self) -> None:
+        self.tx.forward(self.rx, self.burst)
+
+
+class EchoVector(SinkVector):
+    def __call__(self) -> None:
+        matrix = self._matrix
+        count = self.rx.recv_into(matrix.rows, matrix.lengths)
+        if count:
+            try:
+                self.dropped += count - self.tx.send_from(matrix.rows, matrix.lengths[:count])
+            except ConfigError as error:  # a packet was cut to its row
+                raise ConfigError(f"{error}: --size must be that of the packets that come") from error
+
+
+class Gen(Turn):
+    """Keeps a window of packets on their way."""
+
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        super().__init__(options, rx, tx)
+        # What is on its way must fit into the ring on which it comes back, or an echo has to drop it.
+        fits = min(rx.ring_size, tx.ring_size) // options.buffers_per_packet
+        self._window = options.window or max(1, min(4 * options.burst, fits))
+        self._sent = 0
+        self._returned = 0
+
+    def stop(self) -> None:
+        """Send nothing more."""
+        self._window = 0
+
+    def is_complete(self) -> bool:
+        """Whether all that was sent has come back."""
+        return self._returned + self.corrupted >= self._sent
+
+    @abstractmethod
+    def write_off(self) -> None:
+        """Hold what is on its way for lost."""
+
+    @abstractmethod
+    def _on_its_way(self) -> int:
+        """Packets that are not held for lost."""
+
+    def _room(self) -> int:
+        return min(self.burst, self._window - self._on_its_way())
+
+
+class GenCount(Gen):
+    """Sends without touching the data, counts what comes back: as little work of our own as can be."""
+
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        super().__init__(options, rx, tx)
+        self._size = options.size
+        self._icmp = options.payload == "icmp"
+        self._packets = [options.packet()] * options.burst
+        self._alloc, self._transmit, self._send, self._take = tx.alloc, tx.transmit, tx.send, rx.burst
+        self._chain = options.buffers_per_packet
+        self._earlier = rx.counters.packets
+
+    def __call__(self) -> None:
+        # Written out, without a call more than it takes: what this end costs bounds what can be measured at the other.
+        room = self._window - self._sent + self._returned + self.dropped
+        if room > 0:
+            if room > self.burst:
+                room = self.burst
+            if self._icmp:  # the peer may answer in place: each time anew
+                self._sent += self._send(self._packets[:room])
+            else:
+                allocated = self._alloc(room, self._size)
+                self._sent += len(allocated) // self._chain
+                self._transmit(allocated)
+        with self._take(self.burst) as burst:
+            self._returned += len(burst)
+        if self._chain > 1:  # the peer may cut them otherwise: the queue counts packets, whatever they are made of
+            self._returned = self.rx.counters.packets - self._earlier
+        if self.dropped:  # what was written off may come all the same
+            self.dropped = min(self.dropped, self._sent - self._returned)
+
+    def _on_its_way(self) -> int:
+        return self._sent - self._returned - self.dropped
+
+    def write_off(self) -> None:
+        self.dropped = self._sent - self._returned
+
+
+class GenContent(Gen):
+    """Numbers every packet, and checks that each comes back whole and in order; a gap is a drop."""
+
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        super().__init__(options, rx, tx)
+        self._rest = bytes(options.size - _SEQUENCE_BYTES)
+        self._expected = 0
+        self._written_off = 0
+
+    def __call__(self) -> None:
+        start, room, rest = self._sent, self._room(), self._rest
+        if room > 0:
+            self._sent += self.tx.send([(start + i).to_bytes(_SEQUENCE_BYTES, "big") + rest for i in range(room)])
+        for packet in self.rx.recv(self.burst):
+            number = int.from_bytes(packet[:_SEQUENCE_BYTES], "big")
+            if self._expected <= number < self._sent and packet[_SEQUENCE_BYTES:] == rest:
+                self._returned += 1
+                self._expected = number + 1
+            else:
+                self.corrupted += 1
+        self._count_dropped()
+
+    def _on_its_way(self) -> int:
+        return self._sent - max(self._expected, self._written_off)
+
+    def write_off(self) -> None:
+        self._written_off = self._sent
+        self._count_dropped()
+
+    def _count_dropped(self) -> None:
+        self.dropped = max(0, self._sent - self._returned - self.corrupted - self._on_its_way())
+
+
+class RoundTrips(Turn):
+    """One packet there and back, again and again. A turn takes the answer and sends the next packet."""
+
+    def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
+        super().__init__(options, rx, tx)
+        #: Nanoseconds that each took.
+        self.took = array("Q")
+        #: The one under way is the last.
+        self.stopping = False
+        self._packet = [options.packet()]
+        self._started = 0
+
+    @property
+    def under_way(self) -> bool:
+        return self._started > 0
+
+    def start(self) -> bool:
+        """Send a packet; whether there was room."""
+        if self.dropped:  # late: it must not pass for the answer to the next
+            while self.rx.recv(self.burst):
+                pass
+        self._started = time.perf_counter_ns()
+        if not self.tx.send(self._packet):
+            self._started = 0
+        return self._started > 0
+
+    def __call__(self) -> None:
+        if self.rx.recv(1) and self._started:
+            self.took.append(time.perf_counter_ns() - self._started)
+            self._started = 0
+            if not self.stopping:
+                self.start()
+
+    def look_until(self, end: float) -> None:
+        """Turn after turn, with a look at the clock now and then."""
+        while self._started and time.monotonic() < end:
+            for _ in range(_TURNS):
+                self()
+
+    def write_off(self) -> None:
+        """Hold the packet for lost if it has been away for too long."""
+        if self._started and time.perf_counter_ns() - self._started > _LOST * 1e9 and not self.rx.pending():
+            self._started = 0
+            self.dropped += 1
+
+
+_TURNS_OF: dict[tuple[str, str], type[Turn]] = {
+    ("source", "packets"): SourcePackets,
+    ("source", "burst"): SourceBurst,
+    ("source", "vector"): SourceVector,
+    ("sink", "packets"): SinkPackets,
+    ("sink", "burst"): SinkBurst,
+    ("sink", "vector"): SinkVector,
+    ("echo", "packets"): EchoPackets,
+    ("echo", "burst"): EchoBurst,
+    ("echo", "vector"): EchoVector,
+    ("gen", "count"): GenCount,
+    ("gen", "content"): GenContent,
+}
+
+
+# --- the measurement ------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """One end: an interface, and turns on its queues until the time is over or the peer is gone."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._turns: list[Turn] = []
+        self._gens: list[Gen] = []
+        self._interface: Interface | None = None
+        self._trips: RoundTrips | None = None
+
+    def run(self, *, live: bool = False) -> Result:
+        options = self.options
+        if options.cpu is not None:
+            os.sched_setaffinity(0, {options.cpu})
+        meter = Meter(live)
+
+        async def main(waiter: Waiter) -> Result:
+            interface = self._interface = waiter.runtime.create_interface(
+                socket=options.socket,
+                id=options.id,
+                role=options.role,
+                num_s2m_rings=options.queues,
+                num_m2s_rings=options.queues,
+                log2_ring_size=options.log2_ring_size,
+                buffer_size=options.buffer_size,
+                rx_mode=options.rx_mode,
+                on_connect=self._on_connect,
+                on_interrupt=self._on_interrupt,
+            )
+            try:
+                while not interface.connected:
+                    await waiter.wait(None)
+                if options.mode == "rr":
+                    await self._rr(waiter, interface, meter)
+                else:
+                    await self._loop(waiter, interface, meter)
+            except (Disconnected, PollCancelled):  # Ctrl+C: what was measured until then counts
+                pass
+            finally:
+                meter.sample(self._counted().packets)
+                meter.close()
+            return self._result(meter)
+
+        return run("bench", main, loop=options.loop, reconnect_interval=0.1, watching=options.watching)
+
+    def _on_connect(self, interface: Interface) -> None:
+        rx, tx = interface.rx_queues, interface.tx_queues
+        if not rx or not tx:
+            raise ConfigError(f"{interface}: the peer gave {len(rx)} and {len(tx)} queues; one each way is needed")
+        options = self.options
+        if options.mode == "rr":
+            self._trips = RoundTrips(options, rx[0], tx[0])
+            return
+        make = _TURNS_OF[options.mode, options.check if options.mode == "gen" else options.api]
+        # A peer may give fewer queues, and not as many in both directions.
+        pairs = (min if options.mode == "gen" else max)(len(rx), len(tx))
+        self._turns = [make(options, rx[qid % len(rx)], tx[qid % len(tx)]) for qid in range(pairs)]
+        self._gens = [turn for turn in self._turns if isinstance(turn, Gen)]
+
+    def _on_interrupt(self, interface: Interface, qid: int) -> None:
+        if self._trips is not None:
+            self._trips()
+        elif self.options.mode in ("sink", "echo"):
+            self._turns[qid]()
+
+    def _counted(self) -> QueueCounters:
+        """What ``Result.packets`` means: the queues count packets, whatever they are made of."""
+        if self.options.mode == "rr":
+            trips = 0 if self._trips is None else len(self._trips.took)
+            return QueueCounters(trips, trips * self.options.size)
+        return _sum(self._interface, sends=self.options.mode in ("source", "echo"))
+
+    def _result(self, meter: Meter) -> Result:
+        result = Result(self.options.mode, __impl__)
+        meter.fill(result)
+        counted = self._counted()
+        result.corrupted = sum(turn.corrupted for turn in self._turns)
+        result.packets = counted.packets - result.corrupted
+        result.bytes = counted.bytes
+        result.sent = _sum(self._interface, sends=True).packets
+        result.dropped = sum(turn.dropped for turn in self._turns) + (self._trips.dropped if self._trips else 0)
+        ranked = sorted(self._trips.took) if self._trips else []
+        if ranked:
+            result.rtt_us = {
+                name: ranked[min(len(ranked) - 1, int(share * len(ranked)))] / 1e3
+                for name, share in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999))
+            }
+        return result
+
+    # --- loops --------------------------------------------------------------------------------------------------
+
+    async def _loop(self, waiter: Waiter, interface: Interface, meter: Meter) -> None:
+        """Turn after turn; the clock and the control channel are looked at now and then."""
+        polling = parse_rx_mode(self.options.rx_mode) is RxMode.POLLING or self.options.mode in ("source", "gen")
+        rounds = range(max(1, _TURNS // len(self._turns)))
+        seen, last_progress, next_sample = 0, 0.0, 0.0
+        gives_up = self._gives_up()
+        while interface.connected:
+            if polling:
+                for _ in rounds:
+                    for turn in self._turns:
+                        turn()
+            else:
+                await waiter.run_for(_SAMPLE)
+            now = time.monotonic()
+            if now < next_sample and meter.started:
+                continue
+            packets = self._counted().packets
+            if meter.sample(packets) >= self.options.seconds > 0 or (not meter.started and now >= gives_up):
+                await self._drain(waiter, interface)
+                return
+            if now >= next_sample:
+                next_sample = now + _SAMPLE
+                if packets > seen:
+                    seen, last_progress = packets, now
+                elif meter.started and now - last_progress > _LOST:
+                    last_progress = now
+                    for gen in self._gens:
+                        gen.write_off()
+                if polling:
+                    await waiter.wait(0)
+
+    def _gives_up(self) -> float:
+        """When to end if nothing came: who sends first need not wait for a peer that does not answer."""
+        waits = self.options.mode not in ("gen", "rr") or not self.options.seconds
+        return float("inf") if waits else time.monotonic() + _PATIENCE
+
+    async def _drain(self, waiter: Waiter, interface: Interface) -> None:
+        """Take what is still on its way, so that what is missing is lost."""
+        for gen in self._gens:
+            gen.stop()
+        deadline = time.monotonic() + _LINGER
+        while interface.connected and time.monotonic() < deadline and not all(gen.is_complete() for gen in self._gens):
+            for gen in self._gens:
+                gen()
+            await waiter.wait(0)
+        for gen in self._gens:
+            gen.write_off()
+
+    async def _rr(self, waiter: Waiter, interface: Interface, meter: Meter) -> None:
+        """One packet at a time, there and back; the answer is met in the callback, or looked for."""
+        trips = self._trips
+        assert trips is not None
+        polling = parse_rx_mode(self.options.rx_mode) is RxMode.POLLING
+        gives_up = self._gives_up()
+        next_sample = time.monotonic()
+        while interface.connected and (trips.under_way or not trips.stopping):
+            if not trips.under_way and not trips.start():  # the slave may not have posted its buffers yet
+                await waiter.run_for(0.001)
+            elif polling:
+                trips.look_until(next_sample)
+                await waiter.wait(0)
+            else:
+                await waiter.run_for(_SAMPLE)
+            now = time.monotonic()
+            if now >= next_sample:
+                next_sample = now + _SAMPLE
+                trips.write_off()
+                elapsed = meter.sample(len(trips.took))
+                if elapsed >= self.options.seconds > 0 or (not meter.started and now >= gives_up):
+                    trips.stopping = True
+
+
+def _sum(interface: Interface | None, *, sends: bool) -> QueueCounters:
+    queues = () if interface is None else interface.tx_queues if sends else interface.rx_queues
+    return sum((queue.counters for queue in queues), QueueCounters())
+
+
+def _echo_request(size: int) -> bytes:
+    return echo_request(
+        source_mac=bytes.fromhex("02fe00000001"),
+        source_ip=parse_ip("192.168.1.1"),
+        target_mac=bytes.fromhex("02fec0a80102"),
+        target_ip=parse_ip(ICMP_TARGET),
+        identifier=1,
+        sequence=1,
+        payload=bytes(size - _ECHO_HEADERS),
+        mode=Mode.ETHERNET,
+    )
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def _add_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("what", choices=MODES, metavar="WHAT", help=", ".join(MODES))
+    add("--size", type=whole(1, 65535), default=64, metavar="N", help="bytes of a packet; default 64")
+    add("--burst", type=whole(1, 1 << MAX_LOG2_RING_SIZE), default=256, metavar="N", help="default 256")
+    add(
+        "--seconds",
+        type=seconds_or_zero,
+        default=3.0,
+        metavar="N",
+        help="how long, from the first packet on; 0: until the peer disconnects; default 3",
+    )
+    add("--api", choices=APIS, default="burst", help="level of the data plane for source, sink, echo; default burst")
+    add("--check", choices=CHECKS, default="content", help="what gen checks; default content")
+    add("--payload", choices=PAYLOADS, default="zeros", help=f"icmp: echo requests to {ICMP_TARGET}; default zeros")
+    add("--window", type=whole(0, 1 << 16), default=0, metavar="N", help="gen: packets in flight; default 4 bursts")
+    add("--cpu", type=whole(0, 4095), metavar="N", help="pin this process to a core")
+    add("--json", action="store_true", help="print one line of JSON")
+    add_loop_argument(parser)
+    add_ring_arguments(parser, "polling")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    given = {**vars(arguments), "mode": arguments.what, "watching": watching(arguments)}
+    options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
+    result = Bench(options).run(live=sys.stderr.isatty() and not arguments.json)
+    print(result.json() if arguments.json else "\n".join(result.lines()))
+    return 0
+
+
+COMMAND = Command(
+    "bench",
+    "measure: packets a second, CPU time a packet, round trips",
+    """example, in two terminals, packets there and back:
+  memifrt bench echo --role slave --socket @lab --cpu 0 --seconds 0
+  memifrt bench gen --role master --socket @lab --cpu 1
+
+source sends, sink receives, echo sends back, gen sends and checks what comes back,
+rr sends one packet at a time and waits for it: p50, p99, p99.9""",
+    _add_arguments,
+    _run,
+)

@@ -1,0 +1,84 @@
+"""``memifrt bridge``: a memif, a TAP device or an interface of the kernel, joined with another of them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable
+
+from memifrt.cli.arguments import Command, Parser, add_watching_arguments, checked, watching
+from memifrt.cli.endpoint import SYNTAX, Endpoint, MemifEndpoint, TapEndpoint, check_pair, parse_endpoint
+from memifrt.cli.program import Watching, session
+from memifrt.ports.forwarding import Pump, Report, direction
+from memifrt.ports.packet_socket import PacketPort
+from memifrt.ports.port import MemifPort, Port
+from memifrt.ports.tap import TapPort
+from memifrt.runtime import Runtime
+from memifrt.types import DEFAULT_RECONNECT_INTERVAL, RxMode
+
+
+def bridge(
+    a: Endpoint,
+    b: Endpoint,
+    *,
+    watching: Watching = Watching(),  # noqa: B008 - it is frozen
+    on_ready: Callable[[], object] = lambda: None,
+) -> tuple[Report, Report]:
+    """Carry packets both ways until Ctrl+C or SIGTERM; what went from ``a`` to ``b``, and back.
+
+    :param on_ready: called when both ends are made.
+    :raises MemifError: an end cannot be made, or is gone.
+    """
+    check_pair(a, b)
+    polling = any(isinstance(end, MemifEndpoint) and end.rx_mode is RxMode.POLLING for end in (a, b))
+    interval = DEFAULT_RECONNECT_INTERVAL
+    with session("bridge", reconnect_interval=interval, watching=watching) as runtime, contextlib.ExitStack() as stack:
+        ports: list[Port] = []
+        for end in (a, b):
+            ports.append(_port(runtime, end))
+            stack.callback(ports[-1].close)
+        there, back = direction(*ports), direction(*reversed(ports))
+        pump = Pump(runtime, (there, back), polling=polling)
+        on_ready()
+        pump.run()
+        return there.report(), back.report()
+
+
+def _port(runtime: Runtime, end: Endpoint) -> Port:
+    if isinstance(end, MemifEndpoint):
+        return MemifPort(runtime, end)
+    return TapPort(end) if isinstance(end, TapEndpoint) else PacketPort(end)
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def _add_arguments(parser: Parser) -> None:
+    parser.add_argument("a", type=checked(parse_endpoint), metavar="A", help="one end")
+    parser.add_argument("b", type=checked(parse_endpoint), metavar="B", help="the other end")
+    add_watching_arguments(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    a, b = arguments.a, arguments.b
+
+    def on_ready() -> None:
+        print(f"bridging {a} and {b}; Ctrl+C ends it", flush=True)
+
+    for report in bridge(a, b, watching=watching(arguments), on_ready=on_ready):
+        print(report.line(), flush=True)
+    return 0
+
+
+COMMAND = Command(
+    "bridge",
+    "join a memif with a TAP device, an interface of the kernel, or another memif",
+    f"""ends:
+{SYNTAX}
+
+example, VPP's memif0/0 as an interface of the network namespace red (create interface memif id 0 master):
+  memifrt bridge memif:/run/vpp/memif.sock tap:vpp0,netns=red
+  ip -n red address add 192.168.1.2/24 dev vpp0""",
+    _add_arguments,
+    _run,
+)

@@ -1,0 +1,90 @@
+"""``memifrt demo``: a responder and a pinger, two processes that share nothing but memory and an abstract socket."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import uuid
+
+from memifrt.cli.arguments import MANY, Command, Parser, add_loop_argument, seconds, whole
+from memifrt.cli.commands.ping import PingOptions, ping
+from memifrt.cli.program import InterfaceOptions, default_mac
+from memifrt.errors import ErrorCode, MemifError
+from memifrt.packets import format_ip
+from memifrt.ring import __impl__ as rings
+from memifrt.types import Role
+
+_RESPONDER_IP = bytes((192, 168, 1, 2))
+_PINGER_IP = bytes((192, 168, 1, 1))
+#: Seconds that the responder has for its end; it needs milliseconds.
+_GRACE = 10.0
+
+
+def demo(count: int, interval: float, *, loop: str = "internal") -> int:
+    """Run it; the exit status: 0 if every ping was answered.
+
+    :raises MemifError: the responder did not start.
+    """
+    socket = f"@memifrt-demo-{uuid.uuid4().hex}"
+    command = [sys.executable, "-m", "memifrt", "responder", "--role", "master", "--socket", socket]
+    command += ["--ip", format_ip(_RESPONDER_IP), "--until-eof", "--loop", loop]
+    # The responder ends when its standard input does: with the demo, however that ends.
+    environment = {**os.environ, "MEMIFRT_RING": rings}  # the same as here, and what is to be said of them is said here
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as responder:
+        try:
+            _wait_until_listening(responder)
+            print(f"responder: process {responder.pid}, master on {socket}")
+            print(f"pinger:    process {os.getpid()}, slave", flush=True)
+            pinger = InterfaceOptions(_PINGER_IP, default_mac(_PINGER_IP), Role.SLAVE, socket)
+            statistics = ping(PingOptions(_RESPONDER_IP, count, interval, once=True), pinger, loop=loop)
+        finally:
+            status = _end(responder)
+    print(f"\n{statistics.received} of {count} pings were answered over shared memory.", flush=True)
+    return 0 if statistics.received == count and status == 0 else 1
+
+
+def _wait_until_listening(responder: subprocess.Popen[str]) -> None:
+    assert responder.stdout is not None
+    if not responder.stdout.readline():  # it has said on standard error what went wrong
+        raise MemifError(ErrorCode.SYSCALL, f"the responder ended with status {responder.wait()} before it listened")
+
+
+def _end(responder: subprocess.Popen[str]) -> int:
+    assert responder.stdin is not None
+    responder.stdin.close()
+    try:
+        return responder.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        responder.kill()
+        return responder.wait()
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def _add_arguments(parser: Parser) -> None:
+    parser.add_argument("-c", type=whole(1, MANY), default=5, dest="count", metavar="COUNT", help="pings; default 5")
+    parser.add_argument(
+        "-i", type=seconds, default=0.2, dest="interval", metavar="SECONDS", help="between two pings; default 0.2"
+    )
+    add_loop_argument(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    return demo(arguments.count, arguments.interval, loop=arguments.loop)
+
+
+COMMAND = Command(
+    "demo",
+    "a responder and a pinger, two processes: nothing else is needed",
+    """example:
+  memifrt demo -c 100 -i 0.01
+
+exit status: 0 if every ping was answered, 1 if not, 2 on other errors""",
+    _add_arguments,
+    _run,
+)

@@ -1,0 +1,429 @@
+"""``memifrt dump``: what passes a memif, a line for each packet or a capture file.
+
+As an endpoint, which takes everything and answers nothing, or in the middle between two memifs, where every packet
+goes on after it has been captured. Owns what becomes of a captured packet; moving them is the pump's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import math
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from memifrt.capture.filter import Matches, compile_filter
+from memifrt.capture.pcap import MAX_SNAPLEN, LinkType, PcapWriter, Writer, create_capture
+from memifrt.capture.summary import Summary, summary
+from memifrt.cli.arguments import (
+    MANY,
+    Command,
+    Parser,
+    add_peer_arguments,
+    checked,
+    watching,
+    whole,
+)
+from memifrt.cli.endpoint import MEMIF_SYNTAX, MemifEndpoint, check_pair, memif_endpoint, parse_memif_endpoint
+from memifrt.cli.program import Watching, complain, session
+from memifrt.cli.progress import Progress, progress
+from memifrt.errors import ConfigError
+from memifrt.ports.forwarding import Carry, Direction, Pump, Report, Watch
+from memifrt.ports.port import MemifPort, Port, Traffic
+from memifrt.ring import Burst
+from memifrt.types import DEFAULT_RECONNECT_INTERVAL, RxMode
+
+_STYLES = ("auto", "scapy", "short")
+_MEGABYTE = 1_000_000
+_DAY = 86400
+_SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """When to begin a new file: after so many ``seconds`` or ``bytes``; 0 is never."""
+
+    seconds: int = 0
+    bytes: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.seconds or self.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class DumpOptions:
+    """What becomes of packets.
+
+    :ivar path: of the capture, ``-`` for standard output, None for lines.
+    :ivar count: of packets after which it is over, None for no end.
+    :ivar snaplen: bytes of a packet that are kept in a file.
+    :ivar style: of lines: ``auto``, ``scapy`` or ``short``.
+    """
+
+    path: str | None = None
+    count: int | None = None
+    rotation: Rotation = Rotation()
+    snaplen: int = MAX_SNAPLEN
+    filter: str = ""
+    style: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.rotation and self.path in (None, "-"):
+            raise ConfigError("-G and -C begin new files: they need -w FILE")
+        if self.path == "-" and sys.stdout.isatty():
+            raise ConfigError("-w - writes a capture, and standard output is a terminal: pipe it, or use -w FILE")
+
+
+# --- where captured packets go --------------------------------------------------------------------------------------
+
+
+class Sink(ABC):
+    """Takes packets; a context manager that closes it."""
+
+    @abstractmethod
+    def record(self, packets: Sequence[bytes], now: int, interface: int) -> None:
+        """Packets that came at ``now``, in nanoseconds since 1970."""
+
+    @abstractmethod
+    def flush(self) -> None: ...
+
+    def close(self) -> None:
+        self.flush()
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Lines(Sink):
+    """A line for each packet, on standard output."""
+
+    def __init__(self, names: Sequence[str], describe: Summary) -> None:
+        self._names = [f"{name} " if len(names) > 1 else "" for name in names]
+        self._describe = describe
+
+    def record(self, packets: Sequence[bytes], now: int, interface: int) -> None:
+        seconds, rest = divmod(now, _SECOND)
+        when = f"{datetime.fromtimestamp(seconds):%H:%M:%S}.{rest // 1000:06} {self._names[interface]}"
+        sys.stdout.write("".join([f"{when}{self._describe(packet)}\n" for packet in packets]))
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+class Files(Sink):
+    """A capture file, or one after the other.
+
+    The name of a file that is one of several goes through ``strftime`` if there is a ``%`` in it, and gets a number
+    otherwise, or if there is a file of this run already.
+    """
+
+    def __init__(self, path: str, interfaces: Sequence[tuple[str, LinkType]], snaplen: int, rotation: Rotation) -> None:
+        self._path = path
+        self._interfaces = interfaces
+        self._snaplen = snaplen
+        self._rotation = rotation
+        self._number = 0
+        self._names: set[str] = set()
+        self._rotates = bool(rotation)
+        self._earlier = 0
+        self._began = time.time_ns()
+        self._open(self._began)
+
+    def record(self, packets: Sequence[bytes], now: int, interface: int) -> None:
+        if self._rotates:
+            self._rotate(now)
+        self._writer.write(packets, now, interface)
+
+    @property
+    def takes_bursts(self) -> bool:
+        """Whether this kind of file takes a burst from where it lies."""
+        return self._write_burst is not _never
+
+    def record_burst(self, burst: Burst, now: int) -> None:
+        """As ``record``, for all that a burst holds."""
+        if self._rotates:
+            self._rotate(now)
+        self._write_burst(burst, now)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def size(self) -> int:
+        """Bytes of all files so far."""
+        return self._earlier + self._writer.written
+
+    def _rotate(self, now: int) -> None:
+        if not self._is_full(now):
+            return
+        self._writer.close()
+        self._earlier += self._writer.written
+        if self._rotation.seconds:  # the files keep their distance, whenever packets come
+            period = self._rotation.seconds * _SECOND
+            self._began += (now - self._began) // period * period
+        self._open(now)
+
+    def _is_full(self, now: int) -> bool:
+        seconds, size = self._rotation.seconds, self._rotation.bytes
+        return bool((seconds and now - self._began >= seconds * _SECOND) or (size and self._writer.written >= size))
+
+    def _open(self, now: int) -> None:
+        self._writer: Writer = create_capture(self._next_name(now), self._interfaces, self._snaplen)
+        #: What takes a burst from where it lies, if this kind of file does.
+        self._write_burst = self._writer.write_burst if isinstance(self._writer, PcapWriter) else _never
+
+    def _next_name(self, now: int) -> str:
+        if not self._rotation:
+            return self._path
+        path, numbered = Path(self._path), True
+        if "%" in self._path:
+            path, numbered = Path(datetime.fromtimestamp(now // _SECOND).strftime(self._path)), False
+        name = str(path)
+        while numbered or name in self._names:
+            self._number += 1
+            name = str(path.with_name(f"{path.stem}-{self._number:04}{path.suffix}"))
+            numbered = False
+        self._names.add(name)
+        return name
+
+
+def _never(burst: Burst, now: int) -> None:
+    raise TypeError("this kind of file takes no bursts")
+
+
+class Capture:
+    """What a packet passes on its way into a sink: the filter, the count, and a clock that never goes back.
+
+    :param stop: called when there are as many packets as were asked for.
+    """
+
+    def __init__(
+        self, sink: Sink, matches: Matches | None, limit: int | None, stop: Callable[[], None], shown: Progress
+    ) -> None:
+        self.packets = 0
+        self._sink = sink
+        self._matches = matches
+        self._limit = limit
+        self._stop = stop
+        self._shown = shown
+        self._last = 0
+        whole = matches is None and limit is None
+        #: Whether nothing has to look at single packets.
+        self.takes_bursts = whole and isinstance(sink, Files) and sink.takes_bursts
+        if self.takes_bursts:
+            assert isinstance(sink, Files)
+            self._record_burst = sink.record_burst
+            self._size = sink.size
+        #: Nanoseconds since 1970 until which nobody wants to see how far a burst has brought us.
+        self._look_at = 0.0 if shown.due < math.inf else math.inf
+
+    def record(self, packets: Sequence[bytes], interface: int = 0) -> None:
+        """Capture packets that have just come."""
+        now = self._last = max(time.time_ns(), self._last)
+        if self._matches is not None:
+            packets = [*filter(self._matches, packets)]
+        if self._limit is not None:
+            packets = packets[: self._limit - self.packets]
+        if packets:
+            self._sink.record(packets, now, interface)
+        self.packets += len(packets)
+        if self._limit is not None and self.packets >= self._limit:
+            self._stop()
+        if time.monotonic() >= self._shown.due:
+            self._shown.update(f"{self.packets} packets")
+
+    def record_burst(self, burst: Burst) -> None:
+        """Capture what has just come, from where it lies. It does not count in ``packets``."""
+        now = time.time_ns()
+        if now < self._last:
+            now = self._last
+        self._last = now
+        self._record_burst(burst, now)
+        if now >= self._look_at:
+            self._look_at = now + _SECOND // 10
+            if time.monotonic() >= self._shown.due:
+                self._shown.update(f"{self._size() / _MEGABYTE:.1f} MB")
+
+    def flush(self) -> None:
+        """Nothing has come for a moment: who reads along wants to see what there is."""
+        self._sink.flush()
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+class _Nowhere(Port):
+    """Takes every packet, and it is gone."""
+
+    received = sent = Traffic()
+
+    def fileno(self) -> int:
+        return -1
+
+    def room(self, queue: int) -> int:
+        return 1 << 16
+
+    def receive(self, queue: int, limit: int) -> list[bytes]:
+        return []
+
+    def send(self, queue: int, packets: Sequence[bytes]) -> int:
+        return len(packets)
+
+    def discard(self, queue: int, limit: int) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+def dump(
+    ends: Sequence[MemifEndpoint],
+    options: DumpOptions,
+    *,
+    watching: Watching = Watching(),  # noqa: B008 - it is frozen
+    on_ready: Callable[[], object] = lambda: None,
+) -> tuple[int, list[Report]]:
+    """Capture what comes to one memif, or passes between two, until Ctrl+C, SIGTERM or the last packet.
+
+    :param on_ready: called when the interfaces are made.
+    :returns: how many packets were captured, and between two memifs what went each way.
+    :raises MemifError: an option is wrong, an interface cannot be made, or a file not be written.
+    """
+    if len(ends) == 2:
+        check_pair(*ends)
+    polling = any(end.rx_mode is RxMode.POLLING for end in ends)
+    with session("dump", reconnect_interval=DEFAULT_RECONNECT_INTERVAL, watching=watching) as runtime:
+        ports = [MemifPort(runtime, end) for end in ends]
+        with capturing(options, ends, runtime.cancel_poll_event) as capture:
+            one = [Carry(ports[0], _Nowhere("nowhere"), capture.record)]
+            ways: Sequence[Direction] = between(ports, capture) if len(ports) == 2 else one
+            pump = Pump(runtime, ways, polling=polling, on_idle=capture.flush)
+            on_ready()
+            try:
+                pump.run()
+                reports = [way.report() for way in ways]
+            finally:
+                pump.close()
+        if capture.takes_bursts and len(ends) == 2:
+            capture.packets = sum(port.received.packets for port in ports)
+        return capture.packets, reports if len(ends) == 2 else []
+
+
+def between(ports: Sequence[MemifPort], capture: Capture) -> Sequence[Direction]:
+    """Both ways between two ports, captured."""
+    pairs = (ports, ports[::-1])
+    if capture.takes_bursts:
+        return [Watch(source, target, capture.record_burst) for source, target in pairs]
+    return [
+        Carry(source, target, functools.partial(capture.record, interface=number))
+        for number, (source, target) in enumerate(pairs)
+    ]
+
+
+@contextlib.contextmanager
+def capturing(options: DumpOptions, ends: Sequence[MemifEndpoint], stop: Callable[[], None]) -> Iterator[Capture]:
+    """A capture as it is asked for, closed afterwards."""
+    link_type = LinkType.of(ends[0].mode)
+    matches = compile_filter(options.filter, link_type) if options.filter else None
+    sink: Sink
+    if options.path is None:
+        sink, shown = Lines("AB" if len(ends) == 2 else ("",), summary(ends[0].mode, options.style)), Progress()
+    else:
+        interfaces = [(str(end), link_type) for end in ends]
+        sink = Files(options.path, interfaces, options.snaplen, options.rotation)
+        shown = progress("dump")
+    with sink, shown:
+        yield Capture(sink, matches, options.count, stop, shown)
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def _add_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "filter",
+        nargs="*",
+        metavar="FILTER",
+        help="only packets that match, in tcpdump's language, like: icmp or arp; needs libpcap",
+    )
+    add("-w", dest="path", metavar="FILE", help="write a capture: pcapng if FILE ends so, else pcap; - for a pipe")
+    add("-c", type=whole(1, MANY), dest="count", metavar="COUNT", help="end after so many packets")
+    add("-G", type=whole(1, _DAY), default=0, dest="seconds", metavar="SECONDS", help="begin a new file so often")
+    add(
+        "-C",
+        type=whole(1, MANY),
+        default=0,
+        dest="megabytes",
+        metavar="MB",
+        help="begin a new file after so many million bytes; new files are FILE-0001, FILE-0002, … or, with a %% in it, "
+        "what strftime makes of FILE",
+    )
+    add(
+        "--snaplen",
+        type=whole(1, MAX_SNAPLEN),
+        default=MAX_SNAPLEN,
+        metavar="N",
+        help=f"bytes of a packet that are kept in a file; default {MAX_SNAPLEN}",
+    )
+    add(
+        "--style",
+        choices=_STYLES,
+        default=_STYLES[0],
+        help="of lines: scapy's summaries, or short ones; default auto: scapy's if it is installed",
+    )
+    add(
+        "--between",
+        nargs=2,
+        type=checked(parse_memif_endpoint),
+        metavar=("A", "B"),
+        help="capture what passes between two memifs, both ways, instead of being the end of one",
+    )
+    add_peer_arguments(parser, "adaptive")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    options = DumpOptions(
+        path=arguments.path,
+        count=arguments.count,
+        rotation=Rotation(arguments.seconds, arguments.megabytes * _MEGABYTE),
+        snaplen=arguments.snaplen,
+        filter=" ".join(arguments.filter),
+        style=arguments.style,
+    )
+    ends = arguments.between or [memif_endpoint(arguments)]
+
+    def on_ready() -> None:
+        complain(f"memifrt dump: capturing on {' and '.join(map(str, ends))}; Ctrl+C ends it")
+
+    packets, reports = dump(ends, options, watching=watching(arguments), on_ready=on_ready)
+    complain(f"memifrt dump: {packets} packets captured")
+    for report in reports:
+        complain(f"memifrt dump: {report.line()}")
+    return 0
+
+
+COMMAND = Command(
+    "dump",
+    "capture what a memif carries, as lines or into a file, at its end or between two of them",
+    f"""A and B of --between:
+{MEMIF_SYNTAX}
+
+examples:
+  memifrt dump --role master --socket @lab
+  memifrt dump --socket /run/vpp/memif.sock -w - | wireshark -k -i -
+  memifrt dump --between @left,role=master /run/vpp/memif.sock -w lab.pcapng -C 100""",
+    _add_arguments,
+    _run,
+)

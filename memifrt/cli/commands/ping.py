@@ -1,0 +1,408 @@
+"""``memifrt ping``: ICMP echo requests over memif, with the output and exit status that people know from ping.
+
+Owns when to send, what is still awaited, and the statistics. It sleeps in the loop until the next of these is due.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import time
+from dataclasses import dataclass
+
+from memifrt.cli.arguments import (
+    MANY,
+    Command,
+    Parser,
+    add_interface_arguments,
+    add_loop_argument,
+    checked,
+    interface_options,
+    seconds,
+    whole,
+)
+from memifrt.cli.commands.responder import poll_queues, serve
+from memifrt.cli.program import InterfaceOptions, complain
+from memifrt.cli.run_in_loop import Waiter, run
+from memifrt.errors import ConfigError, Disconnected, PollCancelled
+from memifrt.interface import Interface
+from memifrt.packets import (
+    MAX_PAYLOAD,
+    EchoReply,
+    arp_request,
+    echo_request,
+    format_ip,
+    parse_arp_reply,
+    parse_echo_reply,
+    parse_ip,
+    reply_in_place,
+)
+from memifrt.queue import TxQueue
+from memifrt.types import Mode, Role, check_range
+
+#: Seconds between two attempts to connect: somebody waits in front of the terminal.
+_RECONNECT_INTERVAL = 0.2
+#: Seconds between two looks for room in the transmit ring: nothing interrupts when a peer makes some.
+_ROOM_INTERVAL = 0.01
+#: Seconds after which a question for the peer's address is asked again, as hosts do.
+_ARP_INTERVAL = 1.0
+#: Bytes of the IP and ICMP headers, which ping adds to the size in its first line.
+_HEADERS = 28
+_ETHERNET_HEADER = 14
+#: Bytes of the ICMP header, which ping adds to the size in each line.
+_ICMP_HEADER = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PingOptions:
+    """What to send, and when to stop.
+
+    ``interval`` and ``wait`` are in seconds; ``count`` None goes on until Ctrl+C. With ``once`` the end of the
+    connection is the end, instead of a reason to connect again.
+    """
+
+    target: bytes
+    count: int | None = None
+    interval: float = 1.0
+    size: int = 56
+    wait: float = 10.0
+    once: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("the size", self.size, 0, MAX_PAYLOAD)
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What came of the requests so far; times in seconds."""
+
+    transmitted: int = 0
+    received: int = 0
+    duplicates: int = 0
+    corrupted: int = 0
+    errors: int = 0
+    started: float = 0.0
+    shortest: float = math.inf
+    longest: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+
+    @property
+    def settled(self) -> int:
+        """Requests for which nothing more is awaited."""
+        return self.received + self.corrupted + self.errors
+
+    def add(self, trip: float) -> None:
+        """Count a reply that took ``trip`` seconds."""
+        self.received += 1
+        self.shortest = min(self.shortest, trip)
+        self.longest = max(self.longest, trip)
+        self.total += trip
+        self.squares += trip * trip
+
+    def text(self, host: str, now: float) -> str:
+        """The closing lines of ping."""
+        extra = [("duplicates", self.duplicates), ("corrupted", self.corrupted), ("errors", self.errors)]
+        line = f"{self.transmitted} packets transmitted, {self.received} received"
+        line += "".join(f", +{number} {what}" for what, number in extra if number)
+        if self.transmitted:
+            lost = 100 * (self.transmitted - self.received) / self.transmitted
+            line += f", {lost:g}% packet loss, time {(now - self.started) * 1000:.0f}ms"
+        lines = ["", f"--- {host} ping statistics ---", line]
+        if self.received:
+            mean = self.total / self.received
+            deviation = math.sqrt(max(self.squares / self.received - mean * mean, 0.0))
+            times = "/".join(f"{seconds * 1000:.3f}" for seconds in (self.shortest, mean, self.longest, deviation))
+            lines.append(f"rtt min/avg/max/mdev = {times} ms")
+        return "\n".join(lines)
+
+
+def ping(options: PingOptions, interface_options: InterfaceOptions, *, loop: str = "internal") -> Statistics:
+    """Ping until all is answered or given up, or Ctrl+C or SIGTERM; prints as it goes.
+
+    :param loop: one of :data:`memifrt.cli.run_in_loop.LOOPS`.
+    :raises MemifError: an option is wrong, or a master cannot listen.
+    """
+    if options.target == interface_options.ip:
+        raise ConfigError(f"the target {format_ip(options.target)} is this end's own --ip; it must be the peer's")
+    _check_size(options.size, interface_options)
+
+    async def main(waiter: Waiter) -> Statistics:
+        pinger = _Pinger(waiter, options, interface_options)
+        await pinger.run()
+        return pinger.statistics
+
+    watching = interface_options.watching
+    return run("ping", main, loop=loop, reconnect_interval=_RECONNECT_INTERVAL, watching=watching)
+
+
+def _check_size(size: int, interface: InterfaceOptions) -> None:
+    """A slave knows its own buffers, and need not wait for a connection to find them too few."""
+    packet = size + _HEADERS + (_ETHERNET_HEADER if interface.mode is Mode.ETHERNET else 0)
+    slots = 1 << interface.log2_ring_size
+    if interface.role is Role.SLAVE and packet > slots * interface.buffer_size:
+        raise ConfigError(
+            f"a payload of {size} bytes makes a packet of {packet}; a ring of {slots} buffers of "
+            f"{interface.buffer_size} bytes holds {slots * interface.buffer_size}"
+        )
+
+
+class _Pinger:
+    """One run of ping."""
+
+    def __init__(self, waiter: Waiter, options: PingOptions, interface_options: InterfaceOptions) -> None:
+        self.statistics = Statistics()
+        self._options = options
+        self._own = interface_options
+        self._host = format_ip(options.target)
+        self._identifier = os.getpid() & 0xFFFF
+        self._payload = bytes(index & 0xFF for index in range(options.size))
+        #: The peer's address, once ARP has told; in IP mode there is nothing to ask.
+        self._mac: bytes | None = None if interface_options.mode is Mode.ETHERNET else bytes(6)
+        self._sequence = 0
+        self._next_request = 0.0
+        #: Since when the next request finds no room.
+        self._stuck_since: float | None = None
+        self._last_deadline = 0.0
+        #: When each request went out, by the sequence number on the wire: at most 65536.
+        self._sent: dict[int, float] = {}
+        self._answered: set[int] = set()
+        #: Requests that wait for ARP and then for room, and until when.
+        self._unresolved: dict[int, float] = {}
+        self._next_arp = 0.0
+        self._waiter = waiter
+        self._interface = interface_options.create(waiter.runtime, self._receive, self._on_connect, self._on_disconnect)
+        if options.once and self._interface.last_error is not None:
+            raise self._interface.last_error
+
+    async def run(self) -> None:
+        size = self._options.size
+        _print(f"PING {self._host} ({self._host}) {size}({size + _HEADERS}) bytes of data.")
+        with contextlib.suppress(PollCancelled):
+            while not self._finished():
+                await self._waiter.wait(self._patience())
+                if self._own.polling and self._interface.connected:
+                    poll_queues(self._interface, self._receive)
+                self._on_time(time.monotonic())
+        _print(self.statistics.text(self._host, time.monotonic()))
+
+    # --- when ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _all_requested(self) -> bool:
+        return self._options.count is not None and self._sequence >= self._options.count
+
+    def _finished(self) -> bool:
+        if not self._all_requested:
+            return False
+        waited = not self._unresolved and time.monotonic() >= self._last_deadline
+        return waited or self.statistics.settled >= self._sequence
+
+    def _patience(self) -> float | None:
+        """Seconds until something is to be done, None if only an event can bring it."""
+        if self._own.polling and self._interface.connected:
+            return 0
+        due = list(self._unresolved.values())
+        if self._unresolved and self._mac is not None:
+            due.append(time.monotonic() + _ROOM_INTERVAL)
+        elif self._unresolved and self._interface.connected:
+            due.append(self._next_arp)
+        if self._all_requested:
+            due.append(self._last_deadline)
+        elif self._interface.connected:
+            due.append(self._next_request)
+        return max(min(due) - time.monotonic(), 0.0) if due else None
+
+    def _on_time(self, now: float) -> None:
+        if self._mac is not None:
+            self._send_resolved(self._mac, now)
+        for sequence in [sequence for sequence, deadline in self._unresolved.items() if deadline <= now]:
+            del self._unresolved[sequence]
+            self.statistics.errors += 1
+            _print(f"From {format_ip(self._own.ip)} icmp_seq={sequence} Destination Host Unreachable")
+        if self._unresolved and self._mac is None and self._interface.connected and now >= self._next_arp:
+            self._ask(now)
+        if self._interface.connected and not self._all_requested and now >= self._next_request:
+            if self._has_room(self._sequence + 1, now):
+                self._request(now)
+            else:
+                self._next_request = now + _ROOM_INTERVAL
+
+    # --- sending ------------------------------------------------------------------------------------------------
+
+    def _has_room(self, sequence: int, now: float) -> bool:
+        """Whether to send a request now. A slave posts buffers only after its master is connected, and a peer may be
+        slow; for one that never makes room the request is sent after all, and fails."""
+        with contextlib.suppress(Disconnected):
+            if any(queue.free() for queue in self._queue(sequence)):
+                self._stuck_since = None
+                return True
+        if self._stuck_since is None:
+            self._stuck_since = now
+        return now >= self._stuck_since + self._options.wait
+
+    def _request(self, now: float) -> None:
+        self._sequence += 1
+        if not self.statistics.transmitted:
+            self.statistics.started = now
+        self.statistics.transmitted += 1
+        self._next_request = max(self._next_request + self._options.interval, now)
+        self._last_deadline = now + self._options.wait
+        if self._mac is None:
+            self._unresolved[self._sequence] = self._last_deadline
+            self._ask(now)
+        else:
+            self._send_echo(self._sequence, self._mac)
+
+    def _ask(self, now: float) -> None:
+        """Whose is the target's address? What is not answered may have come before there was somebody to answer."""
+        self._next_arp = now + _ARP_INTERVAL
+        self._transmit(arp_request(self._own.mac, self._own.ip, self._options.target), self._sequence)
+
+    def _send_resolved(self, mac: bytes, now: float) -> None:
+        """ARP has told: what has waited for it goes out, as far as there is room."""
+        for sequence in list(self._unresolved):
+            if not self._has_room(sequence, now):
+                return
+            del self._unresolved[sequence]
+            self._send_echo(sequence, mac)
+
+    def _send_echo(self, sequence: int, mac: bytes) -> None:
+        on_wire = sequence & 0xFFFF
+        packet = echo_request(
+            source_mac=self._own.mac,
+            source_ip=self._own.ip,
+            target_mac=mac,
+            target_ip=self._options.target,
+            identifier=self._identifier,
+            sequence=on_wire,
+            payload=self._payload,
+            mode=self._own.mode,
+        )
+        self._answered.discard(on_wire)
+        self._sent[on_wire] = now = time.monotonic()
+        self._last_deadline = max(self._last_deadline, now + self._options.wait)
+        if not self._transmit(packet, sequence):
+            del self._sent[on_wire]
+            self.statistics.errors += 1
+            complain(f"memifrt ping: icmp_seq={sequence} was not sent: the peer takes nothing")
+
+    def _transmit(self, packet: bytes, sequence: int) -> bool:
+        """Send; whether the ring took it."""
+        with contextlib.suppress(Disconnected):  # the next event of the control channel tells
+            return any(queue.send([packet]) for queue in self._queue(sequence))
+        return False
+
+    def _queue(self, sequence: int) -> tuple[TxQueue, ...]:
+        """The queue for a request: each in turn. None if the slave offered none."""
+        queues = self._interface.tx_queues
+        return queues and (queues[sequence % len(queues)],)
+
+    # --- receiving ----------------------------------------------------------------------------------------------
+
+    def _receive(self, interface: Interface, qid: int) -> None:
+        serve(interface, qid, self._take)
+
+    def _take(self, packet: memoryview) -> bool:
+        """Take what is for ping; a question to us is answered, as any host does."""
+        data = bytes(packet)  # once: the peer may write to it at any moment
+        reply = parse_echo_reply(data, self._own.mode)
+        if reply is not None:
+            self._on_reply(reply, time.monotonic())
+        elif self._own.mode is Mode.ETHERNET and (told := parse_arp_reply(data)) is not None:
+            ip, mac = told
+            if ip == self._options.target:
+                self._mac = mac
+        else:
+            return reply_in_place(packet, self._own.ip, self._own.mac, mode=self._own.mode)
+        return False
+
+    def _on_reply(self, reply: EchoReply, now: float) -> None:
+        sent = self._sent.get(reply.sequence)
+        if reply.identifier != self._identifier or reply.source_ip != self._options.target or sent is None:
+            return
+        line = f"{len(reply.payload) + _ICMP_HEADER} bytes from {self._host}: icmp_seq={reply.sequence} ttl={reply.ttl}"
+        line += f" time={_milliseconds(now - sent)} ms"
+        wrong = _difference(self._payload, reply.payload)
+        if reply.sequence in self._answered:
+            self.statistics.duplicates += 1
+            line += " (DUP!)"
+        elif wrong:
+            self.statistics.corrupted += 1
+        else:
+            self.statistics.add(now - sent)
+        self._answered.add(reply.sequence)
+        _print(line + wrong)
+
+    # --- the connection -----------------------------------------------------------------------------------------
+
+    def _on_connect(self, interface: Interface) -> None:
+        self._next_request = time.monotonic()
+        self._stuck_since = None
+
+    def _on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
+        if self._own.mode is Mode.ETHERNET:
+            self._mac = None  # the next peer may be another
+        if self._options.once and not interface.deleted:
+            self._waiter.cancel()
+
+
+def _difference(expected: bytes, received: bytes) -> str:
+    """Where a payload differs from what was sent, in ping's words; empty if it does not."""
+    if received == expected:
+        return ""
+    if len(received) != len(expected):
+        return f"\nwrong data size {len(received)} should be {len(expected)}"
+    at = next(index for index, (a, b) in enumerate(zip(expected, received, strict=True)) if a != b)
+    return f"\nwrong data byte #{at} should be 0x{expected[at]:x} but was 0x{received[at]:x}"
+
+
+def _milliseconds(seconds: float) -> str:
+    """Three significant digits or so, as ping prints a time."""
+    milliseconds = seconds * 1000
+    digits = 3 if milliseconds < 1 else 2 if milliseconds < 10 else 1 if milliseconds < 100 else 0
+    return f"{milliseconds:.{digits}f}"
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def _add_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("target", type=checked(parse_ip), metavar="TARGET", help="IPv4 address to ping")
+    add("-c", type=whole(1, MANY), dest="count", metavar="COUNT", help="stop after COUNT requests; default: Ctrl+C")
+    add("-i", type=seconds, default=1.0, dest="interval", metavar="SECONDS", help="between two requests; default 1")
+    add("-s", type=whole(0, MAX_PAYLOAD), default=56, dest="size", metavar="SIZE", help="bytes of payload; default 56")
+    add(
+        "-W",
+        type=seconds,
+        default=10.0,
+        dest="wait",
+        metavar="SECONDS",
+        help="how long to wait for ARP, and for the last reply; default 10",
+    )
+    add_interface_arguments(parser, "192.168.1.3")
+    add_loop_argument(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    options = PingOptions(arguments.target, arguments.count, arguments.interval, arguments.size, arguments.wait)
+    return 0 if ping(options, interface_options(arguments), loop=arguments.loop).received else 1
+
+
+COMMAND = Command(
+    "ping",
+    "send ICMP echo requests and report the replies",
+    """example, with a responder in another terminal (memifrt responder --role master --socket @lab):
+  memifrt ping --socket @lab -c 5 192.168.1.2
+
+exit status: 0 if any reply came, 1 if none did, 2 on other errors""",
+    _add_arguments,
+    _run,
+)

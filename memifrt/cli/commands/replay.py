@@ -1,0 +1,428 @@
+"""``memifrt replay``: the packets of a capture file onto a memif, at the times they have there or at a rate.
+
+Owns when each packet is due, and what became of it. It sleeps until the next one is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import itertools
+import math
+import select
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from memifrt.capture.pcap import CaptureFileError, LinkType, Packet, Reader, open_capture
+from memifrt.cli.arguments import MANY, Command, Parser, add_peer_arguments, watching, whole
+from memifrt.cli.endpoint import MemifEndpoint, memif_endpoint
+from memifrt.cli.program import Watching, complain, session
+from memifrt.cli.progress import Progress, progress
+from memifrt.errors import ConfigError, Disconnected, PollCancelled
+from memifrt.ports.port import MemifPort
+from memifrt.runtime import Runtime
+from memifrt.types import Mode
+
+#: Seconds between two attempts to connect: somebody waits in front of the terminal.
+_RECONNECT_INTERVAL = 0.2
+#: Packets that are given to the ring at once.
+_BURST = 256
+#: Seconds until we look for room again: nothing interrupts when a peer makes some.
+_BACKOFF = 0.0001
+#: Seconds that a peer may take nothing of what is still in the ring at the end.
+_PATIENCE = 1.0
+#: Bytes of packets that are kept to be sent again; a longer capture is read anew.
+_KEPT = 256 << 20
+_SECOND = 1_000_000_000
+_PR_SET_TIMERSLACK = 29
+#: Of a rate or a speed: with less, a packet is due in more nanoseconds than a float has.
+_LEAST = 1e-9
+
+Clock = Callable[[Packet], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast: ``speed`` times as fast as it was captured, or so many packets or megabits a second, or (all 0) as
+    fast as the peer takes them. A megabit counts the bytes of packets alone."""
+
+    speed: float = 0.0
+    pps: float = 0.0
+    mbps: float = 0.0
+
+    def clock(self) -> Clock | None:
+        """What says of each packet, in turn, how many nanoseconds after the first one it is due; None: at once."""
+        if self.speed:
+            return _captured_times(self.speed)
+        if self.pps:
+            period = _SECOND / self.pps
+            numbers = itertools.count()
+            return lambda packet: int(next(numbers) * period)
+        if self.mbps:
+            return _bit_times(self.mbps)
+        return None
+
+
+def _captured_times(speed: float) -> Clock:
+    first: int | None = None
+    last = 0
+
+    def due(packet: Packet) -> int:
+        """A packet that is older than the one before it, or has no time, comes right behind that."""
+        nonlocal first, last
+        if first is None:
+            first = packet.time
+        last = max(last, int((packet.time - first) / speed))
+        return last
+
+    return due
+
+
+def _bit_times(mbps: float) -> Clock:
+    bits = 0
+
+    def due(packet: Packet) -> int:
+        nonlocal bits
+        before = bits
+        bits += 8 * len(packet.data)
+        return int(before * 1000 / mbps)
+
+    return due
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the packets.
+
+    :ivar skipped: cannot be sent on this memif: they are empty, too long, or of another link type.
+    :ivar unread: are in the ring of a peer that does not take them.
+    :ivar complete: it was not ended before, by Ctrl+C, SIGTERM or the peer.
+    :ivar broken: what is wrong with the file; what stands before that has been played.
+    """
+
+    accepted: int = 0
+    bytes: int = 0
+    dropped: int = 0
+    skipped: int = 0
+    unread: int = 0
+    seconds: float = 0.0
+    complete: bool = False
+    broken: CaptureFileError | None = None
+
+    def line(self) -> str:
+        """For people."""
+        text = f"{self.accepted} packets, {self.bytes} bytes accepted, {self.dropped} dropped"
+        if self.skipped:
+            text += f", {self.skipped} skipped that this memif cannot carry"
+        if self.unread:
+            text += f", {self.unread} not taken by the peer"
+        seconds = max(self.seconds, 1e-9)
+        pps, mbps = self.accepted / seconds, 8e-6 * self.bytes / seconds
+        return f"{text} in {self.seconds:.3f} s: {pps:.0f} packets/s, {mbps:.3f} Mbit/s"
+
+
+# --- the packets ----------------------------------------------------------------------------------------------------
+
+
+class Recording:
+    """A capture file that can be played more than once. What fits is kept in memory for that."""
+
+    def __init__(self, path: str, *, again: bool) -> None:
+        self._path = path
+        self._reader: Reader | None = open_capture(path)
+        self._kept: list[Packet] | None = [] if again else None
+        self._whole = False
+        self.size = self._reader.size
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._reader is not None:
+            self._reader.close()
+
+    @property
+    def offset(self) -> int:
+        """Bytes read of this round; all of them when nothing is read any more."""
+        return self.size if self._reader is None else self._reader.offset
+
+    def __iter__(self) -> Iterator[Packet]:
+        """All of it, from the start.
+
+        :raises CaptureFileError: the file is broken; all packets before that place have been given.
+        """
+        if self._whole and self._kept is not None:
+            return iter(self._kept)
+        return self._read()
+
+    def _read(self) -> Iterator[Packet]:
+        if self._reader is None:
+            self._reader = open_capture(self._path)
+        size = 0
+        for packet in self._reader:
+            size += len(packet.data)
+            if self._kept is not None:
+                if size > _KEPT:
+                    self._kept = None
+                    if self._path == "-":
+                        raise ConfigError(f"more than {_KEPT >> 20} MiB from standard input; --loop needs a file")
+                else:
+                    self._kept.append(packet)
+            yield packet
+        self._whole = True
+        self._reader.close()
+        self._reader = None
+
+
+def _sendable(packets: Iterable[Packet], mode: Mode, outcome: Outcome) -> Iterator[Packet]:
+    try:
+        for packet in packets:
+            if packet.data and LinkType.mode_of(packet.link_type) is mode:
+                yield packet
+            else:
+                outcome.skipped += 1
+    except CaptureFileError as error:  # those that are gathered for a burst go all the same
+        outcome.broken = error
+
+
+# --- playing --------------------------------------------------------------------------------------------------------
+
+
+class _Player:
+    """Sends packets when they are due, with an eye on the control channel."""
+
+    def __init__(self, runtime: Runtime, port: MemifPort, shown: Progress, *, drop: bool) -> None:
+        self.outcome = Outcome()
+        self._runtime = runtime
+        self._port = port
+        self._shown = shown
+        self._drop = drop
+        self._room_at_first = 0
+        self.position = 0
+        port.on_packets = self._discard
+
+    def wait_for_peer(self) -> None:
+        while not self._port.connected:
+            self._runtime.poll_event()
+        # A slave's ring is empty; a master's peer may still be posting its buffers.
+        self._room_at_first = self._port.room(0)
+
+    def play(self, packets: Iterable[Packet], clock: Clock | None, position: Callable[[], int]) -> None:
+        """Send them all.
+
+        :raises PollCancelled: it is to end before.
+        :raises Disconnected: the peer is gone.
+        """
+        start = time.monotonic_ns()
+        try:
+            for batch in _batches(packets, clock, start):
+                if batch.due:
+                    self._wait_until(start + batch.due)
+                self._send(batch.packets)
+                if time.monotonic() >= self._shown.due:
+                    self._shown.update(f"{self.outcome.accepted} packets", position())
+        finally:
+            self.outcome.seconds = (time.monotonic_ns() - start) / _SECOND
+
+    def _wait_until(self, due: int) -> None:
+        while (left := due - time.monotonic_ns()) > 0:
+            self._sleep(left / _SECOND)
+
+    def _sleep(self, seconds: float) -> None:
+        """Until then, or the next event of the control channel."""
+        # In microseconds, where an epoll counts in milliseconds.
+        if select.select((self._runtime.fileno(),), (), (), min(seconds, 3600))[0]:
+            self._runtime.poll_event(0)
+        if not self._port.connected:
+            raise Disconnected("the peer is gone")
+
+    def _send(self, packets: Sequence[bytes]) -> None:
+        self._runtime.poll_event(0)
+        port, outcome = self._port, self.outcome
+        while packets:
+            refused = sum(port.refused.values())
+            before = port.sent
+            taken = port.send(0, packets)
+            after = port.sent
+            outcome.accepted += after.packets - before.packets
+            outcome.bytes += after.bytes - before.bytes
+            outcome.skipped += sum(port.refused.values()) - refused
+            packets = packets[taken:]
+            if packets and self._drop:
+                outcome.dropped += len(packets)
+                return
+            if packets:
+                self._sleep(_BACKOFF)
+
+    def drain(self) -> None:
+        """Wait until the peer has taken what is in the ring: our end would take it away."""
+        room, deadline = self._port.room(0), time.monotonic() + _PATIENCE
+        while room < self._room_at_first and time.monotonic() < deadline:
+            self._sleep(_BACKOFF)
+            now = self._port.room(0)
+            if now != room:
+                room, deadline = now, time.monotonic() + _PATIENCE
+        self.outcome.unread = max(self._room_at_first - room, 0)
+
+    def _discard(self) -> None:
+        for queue in range(self._port.queues):
+            while self._port.discard(queue, _BURST):
+                pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    packets: Sequence[bytes]
+    #: Nanoseconds after the start, 0 for at once.
+    due: int
+
+
+def _batches(packets: Iterable[Packet], clock: Clock | None, start: int) -> Iterator[_Batch]:
+    """Packets that go out together: all that are due by the time that the first of them is sent."""
+    if clock is None:
+        rest = iter(packets)
+        while batch := [packet.data for packet in itertools.islice(rest, _BURST)]:
+            yield _Batch(batch, 0)
+        return
+    together: list[bytes] = []
+    when = 0
+    for packet in packets:
+        due = clock(packet)
+        # One that is due later does not hold up those before it.
+        if together and (len(together) >= _BURST or due > max(when, time.monotonic_ns() - start)):
+            yield _Batch(together, when)
+            together = []
+        if not together:
+            when = due
+        together.append(packet.data)
+    if together:
+        yield _Batch(together, when)
+
+
+def replay(
+    path: str,
+    end: MemifEndpoint,
+    pace: Pace,
+    *,
+    loops: int = 1,
+    drop: bool = False,
+    watching: Watching = Watching(),  # noqa: B008 - it is frozen
+    on_ready: Callable[[], object] = lambda: None,
+) -> Outcome:
+    """Wait for a peer and send it the packets of a capture.
+
+    :param path: pcap or pcapng; ``-`` is standard input.
+    :param loops: how often, 0 until it is ended from outside. Every round is paced like the first.
+    :param drop: what finds no room in the ring is dropped, and the pace kept, instead of waiting for room.
+    :param on_ready: called when the interface is made.
+    :returns: what became of them.
+    :raises CaptureFileError: the file is no capture.
+    :raises MemifError: the file cannot be read, or the interface not be made.
+    """
+    _be_punctual()
+    with (
+        Recording(path, again=loops != 1) as recording,
+        session("replay", reconnect_interval=_RECONNECT_INTERVAL, watching=watching) as runtime,
+    ):
+        port = MemifPort(runtime, end)
+        on_ready()
+        with progress("replay", recording.size * loops) as shown:
+            player = _Player(runtime, port, shown, drop=drop)
+            with contextlib.suppress(PollCancelled, Disconnected):
+                player.wait_for_peer()
+                _play_rounds(player, recording, pace, loops, end.mode)
+                player.drain()
+                player.outcome.complete = True
+        return player.outcome
+
+
+def _play_rounds(player: _Player, recording: Recording, pace: Pace, loops: int, mode: Mode) -> None:
+    seconds = 0.0
+    try:
+        for number in itertools.count() if loops == 0 else range(loops):
+            base = number * recording.size
+            before = player.outcome.accepted
+            try:
+                player.play(
+                    _sendable(recording, mode, player.outcome),
+                    pace.clock(),
+                    lambda: base + recording.offset,  # noqa: B023
+                )
+            finally:
+                seconds += player.outcome.seconds
+            nothing = player.outcome.accepted == before  # for ever would be just that
+            if player.outcome.broken is not None or (nothing and loops == 0):
+                return
+    finally:
+        player.outcome.seconds = seconds
+
+
+def _be_punctual() -> None:
+    """The kernel may let a sleep last 50 us longer than asked for; not ours."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1000))
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def positive(text: str) -> float:
+    """A number above 0, for argparse; so little that it could only be a slip is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not _LEAST <= value <= MANY:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 (from {_LEAST:g} on) and up to {MANY}")
+    return value
+
+
+def _add_arguments(parser: Parser) -> None:
+    parser.add_argument("path", metavar="FILE", help="pcap or pcapng; - reads standard input")
+    pace = parser.add_mutually_exclusive_group()
+    pace.add_argument("--speed", type=positive, metavar="X", help="so many times as fast as captured; default 1")
+    pace.add_argument("--pps", type=positive, metavar="N", help="packets a second")
+    pace.add_argument("--mbps", type=positive, metavar="N", help="megabits a second, of packets alone")
+    pace.add_argument("--topspeed", action="store_true", help="as fast as the peer takes them")
+    add = parser.add_argument
+    add("--loop", type=whole(0, MANY), default=1, metavar="N", help="play it so often, 0 until Ctrl+C; default 1")
+    add("--drop", action="store_true", help="drop what finds no room in the ring, instead of waiting for some")
+    add_peer_arguments(parser, "interrupt")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    paced = arguments.pps or arguments.mbps or arguments.topspeed
+    pace = Pace(0.0 if paced else arguments.speed or 1.0, arguments.pps or 0.0, arguments.mbps or 0.0)
+    end = memif_endpoint(arguments)
+
+    def on_ready() -> None:
+        complain(f"memifrt replay: {arguments.path} onto {end}; Ctrl+C ends it")
+
+    outcome = replay(
+        arguments.path,
+        end,
+        pace,
+        loops=arguments.loop,
+        drop=arguments.drop,
+        watching=watching(arguments),
+        on_ready=on_ready,
+    )
+    print(outcome.line(), flush=True)
+    if outcome.broken is not None:
+        raise outcome.broken
+    return 0 if outcome.complete and not outcome.unread else 1
+
+
+COMMAND = Command(
+    "replay",
+    "send the packets of a capture file, at their own times or at a rate",
+    """examples:
+  memifrt replay lab.pcap --socket @lab
+  memifrt replay lab.pcapng --socket /run/vpp/memif.sock --pps 1000 --loop 10
+
+exit status: 0 if the peer has taken everything that can be sent, 1 if not, 2 on other errors""",
+    _add_arguments,
+    _run,
+)

@@ -1,0 +1,117 @@
+"""``memifrt responder``: answers ARP and ICMP echo on every queue until it is told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Callable
+
+from memifrt.cli.arguments import Command, Parser, add_interface_arguments, add_loop_argument, interface_options
+from memifrt.cli.program import InterfaceOptions
+from memifrt.cli.run_in_loop import Waiter, run
+from memifrt.errors import Disconnected, PollCancelled
+from memifrt.interface import Interface
+from memifrt.packets import format_ip, format_mac, reply_in_place
+from memifrt.queue import TxQueue
+from memifrt.ring import Burst
+from memifrt.types import DEFAULT_RECONNECT_INTERVAL
+
+#: Turns a packet into its answer, in place, and says whether it did.
+Answer = Callable[[memoryview], bool]
+
+
+def respond(options: InterfaceOptions, *, until_eof: bool = False, loop: str = "internal") -> None:
+    """Answer until Ctrl+C, SIGTERM, or (``until_eof``) the end of standard input.
+
+    :param loop: one of :data:`memifrt.cli.run_in_loop.LOOPS`.
+    :raises MemifError: an option is wrong, or a master cannot listen.
+    """
+    answer = functools.partial(reply_in_place, ip=options.ip, mac=options.mac, mode=options.mode)
+
+    def on_interrupt(interface: Interface, qid: int) -> None:
+        serve(interface, qid, answer)
+
+    async def main(waiter: Waiter) -> None:
+        interface = options.create(waiter.runtime, on_interrupt)
+        print(f"answering for {format_ip(options.ip)} ({format_mac(options.mac)}) as {interface}", flush=True)
+        if until_eof:
+            threading.Thread(target=_cancel_at_eof, args=(waiter,), daemon=True).start()
+        with contextlib.suppress(PollCancelled):
+            while options.polling:
+                # Only a connected interface has queues to be looked at all the time.
+                await waiter.wait(0 if interface.connected else None)
+                if interface.connected:
+                    poll_queues(interface, on_interrupt)
+            await waiter.run_for(None)
+
+    run("responder", main, loop=loop, reconnect_interval=DEFAULT_RECONNECT_INTERVAL, watching=options.watching)
+
+
+def serve(interface: Interface, qid: int, answer: Answer) -> None:
+    """Take one burst of a receive queue and send back what ``answer`` made a reply of.
+
+    :raises Disconnected: there is no peer (any more).
+    """
+    tx_queues = interface.tx_queues
+    with interface.rx_queues[qid].burst() as burst:
+        if tx_queues:  # a slave need not offer any
+            send_back(burst, tx_queues[qid % len(tx_queues)], answer)
+
+
+def send_back(burst: Burst, tx: TxQueue, answer: Answer) -> None:
+    """Send the packets of a received burst that are answered, and nothing else. What finds no room is dropped."""
+    start = 0
+    for views in burst.packets():
+        if len(views) == 1:
+            answered = answer(views[0])
+        else:  # answered in one piece, and put back where it was
+            packet = memoryview(bytearray().join(views))
+            answered = answer(packet)
+            for view in views:
+                view[:], packet = packet[: len(view)], packet[len(view) :]
+        if not answered:
+            burst.drop(start)
+        start += len(views)
+    tx.forward(burst)
+
+
+def poll_queues(interface: Interface, on_interrupt: Callable[[Interface, int], None]) -> None:
+    """Look at every receive queue once, as if it had interrupted."""
+    with contextlib.suppress(Disconnected):  # the next event of the control channel tells
+        for queue in interface.rx_queues:
+            on_interrupt(interface, queue.qid)
+
+
+def _cancel_at_eof(waiter: Waiter) -> None:
+    with contextlib.suppress(OSError):  # without standard input, its end is now
+        while os.read(0, 4096):
+            pass
+    waiter.cancel()
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def _add_arguments(parser: Parser) -> None:
+    add_interface_arguments(parser, "192.168.1.2")
+    add_loop_argument(parser)
+    parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)  # for a parent that may die
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    respond(interface_options(arguments), until_eof=arguments.until_eof, loop=arguments.loop)
+    return 0
+
+
+COMMAND = Command(
+    "responder",
+    "answer ARP and ICMP echo (ping) until Ctrl+C",
+    """example, against VPP (create interface memif id 0 master; set interface state memif0/0 up;
+set interface ip address memif0/0 192.168.1.1/24; ping 192.168.1.2):
+  memifrt responder --socket /run/vpp/memif.sock --ip 192.168.1.2""",
+    _add_arguments,
+    _run,
+)

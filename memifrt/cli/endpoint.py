@@ -1,0 +1,217 @@
+"""What stands between two ends of a bridge: ``memif:…``, ``tap:…`` and ``packet:…``, as people write them.
+
+Owns the syntax, ``KIND:NAME,KEY=VALUE,…``, and what may stand in it. Opens nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from memifrt.cli.arguments import log2_ring_size, mode_name, own_mac, secret_bytes, socket_path, whole
+from memifrt.errors import ConfigError
+from memifrt.types import (
+    DEFAULT_BUFFER_SIZE,
+    DEFAULT_LOG2_RING_SIZE,
+    DEFAULT_SOCKET,
+    MAX_BUFFER_SIZE,
+    MAX_QUEUES,
+    Mode,
+    Role,
+    RxMode,
+    parse_role,
+    parse_rx_mode,
+)
+
+#: Bytes of an interface's name in the kernel, without its NUL.
+_IFNAMSIZ = 15
+#: The smallest MTU of IPv4, and the largest that a TAP device takes.
+_MTU = (68, 65521)
+
+#: For the help of commands that take endpoints.
+MEMIF_SYNTAX = """\
+  memif:PATH[,role=master|slave][,id=N][,mode=ethernet|ip][,secret=S][,queues=N][,ring-size=N][,buffer-size=N]
+            [,rx-mode=adaptive|interrupt|polling]          PATH is @name for an abstract socket"""
+SYNTAX = f"""{MEMIF_SYNTAX}
+  tap:NAME[,mtu=N][,mac=M][,mode=ethernet|ip][,netns=NS]   a TAP device (mode=ip: TUN), made if there is none
+  packet:IFNAME[,netns=NS]                                 an interface of the kernel; NS is a name or a path"""
+
+
+@dataclass(frozen=True, slots=True)
+class MemifEndpoint:
+    """A memif interface."""
+
+    socket: str = DEFAULT_SOCKET
+    role: Role = Role.SLAVE
+    id: int = 0
+    mode: Mode = Mode.ETHERNET
+    secret: bytes | None = field(default=None, repr=False)
+    queues: int = 1
+    log2_ring_size: int = DEFAULT_LOG2_RING_SIZE
+    buffer_size: int = DEFAULT_BUFFER_SIZE
+    rx_mode: RxMode = RxMode.ADAPTIVE
+
+    def __str__(self) -> str:
+        return f"memif{self.id} on {self.socket}"
+
+
+@dataclass(frozen=True, slots=True)
+class TapEndpoint:
+    """A TAP device, or a TUN device in mode ip. ``netns`` is a name or a path, empty for ours."""
+
+    name: str
+    mode: Mode = Mode.ETHERNET
+    mtu: int | None = None
+    mac: bytes | None = None
+    netns: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class PacketEndpoint:
+    """A network interface of the kernel."""
+
+    name: str
+    netns: str = ""
+
+    @property
+    def mode(self) -> Mode:
+        return Mode.ETHERNET
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Endpoint = MemifEndpoint | TapEndpoint | PacketEndpoint
+
+_Parse = Callable[[str], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    make: Callable[..., Endpoint]
+    #: The field that stands behind the colon by itself.
+    first: str
+    keys: Mapping[str, tuple[str, _Parse]]
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """An endpoint from ``memif:@lab,role=master``, ``tap:tap0,mtu=9000`` or ``packet:eth1``.
+
+    :raises ConfigError: it is none; the message never shows a secret.
+    """
+    name, colon, rest = text.partition(":")
+    if not colon or name not in _KINDS:
+        kinds = ", ".join(f"{kind}:…" for kind in _KINDS)
+        raise ConfigError(f"{name!r} is no kind of endpoint; it must be one of {kinds}")
+    kind = _KINDS[name]
+    fields: dict[str, Any] = {}
+    for number, part in enumerate(rest.split(",")):
+        key, equals, value = part.partition("=")
+        if number == 0 and not equals:
+            if part == "":
+                continue
+            key, value = kind.first, part
+        if key not in kind.keys:
+            raise ConfigError(f"{key!r} is nothing that {name}: has; it must be one of {', '.join(kind.keys)}")
+        into, parse = kind.keys[key]
+        if into in fields:
+            raise ConfigError(f"{key} is given twice for {name}:")
+        try:
+            fields[into] = parse(value)
+        except (ConfigError, argparse.ArgumentTypeError) as error:
+            raise ConfigError(f"{key}: {error}") from error
+    if name != "memif" and not fields.get("name"):
+        raise ConfigError(f"{name}: needs a name, like {name}:{'tap0' if name == 'tap' else 'eth1'}")
+    return kind.make(**fields)
+
+
+def parse_memif_endpoint(text: str) -> MemifEndpoint:
+    """As :func:`parse_endpoint`; what stands without a kind is a memif.
+
+    :raises ConfigError: it is no memif.
+    """
+    endpoint = parse_endpoint(text if text.partition(":")[0] in _KINDS else f"memif:{text}")
+    if not isinstance(endpoint, MemifEndpoint):
+        raise ConfigError(f"{text!r} is no memif; it must be like memif:@lab,role=master")
+    return endpoint
+
+
+def memif_endpoint(arguments: argparse.Namespace) -> MemifEndpoint:
+    """The memif that ``add_peer_arguments`` has asked for."""
+    return MemifEndpoint(
+        socket=arguments.socket,
+        role=arguments.role,
+        id=arguments.id,
+        mode=arguments.mode,
+        secret=arguments.secret,
+        queues=arguments.queues,
+        log2_ring_size=arguments.log2_ring_size,
+        buffer_size=arguments.buffer_size,
+        rx_mode=arguments.rx_mode,
+    )
+
+
+def check_pair(a: Endpoint, b: Endpoint) -> None:
+    """Whether a packet of one end is a packet for the other.
+
+    :raises ConfigError: it is not, or both are the same.
+    """
+    if a.mode is not b.mode:
+        carries = {Mode.ETHERNET: "Ethernet frames", Mode.IP: "IP packets"}
+        raise ConfigError(
+            f"{a} carries {carries[a.mode]} and {b} {carries[b.mode]}; both need the same mode (mode=ethernet, mode=ip)"
+        )
+    same = a == b
+    if isinstance(a, MemifEndpoint) and isinstance(b, MemifEndpoint):
+        same = (a.socket, a.role, a.id) == (b.socket, b.role, b.id)
+    if same:
+        raise ConfigError(f"both ends are {a}; they must differ, for example by id=N")
+
+
+def _interface_name(text: str) -> str:
+    if not 0 < len(text.encode()) <= _IFNAMSIZ or "/" in text or any(c.isspace() for c in text) or text in (".", ".."):
+        raise ConfigError(f"{text!r} is no name of an interface; it has 1 to {_IFNAMSIZ} bytes, without spaces or /")
+    return text
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise ConfigError("it is empty; it must be a name or a path")
+    return text
+
+
+_NETNS = {"netns": ("netns", _not_empty)}
+_KINDS = {
+    "memif": _Kind(
+        MemifEndpoint,
+        "socket",
+        {
+            "socket": ("socket", socket_path),
+            "role": ("role", parse_role),
+            "id": ("id", whole(0, 0xFFFFFFFF)),
+            "mode": ("mode", mode_name),
+            "secret": ("secret", secret_bytes),
+            "queues": ("queues", whole(1, MAX_QUEUES)),
+            "ring-size": ("log2_ring_size", log2_ring_size),
+            "buffer-size": ("buffer_size", whole(1, MAX_BUFFER_SIZE)),
+            "rx-mode": ("rx_mode", parse_rx_mode),
+        },
+    ),
+    "tap": _Kind(
+        TapEndpoint,
+        "name",
+        {
+            "name": ("name", _interface_name),
+            "mode": ("mode", mode_name),
+            "mtu": ("mtu", whole(*_MTU)),
+            "mac": ("mac", own_mac),
+            **_NETNS,
+        },
+    ),
+    "packet": _Kind(PacketEndpoint, "name", {"name": ("name", _interface_name), **_NETNS}),
+}

@@ -1,0 +1,1 @@
+"""One peer, from accept or connect to the end."""

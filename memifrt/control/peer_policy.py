@@ -1,0 +1,57 @@
+"""Which peers a listener lets in.
+
+Owns the options and the decision. Knows a peer by its credentials alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from memifrt.control.channel import Credentials
+from memifrt.errors import ConfigError
+from memifrt.types import MAX_ID, check_range
+
+#: ``accept_peer(credentials)`` returns whether this peer may connect.
+AcceptPeer = Callable[[Credentials], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerPolicy:
+    """Lets in a peer whose uid or gid is listed (every peer, without lists) if ``accept_peer`` agrees."""
+
+    uids: frozenset[int] | None = None
+    gids: frozenset[int] | None = None
+    accept_peer: AcceptPeer | None = None
+
+    @classmethod
+    def parse(
+        cls,
+        allow_uids: Collection[int] | None = None,
+        allow_gids: Collection[int] | None = None,
+        accept_peer: AcceptPeer | None = None,
+    ) -> PeerPolicy:
+        """Check what a user wrote.
+
+        :raises ConfigError: an id is not a number, or ``accept_peer`` cannot be called.
+        """
+        if accept_peer is not None and not callable(accept_peer):
+            raise ConfigError(f"accept_peer is {accept_peer!r}; it must be a function of the peer's credentials")
+        return cls(_ids("allow_uids", allow_uids), _ids("allow_gids", allow_gids), accept_peer)
+
+    def admits(self, peer: Credentials) -> bool:
+        """Return whether the peer may connect.
+
+        :raises BaseException: what ``accept_peer`` raised.
+        """
+        listed = self.uids is None and self.gids is None
+        listed = listed or peer.uid in (self.uids or ()) or peer.gid in (self.gids or ())
+        return listed and (self.accept_peer is None or bool(self.accept_peer(peer)))
+
+
+def _ids(what: str, values: Collection[int] | None) -> frozenset[int] | None:
+    if values is None:
+        return None
+    if isinstance(values, str | bytes) or not isinstance(values, Collection):
+        raise ConfigError(f"{what} is {values!r}; it must be a collection of numbers")
+    return frozenset(check_range(what, value, 0, MAX_ID) for value in values)

@@ -1,0 +1,85 @@
+"""Calls that are due later, in a loop that knows only fds: one timerfd, set to the earliest.
+
+Owns the order of the calls. Knows nothing of what they do.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from memifrt.system.timerfd import TimerFd
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class TimerHandle:
+    """One call that is due at a moment of ``time.monotonic()``. Made by :meth:`Schedule.after`."""
+
+    due: float
+    #: Orders calls that are due at the same moment: the one made first comes first.
+    number: int
+    action: Callable[[], object] = field(compare=False, repr=False)
+
+
+class Schedule:
+    """Calls that are due later, on one :class:`TimerFd`. Its owner polls the fd and calls :meth:`run`."""
+
+    def __init__(self, timer: TimerFd) -> None:
+        self._timer = timer
+        self._numbers = itertools.count()
+        #: Sorted: the next one first.
+        self._handles: list[TimerHandle] = []
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    @property
+    def pending(self) -> tuple[TimerHandle, ...]:
+        """The calls that are still to be made, the next one first."""
+        return tuple(self._handles)
+
+    def after(self, delay: float, action: Callable[[], object]) -> TimerHandle:
+        """Call ``action`` once, in ``delay`` seconds."""
+        handle = TimerHandle(time.monotonic() + delay, next(self._numbers), action)
+        bisect.insort(self._handles, handle)
+        self._set_timer()
+        return handle
+
+    def cancel(self, handle: TimerHandle | None) -> None:
+        """Cancel a call. Harmless for None, and for a call that was made or cancelled."""
+        if handle is None:
+            return
+        index = bisect.bisect_left(self._handles, handle)
+        if index < len(self._handles) and self._handles[index] is handle:
+            del self._handles[index]
+            self._set_timer()
+
+    def run(self) -> None:
+        """Make the calls that are due by now.
+
+        :raises BaseException: what an action raised. The others are called with the next event of the timer.
+        """
+        if not self._timer.drain():
+            return
+        now = time.monotonic()
+        try:
+            while self._handles and self._handles[0].due <= now:
+                self._handles.pop(0).action()
+        finally:
+            self._set_timer()
+
+    def clear(self) -> None:
+        """Cancel everything."""
+        self._handles.clear()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer.closed:
+            return
+        if self._handles:
+            self._timer.arm(self._handles[0].due)
+        else:
+            self._timer.disarm()

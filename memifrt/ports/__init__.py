@@ -1,0 +1,1 @@
+"""What a bridge joins: memif, TAP and kernel interfaces, and the forwarding between them."""

@@ -1,0 +1,145 @@
+"""What a network card would still do to a frame: fill in its checksum, cut it into segments, put its VLAN tag back.
+
+The kernel hands frames of virtual interfaces to a packet socket as it would hand them to a card that can do these
+things; a peer behind a memif expects them done. Owns the virtio header that says what is to be done. Frames in, frames
+out.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from memifrt.packets import checksum
+
+# flags, segmentation, header length, segment size, where the checksum starts, its place from there
+# (struct virtio_net_hdr of linux/virtio_net.h; native byte order)
+_HEADER = struct.Struct("=BBHHHH")
+#: Bytes of it in front of every frame.
+HEADER_BYTES = _HEADER.size
+#: In front of a frame that is ready as it is.
+NOTHING_TO_DO = bytes(HEADER_BYTES)
+_NEEDS_CHECKSUM = 1
+_TCP_IPV4, _TCP_IPV6, _UDP = 1, 4, 5
+_ECN = 0x80  # a flag beside these
+
+_VLAN_TYPES = (0x8100, 0x88A8)
+_U16, _U32 = struct.Struct("!H"), struct.Struct("!I")
+_MACS = 12
+_FIN, _PSH, _CWR = 0x01, 0x08, 0x80
+_PROTOCOL_TCP, _PROTOCOL_UDP = 6, 17
+_UDP_HEADER = 8
+#: Bytes of all headers of a frame that is cut: each segment has them again, and there may be tens of thousands.
+_LONGEST_HEADERS = 512
+
+
+class NotPossible(Exception):
+    """The frame is none that we know how to finish."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """What is left to be done to a frame. ``segmentation`` 0 is none; ``size`` are bytes of payload in a segment."""
+
+    needs_checksum: bool
+    segmentation: int
+    size: int
+    checksum_start: int
+    checksum_offset: int
+
+    @classmethod
+    def parse(cls, header: memoryview | bytes) -> Offload | None:
+        """From the header in front of a frame; None if nothing is to be done."""
+        flags, segmentation, _, size, start, offset = _HEADER.unpack_from(header)
+        if not flags & _NEEDS_CHECKSUM and not segmentation:
+            return None
+        return cls(bool(flags & _NEEDS_CHECKSUM), segmentation & ~_ECN, size, start, offset)
+
+
+def finished(frame: bytes, offload: Offload) -> list[bytes]:
+    """The frames that a card would have sent.
+
+    :raises NotPossible: it asks for what we do not know, or is not what it claims to be.
+    """
+    if offload.segmentation:
+        return _segments(frame, offload)
+    return [_with_checksum(bytearray(frame), offload.checksum_start, offload.checksum_offset)]
+
+
+def insert_vlan(frame: bytes, tag_type: int, tag: int) -> bytes:
+    """Put a VLAN tag that was taken out of a frame back where it was."""
+    return frame[:_MACS] + _U16.pack(tag_type) + _U16.pack(tag) + frame[_MACS:]
+
+
+def _with_checksum(frame: bytearray, start: int, offset: int) -> bytes:
+    """The field holds the sum over the pseudo header; what comes to it is the rest, itself included (RFC 1071)."""
+    if start + offset + 2 > len(frame):
+        raise NotPossible(f"a checksum at byte {start + offset} of a frame of {len(frame)}")
+    # A UDP checksum of 0 would be none; elsewhere 0xffff is 0 as well.
+    _U16.pack_into(frame, start + offset, checksum(memoryview(frame)[start:]) or 0xFFFF)
+    return bytes(frame)
+
+
+def _segments(frame: bytes, offload: Offload) -> list[bytes]:
+    network, transport, size = _network_start(frame), offload.checksum_start, offload.size
+    version = frame[network] >> 4
+    tcp = offload.segmentation in (_TCP_IPV4, _TCP_IPV6)
+    if not (tcp or offload.segmentation == _UDP) or version not in (4, 6) or not size:
+        raise NotPossible(f"segmentation of kind {offload.segmentation} with {size} bytes each")
+    if len(frame) < transport + (20 if tcp else _UDP_HEADER) or transport < network + (20 if version == 4 else 40):
+        raise NotPossible(f"a transport header at byte {transport} of a frame of {len(frame)}")
+    payload = transport + ((frame[transport + 12] >> 4) * 4 if tcp else _UDP_HEADER)
+    if not transport + (20 if tcp else _UDP_HEADER) <= payload <= min(len(frame), _LONGEST_HEADERS):
+        raise NotPossible(f"headers of {payload} bytes in a frame of {len(frame)}")
+    head = bytearray(frame[:payload])
+    segments: list[bytes] = []
+    for at in range(payload, len(frame), size):
+        part = frame[at : at + size]
+        segment = head + part
+        if tcp:
+            _number_tcp(segment, transport, at - payload, first=at == payload, last=at + size >= len(frame))
+        else:
+            _U16.pack_into(segment, transport + 4, _UDP_HEADER + len(part))
+        _fit_ip(segment, network, version, len(segments))
+        _pseudo_sum(segment, network, transport, version, tcp)
+        segments.append(_with_checksum(segment, transport, 16 if tcp else 6))
+    return segments
+
+
+def _network_start(frame: bytes) -> int:
+    at = _MACS
+    while at + 2 <= len(frame) and _U16.unpack_from(frame, at)[0] in _VLAN_TYPES:
+        at += 4
+    if at + 3 > len(frame):
+        raise NotPossible(f"a frame of {len(frame)} bytes")
+    return at + 2
+
+
+def _number_tcp(segment: bytearray, transport: int, offset: int, *, first: bool, last: bool) -> None:
+    (sequence,) = _U32.unpack_from(segment, transport + 4)
+    _U32.pack_into(segment, transport + 4, sequence + offset & 0xFFFFFFFF)
+    if not last:
+        segment[transport + 13] &= ~(_FIN | _PSH) & 0xFF
+    if not first:
+        segment[transport + 13] &= ~_CWR & 0xFF
+
+
+def _fit_ip(segment: bytearray, network: int, version: int, number: int) -> None:
+    """The IP header's length, identification and checksum."""
+    if version == 6:
+        _U16.pack_into(segment, network + 4, len(segment) - network - 40)
+        return
+    _U16.pack_into(segment, network + 2, len(segment) - network)
+    (identification,) = _U16.unpack_from(segment, network + 4)
+    _U16.pack_into(segment, network + 4, identification + number & 0xFFFF)
+    header = (segment[network] & 0xF) * 4
+    _U16.pack_into(segment, network + 10, 0)
+    _U16.pack_into(segment, network + 10, checksum(memoryview(segment)[network : network + header]))
+
+
+def _pseudo_sum(segment: bytearray, network: int, transport: int, version: int, tcp: bool) -> None:
+    """Put the sum over addresses, protocol and length where the checksum comes (RFC 9293, RFC 8200)."""
+    addresses = segment[network + 12 : network + 20] if version == 4 else segment[network + 8 : network + 40]
+    protocol = _PROTOCOL_TCP if tcp else _PROTOCOL_UDP
+    pseudo = bytes(addresses) + _U32.pack(len(segment) - transport) + _U32.pack(protocol)
+    _U16.pack_into(segment, transport + (16 if tcp else 6), 0xFFFF - checksum(pseudo))

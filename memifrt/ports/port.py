@@ -1,0 +1,180 @@
+"""What a bridge joins: ports that packets come from and go to.
+
+Owns the contract, what a port counts, and the memif port. The kernel's ports are in ``tap`` and ``packet_socket``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from memifrt.cli.endpoint import MemifEndpoint
+from memifrt.errors import ConfigError
+from memifrt.interface import Interface
+from memifrt.queue import RxQueue, TxQueue
+from memifrt.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Packets and their bytes."""
+
+    packets: int = 0
+    bytes: int = 0
+
+
+class Port(ABC):
+    """One end of a bridge. Every method but ``close`` may raise :class:`~memifrt.Disconnected`.
+
+    :ivar refused: how many packets were not sent, by the reason.
+    :ivar unusable: how many packets came that nobody can be given, by the reason; they do not count as received.
+    :ivar on_packets: called when packets have come, by ports without a ``fileno`` of their own.
+    :ivar on_link: called with whether packets can be sent, when that changes.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.refused: Counter[str] = Counter()
+        self.unusable: Counter[str] = Counter()
+        self.on_packets: Callable[[], object] = _nothing
+        self.on_link: Callable[[bool], object] = _nothing
+
+    @property
+    def connected(self) -> bool:
+        """Whether packets can be sent."""
+        return True
+
+    @property
+    def queues(self) -> int:
+        """How many there are in each direction."""
+        return 1
+
+    @property
+    @abstractmethod
+    def received(self) -> Traffic: ...
+
+    @property
+    @abstractmethod
+    def sent(self) -> Traffic: ...
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """What becomes readable when packets come; -1 if the runtime sees to that."""
+
+    @abstractmethod
+    def room(self, queue: int) -> int:
+        """Packets that can probably be sent now."""
+
+    @abstractmethod
+    def receive(self, queue: int, limit: int) -> list[bytes]:
+        """At most ``limit`` packets, or buffers of them."""
+
+    @abstractmethod
+    def send(self, queue: int, packets: Sequence[bytes]) -> int:
+        """How many are dealt with: sent, or refused; the others can be sent later."""
+
+    @abstractmethod
+    def discard(self, queue: int, limit: int) -> int:
+        """Take packets and forget them; how many they were, or their buffers."""
+
+    def link_changed(self, up: bool) -> None:  # noqa: B027 - for most ports it is nothing to act on
+        """The port on the other side has got its peer, or lost it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class MemifPort(Port):
+    """A memif interface as a port.
+
+    :raises MemifError: the endpoint cannot be made.
+    """
+
+    def __init__(self, runtime: Runtime, endpoint: MemifEndpoint) -> None:
+        super().__init__(str(endpoint))
+        self.interface: Interface = runtime.create_interface(
+            socket=endpoint.socket,
+            id=endpoint.id,
+            name=f"memif{endpoint.id}",
+            role=endpoint.role,
+            mode=endpoint.mode,
+            secret=endpoint.secret,
+            num_s2m_rings=endpoint.queues,
+            num_m2s_rings=endpoint.queues,
+            log2_ring_size=endpoint.log2_ring_size,
+            buffer_size=endpoint.buffer_size,
+            rx_mode=endpoint.rx_mode,
+            on_connect=lambda interface: self.on_link(self.connected),
+            on_disconnect=lambda interface, reason: self.on_link(False),
+            on_interrupt=lambda interface, qid: self.on_packets(),
+        )
+
+    @property
+    def connected(self) -> bool:
+        # A slave need not offer any queue in the other direction.
+        return self.interface.connected and bool(self.interface.tx_queues)
+
+    @property
+    def queues(self) -> int:
+        return len(self.interface.rx_queues)
+
+    def rx(self, queue: int) -> RxQueue:
+        return self.interface.rx_queues[queue]
+
+    def tx(self, queue: int) -> TxQueue:
+        """The transmit queue for packets that came on this queue of another port."""
+        queues = self.interface.tx_queues
+        return queues[queue % len(queues)]
+
+    @property
+    def received(self) -> Traffic:
+        return _total(self.interface.rx_queues)
+
+    @property
+    def sent(self) -> Traffic:
+        return _total(self.interface.tx_queues)
+
+    def fileno(self) -> int:
+        return -1
+
+    def room(self, queue: int) -> int:
+        return self.tx(queue).free()
+
+    def receive(self, queue: int, limit: int) -> list[bytes]:
+        return self.rx(queue).recv(limit)
+
+    def send(self, queue: int, packets: Sequence[bytes]) -> int:
+        tx = self.tx(queue)
+        try:
+            return tx.send(packets)
+        except ConfigError:
+            return self._send_singly(tx, packets)
+
+    def _send_singly(self, tx: TxQueue, packets: Sequence[bytes]) -> int:
+        """One of them can never be sent."""
+        for number, packet in enumerate(packets):
+            try:
+                if not tx.send((packet,)):
+                    return number
+            except ConfigError:
+                self.refused["empty" if not packet else "longer than the ring has room for"] += 1
+        return len(packets)
+
+    def discard(self, queue: int, limit: int) -> int:
+        with self.rx(queue).burst(limit) as burst:
+            return len(burst)
+
+    def close(self) -> None:
+        self.interface.delete()
+
+
+def _nothing(*arguments: object) -> None:
+    """Nobody wants to be told."""
+
+
+def _total(queues: Sequence[RxQueue] | Sequence[TxQueue]) -> Traffic:
+    counters = [queue.counters for queue in queues]
+    return Traffic(sum(each.packets for each in counters), sum(each.bytes for each in counters))

@@ -1,0 +1,345 @@
+"""The programs behind stats sockets, as ``memifrt top`` sees them: asked again and again, gone, and back.
+
+Owns the connections, the check of what comes, rates between two snapshots and their history. Knows nothing of
+terminals. Nothing here waits for a program that does not answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import glob
+import json
+import os
+import select
+import socket
+import time
+import types
+import typing
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+from memifrt.control.address import Address, connect
+from memifrt.errors import ErrorCode, MemifError
+from memifrt.stats.snapshot import SCHEMA, VERSION, InterfaceStats, QueueStats, Snapshot
+
+#: Samples of the history of one queue.
+HISTORY = 240
+#: Bytes of one snapshot; 255 queues each way of one interface make a tenth of a megabyte.
+_LONGEST_LINE = 16 << 20
+#: Seconds without an answer after which a program is said to hang.
+_PATIENCE = 2.0
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class QueueKey:
+    """Which queue of a program: what stays the same over reconnects."""
+
+    socket: str
+    role: str
+    id: int
+    direction: str
+    qid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a queue did in a second."""
+
+    packets: float
+    bits: float
+    interrupts: float
+    ring_full: float
+
+    def __add__(self, other: Rates) -> Rates:
+        return Rates(
+            self.packets + other.packets,
+            self.bits + other.bits,
+            self.interrupts + other.interrupts,
+            self.ring_full + other.ring_full,
+        )
+
+
+class Program:
+    """One stats socket.
+
+    :ivar snapshot: the last one; it stays while the program is gone.
+    :ivar error: why there is no answer; empty while there is.
+    :ivar rates: of each queue, between the last two snapshots.
+    :ivar history: packets a second of each queue, None where nobody knows; the newest last.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.snapshot: Snapshot | None = None
+        self.error = "not asked yet"
+        self.rates: dict[QueueKey, Rates] = {}
+        self.history: dict[QueueKey, deque[float | None]] = {}
+        self._address = Address.parse(path)
+        self._socket: socket.socket | None = None
+        self._line = bytearray()
+        self._asked_at: float | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an answer is due."""
+        return self._asked_at is not None
+
+    def fileno(self) -> int:
+        """The socket's fd, -1 without a connection."""
+        return -1 if self._socket is None else self._socket.fileno()
+
+    def ask(self) -> None:
+        """Ask for a snapshot, without waiting for it; connects if need be."""
+        if self._asked_at is not None:
+            silence = time.monotonic() - self._asked_at
+            if silence >= _PATIENCE:
+                self._lost(f"no answer for {silence:.0f} s: the program is stopped, or busy without polling")
+            return
+        try:
+            if self._socket is None:
+                self._socket = connect(self._address, socket.SOCK_STREAM)  # and the first snapshot comes
+            else:
+                self._socket.send(b"\n", socket.MSG_NOSIGNAL)
+        except MemifError as error:
+            self._hang_up(_why(error))
+        except OSError:
+            self._hang_up("the program is gone")
+        else:
+            self._asked_at = time.monotonic()
+
+    def receive(self) -> None:
+        """Take what has come; for a socket that is readable."""
+        if self._socket is None:
+            return
+        try:
+            data = self._socket.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._hang_up("the program is gone")
+            return
+        self._line += data
+        if len(self._line) > _LONGEST_LINE:
+            self._hang_up(f"{_LONGEST_LINE >> 20} MiB without an end of line: this is no stats socket of memifrt")
+        elif self._line.endswith(b"\n"):
+            line, self._line = bytes(self._line), bytearray()
+            self._asked_at = None
+            try:
+                self._take(parse_snapshot(line))
+            except ValueError as error:
+                self._hang_up(f"this is no stats socket of memifrt: {error}")
+
+    def close(self) -> None:
+        self._asked_at = None
+        self._line.clear()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _take(self, snapshot: Snapshot) -> None:
+        before, self.snapshot, self.error = self.snapshot, snapshot, ""
+        if before is not None and (before["pid"], before["started"]) != (snapshot["pid"], snapshot["started"]):
+            before = None  # another program, which counts from zero
+            self.history.clear()
+        self.rates = {} if before is None else rates(before, snapshot)
+        self._remember([key for key, _ in queues(snapshot)])
+
+    def _hang_up(self, why: str) -> None:
+        self.close()
+        self._lost(why)
+
+    def _lost(self, why: str) -> None:
+        self.error = why
+        self.rates = {}
+        self._remember(list(self.history))
+
+    def _remember(self, keys: list[QueueKey]) -> None:
+        for gone in self.history.keys() - set(keys):
+            del self.history[gone]
+        for key in keys:
+            rate = self.rates.get(key)
+            self.history.setdefault(key, deque(maxlen=HISTORY)).append(None if rate is None else rate.packets)
+
+
+class Observer:
+    """The programs that somebody looks at.
+
+    :param paths: of stats sockets; one with ``*``, ``?`` or ``[`` is a pattern, looked up at each turn.
+    :raises ConfigError: a path is none.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._patterns = list(paths)
+        self._programs: dict[str, Program] = {}
+        self._look_up()
+
+    @property
+    def programs(self) -> list[Program]:
+        return list(self._programs.values())
+
+    def ask(self) -> None:
+        """Ask all of them; see :meth:`wait`."""
+        self._look_up()
+        for program in self.programs:
+            program.ask()
+
+    def wait(self, timeout: float, *also: int) -> set[int]:
+        """Take answers until all are there, or for ``timeout`` seconds; which of ``also``, fds that end the wait, are
+        readable."""
+        deadline = time.monotonic() + timeout
+        while any(program.waiting for program in self.programs):
+            ready = self._poll(deadline - time.monotonic(), also)
+            if ready & set(also) or time.monotonic() >= deadline:
+                return ready & set(also)
+        return set()
+
+    def pause(self, timeout: float, *also: int) -> set[int]:
+        """Wait for ``timeout`` seconds, or until one of ``also`` is readable; which."""
+        deadline = time.monotonic() + timeout
+        ready: set[int] = set()
+        while not ready and time.monotonic() < deadline:
+            ready = self._poll(deadline - time.monotonic(), also) & set(also)
+        return ready
+
+    def close(self) -> None:
+        for program in self.programs:
+            program.close()
+
+    def _look_up(self) -> None:
+        for pattern in self._patterns:
+            found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not os.path.exists(pattern) else [pattern]
+            for path in found:
+                if path not in self._programs:
+                    self._programs[path] = Program(path)
+
+    def _poll(self, timeout: float, also: tuple[int, ...]) -> set[int]:
+        """Wait once; the fds that are ready. The programs' answers are taken."""
+        poll = select.poll()
+        connected = {program.fileno(): program for program in self.programs if program.fileno() >= 0}
+        for fd in (*connected, *also):
+            poll.register(fd, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(max(timeout, 0) * 1000)}
+        for fd in ready & connected.keys():
+            connected[fd].receive()
+        return ready
+
+
+# --- what is in a snapshot ------------------------------------------------------------------------------------------
+
+
+def queues(snapshot: Snapshot) -> Iterator[tuple[QueueKey, QueueStats]]:
+    for interface in snapshot["interfaces"]:
+        for queue in interface["queues"]:
+            yield queue_key(interface, queue), queue
+
+
+def queue_key(interface: InterfaceStats, queue: QueueStats) -> QueueKey:
+    return QueueKey(interface["socket"], interface["role"], interface["id"], queue["direction"], queue["qid"])
+
+
+def rates(before: Snapshot, after: Snapshot) -> dict[QueueKey, Rates]:
+    """What each queue did in a second; without those that are new, or began anew."""
+    seconds = after["monotonic"] - before["monotonic"]
+    if seconds <= 0:
+        return {}
+    earlier = dict(queues(before))
+    found = {}
+    for key, queue in queues(after):
+        old = earlier.get(key)
+        if old is not None and queue["packets"] >= old["packets"] and queue["bytes"] >= old["bytes"]:
+            found[key] = Rates(
+                (queue["packets"] - old["packets"]) / seconds,
+                8 * (queue["bytes"] - old["bytes"]) / seconds,
+                (queue["interrupts"] - old["interrupts"]) / seconds,
+                (queue["ring_full"] - old["ring_full"]) / seconds,
+            )
+    return found
+
+
+def parse_snapshot(line: bytes) -> Snapshot:
+    """A snapshot from what came over a socket, checked: every name of the schema is there, with a value of its type.
+
+    :raises ValueError: it is something else; the text says what is wrong.
+    """
+    try:
+        value = json.loads(line, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("JSON, but nested without end") from None
+    except ValueError:
+        raise ValueError("what it says is not JSON") from None
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        raise ValueError(f"what it says has no schema {SCHEMA!r}")
+    if value.get("version") != VERSION:
+        raise ValueError(f"it has version {str(value.get('version'))[:20]!r} of the schema, this is {VERSION}")
+    wrong = _difference(value, Snapshot, "the snapshot")
+    if wrong:
+        raise ValueError(wrong)
+    return cast(Snapshot, value)
+
+
+def _difference(value: object, kind: object, where: str) -> str:
+    """What of a JSON value is not of a type, in words; empty if all is."""
+    if typing.is_typeddict(kind):
+        if not isinstance(value, dict):
+            return f"{where} is no object"
+        for name, hint in _fields(kind).items():
+            wrong = _difference(value[name], hint, name) if name in value else f"{where} has no {name!r}"
+            if wrong:
+                return wrong
+        return ""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list:
+        if not isinstance(value, list):
+            return f"{where} is no list"
+        return next(filter(None, (_difference(element, arguments[0], where) for element in value)), "")
+    if origin in (types.UnionType, typing.Union):
+        differences = [_difference(value, argument, where) for argument in arguments]
+        return "" if "" in differences else differences[0]
+    return "" if _is_scalar(value, kind) else f"{where} is no {getattr(kind, '__name__', kind)}"
+
+
+@functools.cache
+def _fields(kind: object) -> dict[str, object]:
+    return typing.get_type_hints(kind)
+
+
+def _is_scalar(value: object, kind: object) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) < 1e15
+    if kind is int:
+        return isinstance(value, int) and abs(value) < 1 << 64
+    return isinstance(value, cast(type, kind))
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def _why(error: MemifError) -> str:
+    """Why a socket does not answer, in few words: its path stands beside it."""
+    words = {
+        ErrorCode.NO_FILE: "there is no such file: the program is gone, or was started without --stats",
+        ErrorCode.CONNREFUSED: "nobody listens there: the program is gone",
+        ErrorCode.ACCES: "permission denied: only the program's user and root may look",
+        ErrorCode.FILE_NOT_SOCK: "this is no stats socket (SOCK_STREAM); memifrt doctor looks at memif's own sockets",
+        ErrorCode.AGAIN: "it takes no connections: the program is stopped, or busy without polling",
+    }
+    return words.get(error.code, error.message)
+
+
+@contextlib.contextmanager
+def observing(paths: Iterable[str]) -> Iterator[Observer]:
+    """An :class:`Observer` whose connections are closed afterwards."""
+    observer = Observer(paths)
+    try:
+        yield observer
+    finally:
+        observer.close()

@@ -1,0 +1,193 @@
+"""The stats socket: snapshots of a runtime, as JSON, for every process that may open the socket file.
+
+Owns the clients of such a socket and the limit on their number. Knows nothing of how a snapshot is made or shown.
+
+A client connects (``AF_UNIX``, ``SOCK_STREAM``) and gets a snapshot: one line of JSON, in ASCII. Each newline that it
+sends asks for another. The server closes the connection after the client has closed its sending side, so that
+``socat - UNIX-CONNECT:PATH </dev/null | jq`` shows one snapshot. The socket file has mode 0600. A client cannot make
+the runtime wait or grow: beyond :data:`MAX_CLIENTS`, the client that has been silent longest is disconnected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable
+
+from memifrt.control.address import Address, Listener
+from memifrt.control.permissions import FilePermissions
+from memifrt.poll.acceptor import Acceptor, ListeningSocket
+from memifrt.poll.hook import FdRegistry
+from memifrt.poll.schedule import Schedule
+from memifrt.stats.snapshot import SnapshotSource, snapshot
+from memifrt.system import original_functions
+from memifrt.system.fds import own_socket
+from memifrt.types import FdEvent
+
+#: Clients of one server at a time.
+MAX_CLIENTS = 16
+#: Mode of the socket file: only its owner, and root, may ask.
+_FILE_MODE = 0o600
+
+
+class Client(ABC):
+    """One connection to a server. It reads while no answer is due and writes while one is.
+
+    A client that does not take its first answer is therefore not asked for the next request.
+    """
+
+    #: Bytes read at a time. For the stats socket this also bounds the answers that may be due.
+    request_bytes = 64
+
+    def __init__(self, sock: original_functions.socket) -> None:
+        sock.setblocking(False)
+        self._socket = own_socket(sock)
+        self._output = memoryview(b"")
+
+    @property
+    @abstractmethod
+    def _due(self) -> bool:
+        """Return whether the client waits for an answer."""
+
+    @property
+    def _finished(self) -> bool:
+        """Return whether the conversation ends once everything is sent."""
+        return False
+
+    @abstractmethod
+    def _take(self, data: bytes) -> None:
+        """Take what the client sent."""
+
+    @abstractmethod
+    def _answer(self) -> bytes:
+        """Return the next answer that is due."""
+
+    @property
+    def wants_write(self) -> bool:
+        return bool(self._output) or self._due
+
+    def advance(self) -> bool:
+        """Read and write once, without waiting, at most one answer. Return whether the conversation goes on.
+
+        :raises OSError: the connection is broken.
+        """
+        with contextlib.suppress(BlockingIOError):
+            if not self.wants_write:
+                data = self._socket.recv(self.request_bytes)
+                if not data:
+                    return False
+                self._take(data)
+            if not self._output and self._due:
+                self._output = memoryview(self._answer())
+            if self._output:
+                self._output = self._output[self._socket.send(self._output, socket.MSG_NOSIGNAL) :]
+        return self.wants_write or not self._finished
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Server:
+    """A listening socket and its clients, in the runtime's own loop: every fd goes through the hook.
+
+    Takes the socket.
+
+    :raises MemifError: ``CB_FDUPDATE`` if the hook raises; the socket is then closed.
+    """
+
+    def __init__(
+        self,
+        registry: FdRegistry,
+        schedule: Schedule,
+        listener: ListeningSocket,
+        client: Callable[[original_functions.socket], Client],
+    ) -> None:
+        self._registry = registry
+        self._make_client = client
+        self._clients: OrderedDict[int, Client] = OrderedDict()  # the longest silent one comes first
+        self._acceptor = Acceptor(registry, schedule, listener, self._welcome, "statistics")
+
+    def close(self) -> None:
+        """Close every connection and stop listening. Closing twice is harmless."""
+        with contextlib.ExitStack() as steps:  # a hook that raises at one of them must not keep the others open
+            steps.callback(self._acceptor.close)
+            for client in self._clients.values():
+                steps.callback(self._hang_up, client)
+            self._clients = OrderedDict()
+
+    def _welcome(self, sock: original_functions.socket) -> None:
+        if len(self._clients) >= MAX_CLIENTS:
+            self._drop(next(iter(self._clients.values())))
+        client = self._make_client(sock)
+        fd = client.fileno()
+        try:
+            self._registry.add(fd, FdEvent.READ, lambda events: self._on_client(client))
+        except BaseException:
+            client.close()
+            raise
+        self._clients[fd] = client
+        self._on_client(client)
+
+    def _on_client(self, client: Client) -> None:
+        fd = client.fileno()
+        self._clients.move_to_end(fd)
+        try:
+            goes_on = client.advance()
+        except OSError:
+            goes_on = False
+        if not goes_on:
+            self._drop(client)
+            return
+        try:
+            self._registry.modify(fd, FdEvent.WRITE if client.wants_write else FdEvent.READ)
+        except BaseException:  # the application's hook: no event would reach this client any more
+            self._drop(client)
+            raise
+
+    def _drop(self, client: Client) -> None:
+        del self._clients[client.fileno()]
+        self._hang_up(client)
+
+    def _hang_up(self, client: Client) -> None:
+        try:
+            self._registry.remove(client.fileno())
+        finally:
+            client.close()
+
+
+class _JsonClient(Client):
+    """Sends a snapshot at once, and another for each newline that it receives."""
+
+    def __init__(self, sock: original_functions.socket, runtime: SnapshotSource) -> None:
+        super().__init__(sock)
+        self._runtime = runtime
+        self._owed = 1
+
+    @property
+    def _due(self) -> bool:
+        return self._owed > 0
+
+    def _take(self, data: bytes) -> None:
+        self._owed += data.count(b"\n")
+
+    def _answer(self) -> bytes:
+        self._owed -= 1
+        return json.dumps(snapshot(self._runtime), separators=(",", ":")).encode() + b"\n"
+
+
+def serve(runtime: SnapshotSource, registry: FdRegistry, schedule: Schedule, path: str | os.PathLike[str]) -> Server:
+    """Open the stats socket of a runtime. A stale socket file is replaced.
+
+    :raises ConfigError: the path is too long, or none.
+    :raises MemifOSError: EADDRINUSE if somebody listens there; ``FILE_NOT_SOCK`` if a file of another kind is there;
+        ``NO_FILE`` if its directory is missing; ``ACCES``.
+    """
+    listener = Listener.bind(Address.parse(path), socket.SOCK_STREAM, permissions=FilePermissions(_FILE_MODE))
+    return Server(registry, schedule, listener, lambda sock: _JsonClient(sock, runtime))

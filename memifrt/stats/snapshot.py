@@ -1,0 +1,202 @@
+"""What the interfaces of a runtime did, as a snapshot that can be written as JSON.
+
+Owns the snapshot and its schema. Knows nothing of how a snapshot is asked for or shown.
+
+The schema is that of :class:`Snapshot`. Readers ignore names that they do not know. A name keeps its meaning for as
+long as ``version`` stays. Times are Unix times in seconds. The secret of an interface is in none of it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import Protocol, TypedDict
+
+from memifrt.interface import Interface
+from memifrt.queue import RxQueue, TxQueue
+from memifrt.ring import RxRing, TxRing, __impl__
+from memifrt.types import Direction, Role
+
+SCHEMA = "memifrt-stats"
+VERSION = 1
+_MASK_INT = 1
+
+
+class SnapshotSource(Protocol):
+    """What a snapshot is taken of: a runtime."""
+
+    @property
+    def app_name(self) -> str: ...
+
+    @property
+    def started(self) -> float:
+        """When it was made, in Unix time."""
+
+    @property
+    def interfaces(self) -> Iterable[Interface]: ...
+
+
+# --- the schema -----------------------------------------------------------------------------------------------------
+
+
+class PeerStats(TypedDict):
+    """Who is at the other end: its names, and its credentials as the kernel saw them at connect."""
+
+    app_name: str
+    name: str
+    pid: int
+    uid: int
+    gid: int
+
+
+class QueueStats(TypedDict):
+    """One queue of the present connection, or of the last.
+
+    ``direction`` is ours: ``rx`` or ``tx``; ``ring`` is the protocol's: ``s2m`` or ``m2s``. ``head``, ``tail``,
+    ``used`` and ``masked`` are null without a connection. ``used`` are the slots that the sender cannot fill now:
+    filled and not given back yet (s2m), or not offered to it (m2s). ``masked``: the receiver asks for no interrupts.
+    ``rx_mode`` is null for a transmit queue. The counters are those of :class:`~memifrt.QueueCounters`: they go on over
+    reconnects.
+    """
+
+    qid: int
+    direction: str
+    ring: str
+    ring_size: int
+    used: int | None
+    head: int | None
+    tail: int | None
+    masked: bool | None
+    rx_mode: str | None
+    packets: int
+    bytes: int
+    interrupts: int
+    ring_full: int
+    bad_descriptors: int
+
+
+class InterfaceStats(TypedDict):
+    """One interface.
+
+    ``state`` is ``disconnected``, ``connecting`` or ``connected``. ``connected_since`` is null unless it is connected,
+    ``peer`` unless it is connected or connecting. ``error`` says why the last connection, or attempt, ended; it is
+    empty while all is well. ``connects``, ``disconnects`` and ``violations`` are those of :class:`~memifrt.Interface`.
+    """
+
+    id: int
+    name: str
+    role: str
+    mode: str
+    socket: str
+    state: str
+    peer: PeerStats | None
+    connected_since: float | None
+    error: str
+    connects: int
+    disconnects: int
+    violations: int
+    queues: list[QueueStats]
+
+
+class Snapshot(TypedDict):
+    """A runtime at one moment. ``name`` is its ``app_name``, ``rings`` the ring implementation (``native`` or
+    ``python``), ``started`` when it was made; ``monotonic`` is the system's monotonic clock, in seconds, for rates."""
+
+    schema: str
+    version: int
+    name: str
+    pid: int
+    rings: str
+    started: float
+    time: float
+    monotonic: float
+    interfaces: list[InterfaceStats]
+
+
+def snapshot(runtime: SnapshotSource) -> Snapshot:
+    """Return the state of a runtime at this moment. Reads only: it takes nothing from a ring and ends no connection."""
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "name": runtime.app_name,
+        "pid": os.getpid(),
+        "rings": __impl__,
+        "started": runtime.started,
+        "time": time.time(),
+        "monotonic": time.monotonic(),
+        "interfaces": [_interface(interface) for interface in runtime.interfaces],
+    }
+
+
+def _interface(interface: Interface) -> InterfaceStats:
+    return {
+        "id": interface.id,
+        "name": interface.name,
+        "role": interface.role.name.lower(),
+        "mode": interface.mode.name.lower(),
+        "socket": interface.socket.path,
+        "state": interface.state.value,
+        "peer": _peer(interface),
+        "connected_since": interface.connected_since,
+        "error": interface.last_error.message if interface.last_error else "",
+        "connects": interface.connects,
+        "disconnects": interface.disconnects,
+        "violations": interface.violations,
+        "queues": _queues(interface),
+    }
+
+
+def _peer(interface: Interface) -> PeerStats | None:
+    connection = interface.connection
+    if connection is None:
+        return None
+    who = connection.credentials
+    return {
+        "app_name": connection.peer_name,
+        "name": connection.peer_if_name,
+        "pid": who.pid,
+        "uid": who.uid,
+        "gid": who.gid,
+    }
+
+
+def _queues(interface: Interface) -> list[QueueStats]:
+    connection = interface.connection
+    if connection is None or not connection.established:
+        receive = [_queue(interface, queue, None) for queue in interface.rx_queues]
+        return receive + [_queue(interface, queue, None) for queue in interface.tx_queues]
+    receive = [_queue(interface, queue, ring) for queue, (_, ring, _) in connection.rx()]
+    return receive + [_queue(interface, queue, ring) for queue, (_, ring, _) in connection.tx()]
+
+
+def _queue(interface: Interface, queue: RxQueue | TxQueue, ring: RxRing | TxRing | None) -> QueueStats:
+    receives = isinstance(queue, RxQueue)
+    direction = Direction.M2S if receives == (interface.role is Role.SLAVE) else Direction.S2M
+    head, tail = (None, None) if ring is None else (ring.head, ring.tail)
+    counters = queue.counters
+    return {
+        "qid": queue.qid,
+        "direction": "rx" if receives else "tx",
+        "ring": direction.value,
+        "ring_size": queue.ring_size,
+        "used": None if head is None or tail is None else _used(direction, head, tail, queue.ring_size),
+        "head": head,
+        "tail": tail,
+        "masked": None if ring is None else bool(ring.flags & _MASK_INT),
+        "rx_mode": queue.mode.name.lower() if isinstance(queue, RxQueue) else None,
+        "packets": counters.packets,
+        "bytes": counters.bytes,
+        "interrupts": counters.interrupts,
+        "ring_full": counters.ring_full,
+        "bad_descriptors": counters.bad_descriptors,
+    }
+
+
+def _used(direction: Direction, head: int, tail: int, size: int) -> int:
+    """Return the slots in use, from the two indices alone (docs/protocol.md says who advances which).
+
+    The peer owns one of the indices and may write anything there, so the result is kept within the ring.
+    """
+    ahead = min((head - tail) & 0xFFFF, size)
+    return ahead if direction is Direction.S2M else size - ahead

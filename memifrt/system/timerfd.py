@@ -1,0 +1,95 @@
+"""A timerfd: one moment on the monotonic clock, as an fd that can be polled.
+
+Owns the fd. CPython has ``os.timerfd_create`` from 3.13 on. Before that, ctypes calls the C library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+import time
+
+from memifrt.system.fds import OwnedFd
+
+_TFD_NONBLOCK = os.O_NONBLOCK
+_TFD_CLOEXEC = os.O_CLOEXEC
+_TFD_TIMER_ABSTIME = 1
+
+
+class TimerFd(OwnedFd):
+    """An fd that becomes readable at one moment. It is disarmed at first."""
+
+    __slots__ = ("_due",)
+
+    def __init__(self) -> None:
+        super().__init__(_create(), "timer")
+        self._due: float | None = None
+
+    @property
+    def due(self) -> float | None:
+        """The moment of its expiry, by ``time.monotonic()``; None while it is disarmed."""
+        return self._due
+
+    @property
+    def armed(self) -> bool:
+        return self._due is not None
+
+    def arm(self, due: float) -> None:
+        """Make the fd readable at ``due``, or at once if that is past."""
+        if due != self._due:
+            _set(self.fileno(), max(due, 1e-9))  # a value that rounds to 0 ns would disarm it
+            self._due = due
+
+    def disarm(self) -> None:
+        """Make the fd unreadable, and keep it so."""
+        if self._due is not None:
+            _set(self.fileno(), 0.0)
+            self._due = None
+
+    def drain(self) -> bool:
+        """Make the fd unreadable and disarm it. Return whether the timer had expired."""
+        try:
+            expired = bool(os.read(self.fileno(), 8))
+        except BlockingIOError:
+            return False
+        self._due = None
+        return expired
+
+
+if sys.version_info >= (3, 13):
+
+    def _create() -> int:
+        return os.timerfd_create(time.CLOCK_MONOTONIC, flags=_TFD_NONBLOCK | _TFD_CLOEXEC)
+
+    def _set(fd: int, due: float) -> None:
+        os.timerfd_settime(fd, flags=_TFD_TIMER_ABSTIME, initial=due)
+
+else:
+
+    class _Itimerspec(ctypes.Structure):
+        _fields_ = (
+            ("interval_s", ctypes.c_long),
+            ("interval_ns", ctypes.c_long),
+            ("value_s", ctypes.c_long),
+            ("value_ns", ctypes.c_long),
+        )
+
+    _libc = ctypes.CDLL(None, use_errno=True)
+
+    def _create() -> int:
+        fd: int = _libc.timerfd_create(time.CLOCK_MONOTONIC, _TFD_NONBLOCK | _TFD_CLOEXEC)
+        if fd < 0:
+            raise _last_error()
+        return fd
+
+    def _set(fd: int, due: float) -> None:
+        seconds, nanoseconds = divmod(round(due * 1e9), 1_000_000_000)
+        spec = _Itimerspec(0, 0, seconds, nanoseconds)
+        if _libc.timerfd_settime(fd, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None) < 0:
+            raise _last_error()
+
+    def _last_error() -> OSError:
+        number = ctypes.get_errno()
+        return OSError(number, errno.errorcode.get(number, str(number)))

@@ -1,0 +1,1 @@
+"""A runtime on a thread of its own, for programs without an event loop."""

@@ -1,0 +1,1 @@
+"""The logic of waiting calls, without a loop."""

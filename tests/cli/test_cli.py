@@ -1,0 +1,293 @@
+"""The command line: arguments and their errors, ``demo``, ``responder``, and how each ends."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import select
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import memifrt
+from memifrt.cli.command_line import main
+from tests.lib.programs import end, finish, read_until, responder, run, running
+from tests.lib.support import DEADLINE
+
+TARGET = "192.168.1.2"
+LONG = "x" * 108
+SECRET = "hunter2hunter2"
+
+# --- wrong arguments ------------------------------------------------------------------------------------------------
+
+#: The arguments, and what the error must name: the thing, the value, what would be right.
+WRONG: dict[str, tuple[list[str], list[str]]] = {
+    "no command": ([], ["COMMAND"]),
+    "unknown command": (["pong"], ["'pong'", "'ping'", "'responder'", "'demo'"]),
+    "unknown argument": (["demo", "--fast"], ["--fast", "see memifrt demo --help"]),
+    "abbreviated argument": (["responder", "--sock", "x"], ["--sock"]),
+    "argument too many": (["ping", TARGET, "again"], ["again"]),
+    "argument without its value": (["responder", "--id"], ["--id", "expected one argument"]),
+    "no target": (["ping"], ["TARGET"]),
+    "target is a name": (["ping", "localhost"], ["TARGET", "'localhost'", "192.168.1.2"]),
+    "target is ourselves": (["ping", "--ip", "10.0.0.1", "10.0.0.1"], ["10.0.0.1", "--ip"]),
+    "ring size no power of two": (["responder", "--ring-size", "1000"], ["--ring-size", "'1000'", "two", "16384"]),
+    "ring size 0": (["responder", "--ring-size", "0"], ["--ring-size", "'0'", "power of two"]),
+    "ring size too large": (["responder", "--ring-size", "32768"], ["--ring-size", "'32768'", "16384"]),
+    "ring size no number": (["responder", "--ring-size", "2^10"], ["--ring-size", "'2^10'"]),
+    "short ip": (["responder", "--ip", "1.2.3"], ["--ip", "'1.2.3'", "192.168.1.2"]),
+    "mac": (["responder", "--mac", "xx"], ["--mac", "'xx'", "02:fe:00:00:00:01"]),
+    "multicast mac": (["responder", "--mac", "01:00:5e:00:00:01"], ["--mac", "'01:00:5e:00:00:01'", "unicast"]),
+    "no mac": (["responder", "--mac", "0:0:0:0:0:0"], ["--mac", "'0:0:0:0:0:0'", "unicast"]),
+    "too many queues": (["responder", "--queues", "256"], ["--queues", "'256'", "1 to 255"]),
+    "no queues": (["ping", "--queues", "0", TARGET], ["--queues", "'0'", "1 to 255"]),
+    "id": (["responder", "--id", "4294967296"], ["--id", "'4294967296'", "0 to 4294967295"]),
+    "negative id": (["responder", "--id", "-1"], ["--id", "'-1'", "0 to 4294967295"]),
+    "buffer size": (["responder", "--buffer-size", "65536"], ["--buffer-size", "'65536'", "1 to 65535"]),
+    "huge number": (["responder", "--id", "9" * 5000], ["--id", "0 to 4294967295"]),
+    "role": (["responder", "--role", "boss"], ["--role", "'boss'", "master", "slave", "server", "client"]),
+    "rx mode": (["responder", "--rx-mode", "x"], ["--rx-mode", "'x'", "interrupt", "polling"]),
+    "mode": (["responder", "--mode", "x"], ["--mode", "'x'", "must be ethernet or ip"]),
+    "mode without answers": (["responder", "--mode", "punt-inject"], ["--mode", "'punt-inject'", "ethernet or ip"]),
+    "long secret": (["responder", "--secret", "x" * 24], ["--secret", "24 bytes", "at most 23"]),
+    "long socket path": (["responder", "--socket", LONG], ["--socket", LONG, "108 bytes", "at most 107"]),
+    "empty socket path": (["responder", "--socket", ""], ["--socket", "''", "path"]),
+    "count": (["ping", "-c", "0", TARGET], ["-c", "'0'", "from 1"]),
+    "interval": (["ping", "-i", "0", TARGET], ["-i", "'0'", "seconds from 0.001"]),
+    "interval not a number": (["demo", "-i", "nan"], ["-i", "'nan'", "seconds"]),
+    "how long": (["bench", "echo", "--seconds", "-1"], ["--seconds", "'-1'", "or 0"]),
+    "wait": (["ping", "-W", "soon", TARGET], ["-W", "'soon'", "seconds"]),
+    "size": (["ping", "-s", "65508", TARGET], ["-s", "'65508'", "0 to 65507"]),
+    "more memory than a region holds": (
+        ["responder", "--queues", "255", "--ring-size", "16384", "--buffer-size", "65535"],
+        ["510 rings", "65535", "region"],
+    ),
+    "no directory": (["responder", "--role", "master", "--socket", "/nowhere/s"], ["/nowhere/s", "directory /nowhere"]),
+    "directory without files": (["responder", "--role", "master", "--socket", "/proc/s"], ["/proc takes no files"]),
+    "plain file": (["responder", "--role", "master", "--socket", __file__], [__file__, "not a socket"]),
+    "control characters": (["responder", "--ip", "\x1b[2J"], ["--ip"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_argument_is_one_line_that_names_it_and_status_2(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, words = WRONG[case]
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("memifrt")
+    assert err.endswith("\n")
+    assert err[:-1].isprintable()  # and so one line
+    assert [word for word in words if word not in err] == []
+
+
+def test_wrong_argument_of_a_program_is_status_2_without_a_traceback() -> None:
+    done = run("responder", "--ring-size", "1000")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--secret", SECRET, "responder"],
+        [f"--secret={SECRET}", "responder"],
+        ["responder", "--secrets", SECRET],
+        ["responder", f"--secrets={SECRET}"],
+        ["responder", "--secret", SECRET, "--id", SECRET],
+        ["responder", "--secret", SECRET, "--nonsense", SECRET],
+        ["responder", "--secret", SECRET, "--role", "master", "--socket", "/nowhere/s"],
+        ["ping", "--secret", SECRET, SECRET],
+        ["ping", "--secret", SECRET * 2, TARGET],
+        ["ping", "--secret", SECRET + "\udcff\udcff" * 6, TARGET],
+    ],
+)
+def test_no_error_shows_the_secret(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert SECRET not in out + err
+
+
+def test_debug_output_does_not_show_the_secret(socket_name: str) -> None:
+    common = ["--socket", socket_name, "--secret", SECRET]
+    with running("responder", "--role", "master", *common, MEMIFRT_DEBUG="1") as peer:
+        read_until(peer, "^answering for ")
+        done = run("ping", "-c1", *common, TARGET, MEMIFRT_DEBUG="1")
+        status, out, err = end(peer)
+    assert done.returncode == status == 0
+    assert "Init(" in done.stderr
+    assert "Init(" in err
+    assert SECRET not in done.stdout + done.stderr + out + err
+
+
+# --- help and version -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [[], ["responder"], ["ping"], ["demo"], ["top"], ["doctor"]])
+def test_help_shows_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"^example.*^  {' '.join(['memifrt', *command])} ", out, re.M | re.S)
+    assert "until-eof" not in out
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"memifrt {memifrt.__version__}\n"
+
+
+def test_module_and_installed_command_are_the_same() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"memifrt {memifrt.__version__}\n")
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="memifrt")
+    assert entry.load() is main
+
+
+# --- responder ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("rx_mode", ["interrupt", "polling"])
+@pytest.mark.parametrize("connected", [False, True])
+def test_signal_ends_the_responder_with_0_and_everything_freed(
+    how: signal.Signals, rx_mode: str, connected: bool, socket_path: str
+) -> None:
+    with responder("--role", "master", "--socket", socket_path, "--rx-mode", rx_mode) as peer:
+        assert Path(socket_path).is_socket()
+        if connected:
+            with running("ping", "--socket", socket_path, TARGET) as ping:
+                read_until(ping, "icmp_seq=1 ")
+                status, _, err = end(peer, how)
+                read_until(ping, "disconnected: peer disconnected: interface deleted", stderr=True)
+        else:
+            status, _, err = end(peer, how)
+    assert status == 0
+    assert "Traceback" not in err
+    assert not Path(socket_path).exists()
+
+
+def test_slave_responder_says_why_it_cannot_connect(socket_path: str) -> None:
+    with responder("--socket", socket_path) as peer:
+        line = read_until(peer, "cannot connect", stderr=True)
+        assert socket_path in line
+        assert "No such file or directory" in line
+        assert end(peer)[0] == 0
+
+
+def test_responder_answers_for_the_addresses_it_is_given(socket_name: str) -> None:
+    arguments = ["--role", "master", "--socket", socket_name, "--ip", "10.1.2.3", "--mac", "02-00-00-00-00-AA"]
+    with running("responder", *arguments) as peer:
+        line = read_until(peer, "^answering")
+        assert line == f"answering for 10.1.2.3 (02:00:00:00:00:aa) as memif 0 (master) on {socket_name}\n"
+        done = run("ping", "--socket", socket_name, "-c1", "--ip", "10.1.2.4", "10.1.2.3")
+        assert done.returncode == 0
+        assert "64 bytes from 10.1.2.3: icmp_seq=1 " in done.stdout
+
+
+def test_second_responder_on_a_socket_is_an_error(socket_path: str) -> None:
+    with responder("--role", "master", "--socket", socket_path) as peer:
+        done = run("responder", "--role", "master", "--socket", socket_path)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert f"cannot listen on {socket_path}: somebody listens there already" in done.stderr
+        assert end(peer)[0] == 0
+
+
+def test_output_that_nobody_reads_ends_ping_without_a_traceback(socket_name: str) -> None:
+    with (
+        responder("--role", "master", "--socket", socket_name),
+        running("ping", "--socket", socket_name, "-i0.01", TARGET) as ping,
+    ):
+        read_until(ping, "icmp_seq=1 ")
+        assert ping.stdout is not None
+        ping.stdout.close()
+        assert ping.wait(DEADLINE) == 1
+        assert ping.stderr is not None
+        assert "Traceback" not in ping.stderr.read()
+
+
+# --- demo -----------------------------------------------------------------------------------------------------------
+
+
+def responder_pid(line: str) -> int:
+    found = re.match(r"^responder: process (\d+), master on @memifrt-demo-", line)
+    assert found
+    return int(found[1])
+
+
+def wait_for_end(process: int) -> None:
+    """Of a process that is not ours."""
+    try:
+        fd = os.pidfd_open(process)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([fd], [], [], DEADLINE)[0], f"process {process} did not end"
+    finally:
+        os.close(fd)
+
+
+def test_demo_prints_the_pings_and_a_summary_and_ends_with_0() -> None:
+    done = run("demo")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^64 bytes from 192\.168\.1\.2: icmp_seq=(\d) ttl=64 time=", done.stdout, re.M) == list("12345")
+    assert re.search(r"^5 packets transmitted, 5 received, 0% packet loss, time \d+ms$", done.stdout, re.M)
+    assert re.search(r"^rtt min/avg/max/mdev = ", done.stdout, re.M)
+    assert done.stdout.endswith("\n5 of 5 pings were answered over shared memory.\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_demo_sends_as_many_as_it_is_told() -> None:
+    done = run("demo", "-c", "20", "-i", "0.001")
+    assert done.returncode == 0
+    assert done.stdout.count("64 bytes from") == 20
+
+
+def test_two_demos_at_once_do_not_meet() -> None:
+    with running("demo", "-c3", "-i0.01") as one, running("demo", "-c3", "-i0.01") as other:
+        assert finish(one)[0] == finish(other)[0] == 0
+
+
+def test_responder_of_a_killed_demo_ends() -> None:
+    with running("demo", "-c1000", "-i0.01") as program:
+        process = responder_pid(read_until(program, "^responder: "))
+        read_until(program, "icmp_seq=1 ")
+        program.kill()
+        wait_for_end(process)
+
+
+def test_demo_whose_responder_dies_ends_with_1() -> None:
+    with running("demo", "-c1000", "-i0.01") as program:
+        process = responder_pid(read_until(program, "^responder: "))
+        read_until(program, "icmp_seq=1 ")
+        os.kill(process, signal.SIGKILL)
+        status, out, err = finish(program)
+    assert status == 1
+    assert "Traceback" not in err
+    assert re.search(r"^\d+ packets transmitted, ", out, re.M)
+    assert re.search(r"^\d+ of 1000 pings were answered", out, re.M)
+
+
+def test_interrupted_demo_prints_its_summary_and_ends_its_responder() -> None:
+    with running("demo", "-c1000", "-i0.01") as program:
+        process = responder_pid(read_until(program, "^responder: "))
+        read_until(program, "icmp_seq=1 ")
+        status, out, err = end(program)
+        wait_for_end(process)
+    assert status == 1
+    assert re.search(r"^\d+ of 1000 pings were answered", out, re.M)
+    assert "Traceback" not in err
+
+
+def test_demo_whose_responder_does_not_start_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == "memifrt demo: the responder ended with status 1 before it listened\n"
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == "memifrt demo: [Errno 2] No such file or directory: '/nowhere/python'\n"

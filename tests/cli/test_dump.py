@@ -1,0 +1,508 @@
+"""``memifrt dump``: lines, capture files that others open, filters, rotation, and the way between two memifs."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memifrt import ConfigError, Interface, MemifError, Mode, Runtime
+from memifrt.capture import filter as bpf
+from memifrt.capture.pcap import LinkType, Packet, open_capture, read_capture
+from memifrt.capture.summary import ethernet_summary, ip_summary, summary
+from memifrt.cli.command_line import main
+from memifrt.cli.commands.dump import Capture, DumpOptions, Files, Lines, Rotation
+from memifrt.cli.progress import Progress
+from memifrt.packets import arp_request, echo_request, parse_ip, parse_mac
+from tests.cli.test_bridge import endpoint, send_all, try_until
+from tests.lib.programs import Program, command, end, finish, read_until, running
+from tests.lib.support import DEADLINE, wait_until
+
+A, B = parse_ip("192.168.1.1"), parse_ip("192.168.1.2")
+MAC_A, MAC_B = parse_mac("02:fe:00:00:00:01"), parse_mac("02:fe:00:00:00:02")
+
+
+def echo(sequence: int, size: int = 56) -> bytes:
+    return echo_request(
+        source_mac=MAC_A,
+        source_ip=A,
+        target_mac=MAC_B,
+        target_ip=B,
+        identifier=7,
+        sequence=sequence,
+        payload=bytes(size),
+    )
+
+
+def everything(path: Path) -> list[Packet]:
+    with open_capture(path) as reader:
+        return [*reader]
+
+
+def sender(runtime: Runtime, socket: str, **options: Any) -> Interface:
+    interface = runtime.create_interface(socket=socket, **options)
+    wait_until(lambda: interface.connected, runtime)
+    return interface
+
+
+def drained(interface: Interface) -> bool:
+    """Whether the peer has taken everything."""
+    tx = interface.tx_queues[0]
+    return tx.free() == tx.ring_size
+
+
+def dumping(*arguments: str) -> Any:
+    return running("dump", *arguments)
+
+
+def wait_for_dump(program: Program) -> None:
+    read_until(program, "capturing on", stderr=True)
+
+
+# --- as an endpoint -------------------------------------------------------------------------------------------------
+
+
+def test_packets_are_lines_as_they_come(runtime: Runtime, socket_name: str) -> None:
+    with dumping("--role", "master", "--socket", socket_name, "--style", "short", "-c", "3") as program:
+        wait_for_dump(program)
+        interface = sender(runtime, socket_name)
+        send_all(interface, [arp_request(MAC_A, A, B), echo(1)], runtime)
+        line = read_until(program, "ICMP")  # it is there before the last packet comes
+        send_all(interface, [bytes(60)], runtime)
+        status, out, err = finish(program)
+        wait_until(lambda: not interface.connected, runtime)
+    assert re.match(
+        r"^\d\d:\d\d:\d\d\.\d{6} IP 192\.168\.1\.1 > 192\.168\.1\.2: ICMP echo request, id 7, seq 1, length 64$", line
+    )
+    assert out.endswith(" 00:00:00:00:00:00 > 00:00:00:00:00:00, 802.3, length 60\n")
+    assert (status, out.count("\n")) == (0, 1)
+    assert err.endswith("memifrt dump: 3 packets captured\n")
+
+
+@pytest.mark.parametrize("name", ["x.pcap", "x.pcapng"])
+def test_a_file_holds_what_was_sent_byte_for_byte(
+    name: str, runtime: Runtime, socket_name: str, tmp_path: Path
+) -> None:
+    packets = [echo(number, 7 * number) for number in range(600)]  # some are chains
+    path = tmp_path / name
+    with dumping("--role", "master", "--socket", socket_name, "-w", str(path)) as program:
+        wait_for_dump(program)
+        interface = sender(runtime, socket_name)
+        send_all(interface, packets, runtime)
+        try_until(lambda: drained(interface), runtime)
+        status, out, err = end(program)
+        wait_until(lambda: not interface.connected, runtime)
+    assert (status, out) == (0, "")
+    assert err.endswith("memifrt dump: 600 packets captured\n")
+    found = everything(path)
+    assert [packet.data for packet in found] == packets
+    assert [packet.time for packet in found] == sorted(packet.time for packet in found)
+    assert_scapy_reads(path, packets)
+    assert_tcpdump_reads(path, len(packets))
+
+
+def assert_scapy_reads(path: Path, packets: Sequence[bytes]) -> None:
+    utils = pytest.importorskip("scapy.utils")
+    with utils.RawPcapReader(str(path)) as reader:
+        assert [data for data, _ in reader] == packets
+
+
+def assert_tcpdump_reads(path: Path, count: int) -> None:
+    if not shutil.which("tcpdump"):
+        pytest.skip("tcpdump is not installed")
+    arguments = ["tcpdump", "-n", "-r", str(path), "icmp[icmptype] == icmp-echo"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=DEADLINE)
+    assert len(done.stdout.splitlines()) == count
+    assert "truncated" not in done.stdout + done.stderr
+
+
+def test_a_pipe_gets_pcap_at_once(runtime: Runtime, socket_name: str) -> None:
+    arguments = command("dump", "--role", "master", "--socket", socket_name, "--mode", "ip", "-w", "-", "-c", "2")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        try:
+            assert program.stdout is not None
+            assert program.stderr is not None
+            program.stderr.readline()
+            interface = sender(runtime, socket_name, mode="ip")
+            send_all(interface, [b"\x45first"], runtime)
+            start = program.stdout.read(24 + 16 + 6)  # not only at the end
+            send_all(interface, [b"\x45second"], runtime)
+            rest, _ = program.communicate(timeout=DEADLINE)
+        finally:
+            program.kill()
+        wait_until(lambda: not interface.connected, runtime)
+    found = [*read_capture(io.BytesIO(start + rest), "pipe")]
+    assert [(packet.data, packet.link_type) for packet in found] == [
+        (b"\x45first", LinkType.RAW),
+        (b"\x45second", LinkType.RAW),
+    ]
+
+
+def test_a_pipe_that_nobody_reads_any_more_ends_it_quietly(runtime: Runtime, socket_name: str) -> None:
+    arguments = command("dump", "--role", "master", "--socket", socket_name, "-w", "-")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        try:
+            assert program.stdout is not None
+            assert program.stderr is not None
+            program.stderr.readline()
+            program.stdout.close()
+            interface = sender(runtime, socket_name)
+            send_all(interface, [echo(1)], runtime)
+            wait_until(lambda: not interface.connected, runtime)
+            said = program.stderr.read()
+            assert program.wait(DEADLINE) == 1
+        finally:
+            program.kill()
+    assert "Traceback" not in said
+    assert "Exception" not in said
+
+
+def test_a_full_disk_is_one_line_and_status_2(socket_name: str) -> None:
+    with dumping("--role", "master", "--socket", socket_name, "-w", "/dev/full") as program:
+        status, _, err = finish(program)
+    assert status == 2
+    assert err.endswith("memifrt dump: cannot write /dev/full: No space left on device [ENOSPC]\n")
+    assert "Traceback" not in err
+
+
+# --- filters --------------------------------------------------------------------------------------------------------
+
+
+def needs_libpcap() -> None:
+    try:
+        bpf.compile_filter("arp", LinkType.ETHERNET)
+    except MemifError as error:
+        pytest.skip(str(error))
+
+
+def test_only_packets_that_match_the_filter_are_captured(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:
+    needs_libpcap()
+    path = tmp_path / "x.pcap"
+    arguments = [
+        "--role",
+        "master",
+        "--socket",
+        socket_name,
+        "-w",
+        str(path),
+        "-c",
+        "2",
+        "icmp",
+        "and",
+        "greater",
+        "99",
+    ]
+    with dumping(*arguments) as program:
+        wait_for_dump(program)
+        interface = sender(runtime, socket_name)
+        send_all(interface, [arp_request(MAC_A, A, B), echo(1, 100), echo(2, 10), echo(3, 58), echo(4, 99)], runtime)
+        assert finish(program)[0] == 0
+        wait_until(lambda: not interface.connected, runtime)
+    assert [packet.data for packet in everything(path)] == [echo(1, 100), echo(3, 58)]
+
+
+def test_a_filter_sees_ip_packets_in_ip_mode() -> None:
+    needs_libpcap()
+    matches = bpf.compile_filter("icmp", LinkType.RAW)
+    assert [matches(packet) for packet in (echo(1)[14:], echo(1), b"")] == [True, False, False]
+
+
+def test_a_filter_that_is_none_is_one_line_in_libpcap_s_words(capsys: pytest.CaptureFixture[str]) -> None:
+    needs_libpcap()
+    assert main(["dump", "--role", "master", "--socket", "@memifrt-test-filter", "icmp or else"]) == 2
+    err = capsys.readouterr().err
+    assert "the filter 'icmp or else' is not one that libpcap understands: " in err
+    assert err[:-1].isprintable()
+
+
+def test_without_libpcap_a_filter_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpf, "_LIBRARIES", ("libnosuchpcap.so",))
+    with pytest.raises(MemifError, match=r"a filter needs libpcap, .* apt install libpcap0\.8"):
+        bpf.compile_filter("arp", LinkType.ETHERNET)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+SECOND = 1_000_000_000
+
+
+def files(path: Path, rotation: Rotation) -> Files:
+    return Files(str(path), [("x", LinkType.ETHERNET)], 65535, rotation)
+
+
+def names(folder: Path) -> dict[str, list[bytes]]:
+    return {path.name: [packet.data for packet in everything(path)] for path in sorted(folder.iterdir())}
+
+
+def test_a_new_file_begins_when_the_last_is_full(tmp_path: Path) -> None:
+    with files(tmp_path / "x.pcap", Rotation(bytes=100)) as sink:
+        for letter in (b"a", b"b", b"c", b"d", b"e"):
+            sink.record([letter * 30], SECOND, 0)
+    assert names(tmp_path) == {
+        "x-0001.pcap": [b"a" * 30, b"b" * 30],
+        "x-0002.pcap": [b"c" * 30, b"d" * 30],
+        "x-0003.pcap": [b"e" * 30],
+    }
+
+
+def test_a_new_file_begins_when_its_time_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time_ns", lambda: 1000 * SECOND)
+    with files(tmp_path / "x.pcapng", Rotation(seconds=10)) as sink:
+        for second in (1000, 1009, 1010, 1035, 1039, 1040):
+            sink.record([b"%d" % second], second * SECOND, 0)
+    assert names(tmp_path) == {
+        "x-0001.pcapng": [b"1000", b"1009"],
+        "x-0002.pcapng": [b"1010"],
+        "x-0003.pcapng": [b"1035", b"1039"],
+        "x-0004.pcapng": [b"1040"],
+    }
+
+
+def test_a_percent_sign_is_for_strftime_and_no_file_is_written_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time_ns", lambda: 1000 * SECOND)
+    with files(tmp_path / "x%s.pcap", Rotation(seconds=10, bytes=30)) as sink:
+        for second in (1000, 1000, 1011):
+            sink.record([bytes(20)], second * SECOND, 0)
+    assert [*names(tmp_path)] == ["x1000-0001.pcap", "x1000.pcap", "x1011.pcap"]
+
+
+def test_rotation_without_a_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dump", "-G", "10"]) == 2
+    assert main(["dump", "-C", "10", "-w", "-"]) == 2
+    assert capsys.readouterr().err == 2 * "memifrt dump: -G and -C begin new files: they need -w FILE\n"
+    with pytest.raises(ConfigError, match="-w FILE"):
+        DumpOptions(rotation=Rotation(seconds=1))
+
+
+def test_a_capture_is_not_written_to_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    with pytest.raises(ConfigError, match="standard output is a terminal: pipe it"):
+        DumpOptions(path="-")
+
+
+def test_the_clock_of_a_capture_never_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([5, 9, 7, 8, 10])
+    path = tmp_path / "x.pcap"
+    with files(path, Rotation()) as sink:
+        monkeypatch.setattr("time.time_ns", lambda: next(times) * SECOND)
+        capture = Capture(sink, None, None, lambda: None, Progress())
+        for _ in range(5):
+            capture.record([b"x"])
+    assert [packet.time // SECOND for packet in everything(path)] == [5, 9, 9, 9, 10]
+
+
+# --- between two memifs ---------------------------------------------------------------------------------------------
+
+
+def between(path: str, *arguments: str, options: str = "") -> Any:
+    return dumping("--between", *(f"{path},role=master,id={id}{options}" for id in (0, 1)), *arguments)
+
+
+@pytest.mark.parametrize("rx_mode", ["adaptive", "polling"])
+def test_between_two_memifs_everything_goes_on_and_is_captured(
+    rx_mode: str, runtime: Runtime, socket_path: str, tmp_path: Path
+) -> None:
+    left, right = list[bytes](), list[bytes]()
+    path = tmp_path / "x.pcapng"
+    there = [number.to_bytes(4, "big") + bytes(number % 3000) for number in range(20000)]
+    back = [b"back %d" % number for number in range(700)]
+    with between(socket_path, "-w", str(path), options=f",rx-mode={rx_mode}") as program:
+        wait_for_dump(program)
+        a, b = (endpoint(runtime, socket_path, into, id=id) for id, into in ((0, left), (1, right)))
+        wait_until(lambda: a.connected and b.connected, runtime)
+        send_all(a, there, runtime)
+        send_all(b, back, runtime)
+        wait_until(lambda: len(right) == len(there) and len(left) == len(back), runtime)
+        status, _, err = end(program)
+        wait_until(lambda: not a.connected and not b.connected, runtime)
+    assert status == 0, err
+    assert (right, left) == (there, back)
+    assert sorted(packet.data for packet in everything(path)) == sorted(there + back)
+    assert "memifrt dump: 20700 packets captured\n" in err
+    assert f"memif0 on {socket_path} -> memif1 on {socket_path}: 20000 packets" in err
+    assert err.count(" 0 dropped\n") == 2
+
+
+def test_between_a_peer_that_does_not_read_is_felt_by_the_sender_and_nothing_is_lost(
+    runtime: Runtime, peer_runtime: Runtime, socket_path: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.pcap"
+    packets = [number.to_bytes(4, "big") * 100 for number in range(400)]
+    with between(socket_path, "-w", str(path)) as program:
+        wait_for_dump(program)
+        small: dict[str, Any] = {"log2_ring_size": 5, "buffer_size": 512}
+        a = runtime.create_interface(socket=socket_path, id=0, **small)
+        b = peer_runtime.create_interface(socket=socket_path, id=1, rx_mode="polling", **small)
+        wait_until(lambda: a.connected and b.connected, runtime, peer_runtime)
+        rest, received = [*packets], list[bytes]()
+
+        def stuck() -> bool:
+            """Our ring and that of the other end are full: no more is taken, though it is asked again."""
+            sent = a.tx_queues[0].send(rest)
+            del rest[:sent]
+            return b.rx_queues[0].pending() == 32 and a.tx_queues[0].free() == 0
+
+        try_until(stuck, runtime, peer_runtime)
+        assert 64 <= len(packets) - len(rest) <= 64 + 32  # what has been captured waits to be sent
+
+        def done() -> bool:
+            del rest[: a.tx_queues[0].send(rest)]
+            received.extend(b.rx_queues[0].recv())
+            return len(received) == len(packets)
+
+        try_until(done, runtime, peer_runtime)
+        status, _, err = end(program)
+        wait_until(lambda: not a.connected and not b.connected, runtime, peer_runtime)
+    assert status == 0, err
+    assert received == packets == [packet.data for packet in everything(path)]
+
+
+@pytest.mark.parametrize("name", ["x.pcap", "x.pcapng"])
+def test_between_what_was_held_back_goes_on_when_there_is_room_and_nothing_else_happens(
+    name: str, runtime: Runtime, peer_runtime: Runtime, socket_path: str, tmp_path: Path
+) -> None:
+    """The other end needs two buffers for each packet: a burst that was taken for its room does not fit."""
+    packets = [bytes([number]) * 400 for number in range(30)]
+    with between(socket_path, "-w", str(tmp_path / name)) as program:
+        wait_for_dump(program)
+        a = runtime.create_interface(socket=socket_path, id=0, log2_ring_size=5, buffer_size=512)
+        b = peer_runtime.create_interface(
+            socket=socket_path, id=1, log2_ring_size=5, buffer_size=256, rx_mode="polling"
+        )
+        wait_until(lambda: a.connected and b.connected, runtime, peer_runtime)
+        assert a.tx_queues[0].send(packets) == len(packets)
+        try_until(lambda: b.rx_queues[0].pending() == 32, runtime, peer_runtime)
+        received = list[bytes]()
+
+        def done() -> bool:
+            received.extend(b.rx_queues[0].recv())
+            return len(received) == len(packets)
+
+        try_until(done, runtime, peer_runtime)
+        status, _, err = end(program)
+        wait_until(lambda: not a.connected and not b.connected, runtime, peer_runtime)
+    assert status == 0, err
+    assert received == packets == [packet.data for packet in everything(tmp_path / name)]
+
+
+def test_lines_between_two_memifs_say_which_way(runtime: Runtime, socket_path: str) -> None:
+    with between(socket_path, "--style", "short", "-c", "2") as program:
+        wait_for_dump(program)
+        a, b = (endpoint(runtime, socket_path, [], id=id) for id in (0, 1))
+        wait_until(lambda: a.connected and b.connected, runtime)
+        send_all(a, [echo(1)], runtime)
+        read_until(program, r"^\S+ A IP 192\.168\.1\.1 > ")
+        send_all(b, [echo(2)], runtime)
+        read_until(program, r"^\S+ B IP 192\.168\.1\.1 > ")
+        assert finish(program)[0] == 0
+        wait_until(lambda: not a.connected and not b.connected, runtime)
+
+
+def test_between_one_and_the_same_memif_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dump", "--between", "@a", "memif:@a"]) == 2
+    assert capsys.readouterr().err == (
+        "memifrt dump: both ends are memif0 on @a; they must differ, for example by id=N\n"
+    )
+
+
+# --- lines ----------------------------------------------------------------------------------------------------------
+
+
+def ip4(protocol: int, payload: bytes, fragment: int = 0) -> bytes:
+    return (
+        b"\x45\0"
+        + (20 + len(payload)).to_bytes(2, "big")
+        + b"\0\0"
+        + fragment.to_bytes(2, "big")
+        + (bytes([64, protocol, 0, 0]) + A + B + payload)
+    )
+
+
+def ip6(protocol: int, payload: bytes) -> bytes:
+    one, two = (bytes.fromhex("fe80") + bytes(13) + bytes([last]) for last in (1, 2))
+    return b"\x60\0\0\0" + len(payload).to_bytes(2, "big") + bytes([protocol, 64]) + one + two + payload
+
+
+ETHER = MAC_B + MAC_A
+PORTS = b"\x04\xd2\x00\x35"
+TCP = PORTS + (1000).to_bytes(4, "big") + (77).to_bytes(4, "big")
+SUMMARIES = {
+    "arp request": (arp_request(MAC_A, A, B), "ARP, Request who-has 192.168.1.2 tell 192.168.1.1, length 28"),
+    "arp reply": (
+        ETHER + b"\x08\x06" + bytes.fromhex("0001080006040002") + MAC_A + A + MAC_B + B,
+        "ARP, Reply 192.168.1.1 is-at 02:fe:00:00:00:01, length 28",
+    ),
+    "echo": (echo(3), "IP 192.168.1.1 > 192.168.1.2: ICMP echo request, id 7, seq 3, length 64"),
+    "padding": (
+        ETHER + b"\x08\x00" + ip4(17, PORTS + bytes(6)) + bytes(16),
+        "IP 192.168.1.1.1234 > 192.168.1.2.53: UDP, length 2",
+    ),
+    "syn": (
+        ETHER + b"\x08\x00" + ip4(6, TCP + b"\x50\x02\x20\x00" + bytes(4)),
+        "IP 192.168.1.1.1234 > 192.168.1.2.53: Flags [S], seq 1000, win 8192, length 0",
+    ),
+    "data": (
+        ETHER + b"\x08\x00" + ip4(6, TCP + b"\x50\x18\x20\x00" + bytes(4 + 5)),
+        "IP 192.168.1.1.1234 > 192.168.1.2.53: Flags [P.], seq 1000:1005, ack 77, win 8192, length 5",
+    ),
+    "fragment": (
+        ETHER + b"\x08\x00" + ip4(17, bytes(8), 185),
+        "IP 192.168.1.1 > 192.168.1.2: UDP, fragment at 1480, length 8",
+    ),
+    "vlan": (
+        ETHER + b"\x81\x00\x20\x05\x08\x00" + ip4(89, bytes(4)),
+        "vlan 5, IP 192.168.1.1 > 192.168.1.2: OSPF, length 4",
+    ),
+    "neighbor": (
+        ETHER + b"\x86\xdd" + ip6(58, b"\x87" + bytes(23)),
+        "IP6 fe80::1 > fe80::2: ICMP6 neighbor solicitation, length 24",
+    ),
+    "options": (
+        ETHER + b"\x86\xdd" + ip6(0, b"\x11\x00" + bytes(6) + PORTS + bytes(8)),
+        "IP6 fe80::1.1234 > fe80::2.53: UDP, length 4",
+    ),
+    "unknown": (ETHER + b"\x88\xcc" + bytes(46), "02:fe:00:00:00:01 > 02:fe:00:00:00:02, ethertype 0x88cc, length 60"),
+    "runt": (b"abc", "[|ether], length 3"),
+    "short ip": (ETHER + b"\x08\x00\x45\x00", "IP [truncated], length 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SUMMARIES)
+def test_short_summary(case: str) -> None:
+    packet, line = SUMMARIES[case]
+    assert ethernet_summary(packet) == line
+
+
+@given(st.binary(max_size=80), st.sampled_from(sorted(SUMMARIES)), st.integers(0, 90))
+def test_no_packet_makes_a_summary_raise(garbage: bytes, case: str, at: int) -> None:
+    start = SUMMARIES[case][0]
+    for packet in (garbage, start[:at], start[:at] + garbage):
+        for line in (ethernet_summary(packet), ip_summary(packet)):
+            assert line.isprintable()
+
+
+def test_scapy_s_summaries_are_used_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("scapy.layers.inet6")
+    assert summary(Mode.ETHERNET)(echo(1)) == "Ether / IP / ICMP 192.168.1.1 > 192.168.1.2 echo-request 0 / Raw"
+    assert summary(Mode.IP, "scapy")(ip6(58, b"\x87" + bytes(23))).startswith("IPv6 / ICMPv6")
+    assert summary(Mode.ETHERNET, "short") is ethernet_summary
+    monkeypatch.setitem(__import__("sys").modules, "scapy.layers.l2", None)
+    assert summary(Mode.IP) is ip_summary
+    with pytest.raises(MemifError, match=r"pip install memifrt\[scapy\]"):
+        summary(Mode.ETHERNET, "scapy")
+
+
+def test_lines_of_one_interface_name_no_way(capsys: pytest.CaptureFixture[str]) -> None:
+    with Lines(("",), ethernet_summary) as sink:
+        sink.record([b"x"], 1, 0)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.000000 \[\|ether\], length 1\n", capsys.readouterr().out)

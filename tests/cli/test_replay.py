@@ -1,0 +1,336 @@
+"""``memifrt replay``: what a capture holds arrives, when it is due, and what became of it is said."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memifrt import Interface, Mode, Runtime
+from memifrt.capture.pcap import LinkType, Packet, create_capture, open_capture
+from memifrt.cli.command_line import main
+from memifrt.cli.commands import replay
+from memifrt.cli.commands.replay import Outcome, Pace, Recording
+from memifrt.cli.endpoint import MemifEndpoint
+from memifrt.cli.progress import Progress, progress
+from tests.lib.programs import command, end, finish, read_until, run, running
+from tests.lib.support import DEADLINE, wait_until
+
+SECOND = 1_000_000_000
+PACKETS = [b"packet %04d" % number + bytes(number) for number in range(1000)]
+
+
+def capture(path: Path, packets: Sequence[bytes] = PACKETS, step: int = 0, link: LinkType = LinkType.ETHERNET) -> Path:
+    """A file with a packet every ``step`` nanoseconds."""
+    with create_capture(str(path), [("x", link)]) as writer:
+        for number, packet in enumerate(packets):
+            writer.write([packet], 1_700_000_000 * SECOND + number * step)
+    return path
+
+
+def data(path: Path) -> list[bytes]:
+    with open_capture(path) as reader:
+        return [packet.data for packet in reader]
+
+
+def listener(runtime: Runtime, socket: str, received: list[bytes], **options: Any) -> Interface:
+    def on_interrupt(interface: Interface, qid: int) -> None:
+        received.extend(interface.rx_queues[qid].recv())
+
+    return runtime.create_interface(socket=socket, role="master", on_interrupt=on_interrupt, **options)
+
+
+def replayed(runtime: Runtime, socket: str, *arguments: str, **options: Any) -> tuple[list[bytes], int, str, str]:
+    """Run it into an interface of ours; what that received, the status and what was printed."""
+    received: list[bytes] = []
+    with listener(runtime, socket, received, **options), running("replay", "--socket", socket, *arguments) as program:
+        wait_until(lambda: program.poll() is not None, runtime)
+        status, out, err = finish(program)
+        assert "Traceback" not in err
+        return received, status, out, err
+
+
+# --- what arrives ---------------------------------------------------------------------------------------------------
+
+
+def test_a_capture_of_100000_packets_comes_out_of_dump_as_it_was(socket_name: str, tmp_path: Path) -> None:
+    """Two processes, nothing else: chains among the packets, and not a byte different."""
+    made = random.Random(1)
+    packets = [
+        number.to_bytes(4, "big") + made.randbytes(made.choice((56, 60, 86, 500, 1510))) for number in range(99_900)
+    ] + [number.to_bytes(4, "big") + made.randbytes(9000) for number in range(100)]
+    made.shuffle(packets)
+    path, again = tmp_path / "a.pcap", tmp_path / "b.pcap"
+    with create_capture(str(path), [("x", LinkType.ETHERNET)]) as writer:
+        for start in range(0, len(packets), 100):
+            writer.write(packets[start : start + 100], start)
+    with running("dump", "--role", "master", "--socket", socket_name, "-w", str(again)) as dump:
+        read_until(dump, "capturing on", stderr=True)
+        done = run("replay", str(path), "--socket", socket_name, "--topspeed")
+        status, _, err = end(dump)
+    assert done.returncode == 0, done.stderr
+    size = sum(map(len, packets))
+    assert done.stdout.startswith(f"100000 packets, {size} bytes accepted, 0 dropped in ")
+    assert status == 0
+    assert err.endswith("memifrt dump: 100000 packets captured\n")
+    assert data(again) == packets
+    with open_capture(again) as reader:
+        times = [packet.time for packet in reader]
+    assert times == sorted(times)
+
+
+def test_a_file_is_played_as_often_as_asked_for(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:
+    path = capture(tmp_path / "x.pcapng")
+    received, status, out, _ = replayed(runtime, socket_name, str(path), "--loop", "3", "--topspeed")
+    assert received == 3 * PACKETS
+    assert status == 0
+    assert out.startswith(f"3000 packets, {3 * sum(map(len, PACKETS))} bytes accepted, 0 dropped in ")
+
+
+def test_a_file_too_large_to_keep_is_read_anew_for_each_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "_KEPT", 100)
+    with Recording(str(capture(tmp_path / "x.pcap")), again=True) as recording:
+        for _ in range(3):
+            assert [packet.data for packet in recording] == PACKETS
+            assert recording.offset == recording.size
+
+
+def test_a_file_that_is_kept_is_read_once(tmp_path: Path) -> None:
+    path = capture(tmp_path / "x.pcap")
+    with Recording(str(path), again=True) as recording:
+        first = [*recording]
+        path.unlink()
+        assert [*recording] == first
+
+
+def test_standard_input_can_be_played(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:
+    path = capture(tmp_path / "x.pcap")
+    received: list[bytes] = []
+    arguments = command("replay", "-", "--socket", socket_name, "--topspeed", "--loop", "2")
+    with (
+        listener(runtime, socket_name, received),
+        path.open("rb") as file,
+        subprocess.Popen(
+            arguments, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as program,
+    ):
+        wait_until(lambda: program.poll() is not None, runtime)
+        out, _ = program.communicate(timeout=DEADLINE)
+    assert out.startswith("2000 packets")
+    assert received == 2 * PACKETS
+
+
+def test_packets_that_the_interface_cannot_carry_are_skipped(
+    runtime: Runtime, socket_name: str, tmp_path: Path
+) -> None:
+    path = capture(tmp_path / "x.pcap", [b"\x45ip", bytes(100), b"\x45last"], link=LinkType.RAW)
+    small = {"log2_ring_size": 0, "buffer_size": 64}
+    arguments = ("--mode", "ip", "--topspeed", "--ring-size", "1", "--buffer-size", "64")
+    received, status, out, _ = replayed(runtime, socket_name, str(path), *arguments, mode="ip", **small)
+    assert received == [b"\x45ip", b"\x45last"]
+    assert ", 1 skipped that this memif cannot carry in " in out
+    assert status == 0
+    received, status, out, _ = replayed(runtime, socket_name, str(path), "--topspeed")
+    assert (received, status) == ([], 0)
+    assert out.startswith("0 packets, 0 bytes accepted, 0 dropped, 3 skipped that this memif cannot carry")
+
+
+def test_a_file_that_was_cut_off_is_played_as_far_as_it_goes(
+    runtime: Runtime, socket_name: str, tmp_path: Path
+) -> None:
+    path = capture(tmp_path / "x.pcap")
+    path.write_bytes(path.read_bytes()[:-1])
+    received, status, out, err = replayed(runtime, socket_name, str(path), "--topspeed")
+    assert received == PACKETS[:-1]
+    assert status == 2
+    assert out.startswith("999 packets")
+    assert re.search(r"^memifrt replay: \S+/x\.pcap: at byte \d+: the file ends within packet 1000: ", err, re.M)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "cannot read"), (b"", "the file is empty"), (b"#!/bin/sh", "no pcap or pcapng file")]
+)
+def test_a_file_that_is_no_capture_is_one_line(
+    content: bytes | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["replay", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert str(path) in err
+    assert words in err
+
+
+# --- when it is due -------------------------------------------------------------------------------------------------
+
+
+def due(pace: Pace, times: Sequence[int], size: int = 125) -> list[int]:
+    clock = pace.clock()
+    assert clock is not None
+    return [clock(Packet(when, bytes(size), size, 1)) for when in times]
+
+
+def test_packets_are_due_when_they_were_captured() -> None:
+    assert due(Pace(speed=1.0), [10**18, 10**18 + 5, 10**18 + 7]) == [0, 5, 7]
+    assert due(Pace(speed=2.0), [10**18, 10**18 + 10]) == [0, 5]
+
+
+def test_a_packet_that_is_older_than_the_one_before_it_is_due_at_once() -> None:
+    assert due(Pace(speed=1.0), [100, 150, 120, 0, 160]) == [0, 50, 50, 50, 60]
+
+
+def test_packets_are_due_at_a_rate() -> None:
+    assert due(Pace(pps=1000), [0] * 4) == [0, 10**6, 2 * 10**6, 3 * 10**6]
+    assert due(Pace(pps=3), [0] * 4) == [0, 333333333, 666666666, SECOND]
+    assert due(Pace(mbps=1), [0] * 3) == [0, 10**6, 2 * 10**6]  # 125 bytes are 1000 bits
+    assert Pace().clock() is None
+
+
+@pytest.mark.parametrize("arguments", [[], ["--pps", "100"], ["--mbps", "0.8"]], ids=["captured", "pps", "mbps"])
+def test_no_packet_is_sent_before_it_is_due(
+    arguments: list[str], runtime: Runtime, socket_name: str, tmp_path: Path
+) -> None:
+    path = capture(tmp_path / "x.pcap", [bytes(1000)] * 21, step=SECOND // 100)
+    _, status, out, _ = replayed(runtime, socket_name, str(path), *arguments)
+    assert status == 0
+    found = re.search(r" in (\d+\.\d+) s: ", out)
+    assert found
+    assert float(found[1]) >= 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--pps", "0"], ["--pps", "'0'", "above 0"]),
+        (["--speed", "1e-300"], ["--speed", "1e-300", "above 0"]),
+        (["--mbps", "fast"], ["--mbps", "'fast'"]),
+        (["--speed", "nan"], ["--speed", "'nan'"]),
+        (["--pps", "1", "--topspeed"], ["--topspeed", "--pps"]),
+        (["--loop", "-1"], ["--loop", "'-1'"]),
+    ],
+)
+def test_a_wrong_pace_is_one_line(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", "x.pcap", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert [word for word in words if word not in err] == []
+
+
+# --- a peer that does not take them ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def deaf(runtime: Runtime, socket: str) -> Iterator[Interface]:
+    """A peer that connects and reads nothing."""
+    with runtime.create_interface(socket=socket, role="master") as interface:
+        yield interface
+
+
+def test_what_finds_no_room_is_dropped_when_asked_for(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:
+    path = capture(tmp_path / "x.pcap", [bytes(60)] * 1000)
+    arguments = ("replay", str(path), "--socket", socket_name, "--drop", "--ring-size", "64", "--topspeed")
+    with deaf(runtime, socket_name), running(*arguments) as program:
+        wait_until(lambda: program.poll() is not None, runtime)
+        status, out, _ = finish(program)
+    assert status == 1
+    assert out.startswith("64 packets, 3840 bytes accepted, 936 dropped, 64 not taken by the peer in ")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_replay_that_is_interrupted_says_what_it_did(
+    how: signal.Signals, runtime: Runtime, socket_name: str, tmp_path: Path
+) -> None:
+    path = capture(tmp_path / "x.pcap", [bytes(60)] * 1000)
+    arguments = ("replay", str(path), "--socket", socket_name, "--ring-size", "64", "--topspeed")
+    with deaf(runtime, socket_name) as interface, running(*arguments) as program:
+        wait_until(lambda: interface.connected, runtime)
+        deadline = time.monotonic() + DEADLINE
+        while interface.rx_queues[0].pending() < 64:
+            assert time.monotonic() < deadline
+        status, out, err = end(program, how)
+        wait_until(lambda: not interface.connected, runtime)
+    assert status == 1
+    assert out.startswith("64 packets, 3840 bytes accepted, 0 dropped in ")
+    assert "Traceback" not in err
+
+
+def test_a_peer_that_goes_away_ends_it(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:
+    path = capture(tmp_path / "x.pcap", [bytes(60)] * 10, step=3600 * SECOND)
+    received: list[bytes] = []
+    with running("replay", str(path), "--socket", socket_name) as program:
+        with listener(runtime, socket_name, received):
+            wait_until(lambda: received, runtime)
+        status, out, _ = finish(program)
+    assert status == 1
+    assert out.startswith("1 packets, 60 bytes accepted")
+
+
+def test_a_replay_without_a_peer_waits_and_can_be_interrupted(socket_name: str, tmp_path: Path) -> None:
+    with running("replay", str(capture(tmp_path / "x.pcap")), "--socket", socket_name) as program:
+        read_until(program, "onto memif0", stderr=True)
+        status, out, err = end(program)
+    assert status == 1
+    assert out.startswith("0 packets")
+    assert "Traceback" not in err
+
+
+# --- what is shown --------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(progress("replay", 10)) is Progress
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    pytest.importorskip("rich")
+    with progress("replay", 200) as bar:
+        assert bar.due <= time.monotonic()
+        bar.update("7 packets", 100)
+    assert "7 packets" in shown.getvalue()
+    assert "50 %" in shown.getvalue()
+
+
+def test_progress_without_rich_is_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    with progress("replay", 200) as lines:
+        lines.update("7 packets", 100)
+    with progress("dump") as lines:
+        lines.update("8 packets")
+    assert shown.getvalue() == "memifrt replay: 7 packets (50 %)\nmemifrt dump: 8 packets\n"
+
+
+def test_an_outcome_is_a_line() -> None:
+    outcome = Outcome(1000, 125_000, 3, 2, 1, 0.5)
+    assert outcome.line() == (
+        "1000 packets, 125000 bytes accepted, 3 dropped, 2 skipped that this memif cannot carry, "
+        "1 not taken by the peer in 0.500 s: 2000 packets/s, 2.000 Mbit/s"
+    )
+
+
+def test_replay_can_be_called_from_python(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:
+    """In this process: it ends by itself when a signal would, and leaves nothing behind."""
+    path = capture(tmp_path / "x.pcap", PACKETS[:10])
+    with running("dump", "--role", "master", "--socket", socket_name, "-w", str(tmp_path / "y.pcap")) as dump:
+        read_until(dump, "capturing on", stderr=True)
+        outcome = replay.replay(str(path), MemifEndpoint(socket_name, mode=Mode.ETHERNET), Pace())
+        assert end(dump)[0] == 0
+    assert (outcome.accepted, outcome.complete) == (10, True)
+    assert data(tmp_path / "y.pcap") == PACKETS[:10]

@@ -1,0 +1,293 @@
+"""Event loops that a test can run, each with an adapter of :mod:`memifrt.poll` in it, and the hook that checks them.
+
+A driver opens its loop, hands it to a scenario and lets it turn whenever the scenario waits:
+
+    def scenario(loop: Loop) -> Scenario:
+        loop.start(handler)                 # where the adapter's events go
+        loop.update(fd, FdEvent.READ)       # the hook; for a runtime: Runtime(control_fd_update=loop.update)
+        yield lambda: handled               # the loop turns until this holds, or a deadline has passed
+        ...
+    driver.run(scenario)
+
+The scenario's own code runs inside the loop: in its thread, and for asyncio and trio in a task. When it has ended, its
+adapter must watch nothing any more, and nothing that a callback raised may be left unclaimed in ``loop.errors``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import selectors
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import gevent
+from gevent.hub import Hub, get_hub, set_hub
+
+from memifrt import FdEvent, Runtime
+from memifrt.poll.epoll import EpollPoller
+from memifrt.poll.gevent import GeventPoller
+from memifrt.poll.selectors import SelectorPoller
+from tests.lib.support import DEADLINE
+
+READ, WRITE, ERROR, DEL, MOD = FdEvent.READ, FdEvent.WRITE, FdEvent.ERROR, FdEvent.DEL, FdEvent.MOD
+
+Predicate = Callable[[], object]
+Handler = Callable[[int, FdEvent], object]
+#: A test, from one wait to the next.
+Scenario = Iterator[Predicate]
+
+
+class Adapter(Protocol):
+    """What every module of :mod:`memifrt.poll` that adapts a loop offers under these names."""
+
+    def update(self, fd: int, events: FdEvent) -> None:
+        """The hook."""
+
+    def start(self, handler: Handler) -> None:
+        """Where events go: a runtime's ``control_fd_handler``."""
+
+    def close(self) -> None:
+        """Watch nothing any more. Closing twice is harmless."""
+
+
+class Loop(ABC):
+    """One loop while it is open, and the adapter in it."""
+
+    def __init__(self) -> None:
+        #: Every fd that is watched, and for what.
+        self.watched: dict[int, FdEvent] = {}
+        #: Each call of the hook.
+        self.calls: list[tuple[int, FdEvent]] = []
+        #: What callbacks raised, as the loop reported it. A scenario takes out what it expects.
+        self.errors: list[BaseException] = []
+
+    @property
+    @abstractmethod
+    def adapter(self) -> Adapter: ...
+
+    @abstractmethod
+    def watchers(self) -> int:
+        """How many watchers (keys, handles, tasks) of the adapter the loop itself still has."""
+
+    def start(self, handler: Handler) -> None:
+        self.adapter.start(handler)
+
+    def runtime(self, reconnect_interval: float = 0.02) -> Runtime:
+        """A runtime whose fds are in this loop; the scenario closes it."""
+        runtime = Runtime("test", control_fd_update=self.update, reconnect_interval=reconnect_interval)
+        self.start(runtime.control_fd_handler)
+        return runtime
+
+    def update(self, fd: int, events: FdEvent) -> None:
+        """The adapter's hook, held to the contract: one ADD, any number of MOD, one DEL while the fd is open."""
+        self.calls.append((fd, events))
+        os.fstat(fd)
+        if events & DEL:
+            assert events == DEL
+            del self.watched[fd]
+        elif events & MOD:
+            assert events & ~MOD in (READ, WRITE, READ | WRITE)
+            assert self.watched[fd] != events & ~MOD, "nothing has changed"
+            self.watched[fd] = events & ~MOD
+        else:
+            assert events in (READ, WRITE, READ | WRITE)
+            assert fd not in self.watched, "added twice"
+            self.watched[fd] = events
+        self.adapter.update(fd, events)
+
+    def check_nothing_left(self) -> None:
+        assert self.watched == {}
+        assert self.watchers() == 0
+        assert self.errors == []
+
+
+class Driver(ABC):
+    """Opens a loop, runs a scenario in it, and closes it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def run(self, scenario: Callable[[Loop], Scenario]) -> None:
+        """Go through the scenario. It ends with its last wait, and with the first failure."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Deadline:
+    """How long one wait of a scenario may take."""
+
+    def __init__(self, predicate: Predicate) -> None:
+        self._predicate = predicate
+        self._end = time.monotonic() + DEADLINE
+
+    def reached(self) -> bool:
+        """Whether the predicate holds. Fails when it is too late."""
+        if self._predicate():
+            return True
+        assert time.monotonic() < self._end, f"not within {DEADLINE} s: {self._predicate}"
+        return False
+
+
+# --- our own epoll, and selectors -----------------------------------------------------------------------------------
+
+#: Seconds that a loop waits at most before it looks at the predicate again.
+TICK = 0.005
+
+
+class InternalEpoll:
+    """Our own epoll as an adapter like the others."""
+
+    def __init__(self) -> None:
+        self._poller = EpollPoller()
+        self._handler: Handler | None = None
+
+    def update(self, fd: int, events: FdEvent) -> None:
+        self._poller.update(fd, events)
+
+    def start(self, handler: Handler) -> None:
+        self._handler = handler
+
+    def turn(self) -> None:
+        for fd, events in self._poller.wait(TICK)[0]:
+            assert self._handler is not None
+            self._handler(fd, events)
+
+    def watchers(self) -> int:
+        with open(f"/proc/self/fdinfo/{self._poller.fileno()}") as info:
+            return sum(line.startswith("tfd:") for line in info) - 1  # and its own, for cancelling
+
+    def close(self) -> None:
+        self._poller.close()
+
+
+class PlainLoop(Loop):
+    """A loop that is a function to call again and again: what a callback raises comes out of it."""
+
+    def __init__(self, adapter: Adapter, turn: Callable[[], object], watchers: Callable[[], int]) -> None:
+        super().__init__()
+        self._adapter, self._turn, self._watchers = adapter, turn, watchers
+
+    @property
+    def adapter(self) -> Adapter:
+        return self._adapter
+
+    def watchers(self) -> int:
+        return self._watchers()
+
+    def run(self, scenario: Scenario) -> None:
+        for predicate in scenario:
+            deadline = Deadline(predicate)
+            while not deadline.reached():
+                try:
+                    self._turn()
+                except Exception as error:
+                    self.errors.append(error)
+        self.check_nothing_left()
+
+
+class EpollDriver(Driver):
+    def run(self, scenario: Callable[[Loop], Scenario]) -> None:
+        epoll = InternalEpoll()
+        loop = PlainLoop(epoll, epoll.turn, epoll.watchers)
+        try:
+            loop.run(scenario(loop))
+        finally:
+            epoll.close()
+
+
+class SelectorDriver(Driver):
+    """A selector that an application owns beside a key of its own."""
+
+    def __init__(self, kind: type[selectors.BaseSelector]) -> None:
+        super().__init__(kind.__name__)
+        self._kind = kind
+
+    def run(self, scenario: Callable[[Loop], Scenario]) -> None:
+        reader, writer = os.pipe()
+        with self._kind() as selector:
+            selector.register(reader, selectors.EVENT_READ, "the application's own")
+            poller = SelectorPoller(selector)
+
+            def turn() -> None:
+                for key, mask in selector.select(TICK):
+                    assert key.data is poller
+                    key.data(key.fd, mask)
+
+            loop = PlainLoop(poller, turn, lambda: len(selector.get_map()) - 1)
+            try:
+                loop.run(scenario(loop))
+                assert selector.get_key(reader).data == "the application's own"
+            finally:
+                poller.close()
+                os.close(reader)
+                os.close(writer)
+
+
+# --- gevent ---------------------------------------------------------------------------------------------------------
+
+
+class GeventLoop(Loop):
+    def __init__(self, hub: Hub) -> None:
+        super().__init__()
+        self.poller = GeventPoller(on_error=self.errors.append)
+        self._hub = hub
+
+    @property
+    def adapter(self) -> Adapter:
+        return self.poller
+
+    def watchers(self) -> int:
+        return len(self.poller)
+
+
+class GeventDriver(Driver):
+    """The scenario runs in the main greenlet, on a hub with one of gevent's two loops."""
+
+    def __init__(self, name: str, module: str) -> None:
+        """:raises ImportError: gevent cannot use this loop here."""
+        super().__init__(name)
+        make_loop = importlib.import_module(module).loop
+        # One for all tests: a libuv loop keeps some of its fds when it is destroyed. So it is made before any test.
+        before = get_hub()
+        set_hub(None)
+        self.hub = Hub(make_loop(default=False))
+        set_hub(before)
+
+    def run(self, scenario: Callable[[Loop], Scenario]) -> None:
+        before = get_hub()
+        set_hub(self.hub)
+        try:
+            loop = GeventLoop(self.hub)
+            try:
+                for predicate in scenario(loop):
+                    deadline = Deadline(predicate)
+                    while not deadline.reached():
+                        gevent.sleep(0.001)
+                loop.check_nothing_left()
+                gevent.sleep(0)
+                assert loop.poller.idle
+            finally:
+                loop.poller.close()
+        finally:
+            set_hub(before)
+
+
+def _gevent_drivers() -> list[Driver]:
+    drivers: list[Driver] = [GeventDriver("gevent-libev", "gevent.libev.corecext")]
+    with contextlib.suppress(ImportError):  # which is for those who have cffi
+        drivers.append(GeventDriver("gevent-libuv", "gevent.libuv.loop"))
+    return drivers
+
+
+#: Every loop of this module; see also :mod:`tests.lib.loops_async`.
+DRIVERS: list[Driver] = [
+    EpollDriver("internal"),
+    *map(SelectorDriver, (selectors.EpollSelector, selectors.PollSelector, selectors.SelectSelector)),
+    *_gevent_drivers(),
+]
