@@ -26,6 +26,7 @@ from memifrt import Interface, Role, Runtime, RxMode
 from memifrt.capture.pcap import MAX_SNAPLEN
 from memifrt.cli.commands.dump import DumpOptions, between, capturing
 from memifrt.cli.endpoint import MemifEndpoint
+from memifrt.options import InterfaceConfig
 from memifrt.ports.forwarding import Direction, Forward
 from memifrt.ports.port import MemifPort
 
@@ -84,7 +85,7 @@ def cases(size: int, disk: str) -> list[Case]:
 def in_turns(case: Case, seconds: float) -> float:
     """Nanoseconds of CPU time that the device takes for a packet."""
     socket = f"@memifrt-benchmark-{os.getpid()}"
-    ends = [MemifEndpoint(socket, Role.MASTER, id, rx_mode=RxMode.POLLING) for id in (0, 1)]
+    ends = [MemifEndpoint(socket, InterfaceConfig(id=id, role=Role.MASTER, rx_mode=RxMode.POLLING)) for id in (0, 1)]
     with Runtime("benchmark", reconnect_interval=0.05) as runtime:
         ports = [MemifPort(runtime, end) for end in ends]
         source, sink = _facing(runtime, socket)

@@ -28,19 +28,17 @@ import gevent
 from gevent.hub import Waiter
 
 from memifrt.errors import ConfigError
+from memifrt.options import DEFAULT_APP_NAME, DEFAULT_RECONNECT_INTERVAL, RuntimeOptions
 from memifrt.poll.gevent import DEFAULT_BATCH as DEFAULT_EVENTS
 from memifrt.poll.gevent import GeventPoller, let_others_run
 from memifrt.ring import Burst
-from memifrt.runtime import Runtime
-from memifrt.types import DEFAULT_APP_NAME, DEFAULT_RECONNECT_INTERVAL
+from memifrt.runtime import InterfaceArguments, Runtime
 from memifrt.waiting.steps import (
     DEFAULT_BATCH,
     DEFAULT_BURST,
     BurstHolder,
     Face,
-    InterfaceOptions,
     Pass,
-    RuntimeOptions,
     Steps,
     Waiting,
     runtime_of_this_loop,
@@ -263,7 +261,7 @@ def open_interface(
     reconnect_interval: float | None = None,
     reconnect: bool = False,
     batch: int = DEFAULT_BATCH,
-    **options: Unpack[InterfaceOptions],
+    **options: Unpack[InterfaceArguments],
 ) -> GeventInterface:
     """An interface in the hub of this thread; a context manager that closes it.
 

@@ -17,9 +17,10 @@ from memifrt.control import address
 from memifrt.control.channel import Channel, Credentials
 from memifrt.errors import Disconnected, ErrorCode, MemifError, MemifOSError, ProtocolError
 from memifrt.memory.layout import RingLayout
+from memifrt.options import InterfaceConfig
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import RxRing, TxRing
-from memifrt.types import Direction, InterfaceConfig, Mode, QueueCounters, Role, State
+from memifrt.types import Direction, Mode, QueueCounters, Role, State
 
 if TYPE_CHECKING:
     from typing_extensions import Self

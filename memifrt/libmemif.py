@@ -21,24 +21,20 @@ from weakref import WeakKeyDictionary
 
 from memifrt.errors import ConfigError, Disconnected, ErrorCode, MemifError, strerror
 from memifrt.interface import Details, Interface, OnConnect, OnDisconnect, OnInterrupt, QueueDetails
-from memifrt.memory.region import ExternalRegion, RegionAllocator, allocate_memfd
+from memifrt.memory.region import ExternalRegion, allocate_memfd
+from memifrt.options import (
+    DEFAULT_BUFFER_SIZE,
+    DEFAULT_LOG2_RING_SIZE,
+    DEFAULT_RECONNECT_INTERVAL,
+    DEFAULT_SOCKET,
+    RegionAllocator,
+)
 from memifrt.poll.hook import Hook
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import Burst, implementation
 from memifrt.runtime import Runtime
 from memifrt.sockets import Socket
-from memifrt.types import (
-    DEFAULT_BUFFER_SIZE,
-    DEFAULT_LOG2_RING_SIZE,
-    DEFAULT_RECONNECT_INTERVAL,
-    DEFAULT_SOCKET,
-    VERSION,
-    BufferFlag,
-    FdEvent,
-    Mode,
-    Role,
-    RxMode,
-)
+from memifrt.types import VERSION, BufferFlag, FdEvent, Mode, Role, RxMode
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import select
 import shutil
 import tempfile
@@ -29,16 +28,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, SupportsBytes, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, SupportsBytes, TypeVar, cast
 
 import pytest
 
 from memifrt.errors import ConfigError, Disconnected
-from memifrt.interface import Interface, OnConnect, OnDisconnect, OnInterrupt
+from memifrt.interface import Interface, OnConnect, OnDisconnect
+from memifrt.options import parse_rx_mode
 from memifrt.queue import RxQueue, TxQueue
-from memifrt.runtime import Runtime
-from memifrt.sockets import Socket
-from memifrt.types import Mode, Role, RxMode, parse_rx_mode
+from memifrt.runtime import InterfaceArguments, Runtime
+from memifrt.types import Mode, Role, RxMode
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -66,37 +65,13 @@ class MemifTimeout(AssertionError):
     """What a test waited for has not come in time; the message says what has."""
 
 
-class InterfaceOptions(TypedDict, total=False):
-    """What :meth:`memifrt.Runtime.create_interface` takes."""
+class PortOptions(InterfaceArguments, total=False):
+    """The options of a port: those of :meth:`memifrt.Runtime.create_interface`, and ``receive``.
 
-    role: Role | str
-    socket: str | os.PathLike[str] | Socket
-    id: int
-    name: str
-    mode: Mode | str
-    secret: str | bytes | None
-    num_s2m_rings: int
-    num_m2s_rings: int
-    log2_ring_size: int
-    buffer_size: int
-    rx_mode: RxMode | str
-    rx_headroom: int
-    auto_refill: bool
-    chained_tx: bool
-    on_connect: OnConnect | None
-    on_disconnect: OnDisconnect | None
-    on_interrupt: OnInterrupt | None
-
-
-class PortOptions(InterfaceOptions, total=False):
-    """What a port is asked for with: what an interface is, and
-
-    - ``queues``: as many rings each way;
-    - ``receive``: False leaves packets in the rings until :meth:`MemifPort.recv` asks for them, for a test that wants a
-      full ring, or uses ``port.interface.rx_queues`` itself. So does an ``on_interrupt``, and ``rx_mode="polling"``.
+    ``receive=False`` leaves packets in the rings until :meth:`MemifPort.recv` asks for them, for a test that wants a
+    full ring, or uses ``port.interface.rx_queues`` itself. So does an ``on_interrupt``, and ``rx_mode="polling"``.
     """
 
-    queues: int
     receive: bool
 
 
@@ -126,15 +101,13 @@ class MemifPort:
 
     def _create(self, options: PortOptions) -> None:
         self._then_connect, self._then_disconnect = options.get("on_connect"), options.get("on_disconnect")
-        queues = options.get("queues", 1)
-        plain = {key: value for key, value in options.items() if key not in ("queues", "receive")}
-        wanted = {"num_s2m_rings": queues, "num_m2s_rings": queues, **plain}
+        wanted = {key: value for key, value in options.items() if key != "receive"}
         wanted |= {"on_connect": self._on_connect, "on_disconnect": self._on_disconnect}
         polling = parse_rx_mode(options.get("rx_mode", RxMode.INTERRUPT)) is RxMode.POLLING
         self._receives = options.get("receive", True) and options.get("on_interrupt") is None and not polling
         if self._receives:
             wanted["on_interrupt"] = self._on_interrupt
-        create = functools.partial(self._background.runtime.create_interface, **cast("InterfaceOptions", wanted))
+        create = functools.partial(self._background.runtime.create_interface, **cast("InterfaceArguments", wanted))
         self.interface = self._background.call(create)
 
     # --- the connection -----------------------------------------------------------------------------------------
@@ -452,7 +425,7 @@ class Memif:
 
         path = self.socket() if socket is None else socket
         limit = self._timeout if timeout is None else timeout
-        made = MemifSocket(path, id, role, mode, secret, timeout=limit, reconnect=reconnect)
+        made = MemifSocket(path, id=id, role=role, mode=mode, secret=secret, timeout=limit, reconnect=reconnect)
         self._stack.callback(made.close)
         return made
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 from memifrt.errors import ConfigError, Disconnected, ErrorCode, RingViolation, os_error
+from memifrt.options import parse_rx_mode
 from memifrt.ring import Burst, RxRing, TxRing
 from memifrt.system.fds import EventFd
-from memifrt.types import QueueCounters, RxMode, parse_rx_mode
+from memifrt.types import QueueCounters, RxMode
 
 if TYPE_CHECKING:
     from memifrt.types import ReadableBuffer

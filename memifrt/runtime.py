@@ -25,41 +25,42 @@ from memifrt.control.permissions import FilePermissions
 from memifrt.errors import ConfigError, ErrorCode, MemifError, MemifOSError, PollCancelled, os_error
 from memifrt.interface import Interface, OnConnect, OnDisconnect, OnInterrupt
 from memifrt.memory.layout import plan
-from memifrt.memory.region import RegionAllocator, allocate_memfd
+from memifrt.memory.region import allocate_memfd
+from memifrt.options import (
+    DEFAULT_APP_NAME,
+    DEFAULT_HANDSHAKE_TIMEOUT,
+    DEFAULT_MAX_HALF_OPEN,
+    DEFAULT_RECONNECT_INTERVAL,
+    DEFAULT_SOCKET,
+    InterfaceConfig,
+    InterfaceOptions,
+    RegionAllocator,
+    check_name,
+)
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.hook import FdRegistry, Hook
 from memifrt.poll.schedule import Schedule, TimerHandle
 from memifrt.ring import say_what_is_missing, unsafe_reason
 from memifrt.sockets import Socket
 from memifrt.system.timerfd import TimerFd
-from memifrt.types import (
-    DEFAULT_APP_NAME,
-    DEFAULT_BUFFER_SIZE,
-    DEFAULT_HANDSHAKE_TIMEOUT,
-    DEFAULT_LOG2_RING_SIZE,
-    DEFAULT_MAX_HALF_OPEN,
-    DEFAULT_RECONNECT_INTERVAL,
-    DEFAULT_SOCKET,
-    FdEvent,
-    InterfaceConfig,
-    Mode,
-    Role,
-    RxMode,
-    check_callback,
-    check_name,
-    check_range,
-    check_secret,
-    parse_mode,
-    parse_role,
-    parse_rx_mode,
-)
+from memifrt.types import FdEvent, Role, check_callback, check_range
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from memifrt.stats.server import Server
 
 logger = logging.getLogger("memifrt")
+
+
+class InterfaceArguments(InterfaceOptions, total=False):
+    """All arguments of :meth:`Runtime.create_interface`, for functions that pass them on."""
+
+    socket: str | os.PathLike[str] | Socket
+    on_connect: OnConnect | None
+    on_disconnect: OnDisconnect | None
+    on_interrupt: OnInterrupt | None
+    context: object
 
 
 class Runtime:
@@ -194,40 +195,23 @@ class Runtime:
         self,
         *,
         socket: str | os.PathLike[str] | Socket = DEFAULT_SOCKET,
-        id: int = 0,
-        name: str = "",
-        role: Role | str = Role.SLAVE,
-        mode: Mode | str = Mode.ETHERNET,
-        secret: str | bytes | None = None,
-        num_s2m_rings: int = 1,
-        num_m2s_rings: int = 1,
-        log2_ring_size: int = DEFAULT_LOG2_RING_SIZE,
-        buffer_size: int = DEFAULT_BUFFER_SIZE,
-        rx_mode: RxMode | str = RxMode.INTERRUPT,
-        rx_headroom: int = 0,
-        auto_refill: bool = True,
-        chained_tx: bool = True,
         on_connect: OnConnect | None = None,
         on_disconnect: OnDisconnect | None = None,
         on_interrupt: OnInterrupt | None = None,
         context: object = None,
+        **options: Unpack[InterfaceOptions],
     ) -> Interface:
-        """A new interface. A master listens at once; a slave connects at once if it can, else with the timer.
+        """Create an interface. A master listens at once; a slave connects at once if it can, else with the timer.
 
         :param socket: a path, ``@name`` for the abstract namespace, or a :class:`Socket` of this runtime.
-        :param role: ``"master"`` or ``"server"``; ``"slave"`` or ``"client"``.
-        :param secret: at most 23 bytes; a master demands it, a slave presents it.
-        :param num_s2m_rings: rings (queues) from slave to master, 1 to 255; a master takes what its slave offers.
-        :param num_m2s_rings: rings from master to slave, 1 to 255.
-        :param log2_ring_size: 0 to 14, for 1 to 16384 slots; the slave's choice, a master uses what its slave brings.
-        :param buffer_size: bytes, 1 to 65535; the slave's choice.
-        :param rx_mode: ``"interrupt"``, ``"polling"`` or ``"adaptive"`` (interrupts, masked while packets stay behind).
-        :param rx_headroom: bytes left free in front of each packet that a slave receives.
-        :param auto_refill: whether a slave's receive buffers are posted on connect; without it the application
-            calls ``refill`` in ``on_connect``, as with libmemif.
-        :param chained_tx: whether packets longer than a buffer are sent as chains, or refused.
-        :param context: the application's own; ``interface.context``.
+        :param on_connect: called with the interface when a peer is connected.
+        :param on_disconnect: called with the interface and the reason when a conversation with a peer has ended.
+        :param on_interrupt: called with the interface and the number of a receive queue that has packets.
+        :param context: the application's own object, kept as ``interface.context``.
+        :param options: ``id``, ``name``, ``role``, ``mode``, ``secret``, ``queues``, ``ring_size``, ``buffer_size``,
+            ``rx_mode`` and more; :class:`memifrt.options.InterfaceOptions` lists all of them.
         :raises ConfigError: an argument is wrong, or the id is taken on this socket.
+        :raises TypeError: there is no option of a name.
         :raises MemifOSError: a master cannot listen.
         """
         self._check_open()
@@ -242,26 +226,13 @@ class Runtime:
             ("on_interrupt", on_interrupt),
         ):
             check_callback(what, callback)
-        config = InterfaceConfig(
-            id=id,
-            name=name,
-            role=parse_role(role),
-            mode=parse_mode(mode),
-            secret=check_secret(secret),
-            num_s2m_rings=num_s2m_rings,
-            num_m2s_rings=num_m2s_rings,
-            log2_ring_size=log2_ring_size,
-            buffer_size=buffer_size,
-            rx_mode=parse_rx_mode(rx_mode),
-            rx_headroom=rx_headroom,
-            auto_refill=auto_refill,
-            chained_tx=chained_tx,
-        )
+        config = InterfaceConfig.of(**options)
         if config.role is Role.SLAVE:  # says at once if the memory cannot be laid out
-            plan(num_s2m_rings, num_m2s_rings, log2_ring_size, buffer_size)
+            plan(config.num_s2m_rings, config.num_m2s_rings, config.log2_ring_size, config.buffer_size)
         home = self._socket_for(socket)
-        if (home._master if config.role is Role.MASTER else home._slave)(id) is not None:
-            raise ConfigError(f"there is a {config.role.name.lower()} with id {id} on {home} already", ErrorCode.CONN)
+        if (home._master if config.role is Role.MASTER else home._slave)(config.id) is not None:
+            taken = f"there is a {config.role.name.lower()} with id {config.id} on {home} already"
+            raise ConfigError(taken, ErrorCode.CONN)
         interface = Interface(self, home, config, on_connect, on_disconnect, on_interrupt, context)
         try:
             home._add(interface)

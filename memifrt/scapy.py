@@ -13,9 +13,10 @@ import os
 import select
 import threading
 import time
+import warnings
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from scapy.config import conf
 from scapy.data import MTU
@@ -28,23 +29,17 @@ from scapy.supersocket import SuperSocket
 
 from memifrt.errors import ConfigError, Disconnected, ErrorCode, MemifError, os_error
 from memifrt.interface import Interface
+from memifrt.options import DEFAULT_SOCKET, InterfaceOptions
 from memifrt.runtime import Runtime
 from memifrt.sockets import Socket
 from memifrt.system.fds import OwnedFd
 from memifrt.threaded.runtime_thread import Background
-from memifrt.types import (
-    DEFAULT_BUFFER_SIZE,
-    DEFAULT_SOCKET,
-    Mode,
-    Role,
-    RxMode,
-    check_range,
-)
+from memifrt.types import Mode, RxMode, check_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from memifrt.types import ReadableBuffer
 
@@ -57,7 +52,7 @@ _RECONNECT_INTERVAL = 0.25
 #: Seconds between two looks at a full ring: no event tells of room in it.
 _TICK = 0.0005
 #: 4096 slots: scapy and the background thread share one interpreter, and a peer that polls drops what finds no room.
-_LOG2_RING_SIZE = 12
+_RING_SIZE = 4096
 #: Packets that wait for scapy before the rest is left in the ring.
 DEFAULT_BACKLOG = 65536
 
@@ -96,15 +91,13 @@ class MemifSocket(SuperSocket):
     :param mode: ``"ethernet"`` or ``"ip"``, the same on both ends.
     :param secret: at most 23 bytes; a master demands it, a slave presents it.
     :param timeout: seconds to wait for the connection; 0 does not wait, None waits for as long as it takes.
-    :param interface: an interface that exists, in place of the arguments before ``timeout`` and those from ``name`` to
-        ``buffer_size``. The background thread handles the events of its runtime (internal mode) from now on until the
-        last socket of this runtime is closed: nobody else may poll it. Its ``on_connect`` and ``on_disconnect`` are
-        still called, in that thread. Closing the socket leaves the interface open.
-    :param name: the interface's name, which the peer sees; default ``memif`` and the id.
-    :param queues: how many to ask for in each direction, as a slave.
-    :param log2_ring_size: 0 to 14, for 1 to 16384 slots; the slave's choice. Larger than elsewhere, for Python may keep
-        the thread waiting for some milliseconds.
-    :param buffer_size: bytes; the slave's choice. Longer packets are chains of buffers.
+    :param interface: an interface that exists, in place of ``socket`` and all options. The background thread handles
+        the events of its runtime (internal mode) from now on until the last socket of this runtime is closed: nobody
+        else may poll it. Its ``on_connect`` and ``on_disconnect`` are still called, in that thread. Closing the socket
+        leaves the interface open.
+    :param options: ``id``, ``role``, ``mode``, ``secret``, ``queues``, ``ring_size``, ``buffer_size`` and the others of
+        :class:`memifrt.options.InterfaceOptions`. The default name is ``memif`` and the id. The default ring size is
+        4096: Python may keep the thread waiting for some milliseconds.
     :param reconnect: whether the socket outlives the connection.
     :param backlog: packets that wait for scapy before the rest is left in the ring.
     :param send_timeout: seconds for which ``send`` waits for room in a ring that is full.
@@ -119,21 +112,14 @@ class MemifSocket(SuperSocket):
     def __init__(
         self,
         socket: str | os.PathLike[str] | Socket = DEFAULT_SOCKET,
-        id: int = 0,
-        role: Role | str = Role.SLAVE,
-        mode: Mode | str = Mode.ETHERNET,
-        secret: str | bytes | None = None,
-        *,
+        *positional: Any,
         timeout: float | None = 10.0,
         interface: Interface | None = None,
-        name: str | None = None,
-        queues: int = 1,
-        log2_ring_size: int = _LOG2_RING_SIZE,
-        buffer_size: int = DEFAULT_BUFFER_SIZE,
         reconnect: bool = True,
         backlog: int = DEFAULT_BACKLOG,
         send_timeout: float = 1.0,
         basecls: type[Packet] | None = None,
+        **options: Unpack[InterfaceOptions],
     ) -> None:
         self.closed = True  # until there is something to close
         _check_seconds("timeout", timeout)
@@ -147,18 +133,15 @@ class MemifSocket(SuperSocket):
             self._background.release()
             raise
         self.closed = False
+        if positional:
+            options = _named(positional, options)
+        options.setdefault("name", f"memif{options.get('id', 0)}")
+        if "log2_ring_size" not in options:
+            options.setdefault("ring_size", _RING_SIZE)
         create = functools.partial(
             self._background.runtime.create_interface,
             socket=socket,
-            id=id,
-            name=f"memif{id}" if name is None else name,
-            role=role,
-            mode=mode,
-            secret=secret,
-            num_s2m_rings=queues,
-            num_m2s_rings=queues,
-            log2_ring_size=log2_ring_size,
-            buffer_size=buffer_size,
+            **options,
         )
         try:
             self._background.call(lambda: link.make(create) if interface is None else link.adopt(interface))
@@ -584,3 +567,14 @@ def _check_seconds(what: str, value: float | None) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
         raise ConfigError(f"{what} is {value!r}; it must be a number of seconds, 0 for none")
     return float(value)
+
+
+def _named(positional: tuple[Any, ...], options: InterfaceOptions) -> InterfaceOptions:
+    """Give names to the arguments that used to be positional: ``MemifSocket(socket, id, role, mode, secret)``."""
+    names = ("id", "role", "mode", "secret")
+    if len(positional) > len(names):
+        raise TypeError(f"MemifSocket takes at most {1 + len(names)} positional arguments")
+    warnings.warn(
+        "MemifSocket takes its options by name: id=…, role=…, mode=…, secret=…", DeprecationWarning, stacklevel=3
+    )
+    return cast("InterfaceOptions", {**dict(zip(names, positional, strict=False)), **options})

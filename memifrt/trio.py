@@ -17,18 +17,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
+from memifrt.options import DEFAULT_APP_NAME, DEFAULT_RECONNECT_INTERVAL, RuntimeOptions
 from memifrt.poll.trio import DEFAULT_BATCH as DEFAULT_EVENTS
 from memifrt.poll.trio import TrioPoller
 from memifrt.ring import Burst
-from memifrt.runtime import Runtime
-from memifrt.types import DEFAULT_APP_NAME, DEFAULT_RECONNECT_INTERVAL
+from memifrt.runtime import InterfaceArguments, Runtime
 from memifrt.waiting.steps import (
     DEFAULT_BATCH,
     DEFAULT_BURST,
     BurstHolder,
     Face,
-    InterfaceOptions,
-    RuntimeOptions,
     Steps,
     Wait,
     Waiting,
@@ -83,7 +81,7 @@ async def open_interface(
     reconnect_interval: float | None = None,
     reconnect: bool = False,
     batch: int = DEFAULT_BATCH,
-    **options: Unpack[InterfaceOptions],
+    **options: Unpack[InterfaceArguments],
 ) -> AsyncIterator[TrioInterface]:
     """An interface in trio, deleted at the end: whoever still waits on it then gets ``Disconnected``.
 

@@ -1,14 +1,13 @@
-"""The names, numbers and frozen configuration that every layer shares.
+"""The names and numbers that every layer shares.
 
-Owns the enums with the wire's and libmemif's numbers, the limits, and the checks of what a user asks for. Imports
-only :mod:`memifrt.errors` of ours.
+Owns the enums with the wire's and libmemif's numbers, and the limits. Imports only :mod:`memifrt.errors`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, IntEnum, IntFlag
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from memifrt.errors import ConfigError, ErrorCode
 
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 
     #: Anything with the buffer protocol: bytes, bytearray, memoryview, array, mmap, a NumPy array.
     ReadableBuffer = Buffer
-
-_E = TypeVar("_E", bound=IntEnum)
 
 # memif 2.0 (docs/protocol.md, The control channel)
 VERSION = 0x0200
@@ -41,17 +38,6 @@ SECRET_BYTES = 23
 MAX_ID = 0xFFFFFFFE
 #: ``sun_path`` is 108 bytes with its NUL.
 PATH_BYTES = 107
-
-DEFAULT_SOCKET = "/run/vpp/memif.sock"
-DEFAULT_APP_NAME = "memifrt"
-DEFAULT_LOG2_RING_SIZE = 10
-DEFAULT_BUFFER_SIZE = 2048
-#: Seconds between two attempts of a slave to connect (libmemif's default period).
-DEFAULT_RECONNECT_INTERVAL = 2.0
-#: Seconds that a peer has from connect to CONNECTED. A handshake takes milliseconds; a busy peer some more.
-DEFAULT_HANDSHAKE_TIMEOUT = 5.0
-#: Peers of one listener that may be silent about which interface they want. A slave says so at once.
-DEFAULT_MAX_HALF_OPEN = 128
 
 
 class FdEvent(IntFlag):
@@ -112,34 +98,6 @@ class State(Enum):
     CONNECTED = "connected"
 
 
-_ROLE_NAMES = {"master": Role.MASTER, "server": Role.MASTER, "slave": Role.SLAVE, "client": Role.SLAVE}
-_MODE_NAMES = {"ethernet": Mode.ETHERNET, "ip": Mode.IP, "punt-inject": Mode.PUNT_INJECT}
-_RX_MODE_NAMES = {"interrupt": RxMode.INTERRUPT, "polling": RxMode.POLLING, "adaptive": RxMode.ADAPTIVE}
-
-
-def parse_role(value: Role | str) -> Role:
-    """A role from an enum member or one of ``master``, ``server``, ``slave``, ``client``."""
-    return _parse("role", value, Role, _ROLE_NAMES)
-
-
-def parse_mode(value: Mode | str) -> Mode:
-    """An interface mode from an enum member or one of ``ethernet``, ``ip``, ``punt-inject``."""
-    return _parse("mode", value, Mode, _MODE_NAMES)
-
-
-def parse_rx_mode(value: RxMode | str) -> RxMode:
-    """A receive mode from an enum member or one of ``interrupt``, ``polling``, ``adaptive``."""
-    return _parse("rx_mode", value, RxMode, _RX_MODE_NAMES)
-
-
-def _parse(what: str, value: object, kind: type[_E], names: dict[str, _E]) -> _E:
-    if isinstance(value, kind):
-        return value
-    if isinstance(value, str) and value.lower() in names:
-        return names[value.lower()]
-    raise ConfigError(f"{what} is {value!r}; it must be one of {', '.join(names)}")
-
-
 def printable(text: str) -> str:
     """A peer's words for a person's terminal: what is not printable becomes a visible escape."""
     return "".join(
@@ -158,69 +116,6 @@ def check_callback(what: str, value: object) -> None:
     """A :class:`ConfigError` unless ``value`` can be called, or is None."""
     if value is not None and not callable(value):
         raise ConfigError(f"{what} is {value!r}; it must be a function, or None")
-
-
-def check_name(what: str, value: str, limit: int = NAME_BYTES) -> str:
-    """``value`` if it fits into a name field of the wire: at most ``limit`` bytes of UTF-8 and no NUL."""
-    if not isinstance(value, str):
-        raise ConfigError(f"{what} is {value!r}; it must be a string")
-    size = len(value.encode(errors="replace"))
-    if size > limit:
-        raise ConfigError(f"{what} {value!r} is {size} bytes long; at most {limit} fit into a message")
-    if "\0" in value:
-        raise ConfigError(f"{what} {value!r} has a NUL byte in it")
-    return value
-
-
-def check_secret(value: str | bytes | None) -> bytes:
-    """A secret as bytes, empty for none. The error never shows the secret itself."""
-    if value is None:
-        return b""
-    if not isinstance(value, str | bytes):
-        raise ConfigError(f"the secret is of type {type(value).__name__}; it must be a string or bytes")
-    try:
-        # What a command line holds beyond UTF-8 comes as surrogates, and goes back to the bytes that it was.
-        secret = value.encode(errors="surrogateescape") if isinstance(value, str) else value
-    except UnicodeEncodeError:
-        raise ConfigError("the secret is not text that UTF-8 can encode") from None
-    if len(secret) > SECRET_BYTES:
-        raise ConfigError(f"the secret is {len(secret)} bytes long; at most {SECRET_BYTES} fit into a message")
-    if b"\0" in secret:
-        raise ConfigError("the secret has a NUL byte in it")
-    return secret
-
-
-@dataclass(frozen=True, slots=True)
-class InterfaceConfig:
-    """What a user asks of one interface, checked. Defaults are libmemif's.
-
-    ``rx_headroom`` bytes stay free in front of every packet that a slave receives. With ``auto_refill`` the
-    buffers of a slave's receive rings are posted on connect; without it (libmemif's way) the application calls
-    ``refill``. With ``chained_tx`` a packet longer than a buffer is sent as a chain, without it refused.
-    """
-
-    id: int = 0
-    name: str = ""
-    role: Role = Role.SLAVE
-    mode: Mode = Mode.ETHERNET
-    secret: bytes = field(default=b"", repr=False)
-    num_s2m_rings: int = 1
-    num_m2s_rings: int = 1
-    log2_ring_size: int = DEFAULT_LOG2_RING_SIZE
-    buffer_size: int = DEFAULT_BUFFER_SIZE
-    rx_mode: RxMode = RxMode.INTERRUPT
-    rx_headroom: int = 0
-    auto_refill: bool = True
-    chained_tx: bool = True
-
-    def __post_init__(self) -> None:
-        check_range("id", self.id, 0, 0xFFFFFFFF)
-        check_name("name", self.name)
-        check_range("num_s2m_rings", self.num_s2m_rings, 1, MAX_QUEUES)
-        check_range("num_m2s_rings", self.num_m2s_rings, 1, MAX_QUEUES)
-        check_range("log2_ring_size", self.log2_ring_size, 0, MAX_LOG2_RING_SIZE, ErrorCode.MAX_RING)
-        check_range("buffer_size", self.buffer_size, 1, MAX_BUFFER_SIZE)
-        check_range("rx_headroom", self.rx_headroom, 0, self.buffer_size - 1)
 
 
 @dataclass(frozen=True, slots=True)

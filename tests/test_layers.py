@@ -22,6 +22,7 @@ PROJECT = ROOT.parent
 ORDER = [
     "errors",
     "types",
+    "options",
     "packets",
     "system",
     "memory",

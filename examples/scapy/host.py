@@ -67,7 +67,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a sniff, as Ctrl+C does
     try:
         parse_ip(args.ip)
-        with MemifSocket(args.socket, args.id, args.role, args.mode, timeout=0) as socket:
+        with MemifSocket(args.socket, id=args.id, role=args.role, mode=args.mode, timeout=0) as socket:
             print(f"{args.ip} is up; Ctrl+C ends it", flush=True)
 
             def on_packet(packet: Any) -> None:

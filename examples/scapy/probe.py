@@ -96,7 +96,7 @@ def main() -> int:
     try:
         for address in (args.target, args.ip):
             parse_ip(address)  # scapy would ask the network for a name
-        with MemifSocket(args.socket, args.id, args.role, args.mode) as socket:
+        with MemifSocket(args.socket, id=args.id, role=args.role, mode=args.mode) as socket:
             print(socket)
             probe = Probe(socket, args)
             if args.mode == "ethernet" and not probe.arp():

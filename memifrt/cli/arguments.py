@@ -8,32 +8,25 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, cast
 
-from memifrt.cli.program import InterfaceOptions, Watching, default_mac, one_line
+from memifrt.cli.program import ProgramInterface, Watching, default_mac, one_line
 from memifrt.cli.run_in_loop import LOOPS
 from memifrt.control.address import Address
 from memifrt.errors import ConfigError
+from memifrt.options import (
+    DEFAULT_BUFFER_SIZE,
+    DEFAULT_RING_SIZE,
+    DEFAULT_SOCKET,
+    TEXT_OPTIONS,
+    InterfaceConfig,
+    InterfaceOptions,
+)
 from memifrt.packets import format_mac, parse_ip, parse_mac
 from memifrt.stats.prometheus import parse_endpoint
-from memifrt.types import (
-    DEFAULT_BUFFER_SIZE,
-    DEFAULT_LOG2_RING_SIZE,
-    DEFAULT_SOCKET,
-    MAX_BUFFER_SIZE,
-    MAX_LOG2_RING_SIZE,
-    MAX_QUEUES,
-    SECRET_BYTES,
-    Mode,
-    check_secret,
-    parse_mode,
-    parse_role,
-    parse_rx_mode,
-)
 
 _T = TypeVar("_T")
 
@@ -90,76 +83,48 @@ def add_interface_arguments(parser: Parser, ip: str) -> None:
 
 
 def add_peer_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
-    """What it takes to meet any peer: :func:`add_ring_arguments`, secret and mode."""
+    """Add what it takes to meet any peer: :func:`add_ring_arguments`, secret and mode."""
     group = add_ring_arguments(parser, rx_mode)
-    add = group.add_argument
-    add(
-        "--secret",
-        type=checked(secret_bytes),
-        metavar="S",
-        help=f"at most {SECRET_BYTES} bytes: a master demands it, a slave presents it",
-    )
-    add(
-        "--mode",
-        type=checked(mode_name),
-        default=Mode.ETHERNET,
-        metavar="ethernet|ip",
-        help="ethernet or ip, the same on both ends; default ethernet",
-    )
+    _add_option(group, "secret", None)
+    _add_option(group, "mode", "ethernet")
     return group
 
 
 def add_ring_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
-    """What every command that has an interface asks for."""
+    """Add what every command that has an interface takes."""
     group = parser.add_argument_group("interface")
-    add = group.add_argument
-    add(
-        "--role",
-        type=checked(parse_role),
-        default="slave",
-        metavar="master|slave",
-        help="master (or server) listens, slave (or client) connects; default slave",
-    )
-    add(
+    _add_option(group, "role", "slave")
+    group.add_argument(
         "--socket",
         type=checked(socket_path),
         default=DEFAULT_SOCKET,
         metavar="PATH",
         help=f"control socket, @name for an abstract one; default {DEFAULT_SOCKET}",
     )
-    add(
-        "--id",
-        type=whole(0, 0xFFFFFFFF),
-        default=0,
-        metavar="N",
-        help="interface id, the same on both ends; default 0",
-    )
-    add("--queues", type=whole(1, MAX_QUEUES), default=1, metavar="N", help="queues in each direction; default 1")
-    add(
-        "--ring-size",
-        type=checked(log2_ring_size),
-        default=str(1 << DEFAULT_LOG2_RING_SIZE),
-        metavar="N",
-        dest="log2_ring_size",
-        help=f"slots of a ring, a power of two; default {1 << DEFAULT_LOG2_RING_SIZE}",
-    )
-    add(
-        "--buffer-size",
-        type=whole(1, MAX_BUFFER_SIZE),
-        default=DEFAULT_BUFFER_SIZE,
-        metavar="N",
-        help=f"bytes of a buffer; longer packets take several; default {DEFAULT_BUFFER_SIZE}",
-    )
-    add(
-        "--rx-mode",
-        type=checked(parse_rx_mode),
-        default=rx_mode,
-        metavar="interrupt|polling|adaptive",
-        help="interrupt waits for packets, polling looks for them all the time, adaptive waits and spares the peer its "
-        f"kicks under load; default {rx_mode}",
-    )
+    _add_option(group, "id", "0")
+    _add_option(group, "queues", "1")
+    _add_option(group, "ring_size", str(DEFAULT_RING_SIZE))
+    _add_option(group, "buffer_size", str(DEFAULT_BUFFER_SIZE))
+    _add_option(group, "rx_mode", rx_mode)
     add_watching_arguments(parser)
     return group
+
+
+def _add_option(group: argparse._ArgumentGroup, name: str, default: str | None) -> None:
+    option = TEXT_OPTIONS[name]
+    group.add_argument(
+        f"--{option.key}",
+        type=checked(option.parse),
+        default=default,  # argparse parses a default that is a string
+        metavar=option.values,
+        help=option.help if default is None else f"{option.help}; default {default}",
+    )
+
+
+def interface_config(arguments: argparse.Namespace) -> InterfaceConfig:
+    """Return the options of the interface that the arguments describe."""
+    given = {name: getattr(arguments, name) for name in TEXT_OPTIONS if hasattr(arguments, name)}
+    return InterfaceConfig.of(**cast("InterfaceOptions", {"name": f"memif{arguments.id}", **given}))
 
 
 def add_loop_argument(parser: Parser) -> None:
@@ -189,19 +154,13 @@ def watching(arguments: argparse.Namespace) -> Watching:
     return Watching(arguments.stats, arguments.prometheus)
 
 
-def interface_options(arguments: argparse.Namespace) -> InterfaceOptions:
-    return InterfaceOptions(
+def program_interface(arguments: argparse.Namespace) -> ProgramInterface:
+    """Return the interface, with its addresses, that the arguments describe."""
+    return ProgramInterface(
         ip=arguments.ip,
         mac=default_mac(arguments.ip) if arguments.mac is None else arguments.mac,
-        role=arguments.role,
         socket=arguments.socket,
-        id=arguments.id,
-        secret=arguments.secret,
-        queues=arguments.queues,
-        log2_ring_size=arguments.log2_ring_size,
-        buffer_size=arguments.buffer_size,
-        rx_mode=arguments.rx_mode,
-        mode=arguments.mode,
+        config=interface_config(arguments),
         watching=watching(arguments),
     )
 
@@ -247,29 +206,11 @@ def seconds_or_zero(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{error}, or 0") from error
 
 
-def log2_ring_size(text: str) -> int:
-    size = int(text) if re.fullmatch(r"[0-9]{1,20}", text) else 0
-    if size & (size - 1) or not 1 <= size <= 1 << MAX_LOG2_RING_SIZE:
-        raise ConfigError(f"{text!r} is not a power of two from 1 to {1 << MAX_LOG2_RING_SIZE}")
-    return size.bit_length() - 1
-
-
 def own_mac(text: str) -> bytes:
     mac = parse_mac(text)
     if mac[0] & 1 or not any(mac):
         raise ConfigError(f"{text!r} cannot be an interface's own address; it must be unicast, like 02:fe:00:00:00:01")
     return mac
-
-
-def mode_name(text: str) -> Mode:
-    """Of libmemif's modes, those whose packets a program here can read."""
-    if text.lower() not in ("ethernet", "ip"):
-        raise ConfigError(f"{text!r} is no mode of packets that can be answered; it must be ethernet or ip")
-    return parse_mode(text)
-
-
-def secret_bytes(text: str) -> bytes:
-    return check_secret(os.fsencode(text))  # the bytes that were typed, whatever they encode
 
 
 def socket_path(text: str) -> str:

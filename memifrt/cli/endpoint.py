@@ -7,23 +7,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from memifrt.cli.arguments import log2_ring_size, mode_name, own_mac, secret_bytes, socket_path, whole
+from memifrt.cli.arguments import interface_config, own_mac, socket_path, whole
 from memifrt.errors import ConfigError
-from memifrt.types import (
-    DEFAULT_BUFFER_SIZE,
-    DEFAULT_LOG2_RING_SIZE,
-    DEFAULT_SOCKET,
-    MAX_BUFFER_SIZE,
-    MAX_QUEUES,
-    Mode,
-    Role,
-    RxMode,
-    parse_role,
-    parse_rx_mode,
-)
+from memifrt.options import DEFAULT_SOCKET, TEXT_OPTIONS, InterfaceConfig, InterfaceOptions
+from memifrt.types import Mode, RxMode
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 #: Bytes of an interface's name in the kernel, without its NUL.
 _IFNAMSIZ = 15
@@ -39,22 +32,23 @@ SYNTAX = f"""{MEMIF_SYNTAX}
   packet:IFNAME[,netns=NS]                                 an interface of the kernel; NS is a name or a path"""
 
 
+#: A bridge adapts to its load unless it is told otherwise.
+_DEFAULTS = InterfaceConfig(rx_mode=RxMode.ADAPTIVE)
+
+
 @dataclass(frozen=True, slots=True)
 class MemifEndpoint:
-    """A memif interface."""
+    """A memif interface: its control socket and its options."""
 
     socket: str = DEFAULT_SOCKET
-    role: Role = Role.SLAVE
-    id: int = 0
-    mode: Mode = Mode.ETHERNET
-    secret: bytes | None = field(default=None, repr=False)
-    queues: int = 1
-    log2_ring_size: int = DEFAULT_LOG2_RING_SIZE
-    buffer_size: int = DEFAULT_BUFFER_SIZE
-    rx_mode: RxMode = RxMode.ADAPTIVE
+    config: InterfaceConfig = _DEFAULTS
+
+    @property
+    def mode(self) -> Mode:
+        return self.config.mode
 
     def __str__(self) -> str:
-        return f"memif{self.id} on {self.socket}"
+        return f"memif{self.config.id} on {self.socket}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +137,7 @@ def parse_memif_endpoint(text: str) -> MemifEndpoint:
 
 def memif_endpoint(arguments: argparse.Namespace) -> MemifEndpoint:
     """The memif that ``add_peer_arguments`` has asked for."""
-    return MemifEndpoint(
-        socket=arguments.socket,
-        role=arguments.role,
-        id=arguments.id,
-        mode=arguments.mode,
-        secret=arguments.secret,
-        queues=arguments.queues,
-        log2_ring_size=arguments.log2_ring_size,
-        buffer_size=arguments.buffer_size,
-        rx_mode=arguments.rx_mode,
-    )
+    return MemifEndpoint(arguments.socket, interface_config(arguments))
 
 
 def check_pair(a: Endpoint, b: Endpoint) -> None:
@@ -168,7 +152,7 @@ def check_pair(a: Endpoint, b: Endpoint) -> None:
         )
     same = a == b
     if isinstance(a, MemifEndpoint) and isinstance(b, MemifEndpoint):
-        same = (a.socket, a.role, a.id) == (b.socket, b.role, b.id)
+        same = (a.socket, a.config.role, a.config.id) == (b.socket, b.config.role, b.config.id)
     if same:
         raise ConfigError(f"both ends are {a}; they must differ, for example by id=N")
 
@@ -185,21 +169,18 @@ def _not_empty(text: str) -> str:
     return text
 
 
+def _memif(socket: str = DEFAULT_SOCKET, **options: Unpack[InterfaceOptions]) -> MemifEndpoint:
+    return MemifEndpoint(socket, _DEFAULTS.replace(**options))
+
+
 _NETNS = {"netns": ("netns", _not_empty)}
 _KINDS = {
     "memif": _Kind(
-        MemifEndpoint,
+        _memif,
         "socket",
         {
             "socket": ("socket", socket_path),
-            "role": ("role", parse_role),
-            "id": ("id", whole(0, 0xFFFFFFFF)),
-            "mode": ("mode", mode_name),
-            "secret": ("secret", secret_bytes),
-            "queues": ("queues", whole(1, MAX_QUEUES)),
-            "ring-size": ("log2_ring_size", log2_ring_size),
-            "buffer-size": ("buffer_size", whole(1, MAX_BUFFER_SIZE)),
-            "rx-mode": ("rx_mode", parse_rx_mode),
+            **{option.key: (option.name, option.parse) for option in TEXT_OPTIONS.values()},
         },
     ),
     "tap": _Kind(
@@ -207,7 +188,7 @@ _KINDS = {
         "name",
         {
             "name": ("name", _interface_name),
-            "mode": ("mode", mode_name),
+            "mode": ("mode", TEXT_OPTIONS["mode"].parse),
             "mtu": ("mtu", whole(*_MTU)),
             "mac": ("mac", own_mac),
             **_NETNS,

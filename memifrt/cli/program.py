@@ -10,21 +10,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 
 from memifrt.errors import MemifError
 from memifrt.interface import Interface, OnConnect, OnDisconnect, OnInterrupt
+from memifrt.options import DEFAULT_SOCKET, InterfaceConfig
 from memifrt.poll.hook import Hook
 from memifrt.runtime import Runtime
-from memifrt.types import (
-    DEFAULT_BUFFER_SIZE,
-    DEFAULT_LOG2_RING_SIZE,
-    DEFAULT_SOCKET,
-    Mode,
-    Role,
-    RxMode,
-)
+from memifrt.types import RxMode
 
 logger = logging.getLogger("memifrt")
 
@@ -45,26 +39,22 @@ class Watching:
     prometheus: str | None = None
 
 
+_DEFAULT_CONFIG = InterfaceConfig(name="memif0")
+
+
 @dataclass(frozen=True, slots=True)
-class InterfaceOptions:
-    """The interface that a program is asked for, and its addresses."""
+class ProgramInterface:
+    """The interface of a program on the command line, with the addresses that it answers for."""
 
     ip: bytes
     mac: bytes
-    role: Role = Role.SLAVE
     socket: str = DEFAULT_SOCKET
-    id: int = 0
-    secret: bytes | None = field(default=None, repr=False)
-    queues: int = 1
-    log2_ring_size: int = DEFAULT_LOG2_RING_SIZE
-    buffer_size: int = DEFAULT_BUFFER_SIZE
-    rx_mode: RxMode = RxMode.INTERRUPT
-    mode: Mode = Mode.ETHERNET
+    config: InterfaceConfig = _DEFAULT_CONFIG
     watching: Watching = Watching()
 
     @property
     def polling(self) -> bool:
-        return self.rx_mode is RxMode.POLLING
+        return self.config.rx_mode is RxMode.POLLING
 
     def create(
         self,
@@ -73,25 +63,16 @@ class InterfaceOptions:
         on_connect: OnConnect | None = None,
         on_disconnect: OnDisconnect | None = None,
     ) -> Interface:
-        """The interface.
+        """Create the interface.
 
         :raises MemifError: an option is wrong, or a master cannot listen.
         """
         return runtime.create_interface(
             socket=self.socket,
-            id=self.id,
-            name=f"memif{self.id}",
-            role=self.role,
-            mode=self.mode,
-            secret=self.secret,
-            num_s2m_rings=self.queues,
-            num_m2s_rings=self.queues,
-            log2_ring_size=self.log2_ring_size,
-            buffer_size=self.buffer_size,
-            rx_mode=self.rx_mode,
             on_connect=on_connect,
             on_disconnect=on_disconnect,
             on_interrupt=on_interrupt,
+            **self.config.options(),
         )
 
 

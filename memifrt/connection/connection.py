@@ -21,7 +21,8 @@ from memifrt.control.handshake import Action, Conversation, MasterTerms, Receive
 from memifrt.control.wire import AddRing, Message
 from memifrt.errors import Disconnected, ErrorCode, MemifError, ProtocolError, RingViolation
 from memifrt.memory.layout import RingLayout, plan, ring_bytes
-from memifrt.memory.region import ExternalRegion, Region, RegionAllocator
+from memifrt.memory.region import ExternalRegion, Region
+from memifrt.options import RegionAllocator
 from memifrt.poll.hook import FdRegistry
 from memifrt.poll.schedule import Schedule, TimerHandle
 from memifrt.queue import RxQueue, TxQueue

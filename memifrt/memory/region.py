@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from memifrt.errors import ConfigError, ErrorCode, MemifError, ProtocolError, os_error
 from memifrt.memory.layout import MAX_REGION_SIZE
 from memifrt.memory.sigbus import Guard
+from memifrt.options import RegionAllocator
 from memifrt.system.fds import OwnedFd
 
-#: Called with a size in bytes; returns an fd of a file at least that large, which memifrt then owns.
-RegionAllocator = Callable[[int], int]
 #: Called with the index of a region whose file was truncated under us.
 OnLoss = Callable[[int], object]
 

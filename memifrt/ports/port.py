@@ -97,19 +97,10 @@ class MemifPort(Port):
         super().__init__(str(endpoint))
         self.interface: Interface = runtime.create_interface(
             socket=endpoint.socket,
-            id=endpoint.id,
-            name=f"memif{endpoint.id}",
-            role=endpoint.role,
-            mode=endpoint.mode,
-            secret=endpoint.secret,
-            num_s2m_rings=endpoint.queues,
-            num_m2s_rings=endpoint.queues,
-            log2_ring_size=endpoint.log2_ring_size,
-            buffer_size=endpoint.buffer_size,
-            rx_mode=endpoint.rx_mode,
             on_connect=lambda interface: self.on_link(self.connected),
             on_disconnect=lambda interface, reason: self.on_link(False),
             on_interrupt=lambda interface, qid: self.on_packets(),
+            **endpoint.config.replace(name=str(endpoint.config.name or f"memif{endpoint.config.id}")).options(),
         )
 
     @property

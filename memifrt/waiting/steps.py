@@ -30,20 +30,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from memifrt.errors import ConfigError, Disconnected, ErrorCode, MemifError
-from memifrt.interface import Details, Interface, OnConnect, OnDisconnect, OnInterrupt
+from memifrt.interface import Details, Interface
 from memifrt.queue import DEFAULT_BURST, RxQueue, TxQueue
 from memifrt.types import Mode, QueueCounters, Role, RxMode, State, check_callback, check_range
 
 if TYPE_CHECKING:
-    import os
-
-    from memifrt.memory.region import RegionAllocator
     from memifrt.ring import Burst
-    from memifrt.runtime import Runtime
-    from memifrt.sockets import Socket
+    from memifrt.runtime import InterfaceArguments, Runtime
     from memifrt.types import ReadableBuffer
 
 #: Packets that pass without a wait before the others get a turn. A turn is one round of the loop: measured, 2 us in
@@ -81,41 +77,6 @@ class Pass:
 
 #: A call in steps: what it waits for, and in the end its result.
 Steps = Generator["Wait[S] | Pass", None, T]
-
-
-class InterfaceOptions(TypedDict, total=False):
-    """The arguments of :meth:`memifrt.Runtime.create_interface`, which says what they mean."""
-
-    socket: str | os.PathLike[str] | Socket
-    id: int
-    name: str
-    role: Role | str
-    mode: Mode | str
-    secret: str | bytes | None
-    num_s2m_rings: int
-    num_m2s_rings: int
-    log2_ring_size: int
-    buffer_size: int
-    rx_mode: RxMode | str
-    rx_headroom: int
-    auto_refill: bool
-    chained_tx: bool
-    on_connect: OnConnect | None
-    on_disconnect: OnDisconnect | None
-    on_interrupt: OnInterrupt | None
-    context: object
-
-
-class RuntimeOptions(TypedDict, total=False):
-    """The arguments of :class:`memifrt.Runtime`, which says what they mean, but for its name and its hook."""
-
-    reconnect_interval: float
-    region_allocator: RegionAllocator
-    accept_unsealed: bool
-    handshake_timeout: float
-    max_half_open: int
-    stats_socket: str | os.PathLike[str] | None
-    prometheus: str | None
 
 
 class Counters(NamedTuple):
@@ -189,7 +150,7 @@ class Waiting(Generic[S]):
         self,
         runtime: Runtime,
         make_signal: Callable[[], S],
-        options: InterfaceOptions,
+        options: InterfaceArguments,
         *,
         reconnect: bool = False,
         batch: int = DEFAULT_BATCH,
@@ -209,7 +170,7 @@ class Waiting(Generic[S]):
         self._on_connect = options.get("on_connect")
         self._on_disconnect = options.get("on_disconnect")
         self._on_interrupt = options.get("on_interrupt")
-        ours: InterfaceOptions = {
+        ours: InterfaceArguments = {
             **options,
             "on_connect": self._connected,
             "on_disconnect": self._disconnected,
@@ -558,9 +519,7 @@ __all__ = [
     "BurstHolder",
     "Counters",
     "Face",
-    "InterfaceOptions",
     "Pass",
-    "RuntimeOptions",
     "Signal",
     "Steps",
     "Wait",

@@ -23,6 +23,7 @@ from memifrt.cli.endpoint import (
     parse_endpoint,
     parse_memif_endpoint,
 )
+from memifrt.options import InterfaceConfig
 from memifrt.packets import checksum
 from memifrt.ports.forwarding import Carry
 from memifrt.ports.netns import network_namespace
@@ -38,7 +39,7 @@ ENDPOINTS = {
     "memif:": MemifEndpoint(),
     "memif:@lab": MemifEndpoint("@lab"),
     "memif:socket=/run/x,role=server,id=7,secret=s,queues=2,ring-size=64,buffer-size=512,rx-mode=polling,mode=ip": (
-        MemifEndpoint("/run/x", Role.MASTER, 7, Mode.IP, b"s", 2, 6, 512, RxMode.POLLING)
+        MemifEndpoint("/run/x", InterfaceConfig(7, "", Role.MASTER, Mode.IP, b"s", 2, 2, 6, 512, RxMode.POLLING))
     ),
     "tap:tap0": TapEndpoint("tap0"),
     "tap:name=mif,mtu=9000,mac=02:00:00:00:00:01,mode=ip,netns=/proc/1/ns/net": (
@@ -54,7 +55,7 @@ def test_an_endpoint_is_what_is_written(text: str) -> None:
 
 
 def test_between_two_memifs_the_kind_goes_without_saying() -> None:
-    assert parse_memif_endpoint("@lab,id=3") == MemifEndpoint("@lab", id=3)
+    assert parse_memif_endpoint("@lab,id=3") == MemifEndpoint("@lab", InterfaceConfig(id=3, rx_mode=RxMode.ADAPTIVE))
     with pytest.raises(ConfigError, match="'tap:x' is no memif"):
         parse_memif_endpoint("tap:x")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from memifrt import Interface, Mode, Runtime
+from memifrt import Interface, Runtime
 from memifrt.capture.pcap import LinkType, Packet, create_capture, open_capture
 from memifrt.cli.command_line import main
 from memifrt.cli.commands import replay
@@ -330,7 +330,7 @@ def test_replay_can_be_called_from_python(runtime: Runtime, socket_name: str, tm
     path = capture(tmp_path / "x.pcap", PACKETS[:10])
     with running("dump", "--role", "master", "--socket", socket_name, "-w", str(tmp_path / "y.pcap")) as dump:
         read_until(dump, "capturing on", stderr=True)
-        outcome = replay.replay(str(path), MemifEndpoint(socket_name, mode=Mode.ETHERNET), Pace())
+        outcome = replay.replay(str(path), MemifEndpoint(socket_name), Pace())
         assert end(dump)[0] == 0
     assert (outcome.accepted, outcome.complete) == (10, True)
     assert data(tmp_path / "y.pcap") == PACKETS[:10]

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import pytest
 
 from memifrt import ConfigError, Disconnected, Interface, MemifError, Runtime, RxQueue
+from memifrt.options import RuntimeOptions
 from memifrt.ring import Burst
 from memifrt.waiting.steps import (
     FIRST_PAUSE,
@@ -18,9 +19,7 @@ from memifrt.waiting.steps import (
     BurstHolder,
     Counters,
     Face,
-    InterfaceOptions,
     Pass,
-    RuntimeOptions,
     Steps,
     Wait,
     Waiting,
@@ -725,17 +724,12 @@ def test_iterations_of_the_same_queue_share_its_packets(near: Near, bursts: Burs
 # --- what is asked for ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "function", "others"),
-    [
-        (InterfaceOptions, Runtime.create_interface, {"self"}),
-        (RuntimeOptions, Runtime.__init__, {"self", "app_name", "control_fd_update"}),
-    ],
-)
-def test_the_options_are_those_of_the_runtime(options: type, function: Callable[..., object], others: set[str]) -> None:
-    parameters = inspect.signature(function).parameters
-    assert {name: hint.__forward_arg__ for name, hint in options.__annotations__.items()} == {
-        name: parameter.annotation for name, parameter in parameters.items() if name not in others
+def test_the_options_are_those_of_the_runtime() -> None:
+    parameters = inspect.signature(Runtime.__init__).parameters
+    assert {name: hint.__forward_arg__ for name, hint in RuntimeOptions.__annotations__.items()} == {
+        name: parameter.annotation
+        for name, parameter in parameters.items()
+        if name not in {"self", "app_name", "control_fd_update"}
     }
 
 

@@ -627,7 +627,7 @@ def test_constructor_says_what_the_last_attempt_to_connect_met(make: Make, socke
         ({"timeout": "soon"}, "timeout is 'soon'"),
         ({"send_timeout": None}, "send_timeout is None"),
         ({"backlog": 0}, "backlog is 0"),
-        ({"queues": 0}, "num_s2m_rings is 0"),
+        ({"queues": 0}, "queues is 0"),
     ],
 )
 def test_wrong_argument_is_named_and_leaves_nothing(make: Make, options: dict[str, Any], words: str) -> None:

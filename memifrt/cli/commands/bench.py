@@ -28,10 +28,11 @@ from memifrt.cli.program import Watching
 from memifrt.cli.run_in_loop import LOOPS, Waiter, run
 from memifrt.errors import ConfigError, Disconnected, PollCancelled
 from memifrt.interface import Interface
+from memifrt.options import DEFAULT_BUFFER_SIZE, DEFAULT_RING_SIZE, parse_rx_mode
 from memifrt.packets import echo_request, parse_ip
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import __impl__
-from memifrt.types import MAX_LOG2_RING_SIZE, Mode, QueueCounters, Role, RxMode, check_range, parse_rx_mode
+from memifrt.types import MAX_LOG2_RING_SIZE, Mode, QueueCounters, Role, RxMode, check_range
 
 MODES = ("source", "sink", "echo", "gen", "rr")
 APIS = ("packets", "burst", "vector")
@@ -72,8 +73,8 @@ class Options:
     burst: int = 256
     seconds: float = 3.0
     queues: int = 1
-    log2_ring_size: int = 10
-    buffer_size: int = 2048
+    ring_size: int = DEFAULT_RING_SIZE
+    buffer_size: int = DEFAULT_BUFFER_SIZE
     rx_mode: RxMode | str = "polling"
     api: str = "burst"
     check: str = "content"
@@ -475,9 +476,8 @@ class Bench:
                 socket=options.socket,
                 id=options.id,
                 role=options.role,
-                num_s2m_rings=options.queues,
-                num_m2s_rings=options.queues,
-                log2_ring_size=options.log2_ring_size,
+                queues=options.queues,
+                ring_size=options.ring_size,
                 buffer_size=options.buffer_size,
                 rx_mode=options.rx_mode,
                 on_connect=self._on_connect,

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from memifrt.cli.arguments import Command, Parser, add_watching_arguments, checked, watching
 from memifrt.cli.endpoint import SYNTAX, Endpoint, MemifEndpoint, TapEndpoint, check_pair, parse_endpoint
 from memifrt.cli.program import Watching, session
+from memifrt.options import DEFAULT_RECONNECT_INTERVAL
 from memifrt.ports.forwarding import Pump, Report, direction
 from memifrt.ports.packet_socket import PacketPort
 from memifrt.ports.port import MemifPort, Port
 from memifrt.ports.tap import TapPort
 from memifrt.runtime import Runtime
-from memifrt.types import DEFAULT_RECONNECT_INTERVAL, RxMode
+from memifrt.types import RxMode
 
 
 def bridge(
@@ -30,7 +31,7 @@ def bridge(
     :raises MemifError: an end cannot be made, or is gone.
     """
     check_pair(a, b)
-    polling = any(isinstance(end, MemifEndpoint) and end.rx_mode is RxMode.POLLING for end in (a, b))
+    polling = any(isinstance(end, MemifEndpoint) and end.config.rx_mode is RxMode.POLLING for end in (a, b))
     interval = DEFAULT_RECONNECT_INTERVAL
     with session("bridge", reconnect_interval=interval, watching=watching) as runtime, contextlib.ExitStack() as stack:
         ports: list[Port] = []

@@ -10,11 +10,10 @@ import uuid
 
 from memifrt.cli.arguments import MANY, Command, Parser, add_loop_argument, seconds, whole
 from memifrt.cli.commands.ping import PingOptions, ping
-from memifrt.cli.program import InterfaceOptions, default_mac
+from memifrt.cli.program import ProgramInterface, default_mac
 from memifrt.errors import ErrorCode, MemifError
 from memifrt.packets import format_ip
 from memifrt.ring import __impl__ as rings
-from memifrt.types import Role
 
 _RESPONDER_IP = bytes((192, 168, 1, 2))
 _PINGER_IP = bytes((192, 168, 1, 1))
@@ -39,7 +38,7 @@ def demo(count: int, interval: float, *, loop: str = "internal") -> int:
             _wait_until_listening(responder)
             print(f"responder: process {responder.pid}, master on {socket}")
             print(f"pinger:    process {os.getpid()}, slave", flush=True)
-            pinger = InterfaceOptions(_PINGER_IP, default_mac(_PINGER_IP), Role.SLAVE, socket)
+            pinger = ProgramInterface(_PINGER_IP, default_mac(_PINGER_IP), socket)
             statistics = ping(PingOptions(_RESPONDER_IP, count, interval, once=True), pinger, loop=loop)
         finally:
             status = _end(responder)

@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from memifrt.cli.arguments import Command, Parser, checked, seconds, secret_bytes, socket_path, whole
+from memifrt.cli.arguments import Command, Parser, checked, seconds, socket_path, whole
 from memifrt.cli.program import one_line
 from memifrt.control.address import Address, connect
 from memifrt.control.channel import Channel, ChannelClosed
 from memifrt.control.wire import Ack, Disconnect, Hello, Init, Message
 from memifrt.errors import ErrorCode, MemifError, MemifOSError
+from memifrt.options import TEXT_OPTIONS
 from memifrt.types import VERSION
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -509,7 +510,13 @@ def _add_arguments(parser: Parser) -> None:
         help="ask whether interface N is there and free; the peer logs a refusal, and one of libmemif or gomemif takes "
         "the id for a moment if it is free",
     )
-    add("--secret", type=checked(secret_bytes), default=b"", metavar="S", help="the interface's, for --probe-id")
+    add(
+        "--secret",
+        type=checked(TEXT_OPTIONS["secret"].parse),
+        default=b"",
+        metavar="S",
+        help="the interface's, for --probe-id",
+    )
     add("--timeout", type=seconds, default=2.0, metavar="SECONDS", help="for each answer of the peer; default 2")
     add("--json", action="store_true", help="print one line of JSON")
 

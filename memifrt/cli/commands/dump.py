@@ -34,10 +34,11 @@ from memifrt.cli.endpoint import MEMIF_SYNTAX, MemifEndpoint, check_pair, memif_
 from memifrt.cli.program import Watching, complain, session
 from memifrt.cli.progress import Progress, progress
 from memifrt.errors import ConfigError
+from memifrt.options import DEFAULT_RECONNECT_INTERVAL
 from memifrt.ports.forwarding import Carry, Direction, Pump, Report, Watch
 from memifrt.ports.port import MemifPort, Port, Traffic
 from memifrt.ring import Burst
-from memifrt.types import DEFAULT_RECONNECT_INTERVAL, RxMode
+from memifrt.types import RxMode
 
 _STYLES = ("auto", "scapy", "short")
 _MEGABYTE = 1_000_000
@@ -302,7 +303,7 @@ def dump(
     """
     if len(ends) == 2:
         check_pair(*ends)
-    polling = any(end.rx_mode is RxMode.POLLING for end in ends)
+    polling = any(end.config.rx_mode is RxMode.POLLING for end in ends)
     with session("dump", reconnect_interval=DEFAULT_RECONNECT_INTERVAL, watching=watching) as runtime:
         ports = [MemifPort(runtime, end) for end in ends]
         with capturing(options, ends, runtime.cancel_poll_event) as capture:

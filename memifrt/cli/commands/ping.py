@@ -19,12 +19,12 @@ from memifrt.cli.arguments import (
     add_interface_arguments,
     add_loop_argument,
     checked,
-    interface_options,
+    program_interface,
     seconds,
     whole,
 )
 from memifrt.cli.commands.responder import poll_queues, serve
-from memifrt.cli.program import InterfaceOptions, complain
+from memifrt.cli.program import ProgramInterface, complain
 from memifrt.cli.run_in_loop import Waiter, run
 from memifrt.errors import ConfigError, Disconnected, PollCancelled
 from memifrt.interface import Interface
@@ -119,48 +119,48 @@ class Statistics:
         return "\n".join(lines)
 
 
-def ping(options: PingOptions, interface_options: InterfaceOptions, *, loop: str = "internal") -> Statistics:
+def ping(options: PingOptions, program: ProgramInterface, *, loop: str = "internal") -> Statistics:
     """Ping until all is answered or given up, or Ctrl+C or SIGTERM; prints as it goes.
 
     :param loop: one of :data:`memifrt.cli.run_in_loop.LOOPS`.
     :raises MemifError: an option is wrong, or a master cannot listen.
     """
-    if options.target == interface_options.ip:
+    if options.target == program.ip:
         raise ConfigError(f"the target {format_ip(options.target)} is this end's own --ip; it must be the peer's")
-    _check_size(options.size, interface_options)
+    _check_size(options.size, program)
 
     async def main(waiter: Waiter) -> Statistics:
-        pinger = _Pinger(waiter, options, interface_options)
+        pinger = _Pinger(waiter, options, program)
         await pinger.run()
         return pinger.statistics
 
-    watching = interface_options.watching
+    watching = program.watching
     return run("ping", main, loop=loop, reconnect_interval=_RECONNECT_INTERVAL, watching=watching)
 
 
-def _check_size(size: int, interface: InterfaceOptions) -> None:
+def _check_size(size: int, interface: ProgramInterface) -> None:
     """A slave knows its own buffers, and need not wait for a connection to find them too few."""
-    packet = size + _HEADERS + (_ETHERNET_HEADER if interface.mode is Mode.ETHERNET else 0)
-    slots = 1 << interface.log2_ring_size
-    if interface.role is Role.SLAVE and packet > slots * interface.buffer_size:
+    packet = size + _HEADERS + (_ETHERNET_HEADER if interface.config.mode is Mode.ETHERNET else 0)
+    slots = interface.config.ring_size
+    if interface.config.role is Role.SLAVE and packet > slots * interface.config.buffer_size:
         raise ConfigError(
             f"a payload of {size} bytes makes a packet of {packet}; a ring of {slots} buffers of "
-            f"{interface.buffer_size} bytes holds {slots * interface.buffer_size}"
+            f"{interface.config.buffer_size} bytes holds {slots * interface.config.buffer_size}"
         )
 
 
 class _Pinger:
     """One run of ping."""
 
-    def __init__(self, waiter: Waiter, options: PingOptions, interface_options: InterfaceOptions) -> None:
+    def __init__(self, waiter: Waiter, options: PingOptions, program: ProgramInterface) -> None:
         self.statistics = Statistics()
         self._options = options
-        self._own = interface_options
+        self._own = program
         self._host = format_ip(options.target)
         self._identifier = os.getpid() & 0xFFFF
         self._payload = bytes(index & 0xFF for index in range(options.size))
         #: The peer's address, once ARP has told; in IP mode there is nothing to ask.
-        self._mac: bytes | None = None if interface_options.mode is Mode.ETHERNET else bytes(6)
+        self._mac: bytes | None = None if program.config.mode is Mode.ETHERNET else bytes(6)
         self._sequence = 0
         self._next_request = 0.0
         #: Since when the next request finds no room.
@@ -173,7 +173,7 @@ class _Pinger:
         self._unresolved: dict[int, float] = {}
         self._next_arp = 0.0
         self._waiter = waiter
-        self._interface = interface_options.create(waiter.runtime, self._receive, self._on_connect, self._on_disconnect)
+        self._interface = program.create(waiter.runtime, self._receive, self._on_connect, self._on_disconnect)
         if options.once and self._interface.last_error is not None:
             raise self._interface.last_error
 
@@ -279,7 +279,7 @@ class _Pinger:
             identifier=self._identifier,
             sequence=on_wire,
             payload=self._payload,
-            mode=self._own.mode,
+            mode=self._own.config.mode,
         )
         self._answered.discard(on_wire)
         self._sent[on_wire] = now = time.monotonic()
@@ -308,15 +308,15 @@ class _Pinger:
     def _take(self, packet: memoryview) -> bool:
         """Take what is for ping; a question to us is answered, as any host does."""
         data = bytes(packet)  # once: the peer may write to it at any moment
-        reply = parse_echo_reply(data, self._own.mode)
+        reply = parse_echo_reply(data, self._own.config.mode)
         if reply is not None:
             self._on_reply(reply, time.monotonic())
-        elif self._own.mode is Mode.ETHERNET and (told := parse_arp_reply(data)) is not None:
+        elif self._own.config.mode is Mode.ETHERNET and (told := parse_arp_reply(data)) is not None:
             ip, mac = told
             if ip == self._options.target:
                 self._mac = mac
         else:
-            return reply_in_place(packet, self._own.ip, self._own.mac, mode=self._own.mode)
+            return reply_in_place(packet, self._own.ip, self._own.mac, mode=self._own.config.mode)
         return False
 
     def _on_reply(self, reply: EchoReply, now: float) -> None:
@@ -343,7 +343,7 @@ class _Pinger:
         self._stuck_since = None
 
     def _on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
-        if self._own.mode is Mode.ETHERNET:
+        if self._own.config.mode is Mode.ETHERNET:
             self._mac = None  # the next peer may be another
         if self._options.once and not interface.deleted:
             self._waiter.cancel()
@@ -393,7 +393,7 @@ def _add_arguments(parser: Parser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     options = PingOptions(arguments.target, arguments.count, arguments.interval, arguments.size, arguments.wait)
-    return 0 if ping(options, interface_options(arguments), loop=arguments.loop).received else 1
+    return 0 if ping(options, program_interface(arguments), loop=arguments.loop).received else 1
 
 
 COMMAND = Command(

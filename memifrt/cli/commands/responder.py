@@ -9,27 +9,27 @@ import os
 import threading
 from collections.abc import Callable
 
-from memifrt.cli.arguments import Command, Parser, add_interface_arguments, add_loop_argument, interface_options
-from memifrt.cli.program import InterfaceOptions
+from memifrt.cli.arguments import Command, Parser, add_interface_arguments, add_loop_argument, program_interface
+from memifrt.cli.program import ProgramInterface
 from memifrt.cli.run_in_loop import Waiter, run
 from memifrt.errors import Disconnected, PollCancelled
 from memifrt.interface import Interface
+from memifrt.options import DEFAULT_RECONNECT_INTERVAL
 from memifrt.packets import format_ip, format_mac, reply_in_place
 from memifrt.queue import TxQueue
 from memifrt.ring import Burst
-from memifrt.types import DEFAULT_RECONNECT_INTERVAL
 
 #: Turns a packet into its answer, in place, and says whether it did.
 Answer = Callable[[memoryview], bool]
 
 
-def respond(options: InterfaceOptions, *, until_eof: bool = False, loop: str = "internal") -> None:
+def respond(options: ProgramInterface, *, until_eof: bool = False, loop: str = "internal") -> None:
     """Answer until Ctrl+C, SIGTERM, or (``until_eof``) the end of standard input.
 
     :param loop: one of :data:`memifrt.cli.run_in_loop.LOOPS`.
     :raises MemifError: an option is wrong, or a master cannot listen.
     """
-    answer = functools.partial(reply_in_place, ip=options.ip, mac=options.mac, mode=options.mode)
+    answer = functools.partial(reply_in_place, ip=options.ip, mac=options.mac, mode=options.config.mode)
 
     def on_interrupt(interface: Interface, qid: int) -> None:
         serve(interface, qid, answer)
@@ -102,7 +102,7 @@ def _add_arguments(parser: Parser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    respond(interface_options(arguments), until_eof=arguments.until_eof, loop=arguments.loop)
+    respond(program_interface(arguments), until_eof=arguments.until_eof, loop=arguments.loop)
     return 0
 
 

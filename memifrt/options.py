@@ -1,0 +1,349 @@
+"""The options of interfaces and runtimes: one list of their names, types, defaults and checks.
+
+Everything that makes an interface takes these options: :meth:`memifrt.Runtime.create_interface`, ``open_interface`` of
+each loop, the scapy socket, the pytest fixtures, the command line and the endpoint strings of ``memifrt bridge``.
+Knows nothing of sockets or loops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
+
+from memifrt.errors import ConfigError, ErrorCode
+from memifrt.types import (
+    MAX_BUFFER_SIZE,
+    MAX_LOG2_RING_SIZE,
+    MAX_QUEUES,
+    NAME_BYTES,
+    SECRET_BYTES,
+    Mode,
+    Role,
+    RxMode,
+    check_range,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_E = TypeVar("_E", bound=IntEnum)
+
+DEFAULT_SOCKET = "/run/vpp/memif.sock"
+DEFAULT_APP_NAME = "memifrt"
+DEFAULT_LOG2_RING_SIZE = 10
+DEFAULT_RING_SIZE = 1 << DEFAULT_LOG2_RING_SIZE
+DEFAULT_BUFFER_SIZE = 2048
+#: Seconds between two attempts of a slave to connect (libmemif's default period).
+DEFAULT_RECONNECT_INTERVAL = 2.0
+#: Seconds that a peer has from connect to CONNECTED. A handshake takes milliseconds; a busy peer needs some more.
+DEFAULT_HANDSHAKE_TIMEOUT = 5.0
+#: Peers of one listener that may be silent about which interface they want. A slave says so at once.
+DEFAULT_MAX_HALF_OPEN = 128
+
+#: The spellings of a role. ``server`` and ``client`` are DPDK's words.
+RoleName = str
+ModeName = str
+RxModeName = str
+#: ``allocate(size)`` returns an fd of a file at least ``size`` bytes large, which memifrt then owns.
+RegionAllocator = Callable[[int], int]
+
+
+class InterfaceOptions(TypedDict, total=False):
+    """The options of one interface. All are optional; the defaults are libmemif's.
+
+    - ``id``: the number of the interface on its socket, 0 to 4294967295. Both ends need the same. Default 0.
+    - ``name``: the interface's name, which the peer sees; at most 31 bytes. Default empty.
+    - ``role``: ``"master"`` (or ``"server"``) listens; ``"slave"`` (or ``"client"``) connects and brings the shared
+      memory. Default slave.
+    - ``mode``: ``"ethernet"``, ``"ip"`` or ``"punt-inject"``, the same on both ends. Default Ethernet.
+    - ``secret``: at most 23 bytes. A master demands it, a slave presents it. Default none.
+    - ``queues``: how many rings to have in each direction, 1 to 255. A master takes what its slave offers. Default 1.
+    - ``num_s2m_rings``, ``num_m2s_rings``: the same for one direction, slave to master and master to slave, where the
+      two must differ. Not together with ``queues``.
+    - ``ring_size``: slots of a ring, a power of two from 1 to 16384. The slave chooses it. Default 1024.
+    - ``log2_ring_size``: the same as a logarithm, 0 to 14, as libmemif has it. Not together with ``ring_size``.
+    - ``buffer_size``: bytes of a buffer, 1 to 65535. The slave chooses it. Default 2048.
+    - ``rx_mode``: ``"interrupt"``, ``"polling"``, or ``"adaptive"``: interrupts that are masked while packets stay
+      behind. Default interrupt.
+    - ``rx_headroom``: bytes that stay free in front of each packet which a slave receives. Default 0.
+    - ``auto_refill``: whether a slave's receive buffers are posted on connect. Without it the application calls
+      ``refill`` in ``on_connect``, as with libmemif. Default true.
+    - ``chained_tx``: whether a packet longer than a buffer is sent as a chain of buffers, or refused. Default true.
+    """
+
+    id: int
+    name: str
+    role: Role | RoleName
+    mode: Mode | ModeName
+    secret: str | bytes | None
+    queues: int
+    num_s2m_rings: int
+    num_m2s_rings: int
+    ring_size: int
+    log2_ring_size: int
+    buffer_size: int
+    rx_mode: RxMode | RxModeName
+    rx_headroom: int
+    auto_refill: bool
+    chained_tx: bool
+
+
+class RuntimeOptions(TypedDict, total=False):
+    """The options of a runtime, but for its name and its hook. :class:`memifrt.Runtime` says what they mean."""
+
+    reconnect_interval: float
+    region_allocator: RegionAllocator
+    accept_unsealed: bool
+    handshake_timeout: float
+    max_half_open: int
+    stats_socket: str | os.PathLike[str] | None
+    prometheus: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceConfig:
+    """The options of one interface, checked. :class:`InterfaceOptions` says what they mean.
+
+    :raises ConfigError: a value is wrong.
+    """
+
+    id: int = 0
+    name: str = ""
+    role: Role = Role.SLAVE
+    mode: Mode = Mode.ETHERNET
+    secret: bytes = field(default=b"", repr=False)
+    num_s2m_rings: int = 1
+    num_m2s_rings: int = 1
+    log2_ring_size: int = DEFAULT_LOG2_RING_SIZE
+    buffer_size: int = DEFAULT_BUFFER_SIZE
+    rx_mode: RxMode = RxMode.INTERRUPT
+    rx_headroom: int = 0
+    auto_refill: bool = True
+    chained_tx: bool = True
+
+    def __post_init__(self) -> None:
+        check_range("id", self.id, 0, 0xFFFFFFFF)
+        check_name("name", self.name)
+        check_range("num_s2m_rings", self.num_s2m_rings, 1, MAX_QUEUES)
+        check_range("num_m2s_rings", self.num_m2s_rings, 1, MAX_QUEUES)
+        check_range("log2_ring_size", self.log2_ring_size, 0, MAX_LOG2_RING_SIZE, ErrorCode.MAX_RING)
+        check_range("buffer_size", self.buffer_size, 1, MAX_BUFFER_SIZE)
+        check_range("rx_headroom", self.rx_headroom, 0, self.buffer_size - 1)
+
+    @classmethod
+    def of(cls, **options: Unpack[InterfaceOptions]) -> InterfaceConfig:
+        """Check the options of an interface.
+
+        :raises ConfigError: a value is wrong, or two options contradict each other.
+        :raises TypeError: there is no option of a name.
+        """
+        given = dict(options)
+        _check_names(given)
+        if "queues" in given:
+            _not_together(given, "queues", "num_s2m_rings", "num_m2s_rings")
+            queues = check_range("queues", cast("int", given.pop("queues")), 1, MAX_QUEUES)
+            given |= {"num_s2m_rings": queues, "num_m2s_rings": queues}
+        if "ring_size" in given:
+            _not_together(given, "ring_size", "log2_ring_size")
+            given["log2_ring_size"] = log2_of_ring_size(cast("int", given.pop("ring_size")))
+        for name, parse in (("role", parse_role), ("mode", parse_mode), ("rx_mode", parse_rx_mode)):
+            if name in given:
+                given[name] = parse(cast("Any", given[name]))
+        if "secret" in given:
+            given["secret"] = check_secret(cast("Any", given["secret"]))
+        return cls(**cast("Any", given))
+
+    @property
+    def ring_size(self) -> int:
+        """Slots of a ring."""
+        return 1 << self.log2_ring_size
+
+    def options(self) -> InterfaceOptions:
+        """Return the same as options, for :meth:`memifrt.Runtime.create_interface`."""
+        return cast("InterfaceOptions", {name: getattr(self, name) for name in _CONFIG_FIELDS})
+
+    def replace(self, **changes: Unpack[InterfaceOptions]) -> InterfaceConfig:
+        """Return a copy with some options changed; raises as :meth:`of` does."""
+        kept = self.options()
+        if "queues" in changes:
+            del kept["num_s2m_rings"], kept["num_m2s_rings"]
+        if "ring_size" in changes:
+            del kept["log2_ring_size"]
+        return InterfaceConfig.of(**cast("InterfaceOptions", {**kept, **changes}))
+
+
+_CONFIG_FIELDS = tuple(found.name for found in dataclasses.fields(InterfaceConfig))
+_OPTION_NAMES = tuple(InterfaceOptions.__annotations__)
+
+
+def _check_names(given: Mapping[str, object]) -> None:
+    for name in given:
+        if name not in _OPTION_NAMES:
+            close = difflib.get_close_matches(name, _OPTION_NAMES, 1)
+            raise TypeError(
+                f"an interface has no option {name!r}; "
+                + (f"did you mean {close[0]!r}?" if close else f"it has {', '.join(_OPTION_NAMES)}")
+            )
+
+
+def _not_together(given: Mapping[str, object], name: str, *others: str) -> None:
+    for other in others:
+        if other in given:
+            raise ConfigError(
+                f"{name} is {given[name]!r} and {other} is {given[other]!r}; an interface takes one of the two"
+            )
+
+
+# --- one value ------------------------------------------------------------------------------------------------------
+
+_ROLES = {"master": Role.MASTER, "server": Role.MASTER, "slave": Role.SLAVE, "client": Role.SLAVE}
+_MODES = {"ethernet": Mode.ETHERNET, "ip": Mode.IP, "punt-inject": Mode.PUNT_INJECT}
+_RX_MODES = {"interrupt": RxMode.INTERRUPT, "polling": RxMode.POLLING, "adaptive": RxMode.ADAPTIVE}
+
+
+def parse_role(value: Role | str) -> Role:
+    """Return the role for an enum member or one of ``master``, ``server``, ``slave``, ``client``."""
+    return _parse("role", value, Role, _ROLES)
+
+
+def parse_mode(value: Mode | str) -> Mode:
+    """Return the interface mode for an enum member or one of ``ethernet``, ``ip``, ``punt-inject``."""
+    return _parse("mode", value, Mode, _MODES)
+
+
+def parse_rx_mode(value: RxMode | str) -> RxMode:
+    """Return the receive mode for an enum member or one of ``interrupt``, ``polling``, ``adaptive``."""
+    return _parse("rx_mode", value, RxMode, _RX_MODES)
+
+
+def _parse(what: str, value: object, kind: type[_E], names: dict[str, _E]) -> _E:
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, str) and value.lower() in names:
+        return names[value.lower()]
+    raise ConfigError(f"{what} is {value!r}; it must be one of {', '.join(names)}")
+
+
+def log2_of_ring_size(size: int) -> int:
+    """Return the logarithm of a ring size.
+
+    :raises ConfigError: ``MAX_RING`` if it is not a power of two from 1 to 16384.
+    """
+    largest = 1 << MAX_LOG2_RING_SIZE
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= largest or size & (size - 1):
+        raise ConfigError(f"ring_size is {size!r}; it must be a power of two from 1 to {largest}", ErrorCode.MAX_RING)
+    return size.bit_length() - 1
+
+
+def check_name(what: str, value: str, limit: int = NAME_BYTES) -> str:
+    """Return ``value`` if it fits into a name field of the wire: at most ``limit`` bytes of UTF-8 and no NUL."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{what} is {value!r}; it must be a string")
+    size = len(value.encode(errors="replace"))
+    if size > limit:
+        raise ConfigError(f"{what} {value!r} is {size} bytes long; at most {limit} fit into a message")
+    if "\0" in value:
+        raise ConfigError(f"{what} {value!r} has a NUL byte in it")
+    return value
+
+
+def check_secret(value: str | bytes | None) -> bytes:
+    """Return a secret as bytes, empty for none. The error never shows the secret itself."""
+    if value is None:
+        return b""
+    if not isinstance(value, str | bytes):
+        raise ConfigError(f"the secret is of type {type(value).__name__}; it must be a string or bytes")
+    try:
+        # Bytes of a command line that are not UTF-8 come as surrogates. They become the same bytes again.
+        secret = value.encode(errors="surrogateescape") if isinstance(value, str) else value
+    except UnicodeEncodeError:
+        raise ConfigError("the secret is not text that UTF-8 can encode") from None
+    if len(secret) > SECRET_BYTES:
+        raise ConfigError(f"the secret is {len(secret)} bytes long; at most {SECRET_BYTES} fit into a message")
+    if b"\0" in secret:
+        raise ConfigError("the secret has a NUL byte in it")
+    return secret
+
+
+# --- options as text ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TextOption:
+    """An option as people type it: ``--ring-size 512`` on the command line, ``ring-size=512`` in an endpoint string.
+
+    :ivar parse: returns the value, or raises :class:`~memifrt.ConfigError`.
+    :ivar values: the placeholder for its value in a help text.
+    :ivar help: one line, in lower case, without its default.
+    """
+
+    name: str
+    parse: Callable[[str], object]
+    values: str
+    help: str
+
+    @property
+    def key(self) -> str:
+        """The name as it is typed."""
+        return self.name.replace("_", "-")
+
+
+def _whole(name: str, low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,20}", text) or not low <= int(text) <= high:
+            raise ConfigError(f"{name} is {text!r}; it must be a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _ring_size(text: str) -> int:
+    size = int(text) if re.fullmatch(r"[0-9]{1,20}", text) else 0
+    if size & (size - 1) or not 1 <= size <= 1 << MAX_LOG2_RING_SIZE:
+        raise ConfigError(f"ring_size is {text!r}; it must be a power of two from 1 to {1 << MAX_LOG2_RING_SIZE}")
+    return size
+
+
+def _packet_mode(text: str) -> Mode:
+    """Return one of the modes whose packets a program here can read."""
+    if text.lower() not in ("ethernet", "ip"):
+        raise ConfigError(f"mode is {text!r}; it must be ethernet or ip")
+    return parse_mode(text)
+
+
+#: By name. The other options are for programs alone.
+TEXT_OPTIONS = {
+    option.name: option
+    for option in (
+        TextOption("role", parse_role, "master|slave", "master (or server) listens, slave (or client) connects"),
+        TextOption("id", _whole("id", 0, 0xFFFFFFFF), "N", "interface id, the same on both ends"),
+        TextOption("mode", _packet_mode, "ethernet|ip", "ethernet or ip, the same on both ends"),
+        TextOption(
+            "secret",
+            lambda text: check_secret(os.fsencode(text)),  # the bytes that were typed, whatever they encode
+            "S",
+            f"at most {SECRET_BYTES} bytes: a master demands it, a slave presents it",
+        ),
+        TextOption("queues", _whole("queues", 1, MAX_QUEUES), "N", "queues in each direction"),
+        TextOption("ring_size", _ring_size, "N", "slots of a ring, a power of two"),
+        TextOption(
+            "buffer_size",
+            _whole("buffer_size", 1, MAX_BUFFER_SIZE),
+            "N",
+            "bytes of a buffer; longer packets take several",
+        ),
+        TextOption(
+            "rx_mode",
+            parse_rx_mode,
+            "interrupt|polling|adaptive",
+            "interrupt waits for packets, polling looks for them all the time, adaptive waits and spares the peer its "
+            "kicks under load",
+        ),
+    )
+}
