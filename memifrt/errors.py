@@ -113,7 +113,7 @@ _FROM_ERRNO = {
 
 
 def strerror(code: int) -> str:
-    """The text for an error code; ``"undefined error"`` for a number that is none."""
+    """Return the text for an error code, ``"undefined error"`` for an unknown number."""
     try:
         return _TEXTS[ErrorCode(code)]
     except ValueError:
@@ -121,9 +121,9 @@ def strerror(code: int) -> str:
 
 
 class MemifError(Exception):
-    """Base of everything that memifrt raises.
+    """The base class of every exception that memifrt raises.
 
-    ``code`` is libmemif's number for it; ``str()`` says what happened, to what, and what would be right.
+    ``code`` is libmemif's number; ``str()`` says what happened, to what, and what would be right.
     """
 
     code: ErrorCode
@@ -138,7 +138,7 @@ class MemifError(Exception):
 
 
 class ConfigError(MemifError, ValueError):
-    """The caller's argument is wrong: the message names it, its value and what would be right."""
+    """An argument is wrong. The message names it, its value and what would be right."""
 
     def __init__(self, message: str, code: ErrorCode = ErrorCode.INVAL_ARG) -> None:
         super().__init__(code, message)
@@ -151,7 +151,7 @@ class ProtocolError(MemifError):
 class RingViolation(ProtocolError):
     """The peer wrote something into shared memory that a ring must not hold.
 
-    ``sending`` tells whether it was found on a ring to send on: a relay works on two rings.
+    ``sending`` tells whether it was found on a transmit ring: a relay works on two rings.
     """
 
     def __init__(self, message: str, code: ErrorCode = ErrorCode.DISCONNECTED, *, sending: bool = False) -> None:
@@ -159,8 +159,8 @@ class RingViolation(ProtocolError):
         self.sending = sending
 
 
-class Disconnected(MemifError):
-    """The interface has no peer (any more).
+class Disconnected(MemifError, ConnectionError):
+    """The interface has no peer, or lost it. Also a :class:`ConnectionError`, as for a socket that lost its peer.
 
     ``established`` tells whether ``on_connect`` had been called for the connection that ended.
     """
@@ -171,7 +171,7 @@ class Disconnected(MemifError):
 
 
 class PollCancelled(MemifError):
-    """``poll_event`` was ended by ``cancel_poll_event``."""
+    """``cancel_poll_event`` ended this ``poll_event``."""
 
     def __init__(self) -> None:
         super().__init__(ErrorCode.POLL_CANCEL)

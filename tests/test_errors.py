@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import re
 
 import pytest
@@ -64,6 +65,7 @@ def test_an_error_without_words_of_its_own_says_what_its_code_means() -> None:
         (ProtocolError(ErrorCode.COOKIE), ErrorCode.COOKIE, MemifError),
         (RingViolation("broken"), ErrorCode.DISCONNECTED, ProtocolError),
         (Disconnected("gone"), ErrorCode.DISCONNECTED, MemifError),
+        (Disconnected("gone"), ErrorCode.DISCONNECTED, ConnectionError),
         (Disconnected("told", ErrorCode.DISCONNECT), ErrorCode.DISCONNECT, MemifError),
         (PollCancelled(), ErrorCode.POLL_CANCEL, MemifError),
         (os_error("cannot", OSError(errno.EBADF, "")), ErrorCode.BAD_FD, OSError),
@@ -79,6 +81,11 @@ def test_each_class_carries_its_code(error: MemifError, code: ErrorCode, also: t
 def test_a_disconnect_tells_whether_the_connection_had_been_announced() -> None:
     assert not Disconnected("gone").established
     assert Disconnected("gone", established=True).established
+
+
+def test_a_disconnect_survives_pickling_and_keeps_its_words() -> None:
+    error = pickle.loads(pickle.dumps(Disconnected("gone", established=True)))
+    assert (str(error), error.code) == ("gone", ErrorCode.DISCONNECTED)
 
 
 @pytest.mark.parametrize(
