@@ -129,7 +129,7 @@ class Echoes:
         self._event = EventFd.create("eventfd that nobody uses")
         self.echo = _ECHOES[api](
             RxQueue(0, rx, self._event, QueueCounters(), _violated, RxMode.POLLING, lambda queue: None),
-            TxQueue(0, tx, self._event, QueueCounters(), _violated, True),
+            TxQueue(0, tx, self._event, QueueCounters(), _violated, True, lambda queue: None),
         )
 
     def close(self) -> None:

@@ -274,10 +274,11 @@ class Interface:
                 logger.info("%s: %s", self, error)
             self.last_error = error
             raise
+        channel = Channel(sock)
         try:
-            self._bound(self._runtime._slave_connection(self, Channel(sock)))
+            self._bound(self._runtime._slave_connection(self, channel))
         except BaseException:
-            sock.close()
+            channel.close()
             raise
         assert self.connection is not None
         self.connection.start()

@@ -59,6 +59,7 @@ class EchoReply:
     sequence: int
     ttl: int
     payload: bytes
+    checksum_is_right: bool = True
 
 
 # --- addresses ------------------------------------------------------------------------------------------------------
@@ -256,8 +257,13 @@ def echo_request(
     return _ETHERNET.pack(target_mac, source_mac, _ETHERTYPE_IP) + packet
 
 
-def parse_echo_reply(packet: ReadableBuffer, mode: Mode = Mode.ETHERNET) -> EchoReply | None:
-    """An ICMP echo reply whose checksums are right, None if it is none."""
+def parse_echo_reply(
+    packet: ReadableBuffer, mode: Mode = Mode.ETHERNET, *, any_checksum: bool = False
+) -> EchoReply | None:
+    """An ICMP echo reply whose checksums are right, None if it is none.
+
+    :param any_checksum: return one with a wrong ICMP checksum, too; its ``checksum_is_right`` says so.
+    """
     data = bytes(packet)
     if mode is Mode.ETHERNET:
         if len(data) < _ETHERNET.size or _ETHERNET.unpack_from(data)[2] != _ETHERTYPE_IP:
@@ -273,6 +279,9 @@ def parse_echo_reply(packet: ReadableBuffer, mode: Mode = Mode.ETHERNET) -> Echo
         return None
     echo = data[header:total]
     kind, code, _, identifier, sequence = _ICMP.unpack_from(echo)
-    if kind != _ECHO_REPLY or code != 0 or checksum(data[:header]) or checksum(echo):
+    if kind != _ECHO_REPLY or code != 0 or checksum(data[:header]):
         return None
-    return EchoReply(source, identifier, sequence, ttl, echo[_ICMP.size :])
+    is_right = not checksum(echo)
+    if not (is_right or any_checksum):
+        return None
+    return EchoReply(source, identifier, sequence, ttl, echo[_ICMP.size :], is_right)

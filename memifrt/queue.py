@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 from memifrt.errors import ConfigError, Disconnected, ErrorCode, RingViolation, os_error
 from memifrt.options import parse_rx_mode
+from memifrt.rekick import BATCH, Glance
 from memifrt.ring import Burst, RxRing, TxRing
 from memifrt.system.fds import EventFd
 from memifrt.types import QueueCounters, RxMode
@@ -283,9 +284,18 @@ class TxQueue(_Queue[TxRing]):
         earlier: QueueCounters,
         violated: Callable[[RingViolation], Disconnected],
         chained: bool,
+        watch: Callable[[TxQueue], object],
     ) -> None:
+        """:param watch: called when a send may have left packets that need another kick, on the sender's thread."""
         super().__init__(qid, ring, event, earlier, violated)
         self._chained = chained
+        self._watch = watch
+        self._watched = False
+        self._repeated_kicks = 0
+
+    @property
+    def counters(self) -> QueueCounters:
+        return super().counters + QueueCounters(repeated_kicks=self._repeated_kicks)
 
     def free(self) -> int:
         """Buffers that could be allocated now.
@@ -297,6 +307,14 @@ class TxQueue(_Queue[TxRing]):
             return ring.free()
         except RingViolation as error:
             raise self._fail(error) from error
+
+    def in_flight(self) -> int:
+        """Buffers that the peer has not given back: at most so many of what was sent are still to be taken. A zero-copy
+        slave gives them back 32 at a time, and one that has just connected may not have offered any yet.
+
+        :raises Disconnected: there is no peer (any more).
+        """
+        return self._live().in_flight
 
     def send(self, packets: Iterable[ReadableBuffer]) -> int:
         """Copy packets to the peer; the number taken: fewer than given if the ring is full.
@@ -401,11 +419,41 @@ class TxQueue(_Queue[TxRing]):
 
     def _kicked(self, ring: TxRing, sent: int) -> int:
         """One kick for what was published, unless the peer has masked its interrupts."""
-        if sent and not ring.flags & _MASK_INT:
+        if not sent:
+            return sent
+        masked = ring.flags & _MASK_INT
+        if not masked:
             try:
                 self._event.notify()
             except OSError as error:
                 what = f"tx ring {self.qid}: {sent} packets are published, but the peer could not be interrupted"
                 raise os_error(what, error, code=ErrorCode.INT_WRITE) from error
             self._interrupts += 1
+        # Any peer takes one packet for a kick. What was sent without one is at risk if the peer just stops polling.
+        if not self._watched and ring.in_flight > (not masked):
+            self._watched = True
+            self._watch(self)
         return sent
+
+    # --- what the runtime's timer asks of it, on the control thread --------------------------------------------
+
+    def glance(self) -> Glance | None:
+        """Look at the ring; None without a connection."""
+        ring = self._ring
+        if ring is None:
+            return None
+        left, ours, theirs = ring.in_flight, ring.head, ring.tail
+        if not ring.capacity:  # a master's: it moves the tail
+            ours, theirs = theirs, ours
+        is_certain = ring.capacity > 0 or left >= BATCH
+        masked = bool(ring.flags & _MASK_INT)
+        return Glance(ours, theirs, left, is_certain, masked, bool(left) and not self._event.is_readable())
+
+    def kick_again(self) -> None:
+        """Kick the peer, and count it in ``counters.repeated_kicks``."""
+        self._event.notify()
+        self._repeated_kicks += 1
+
+    def stop_watching(self) -> None:
+        """Have the next send that leaves packets watched again."""
+        self._watched = False

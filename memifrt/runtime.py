@@ -40,6 +40,7 @@ from memifrt.options import (
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.hook import FdRegistry, Hook
 from memifrt.poll.schedule import Schedule, TimerHandle
+from memifrt.rekick import LeftoverWatch
 from memifrt.ring import say_what_is_missing, unsafe_reason
 from memifrt.sockets import Socket
 from memifrt.system.timerfd import TimerFd
@@ -120,6 +121,7 @@ class Runtime:
         self._around = Surroundings(
             self._registry,
             self._schedule,
+            LeftoverWatch(self._schedule),
             self.app_name,
             region_allocator,
             accept_unsealed,

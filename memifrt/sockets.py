@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from memifrt.connection.connection import Connection, MasterConnection, Surroundings
-from memifrt.control.address import Address, Listener
+from memifrt.control import farewell
+from memifrt.control.address import BACKLOG, Address, Listener
 from memifrt.control.channel import Channel
 from memifrt.control.peer_policy import PeerPolicy
 from memifrt.control.permissions import FilePermissions
@@ -60,6 +61,9 @@ class Socket:
         #: Peers that have not said whose they are, the oldest first.
         self._half_open: dict[MasterConnection, None] = {}
         self._complain = _Complaints()
+        #: Whether others may hold the listener too and go on accepting (socket activation).
+        self._listener_is_shared = False
+        farewell.remember(self)
 
     @property
     def path(self) -> str:
@@ -89,6 +93,7 @@ class Socket:
         if fd in self._around.registry:
             raise ConfigError(f"fd {fd} is in use by this runtime already: it cannot be the listener of {self}")
         self._listen(Listener.adopt(fd, self.address))
+        self._listener_is_shared = True
 
     def register_external_region(self, region: ExternalRegion) -> None:
         """Let the buffers of this socket's interfaces live in the application's own shared memory.
@@ -157,8 +162,19 @@ class Socket:
         reason = Disconnected("the listener was closed")
         with contextlib.ExitStack() as steps:  # a hook that raises at one of them does not keep the others
             steps.callback(acceptor.close)
+            steps.callback(self._dismiss_waiting, acceptor, reason.message)
             for connection in self._half_open:
                 steps.callback(connection.close, reason)
+
+    def _dismiss_waiting(self, acceptor: Acceptor, reason: str) -> None:
+        """Tell the peers that wait to be accepted why nobody will."""
+        if not self._listener_is_shared:
+            acceptor.take_waiting(lambda sock: Channel(sock).close(reason), BACKLOG)
+
+    def say_farewell(self) -> None:
+        """The process ends: tell the peers that wait to be accepted. Those with a channel learn it there."""
+        if self._acceptor is not None and not self._runtime._inherited:
+            self._dismiss_waiting(self._acceptor, "the process ends")
 
     def _welcome(self, sock: original_functions.socket) -> None:
         try:

@@ -123,7 +123,8 @@ class QueueCounters:
     """What one queue did since its interface was created, reconnects included.
 
     ``interrupts`` are eventfd reads that found a kick (receive) or kicks sent (transmit); ``ring_full`` counts calls
-    that could not take all they were given; ``bad_descriptors`` are violations of the peer.
+    that could not take all they were given; ``bad_descriptors`` are violations of the peer. ``repeated_kicks`` of a
+    transmit queue are kicks beside ``interrupts``, sent again because the peer had left packets in the ring.
     """
 
     packets: int = 0
@@ -131,6 +132,7 @@ class QueueCounters:
     interrupts: int = 0
     ring_full: int = 0
     bad_descriptors: int = 0
+    repeated_kicks: int = 0
 
     def __add__(self, other: QueueCounters) -> QueueCounters:
         return QueueCounters(
@@ -139,4 +141,5 @@ class QueueCounters:
             self.interrupts + other.interrupts,
             self.ring_full + other.ring_full,
             self.bad_descriptors + other.bad_descriptors,
+            self.repeated_kicks + other.repeated_kicks,
         )

@@ -26,7 +26,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Modules whose every test runs on both ring implementations. The rings' own tests do so by themselves.
-_ON_BOTH_RINGS = {"test_interface", "test_libmemif", "test_smoke", "test_testpmd", "test_wakeups"}
+_ON_BOTH_RINGS = {"test_interface", "test_rekick", "test_libmemif", "test_smoke", "test_testpmd", "test_wakeups"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -29,6 +29,7 @@ ORDER = [
     "control",
     "ring",
     "poll",
+    "rekick",
     "queue",
     "connection",
     "interface",

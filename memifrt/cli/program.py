@@ -22,6 +22,8 @@ from memifrt.types import RxMode
 
 logger = logging.getLogger("memifrt")
 
+#: What ends a program, as far as it can be told.
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Different reports that are remembered, so that a retry does not repeat them.
 _REMEMBERED = 64
 
@@ -149,7 +151,7 @@ def _reporting(program: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_to(stop: Callable[[], None]) -> Iterator[None]:
-    """Call ``stop`` on SIGINT and SIGTERM. Elsewhere than in the main thread, signals are not ours to take."""
+    """Call ``stop`` on SIGINT, SIGTERM and SIGHUP. Elsewhere than in the main thread, signals are not ours to take."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -158,7 +160,7 @@ def signals_to(stop: Callable[[], None]) -> Iterator[None]:
         with contextlib.suppress(MemifError):  # the runtime is closed: it has ended already
             stop()
 
-    before = [(number, signal.signal(number, on_signal)) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [(number, signal.signal(number, on_signal)) for number in _ENDINGS]
     try:
         yield
     finally:

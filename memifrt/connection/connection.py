@@ -26,6 +26,7 @@ from memifrt.options import RegionAllocator
 from memifrt.poll.hook import FdRegistry
 from memifrt.poll.schedule import Schedule, TimerHandle
 from memifrt.queue import RxQueue, TxQueue
+from memifrt.rekick import LeftoverWatch
 from memifrt.ring import RingMemory, RxRing, SlaveBuffers, TxRing, implementation
 from memifrt.system.fds import EventFd, OwnedFd
 from memifrt.system.original_functions import Lock
@@ -49,6 +50,7 @@ class Surroundings:
 
     registry: FdRegistry
     schedule: Schedule
+    leftovers: LeftoverWatch
     app_name: str
     allocator: RegionAllocator
     accept_unsealed: bool
@@ -81,8 +83,8 @@ class Connection(ABC):
         self._events: dict[RingFd, EventFd] = {}
         self._incoming_fd: OwnedFd | None = None
         self._violation: RingViolation | None = None
-        #: What the conversation waits for, in words.
-        self._awaited = ""
+        #: What the conversation waits for.
+        self._awaits = handshake.Receive()
         self._deadline: TimerHandle | None = None
         self._overtime = False
         self._heard = 0
@@ -121,7 +123,7 @@ class Connection(ABC):
             if self._heard > heard:
                 self._set_deadline()
                 return
-        self.close(Disconnected(f"no {self._awaited} within {self._around.handshake_timeout:g} s"))
+        self.close(Disconnected(f"no {self._awaits.awaited} within {self._around.handshake_timeout:g} s"))
 
     def _on_channel(self, events: FdEvent) -> None:
         try:
@@ -147,7 +149,7 @@ class Connection(ABC):
             if events & (FdEvent.READ | FdEvent.ERROR):
                 self._read()
         except ChannelClosed:
-            ended: MemifError = Disconnected("peer closed the connection without a reason")
+            ended: MemifError = Disconnected(f"peer closed the connection without a reason{self._awaits.interrupted}")
         except MemifError as error:
             ended = error
         else:
@@ -181,8 +183,8 @@ class Connection(ABC):
         while not self.closed:
             action = self._conversation.send(result)
             match action:
-                case handshake.Receive(awaited):
-                    self._awaited = awaited
+                case handshake.Receive():
+                    self._awaits = action
                     return
                 case handshake.Send(message, attach):
                     self._send(message, attach)
@@ -251,7 +253,9 @@ class Connection(ABC):
             for ring, rx, event in self.rx_rings
         )
         self.tx_queues = tuple(
-            TxQueue(ring.index, tx, event, earlier(ring), self._violated, config.chained_tx)
+            TxQueue(
+                ring.index, tx, event, earlier(ring), self._violated, config.chained_tx, self._around.leftovers.begin
+            )
             for ring, tx, event in self.tx_rings
         )
         self.established = True
@@ -384,7 +388,7 @@ class Connection(ABC):
         self._conversation.close()
         self._drop_incoming_fd()
         with self._ending:
-            self._channel.close()
+            self._channel.close("answer to a disconnect")  # the peer's own: of our closes it has been told
         for event in self._events.values():
             event.close()
         self.rx_rings.clear()

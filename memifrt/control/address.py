@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 from memifrt.control.permissions import FilePermissions
 from memifrt.control.socket_file import SocketFile, is_other_file, not_a_socket, open_new
-from memifrt.errors import ConfigError, ErrorCode, MemifError, MemifOSError, os_error
+from memifrt.errors import ConfigError, ErrorCode, MemifOSError, os_error
 from memifrt.system import original_functions
 from memifrt.system.fds import OwnedFd, accept, own_socket
 from memifrt.system.received_fds import close_listener
 from memifrt.types import PATH_BYTES
 
 #: Connections that may wait for accept; the kernel caps it at net.core.somaxconn.
-_BACKLOG = 4096
+BACKLOG = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class Listener(OwnedFd):
         try:
             if file is not None and permissions is not None:
                 file.set_permissions(permissions)
-            sock.listen(_BACKLOG)
+            sock.listen(BACKLOG)
         except OSError as error:
             listener.close()  # and the file with it
             if isinstance(error, MemifOSError):
@@ -202,7 +202,11 @@ def _bind_file(
 
 
 def _remove_stale(address: Address, kind: socket.SocketKind) -> None:
-    """Unlink a socket file whose listener is gone: connecting to it is refused."""
+    """Unlink a socket file whose listener is gone: connecting to it is refused.
+
+    A listener that is alive is never connected to if it may be memif's: a peer that comes and hangs up at once disturbs
+    it (VPP does not survive it). The kernel tells a socket's kind to one of another kind that tries.
+    """
     try:
         mode = os.stat(address.path).st_mode
     except FileNotFoundError:
@@ -210,13 +214,27 @@ def _remove_stale(address: Address, kind: socket.SocketKind) -> None:
     if not stat.S_ISSOCK(mode):
         error = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         raise not_a_socket(f"cannot listen on {address}", error, address.path)
-    try:
-        connect(address, kind).close()
-    except MemifError as error:
-        if error.code is ErrorCode.CONNREFUSED:
-            os.unlink(address.path)
-        elif error.code is not ErrorCode.AGAIN:  # EAGAIN: alive, with a full backlog; bind will say "in use"
-            raise
+    for other in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        try:
+            connect(address, other).close()
+        except MemifOSError as error:
+            if error.code is ErrorCode.CONNREFUSED:
+                if other is socket.SOCK_DGRAM:
+                    os.unlink(address.path)
+                    return
+            elif error.code is ErrorCode.FILE_NOT_SOCK:
+                continue  # it is of another kind than this
+            elif error.code is not ErrorCode.AGAIN:  # alive, with a full backlog
+                raise
+        found = other
+        break
+    else:
+        found = socket.SOCK_SEQPACKET
+    if found is not kind:
+        wrong = OSError(errno.EPROTOTYPE, os.strerror(errno.EPROTOTYPE))
+        what = f"cannot listen on {address}: not a {kind.name} socket is there"
+        raise os_error(what, wrong, path=address.path, code=ErrorCode.FILE_NOT_SOCK)
+    # bind says that it is in use
 
 
 def _bind_error(address: Address, error: OSError) -> MemifOSError:

@@ -13,6 +13,7 @@ import struct
 from collections import deque
 from dataclasses import dataclass
 
+from memifrt.control import farewell
 from memifrt.control.wire import MESSAGE_SIZE, Disconnect, Message, decode, encode
 from memifrt.errors import ErrorCode, MemifError, ProtocolError, os_error
 from memifrt.system.fds import OwnedFd, own_socket
@@ -38,13 +39,19 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """A connected, non-blocking SEQPACKET socket that carries memif messages. Takes the socket."""
+    """A connected, non-blocking SEQPACKET socket that carries memif messages. Takes the socket.
 
-    __slots__ = ("_outgoing", "_pid", "_socket", "credentials")
+    It never closes without a DISCONNECT: whoever closes or forgets it, the peer is told, and so it is when the
+    interpreter exits. A connection that ends in silence after its HELLO kills a VPP master.
+    """
+
+    __slots__ = ("__weakref__", "_outgoing", "_pid", "_said_goodbye", "_socket", "credentials")
 
     def __init__(self, sock: socket.socket) -> None:
+        self._said_goodbye = False
         self._socket = own_socket(sock)
         self._pid = os.getpid()
+        farewell.remember(self)
         self._outgoing: deque[tuple[bytes, int]] = deque()
         sock.setblocking(False)
         self.credentials = Credentials(
@@ -128,20 +135,46 @@ class Channel:
 
         May be called from another thread than the one that owns the channel: it touches nothing but the socket.
         """
+        self._said_goodbye = True
+        data = [encode(Disconnect(0, reason))]
         with contextlib.suppress(OSError):
-            self._socket.sendmsg([encode(Disconnect(0, reason))], [], socket.MSG_NOSIGNAL)
+            try:
+                self._socket.sendmsg(data, [], socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                # The peer does not read, and our messages fill the buffer. A larger one has room for the last of them.
+                size = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)  # the kernel doubles the number
+                self._socket.sendmsg(data, [], socket.MSG_NOSIGNAL)
+
+    def say_farewell(self) -> None:
+        """Tell the peer that this process ends. Another thread may still use the channel; it finds it ended."""
+        if self._pid == os.getpid() and not self._said_goodbye and self._socket.fileno() >= 0:
+            self.say_goodbye("the process ends")
 
     def shut_down(self) -> None:
         """End both directions without closing the fd: whoever watches the channel finds it closed."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
+    def close(self, reason: str = "the connection is closed") -> None:
+        """Close the socket. Closing twice is harmless.
+
+        :param reason: for the peer, unless it has been told another.
+        """
         self._outgoing.clear()
+        farewell.forget(self)
         if self._pid == os.getpid():
+            if not self._said_goodbye and self._socket.fileno() >= 0:
+                self.say_goodbye(reason)
             close_channel(self._socket, self.credentials.uid)
         else:  # a forked child: the connection is its parent's
             self._socket.detach()
+
+    def __del__(self) -> None:
+        # An __init__ that failed has left nothing to close, or the socket alone.
+        with contextlib.suppress(AttributeError):
+            if self._socket.fileno() >= 0:
+                self.close()
 
 
 def _received_fds(ancillary: list[tuple[int, int, bytes]], uid: int) -> list[ReceivedFd]:

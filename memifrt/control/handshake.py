@@ -39,6 +39,13 @@ class Receive:
 
     #: What is due, in words: for whoever gives up waiting.
     awaited: str = field(default="", compare=False)
+    #: Why a peer may hang up here instead of answering; empty once both sides agree.
+    hint: str = field(default="", compare=False)
+
+    @property
+    def interrupted(self) -> str:
+        """Continue the message about a peer that ends the conversation at this step without a reason."""
+        return f" while we waited for {self.awaited}: {self.hint}" if self.hint else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +185,11 @@ class SlaveOffer:
 
 def slave(offer: SlaveOffer) -> Conversation:
     """The connecting side: it speaks only after the master's HELLO, and each time after an answer."""
-    hello = yield from _expect(Hello)
+    hello = yield from _expect(Hello, hint="it may be no memif master, refuse this user, or have no room for a peer")
     _check_versions(hello)
-    yield from _ask(Send(Init(VERSION, offer.interface_id, offer.mode, offer.secret, offer.app_name)), "INIT")
+    no_such_id = f"it may have no interface with id {offer.interface_id}"  # libmemif: an ACK to INIT, then the end
+    init = Init(VERSION, offer.interface_id, offer.mode, offer.secret, offer.app_name)
+    yield from _ask(Send(init), "INIT", no_such_id)
 
     # max_*_ring is the highest index, so the number of rings is one more (docs/protocol.md).
     result = yield CreateMemory(
@@ -195,21 +204,23 @@ def slave(offer: SlaveOffer) -> Conversation:
             f"the peer accepts {hello.max_region + 1} region(s), we need {len(result.region_sizes)}",
         )
     for index, size in enumerate(result.region_sizes):
-        yield from _ask(Send(AddRegion(index, size), RegionFd(index)), f"ADD_REGION {index}")
+        hint = f"{no_such_id}, or accept fewer regions or no memory of ours"
+        yield from _ask(Send(AddRegion(index, size), RegionFd(index)), f"ADD_REGION {index}", hint)
     for ring in result.rings:
         direction = Direction.S2M if ring.s2m else Direction.M2S
-        yield from _ask(Send(ring, RingFd(direction, ring.index)), f"ADD_RING {direction.value} {ring.index}")
+        name = f"ADD_RING {direction.value} {ring.index}"
+        yield from _ask(Send(ring, RingFd(direction, ring.index)), name, "it may accept fewer rings")
 
     yield Send(Connect(offer.if_name))
-    connected = yield from _expect(Connected)
+    connected = yield from _expect(Connected, hint="it may have failed to map our memory, or have ended")
     yield Established(hello.name, connected.if_name)
     yield from _until_disconnected()
 
 
-def _ask(send: Send, name: str) -> Conversation:
+def _ask(send: Send, name: str, hint: str) -> Conversation:
     """Send what the master acknowledges."""
     yield send
-    yield from _expect(Ack, f"ACK to {name}")
+    yield from _expect(Ack, f"ACK to {name}", hint)
 
 
 def _check_versions(hello: Hello) -> None:
@@ -227,14 +238,14 @@ def _check_versions(hello: Hello) -> None:
 def master(app_name: str) -> Conversation:
     """The listening side: it says HELLO, then answers."""
     yield Send(Hello(app_name))
-    init = yield from _expect(Init)
+    init = yield from _expect(Init, hint="it may only have looked who listens here")
     if_name = yield from _admit(init)
     yield Send(Ack())
 
     regions = 0
     rings = {Direction.S2M: 0, Direction.M2S: 0}
     while True:
-        message, has_fd = yield from _receive(_OFFERS)
+        message, has_fd = yield from _receive(_OFFERS, "it may have failed to make its memory, or have ended")
         match message:
             case AddRegion(index, size):
                 _check_next("region", index, regions, ErrorCode.MAXREG)
@@ -324,19 +335,20 @@ def _check_ring(ring: AddRing, direction: Direction, due: int, regions: int, has
 # --- both -----------------------------------------------------------------------------------------------------------
 
 
-def _receive(awaited: str) -> Generator[Action, Result, tuple[Message, bool]]:
+def _receive(awaited: str, hint: str = "") -> Generator[Action, Result, tuple[Message, bool]]:
     """The next message. A DISCONNECT may come at any time: this is the one place that sees it."""
-    received = yield Receive(awaited)
+    action = Receive(awaited, hint)
+    received = yield action
     assert isinstance(received, Received)
     message = received.message
     if isinstance(message, Disconnect):
-        reason = printable(message.reason) or "no reason given"
+        reason = printable(message.reason) or f"no reason given{action.interrupted}"
         raise Disconnected(f"peer disconnected: {reason}", ErrorCode.DISCONNECT)
     return message, received.has_fd
 
 
-def _expect(kind: type[_M], awaited: str = "") -> Generator[Action, Result, _M]:
-    message, _ = yield from _receive(awaited or _NAMES[kind])
+def _expect(kind: type[_M], awaited: str = "", hint: str = "") -> Generator[Action, Result, _M]:
+    message, _ = yield from _receive(awaited or _NAMES[kind], hint)
     if not isinstance(message, kind):
         raise _unexpected(message, _NAMES[kind])
     return message

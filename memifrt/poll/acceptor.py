@@ -6,6 +6,7 @@ nothing of what is spoken.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Protocol
@@ -84,6 +85,15 @@ class Acceptor:
             self._registry.remove(self._listener.fileno())
         finally:
             self._listener.close()
+
+    def take_waiting(self, take: Callable[[original_functions.socket], object], limit: int) -> None:
+        """Hand on the connections that nobody has accepted yet, at most ``limit``, or as many as the system lets us."""
+        with contextlib.suppress(MemifOSError):
+            for _ in range(limit):
+                sock = self._listener.accept()
+                if sock is None:
+                    return
+                take(sock)
 
     def _watch(self) -> None:
         self._registry.add(self._listener.fileno(), FdEvent.READ, self._on_ready)

@@ -6,8 +6,10 @@ Owns the order of the calls. Knows nothing of what they do.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -32,6 +34,8 @@ class Schedule:
         self._numbers = itertools.count()
         #: Sorted: the next one first.
         self._handles: list[TimerHandle] = []
+        #: Calls that other threads have asked for, and when they are due. The schedule's own thread takes them over.
+        self._posted: deque[tuple[float, Callable[[], object]]] = deque()
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -47,6 +51,18 @@ class Schedule:
         bisect.insort(self._handles, handle)
         self._set_timer()
         return handle
+
+    def post(self, delay: float, action: Callable[[], object]) -> None:
+        """Call ``action`` once on the schedule's own thread, in ``delay`` seconds. May be called from any thread.
+
+        There is no lock, so a signal handler or a finalizer may call this at any moment, too. The request is queued
+        before the timer is set, and the schedule's thread looks for requests after it has set the timer: one of the
+        two sets it early enough.
+        """
+        due = time.monotonic() + delay
+        self._posted.append((due, action))
+        with contextlib.suppress(OSError):  # the timer is closed: nothing is called any more
+            self._timer.hasten(due)
 
     def cancel(self, handle: TimerHandle | None) -> None:
         """Cancel a call. Harmless for None, and for a call that was made or cancelled."""
@@ -65,6 +81,7 @@ class Schedule:
         if not self._timer.drain():
             return
         now = time.monotonic()
+        self._take_posted()
         try:
             while self._handles and self._handles[0].due <= now:
                 self._handles.pop(0).action()
@@ -73,13 +90,21 @@ class Schedule:
 
     def clear(self) -> None:
         """Cancel everything."""
+        self._posted.clear()
         self._handles.clear()
         self._set_timer()
 
     def _set_timer(self) -> None:
-        if self._timer.closed:
-            return
-        if self._handles:
-            self._timer.arm(self._handles[0].due)
-        else:
-            self._timer.disarm()
+        while not self._timer.closed:
+            self._take_posted()
+            if self._handles:
+                self._timer.arm(self._handles[0].due)
+            else:
+                self._timer.disarm()
+            if not self._posted:
+                return
+
+    def _take_posted(self) -> None:
+        while self._posted:
+            due, action = self._posted.popleft()
+            bisect.insort(self._handles, TimerHandle(due, next(self._numbers), action))

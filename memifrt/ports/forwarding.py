@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memifrt.errors import Disconnected, PollCancelled
+from memifrt.ports.drain import INTERVAL, Drain
 from memifrt.ports.port import MemifPort, Port
 from memifrt.ring import Burst
 from memifrt.runtime import Runtime
@@ -25,6 +26,9 @@ _LONG_BURST = 512
 #: Time until we look for room again, for nothing interrupts when a peer makes some: seconds while more packets wait in
 #: the source, and milliseconds while none do.
 _BACKOFF, _ROOM_MILLISECONDS = 0.0001, 1
+
+#: Seconds for which the peers may go on taking what was sent to them before the end.
+_DRAIN_LIMIT = 3.0
 
 #: Told of packets before they go on; or of a burst of them, where they lie.
 Record = Callable[[Sequence[bytes]], None]
@@ -41,12 +45,19 @@ class Report:
     bytes: int
     dropped: int
     reasons: dict[str, int]
+    #: Buffers in the target's ring that its peer had not taken at the end, and packets that waited for room there.
+    left: int = 0
+    waiting: int = 0
 
     def line(self) -> str:
         """For people."""
         text = f"{self.source} -> {self.target}: {self.packets} packets, {self.bytes} bytes, {self.dropped} dropped"
         if self.reasons:
             text += " (" + ", ".join(f"{count} {reason}" for reason, count in self.reasons.items()) + ")"
+        if self.left:
+            text += f", {self.left} not taken by the peer"
+        if self.waiting:
+            text += f", {self.waiting} still waiting for room"
         return text
 
 
@@ -60,6 +71,7 @@ class Direction:
         self.source = source
         self.target = target
         self.blocked = False
+        self.left = 0
         self._without_peer = 0
 
     def step(self) -> bool:
@@ -98,8 +110,11 @@ class Direction:
         if self._without_peer:
             reasons["without a peer"] = self._without_peer
         received = self.source.received.packets + sum(self.source.unusable.values())
-        dropped = max(received - sent.packets - self._waiting, 0)
-        return Report(self.source.name, self.target.name, sent.packets, sent.bytes, dropped, reasons)
+        waiting = self._waiting
+        dropped = max(received - sent.packets - waiting, 0)
+        return Report(
+            self.source.name, self.target.name, sent.packets, sent.bytes, dropped, reasons, self.left, waiting
+        )
 
 
 class Forward(Direction):
@@ -265,6 +280,20 @@ class Pump:
                 self._run_polling()
             else:
                 self._run_waiting()
+        self._drain()
+
+    def _drain(self) -> None:
+        """Let the peers take what has been sent to them, for a while; a second cancel ends this."""
+        targets = {way: way.target.interface for way in self._directions if isinstance(way.target, MemifPort)}
+        for interface in targets.values():
+            interface.on_interrupt = None  # nothing new is moved
+        drain = Drain(list(targets.values()), _DRAIN_LIMIT)
+        with contextlib.suppress(PollCancelled):
+            while drain.goes_on():
+                self._runtime.poll_event(0)
+                time.sleep(INTERVAL)
+        for way, interface in targets.items():
+            way.left = drain.left(interface)
 
     def close(self) -> None:
         """Let go of what waits: before the runtime is closed, after the last report."""

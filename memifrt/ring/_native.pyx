@@ -980,6 +980,7 @@ cdef class _TxRing(_Ring):
     """What both sending sides do. ``published`` is what the peer sees, ``next`` where the next allocation starts."""
 
     cdef uint16_t published, next
+    cdef uint32_t ever  # buffers published in all, no more counted than any ring has
     # How many of the staged descriptors hold rooms, in the call that is under way.
     cdef int prepared
     # Rooms are ours (a slave's), not the peer's to lie about.
@@ -1339,6 +1340,7 @@ cdef class _TxRing(_Ring):
         if count:
             self.write(entries, self.published, count)
             self.published = <uint16_t> (self.published + count)
+            self.ever = min(self.ever + <uint32_t> count, <uint32_t> 0xFFFF)
             self.publish_index(self.published)
             self.tally(entries, count)
 
@@ -1378,6 +1380,11 @@ cdef class SlaveTxRing(_TxRing):
     ) noexcept:
         start[0] = self.buffers.offsets[index & self.mask]
         stop[0] = start[0] + self.buffers.size
+
+    @property
+    def in_flight(self):
+        cdef uint16_t in_flight = <uint16_t> (self.published - memif_load_acquire(&self.ring.tail))
+        return in_flight if in_flight <= self.size else 0  # a violation, which the next send reports
 
     cdef int room(self) except -1:
         cdef uint16_t tail = memif_load_acquire(&self.ring.tail)  # buffers are written after this
@@ -1506,6 +1513,12 @@ cdef class MasterTxRing(_TxRing):
 
     def __cinit__(self, memory):
         self.reset()
+
+    @property
+    def in_flight(self):
+        cdef uint16_t posted = <uint16_t> (memif_load_acquire(&self.ring.head) - self.published)
+        cdef uint32_t kept = self.size - posted if posted < self.size else 0
+        return min(kept, self.ever)  # what was never posted is nothing that was sent
 
     cdef int room(self) except -1:
         cdef uint16_t head = memif_load_acquire(&self.ring.head)  # posted descriptors are read after this

@@ -183,6 +183,10 @@ class RxRing(Ring, Protocol):
 class TxRing(Ring, Protocol):
     """A ring to send on. Every method may raise ``RingViolation``."""
 
+    @property
+    def in_flight(self) -> int:
+        """Buffers that the peer has not given back, from 0 to ``size``. Only looks: may be read from any thread."""
+
     def free(self) -> int:
         """Buffers that could be allocated now."""
 

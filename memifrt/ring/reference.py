@@ -618,15 +618,21 @@ class SlaveRxRing(_RxRing):
 class _TxRing(_Ring):
     """What both sending sides do. ``_published`` is what the peer sees, ``_next`` where the next allocation starts."""
 
-    __slots__ = ("_next", "_open", "_published", "_sending")
+    __slots__ = ("_ever", "_next", "_open", "_published", "_sending")
 
     def __init__(self, memory: RingMemory) -> None:
         super().__init__(memory)
         self._published = self._next = 0
+        #: Buffers published in all.
+        self._ever = 0
         #: Python code is being asked for packets to send: it must not use the ring that they are staged for.
         self._sending = False
         #: Bursts that hold allocated buffers, oldest first.
         self._open: deque[_Burst] = deque()
+
+    @property
+    def in_flight(self) -> int:
+        raise NotImplementedError
 
     def free(self) -> int:
         raise NotImplementedError
@@ -810,6 +816,7 @@ class _TxRing(_Ring):
         if entries:
             self._write(self._published, entries)
             self._published = (self._published + len(entries)) & _U16
+            self._ever += len(entries)
             self._publish_index(self._published)
             self._count(entries)
 
@@ -839,6 +846,11 @@ class SlaveTxRing(_TxRing):
     @property
     def capacity(self) -> int:
         return self._buffers.size
+
+    @property
+    def in_flight(self) -> int:
+        in_flight = (self._published - self._header[_TAIL]) & _U16
+        return in_flight if in_flight <= self.size else 0  # a violation, which the next send reports
 
     def free(self) -> int:
         tail = self._header[_TAIL]  # acquire: buffers are written after this
@@ -919,6 +931,11 @@ class MasterTxRing(_TxRing):
     def __init__(self, memory: RingMemory) -> None:
         super().__init__(memory)
         self._reset()
+
+    @property
+    def in_flight(self) -> int:
+        posted = (self._header[_HEAD] - self._published) & _U16
+        return min(max(self.size - posted, 0), self._ever)  # what was never posted is nothing that was sent
 
     def free(self) -> int:
         head = self._header[_HEAD]  # acquire: posted descriptors are read after this

@@ -289,6 +289,8 @@ def _difference(value: object, kind: object, where: str) -> str:
         if not isinstance(value, dict):
             return f"{where} is no object"
         for name, hint in _fields(kind).items():
+            if name in _SINCE_THEN:
+                value.setdefault(name, 0)
             wrong = _difference(value[name], hint, name) if name in value else f"{where} has no {name!r}"
             if wrong:
                 return wrong
@@ -302,6 +304,10 @@ def _difference(value: object, kind: object, where: str) -> str:
         differences = [_difference(value, argument, where) for argument in arguments]
         return "" if "" in differences else differences[0]
     return "" if _is_scalar(value, kind) else f"{where} is no {getattr(kind, '__name__', kind)}"
+
+
+#: Counters that programs of an earlier release do not have.
+_SINCE_THEN = {"repeated_kicks"}
 
 
 @functools.cache

@@ -74,6 +74,10 @@ _OF_QUEUES: tuple[tuple[_Metric, Callable[[QueueStats], float | None]], ...] = (
         _Metric("memifrt_queue_bad_descriptors_total", "counter", "Descriptors that break the protocol."),
         lambda queue: queue["bad_descriptors"],
     ),
+    (
+        _Metric("memifrt_queue_repeated_kicks_total", "counter", "Kicks sent again: the peer had left packets (tx)."),
+        lambda queue: queue["repeated_kicks"],
+    ),
     (_Metric("memifrt_queue_ring_slots", "gauge", "Slots of the ring."), lambda queue: queue["ring_size"]),
     (
         _Metric("memifrt_queue_ring_used_slots", "gauge", "Slots that the sender cannot fill now."),

@@ -74,6 +74,7 @@ class QueueStats(TypedDict):
     interrupts: int
     ring_full: int
     bad_descriptors: int
+    repeated_kicks: int
 
 
 class InterfaceStats(TypedDict):
@@ -190,6 +191,7 @@ def _queue(interface: Interface, queue: RxQueue | TxQueue, ring: RxRing | TxRing
         "interrupts": counters.interrupts,
         "ring_full": counters.ring_full,
         "bad_descriptors": counters.bad_descriptors,
+        "repeated_kicks": counters.repeated_kicks,
     }
 
 

@@ -125,6 +125,15 @@ class EventFd(OwnedFd):
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_write(self._fd, 1)
 
+    def is_readable(self) -> bool:
+        """Whether somebody has still to read a kick."""
+        with self._lock:
+            if self._fd < 0:
+                return False
+            waiting = poll()
+            waiting.register(self._fd, select.POLLIN)
+            return bool(waiting.poll(0))
+
     def drain(self) -> bool:
         """Make the fd unreadable; whether it was readable."""
         with self._lock:

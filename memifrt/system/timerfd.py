@@ -42,6 +42,16 @@ class TimerFd(OwnedFd):
             _set(self.fileno(), max(due, 1e-9))  # a value that rounds to 0 ns would disarm it
             self._due = due
 
+    def hasten(self, due: float) -> None:
+        """Make the fd readable at ``due`` if that is earlier. May be called from any thread.
+
+        While the owner's thread changes the timer, this may put its moment off until ``due``: never for longer.
+        """
+        armed = self._due
+        if armed is None or due < armed:
+            _set(self.fileno(), max(due, 1e-9))
+            self._due = due
+
     def disarm(self) -> None:
         """Make the fd unreadable, and keep it so."""
         if self._due is not None:

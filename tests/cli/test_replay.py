@@ -262,7 +262,7 @@ def test_a_replay_that_is_interrupted_says_what_it_did(
         status, out, err = end(program, how)
         wait_until(lambda: not interface.connected, runtime)
     assert status == 1
-    assert out.startswith("64 packets, 3840 bytes accepted, 0 dropped in ")
+    assert out.startswith("64 packets, 3840 bytes accepted, 0 dropped, 64 not taken by the peer in ")
     assert "Traceback" not in err
 
 

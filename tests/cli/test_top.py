@@ -45,7 +45,7 @@ def queue(qid: int = 0, direction: str = "rx", **changes: Any) -> QueueStats:
     made: dict[str, Any] = {
         "qid": qid, "direction": direction, "ring": "s2m", "ring_size": 1024, "used": 512, "head": 512, "tail": 0,
         "masked": False, "rx_mode": "interrupt" if direction == "rx" else None, "packets": 0, "bytes": 0,
-        "interrupts": 0, "ring_full": 0, "bad_descriptors": 0,
+        "interrupts": 0, "ring_full": 0, "bad_descriptors": 0, "repeated_kicks": 0,
     }  # fmt: skip
     return cast(QueueStats, {**made, **changes})
 

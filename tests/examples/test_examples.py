@@ -631,7 +631,7 @@ def test_send_reports_and_counters_are_shown_and_cleared(prompt: Program, runtim
     prompt.tell("cl-count", "sh-count")
     prompt.line("counters cleared", runtime)
     prompt.line("connection 0: 0 echo replies received", runtime)
-    zeros = "packets 0, bytes 0, interrupts 0, ring_full 0, bad_descriptors 0"
+    zeros = "packets 0, bytes 0, interrupts 0, ring_full 0, bad_descriptors 0, repeated_kicks 0"
     for name in ("rx 0", "rx 1", "tx 0", "tx 1"):
         assert prompt.line(f"  {name}:", runtime) == f"  {name}: {zeros}"
     end(prompt)

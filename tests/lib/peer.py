@@ -219,7 +219,7 @@ class ScriptedSlave(Peer):
 
     LIE = Ack()
     #: What a slave says, in order; "hello" is what it waits for first.
-    STEPS = ("hello", "init", "region", "s2m", "m2s", "connect")
+    STEPS: tuple[str, ...] = ("hello", "init", "region", "s2m", "m2s", "connect")
 
     def __init__(self, path: str, *runtimes: Runtime, interface_id: int = 0, sealed: bool = True) -> None:
         super().__init__(*runtimes)
@@ -410,3 +410,117 @@ def assert_packets_pass(pair: Pair, qid: int = 0) -> None:
         packet = f"from the {sender.role.name} through queue {qid}".encode()
         assert sender.tx_queues[qid].send([packet]) == 1
         assert receiver.rx_queues[qid].recv()[-1] == packet
+
+
+# --- peers with VPP's habits ----------------------------------------------------------------------------------------
+
+#: Packets that VPP takes for one kick in interrupt and adaptive mode; it does not look again before the next.
+VPP_FRAME = 256
+#: Receive buffers that a zero-copy slave offers at a time, and never fewer.
+VPP_BATCH = 32
+_VPP_LOG2_SIZE = 10
+_VPP_POOL = 64 << 20
+
+
+class VppHabits:
+    """Take at most so many packets for one kick, and look at nothing without one."""
+
+    rx: RawRing
+    rx_fd: int
+    #: Packets that one kick is good for.
+    frame = VPP_FRAME
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        #: The next descriptor to take, and how many packets were taken.
+        self.last = 0
+        self.taken = 0
+        #: Kicks that were read.
+        self.kicks = 0
+
+    def on_kick(self) -> bool:
+        """Read the eventfd, and take a frame if there was a kick; whether there was one."""
+        try:
+            os.eventfd_read(self.rx_fd)
+        except BlockingIOError:
+            return False
+        self.kicks += 1
+        count = min((self._filled() - self.last) & 0xFFFF, self.frame)
+        self.last = (self.last + count) & 0xFFFF
+        self.taken += count
+        self._give_back()
+        return True
+
+    def _filled(self) -> int:
+        """The index up to which there are packets."""
+        raise NotImplementedError
+
+    def _give_back(self) -> None:
+        raise NotImplementedError
+
+
+class VppMaster(VppHabits, ScriptedMaster):
+    """A VPP master: gives buffers back at once."""
+
+    def hear(self, step: str) -> None:
+        super().hear(step)
+        if step in ("s2m", "m2s"):
+            os.set_blocking(self.fds[-1], False)
+
+    def _filled(self) -> int:
+        return self.rx.head
+
+    def _give_back(self) -> None:
+        self.rx.tail = self.last
+
+
+class VppSlave(VppHabits, ScriptedSlave):
+    """A VPP slave with zero copy, its default: two regions, the second of 64 MiB, and buffers that come late and in
+    batches of 32."""
+
+    STEPS = ("hello", "init", "region", "pool", "s2m", "m2s", "connect")
+    #: Buffers that are offered at a time.
+    batch = VPP_BATCH
+
+    def __init__(self, path: str, *runtimes: Runtime, log2_size: int = _VPP_LOG2_SIZE) -> None:
+        super().__init__(path, *runtimes)
+        assert self.memory is not None
+        self.memory.close()
+        self.log2_size = log2_size
+        ring_bytes = 128 + (16 << log2_size)
+        self.offsets = (0, ring_bytes)
+        self.region_size = (2 * ring_bytes + 4095) & ~4095
+        self.memory_fd, self.pool_fd = memory_file(self.region_size), memory_file(_VPP_POOL)
+        self.fds += [self.memory_fd, self.pool_fd]
+        self.memory = mmap.mmap(self.memory_fd, self.region_size)
+        self.tx, self.rx = (RawRing(self.memory, offset, log2_size) for offset in self.offsets)
+        for ring in (self.tx, self.rx):
+            ring.write_cookie()
+
+    def pool(self) -> None:
+        self.send(AddRegion(1, _VPP_POOL), self.pool_fd)
+
+    def s2m(self, index: int = 0) -> None:
+        self.send(AddRing(True, index, 0, self.offsets[0], self.log2_size), self.tx_fd)
+
+    def m2s(self, index: int = 0) -> None:
+        self.send(AddRing(False, index, 0, self.offsets[1], self.log2_size), self.rx_fd)
+
+    def post(self) -> None:
+        """Offer buffers for all slots that have none: what VPP does once its interface is up."""
+        self._give_back()
+
+    def _filled(self) -> int:
+        return self.rx.tail
+
+    def _give_back(self) -> None:
+        missing = self.rx.size - ((self.rx.head - self.last) & 0xFFFF)
+        missing -= missing % self.batch
+        for index in range(self.rx.head, self.rx.head + missing):
+            self.rx.set_descriptor(index, 2048, (index & 0x7FFF) * 2048, region=1)
+        self.rx.head += missing
+
+
+def vpp_peer(role: str, path: str, *runtimes: Runtime) -> VppMaster | VppSlave:
+    """The peer with VPP's habits for an interface of ``role``; as :func:`scripted_peer`."""
+    return VppSlave(path, *runtimes) if role == "master" else VppMaster(path, *runtimes)

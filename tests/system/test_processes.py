@@ -101,7 +101,8 @@ def test_a_slave_killed_at_any_step_leaves_nothing_and_may_come_back(
     assert master.state is State.DISCONNECTED
     steps = ScriptedSlave.STEPS
     was_ours = step is None or steps.index(step) > steps.index("init") or (step == "init" and said)
-    assert [str(reason) for reason in record.reasons] == ["peer closed the connection without a reason"] * was_ours
+    reasons = [str(reason).partition(" while we waited for ")[0] for reason in record.reasons]
+    assert reasons == ["peer closed the connection without a reason"] * was_ours
     assert sum(reason.established for reason in record.reasons) == record.count("connect")
     slave_again = peer_runtime.create_interface(socket=socket_name)
     wait_until(lambda: master.connected and slave_again.connected, runtime, peer_runtime)
@@ -121,7 +122,8 @@ def test_a_master_killed_at_any_step_leaves_nothing_and_may_come_back(
     children.wait(pid, runtime)
     wait_until(lambda: slave.state is State.DISCONNECTED, runtime)
     assert fds() == before
-    assert {str(reason) for reason in record.reasons} == {"peer closed the connection without a reason"}
+    reasons = {str(reason).partition(" while we waited for ")[0] for reason in record.reasons}
+    assert reasons == {"peer closed the connection without a reason"}
     assert record.count("connect") == (step is None)
     assert record.reasons[-1].established == (step is None)
     assert runtime._timer.armed

@@ -1,8 +1,8 @@
 """``memifrt doctor PATH``: what is wrong with a control socket, in words, one finding a line.
 
 Owns the questions and their order: the file, who listens, what it says, whether an id is taken. Nothing is asked that
-could disturb a running peer: it sees a connection that closes after its HELLO, as from any other listener that looks
-whether the path is in use. Only ``--probe-id`` says more.
+could disturb a running peer: it sees a connection that says DISCONNECT after its HELLO and closes. Only ``--probe-id``
+says more.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import json
 import os
 import pwd
 import select
+import signal
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from memifrt.cli.arguments import Command, Parser, checked, seconds, socket_path, whole
-from memifrt.cli.program import one_line
+from memifrt.cli.program import one_line, signals_to
 from memifrt.control.address import Address, connect
 from memifrt.control.channel import Channel, ChannelClosed
 from memifrt.control.wire import Ack, Disconnect, Hello, Init, Message
@@ -66,7 +67,7 @@ class Question:
     secret: bytes = field(default=b"", repr=False)
 
 
-def examine(question: Question) -> Iterator[Finding]:
+def examine(question: Question) -> Generator[Finding, None, None]:
     """Findings as they come, up to the first problem that leaves nothing more to be asked."""
     address = question.address
     sockets = _listening(address)
@@ -80,12 +81,23 @@ def examine(question: Question) -> Iterator[Finding]:
     yield from _listener(address, sockets)
     peers = sum(row.state == _CONNECTED for row in _bound(address))
     try:
-        channel = Channel(connect(address))
+        with _signals_held():  # a socket that is not a channel yet would close without a DISCONNECT
+            channel = Channel(connect(address))
     except MemifOSError as error:
         yield _refusal(address, sockets, error)
         return
     with contextlib.closing(channel):
         yield from _conversation(question, channel, peers if sockets else None)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let no signal's handler run in between; it runs afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # --- the file -------------------------------------------------------------------------------------------------------
@@ -521,13 +533,20 @@ def _add_arguments(parser: Parser) -> None:
     add("--json", action="store_true", help="print one line of JSON")
 
 
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def _run(arguments: argparse.Namespace) -> int:
     address = Address.parse(arguments.path)
     findings = []
-    for finding in examine(Question(address, arguments.timeout, arguments.probe_id, arguments.secret)):
-        findings.append(finding)
-        if not arguments.json:
-            print(finding, flush=True)
+    question = Question(address, arguments.timeout, arguments.probe_id, arguments.secret)
+    # A signal ends the examination from inside, so that the peer is told.
+    with signals_to(_interrupt), contextlib.closing(examine(question)) as examination:
+        for finding in examination:
+            findings.append(finding)
+            if not arguments.json:
+                print(finding, flush=True)
     problems = sum(finding.level == PROBLEM for finding in findings)
     if arguments.json:
         report = {"path": address.path, "problems": problems, "findings": [asdict(finding) for finding in findings]}
@@ -542,7 +561,7 @@ COMMAND = Command(
   memifrt doctor /run/vpp/memif.sock
   memifrt doctor --probe-id 0 /run/vpp/memif.sock
 
-It looks at the file and at the kernel's tables, connects, reads the HELLO, and hangs up.
+It looks at the file and at the kernel's tables, connects, reads the HELLO, says DISCONNECT, and hangs up.
 
 exit status: 0 if all is well, 1 if there are problems, 2 on wrong arguments""",
     _add_arguments,

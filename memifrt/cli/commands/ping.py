@@ -39,6 +39,7 @@ from memifrt.packets import (
     parse_ip,
     reply_in_place,
 )
+from memifrt.ports.drain import INTERVAL, Drain
 from memifrt.queue import TxQueue
 from memifrt.types import Mode, Role, check_range
 
@@ -48,6 +49,8 @@ _RECONNECT_INTERVAL = 0.2
 _ROOM_INTERVAL = 0.01
 #: Seconds after which a question for the peer's address is asked again, as hosts do.
 _ARP_INTERVAL = 1.0
+#: Seconds for which the peer may go on taking what was sent to it before the end.
+_DRAIN_LIMIT = 3.0
 #: Bytes of the IP and ICMP headers, which ping adds to the size in its first line.
 _HEADERS = 28
 _ETHERNET_HEADER = 14
@@ -83,6 +86,8 @@ class Statistics:
     duplicates: int = 0
     corrupted: int = 0
     errors: int = 0
+    #: Corrupted replies to requests that have had another reply.
+    surplus: int = 0
     started: float = 0.0
     shortest: float = math.inf
     longest: float = 0.0
@@ -92,7 +97,7 @@ class Statistics:
     @property
     def settled(self) -> int:
         """Requests for which nothing more is awaited."""
-        return self.received + self.corrupted + self.errors
+        return self.received + self.corrupted + self.errors - self.surplus
 
     def add(self, trip: float) -> None:
         """Count a reply that took ``trip`` seconds."""
@@ -169,6 +174,8 @@ class _Pinger:
         #: When each request went out, by the sequence number on the wire: at most 65536.
         self._sent: dict[int, float] = {}
         self._answered: set[int] = set()
+        #: Of those without a good reply, which have had one with a wrong checksum.
+        self._corrupted: set[int] = set()
         #: Requests that wait for ARP and then for room, and until when.
         self._unresolved: dict[int, float] = {}
         self._next_arp = 0.0
@@ -186,7 +193,18 @@ class _Pinger:
                 if self._own.polling and self._interface.connected:
                     poll_queues(self._interface, self._receive)
                 self._on_time(time.monotonic())
+        await self._drain()
         _print(self.statistics.text(self._host, time.monotonic()))
+
+    async def _drain(self) -> None:
+        """Let the peer take what has been sent to it, for a while; a second Ctrl+C ends this."""
+        drain = Drain([self._interface], _DRAIN_LIMIT)
+        with contextlib.suppress(PollCancelled):
+            while drain.goes_on():
+                await self._waiter.wait(INTERVAL)
+        left = drain.left(self._interface)
+        if left:
+            complain(f"memifrt ping: {left} packet{'s were' if left > 1 else ' was'} not taken by the peer")
 
     # --- when ---------------------------------------------------------------------------------------------------
 
@@ -282,6 +300,7 @@ class _Pinger:
             mode=self._own.config.mode,
         )
         self._answered.discard(on_wire)
+        self._corrupted.discard(on_wire)
         self._sent[on_wire] = now = time.monotonic()
         self._last_deadline = max(self._last_deadline, now + self._options.wait)
         if not self._transmit(packet, sequence):
@@ -308,7 +327,7 @@ class _Pinger:
     def _take(self, packet: memoryview) -> bool:
         """Take what is for ping; a question to us is answered, as any host does."""
         data = bytes(packet)  # once: the peer may write to it at any moment
-        reply = parse_echo_reply(data, self._own.config.mode)
+        reply = parse_echo_reply(data, self._own.config.mode, any_checksum=True)
         if reply is not None:
             self._on_reply(reply, time.monotonic())
         elif self._own.config.mode is Mode.ETHERNET and (told := parse_arp_reply(data)) is not None:
@@ -326,6 +345,15 @@ class _Pinger:
         line = f"{len(reply.payload) + _ICMP_HEADER} bytes from {self._host}: icmp_seq={reply.sequence} ttl={reply.ttl}"
         line += f" time={_milliseconds(now - sent)} ms"
         wrong = _difference(self._payload, reply.payload)
+        if not reply.checksum_is_right:
+            self.statistics.corrupted += 1
+            self.statistics.surplus += reply.sequence in self._answered or reply.sequence in self._corrupted
+            self._corrupted.add(reply.sequence)
+            _print(f"{line} (BAD CHECKSUM!){wrong}")
+            return
+        if reply.sequence in self._corrupted:
+            self._corrupted.discard(reply.sequence)
+            self.statistics.surplus += 1
         if reply.sequence in self._answered:
             self.statistics.duplicates += 1
             line += " (DUP!)"

@@ -21,6 +21,7 @@ from memifrt.cli.endpoint import MemifEndpoint, memif_endpoint
 from memifrt.cli.program import Watching, complain, session
 from memifrt.cli.progress import Progress, progress
 from memifrt.errors import ConfigError, Disconnected, PollCancelled
+from memifrt.ports.drain import INTERVAL, Drain
 from memifrt.ports.port import MemifPort
 from memifrt.runtime import Runtime
 from memifrt.types import Mode
@@ -31,8 +32,8 @@ _RECONNECT_INTERVAL = 0.2
 _BURST = 256
 #: Seconds until we look for room again: nothing interrupts when a peer makes some.
 _BACKOFF = 0.0001
-#: Seconds that a peer may take nothing of what is still in the ring at the end.
-_PATIENCE = 1.0
+#: Seconds that a slave has for offering its first buffers. VPP does so when its interface is up.
+_BUFFERS_WAIT = 3.0
 #: Bytes of packets that are kept to be sent again; a longer capture is read anew.
 _KEPT = 256 << 20
 _SECOND = 1_000_000_000
@@ -199,15 +200,16 @@ class _Player:
         self._port = port
         self._shown = shown
         self._drop = drop
-        self._room_at_first = 0
         self.position = 0
         port.on_packets = self._discard
 
     def wait_for_peer(self) -> None:
         while not self._port.connected:
             self._runtime.poll_event()
-        # A slave's ring is empty; a master's peer may still be posting its buffers.
-        self._room_at_first = self._port.room(0)
+        # A slave posts its buffers once it knows that it is connected. What is due before is not due for nothing.
+        deadline = time.monotonic() + _BUFFERS_WAIT
+        while not self._port.room(0) and time.monotonic() < deadline:
+            self._sleep(_BACKOFF)
 
     def play(self, packets: Iterable[Packet], clock: Clock | None, position: Callable[[], int]) -> None:
         """Send them all.
@@ -258,13 +260,12 @@ class _Player:
 
     def drain(self) -> None:
         """Wait until the peer has taken what is in the ring: our end would take it away."""
-        room, deadline = self._port.room(0), time.monotonic() + _PATIENCE
-        while room < self._room_at_first and time.monotonic() < deadline:
-            self._sleep(_BACKOFF)
-            now = self._port.room(0)
-            if now != room:
-                room, deadline = now, time.monotonic() + _PATIENCE
-        self.outcome.unread = max(self._room_at_first - room, 0)
+        drain = Drain([self._port.interface])
+        try:
+            while drain.goes_on():
+                self._sleep(INTERVAL)
+        finally:
+            self.outcome.unread = drain.left(self._port.interface)
 
     def _discard(self) -> None:
         for queue in range(self._port.queues):
@@ -330,11 +331,14 @@ def replay(
         on_ready()
         with progress("replay", recording.size * loops) as shown:
             player = _Player(runtime, port, shown, drop=drop)
+            played = False
             with contextlib.suppress(PollCancelled, Disconnected):
                 player.wait_for_peer()
                 _play_rounds(player, recording, pace, loops, end.mode)
+                played = True
+            with contextlib.suppress(PollCancelled, Disconnected):  # a second signal ends this, too
                 player.drain()
-                player.outcome.complete = True
+                player.outcome.complete = played
         return player.outcome
 
 
@@ -412,7 +416,8 @@ def _run(arguments: argparse.Namespace) -> int:
     print(outcome.line(), flush=True)
     if outcome.broken is not None:
         raise outcome.broken
-    return 0 if outcome.complete and not outcome.unread else 1
+    nothing = outcome.dropped and not outcome.accepted  # the peer has offered no room at all
+    return 0 if outcome.complete and not outcome.unread and not nothing else 1
 
 
 COMMAND = Command(

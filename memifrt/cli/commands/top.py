@@ -263,10 +263,12 @@ class Table:
         if since is not None:
             line.append((f" {duration(snapshot['time'] - since)}", ""))
         bad = sum(queue["bad_descriptors"] for queue in interface["queues"])
+        again = sum(queue["repeated_kicks"] for queue in interface["queues"])
         for count, what, style in (
             (interface["disconnects"], "disconnect", ""),
             (interface["violations"], "violation", "red"),
             (bad, "bad descriptor", "red"),
+            (again, "repeated kick", ""),
         ):
             if count:
                 line.append((f"{dot}{count} {what}{'s' if count > 1 else ''}", style))
