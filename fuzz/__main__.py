@@ -115,7 +115,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
     lines = [
         line,
         f"  at the end: {report['fds']} fds and {report['mappings']} mappings, as at the start; "
-        f"memory grew by {report['grown_bytes'] / (1 << 20):.1f} MiB",
+        f"memory grew by {report['grown_bytes'] / (1 << 20):.1f} MiB; the slowest input took {report['slowest_ms']} ms",
     ]
     reasons = sorted(report.get("reasons", {}).items(), key=lambda item: -item[1])
     if reasons:

@@ -26,6 +26,8 @@ from fuzz.leaks import mappings, open_fds, resident_bytes
 
 #: Seconds after which one input hangs.
 HANG = 10
+#: Seconds of this process's own time that one input may take. A parser that is quadratic takes more.
+SLOW = 1.0
 #: Inputs that are longer find nothing that shorter ones do not.
 _MAX_LENGTH = 400
 #: Inputs after which memory that is used once is in use.
@@ -40,6 +42,7 @@ TARGETS = (
     "ring-master-native",
     "ring-slave-python",
     "ring-slave-native",
+    "parsers",
 )
 
 
@@ -62,6 +65,10 @@ def make(name: str) -> Target:
     """A target by its name; imports what it fuzzes."""
     from memifrt.types import Role
 
+    if name == "parsers":
+        from fuzz.parsers import ParserTarget
+
+        return ParserTarget()
     kind, role, *ring = name.split("-")
     if kind == "control":
         from fuzz.control import ControlTarget
@@ -139,10 +146,19 @@ class Worker:
         self._deadline = time.monotonic() + seconds
         self._check = check
         self._warm_bytes = 0
+        #: Seconds that the slowest input took.
+        self.slowest = 0.0
 
     def feed(self, data: bytes) -> bool:
-        """One input; whether there is to be another."""
+        """One input; whether there is to be another.
+
+        :raises AssertionError: it took too long.
+        """
+        started = time.process_time()
         self.target(data)
+        taken = time.process_time() - started
+        self.slowest = max(self.slowest, taken)
+        assert taken < SLOW, f"an input of {len(data)} bytes took {taken:.1f} s, at most {SLOW:g} s are right"
         self._check()
         done = self.target.inputs
         if done == _WARM:
@@ -158,6 +174,7 @@ class Worker:
             if hasattr(self.target, name):
                 found[name] = getattr(self.target, name)
         grown = resident_bytes() - (self._warm_bytes or resident_bytes())
+        found["slowest_ms"] = round(self.slowest * 1000, 1)
         return json.dumps({**found, "fds": len(open_fds()), "mappings": mappings(), "grown_bytes": grown})
 
 

@@ -74,8 +74,8 @@ class Runtime:
     :param reconnect_interval: seconds between two attempts of a slave to connect; 0 for none.
     :param region_allocator: ``allocate(size) -> fd`` of a file at least ``size`` bytes large, which memifrt then owns;
         default: a sealed memfd. It is sealed against shrinking if it can be, for peers can truncate what is not.
-    :param accept_unsealed: accept memory that cannot be sealed against truncation from peers of any user, not just our
-        own and root; SECURITY.md says what then stands between such a peer and this process.
+    :param accept_unsealed: accept memory that is not sealed against truncation, and huge pages, from peers of any user,
+        not just our own and root; SECURITY.md says what then stands between such a peer and this process.
     :param handshake_timeout: seconds that a peer has, in either role, from connect to the end of the handshake; then
         its connection ends, and ``on_disconnect`` and ``last_error`` name what it did not say. 0 for no limit.
     :param max_half_open: connections on one listener that have not said which interface they want. With one more, the

@@ -23,6 +23,7 @@ from memifrt.errors import ConfigError, Disconnected
 from memifrt.memory.region import ExternalRegion
 from memifrt.poll.acceptor import Acceptor
 from memifrt.system import original_functions
+from memifrt.system.received_fds import UNKNOWN_USER, close_channel
 from memifrt.types import Role
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class Socket:
         try:
             channel = Channel(sock)
         except BaseException:
-            sock.close()
+            close_channel(sock, UNKNOWN_USER)
             raise
         if self._admit(channel):
             self._greet(channel)

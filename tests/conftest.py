@@ -17,7 +17,7 @@ import pytest
 from memifrt import Runtime
 from memifrt.ring import load
 from tests.lib.exploring import choose_profile
-from tests.lib.support import Pair, connect
+from tests.lib.support import Pair, connect, wait_for_closes
 
 choose_profile()
 # A run that was started with SIGINT ignored (nohup, or "&" in a script) would hand that on to every program that a test
@@ -67,8 +67,10 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     fds = _fds()
     yield
     # Only then: a collection takes longer than most tests. What a cycle of garbage keeps open is open until it runs.
+    wait_for_closes()
     if _fds().keys() - fds.keys() or _mappings():
         gc.collect()
+        wait_for_closes()
     left = {fd: what for fd, what in _fds().items() if fd not in fds}
     assert not left, f"open fds: {left}"
     assert not set(threading.enumerate()) - threads

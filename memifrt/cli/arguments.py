@@ -33,6 +33,8 @@ _T = TypeVar("_T")
 #: Limits for what is counted in requests and seconds.
 MANY = 1_000_000_000
 _SHORTEST, _LONGEST = 0.001, 86400
+#: Secrets that are looked for in an error message, and bytes of one that may be a part of another word.
+_MANY_SECRETS, _LONG_SECRET = 64, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +61,16 @@ class Parser(argparse.ArgumentParser):
     given: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
-        for secret in _secrets(self.given):
+        secrets = set(_secrets(self.given))
+        if len(secrets) > _MANY_SECRETS:  # each takes a look at the whole message, which may be as long as all of them
+            message = f"more than {_MANY_SECRETS} secrets are given"
+            secrets = set()
+        for secret in secrets:
             for shown in (secret, repr(secret)[1:-1]):
-                message = re.sub(rf"(?<!\w){re.escape(shown)}(?!\w)", "***", message)
+                if len(shown) > _LONG_SECRET:  # no word of a message is that long; and this is linear in both
+                    message = message.replace(shown, "***")
+                else:
+                    message = re.sub(rf"(?<!\w){re.escape(shown)}(?!\w)", "***", message)
         self.exit(2, one_line(f"{self.prog}: {message} (see {self.prog} --help)") + "\n")
 
 

@@ -6,6 +6,7 @@ Owns the syntax, ``KIND:NAME,KEY=VALUE,…``, and what may stand in it. Opens no
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -158,7 +159,12 @@ def check_pair(a: Endpoint, b: Endpoint) -> None:
 
 
 def _interface_name(text: str) -> str:
-    if not 0 < len(text.encode()) <= _IFNAMSIZ or "/" in text or any(c.isspace() for c in text) or text in (".", ".."):
+    if (
+        not 0 < len(os.fsencode(text)) <= _IFNAMSIZ
+        or "/" in text
+        or any(c.isspace() for c in text)
+        or text in (".", "..")
+    ):
         raise ConfigError(f"{text!r} is no name of an interface; it has 1 to {_IFNAMSIZ} bytes, without spaces or /")
     return text
 

@@ -28,8 +28,9 @@ from memifrt.poll.schedule import Schedule, TimerHandle
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.rekick import LeftoverWatch
 from memifrt.ring import RingMemory, RxRing, SlaveBuffers, TxRing, implementation
-from memifrt.system.fds import EventFd, OwnedFd
+from memifrt.system.fds import EventFd
 from memifrt.system.original_functions import Lock
+from memifrt.system.received_fds import ReceivedFd, SharedEventFd, is_eventfd, is_trusted
 from memifrt.types import Direction, FdEvent, Mode, Role, RxMode
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Connection(ABC):
         self.rx_queues: tuple[RxQueue, ...] = ()
         self.tx_queues: tuple[TxQueue, ...] = ()
         self._events: dict[RingFd, EventFd] = {}
-        self._incoming_fd: OwnedFd | None = None
+        self._incoming_fd: ReceivedFd | None = None
         self._violation: RingViolation | None = None
         #: What the conversation waits for.
         self._awaits = handshake.Receive()
@@ -223,7 +224,7 @@ class Connection(ABC):
         write = FdEvent.WRITE if self._channel.wants_write else FdEvent(0)
         self._registry.modify(self._channel.fileno(), FdEvent.READ | write)
 
-    def _take_incoming_fd(self) -> OwnedFd:
+    def _take_incoming_fd(self) -> ReceivedFd:
         fd, self._incoming_fd = self._incoming_fd, None
         assert fd is not None  # the handshake has checked
         return fd
@@ -454,7 +455,9 @@ class SlaveConnection(Connection):
             sends = ring.direction is Direction.S2M
             name = f"{'tx' if sends else 'rx'} ring {ring.index}"
             memory = RingMemory(memories, ring.region, ring.offset, action.log2_ring_size, name)
-            event = self._events[RingFd(ring.direction, ring.index)] = EventFd.create(f"eventfd of {name}")
+            event = SharedEventFd.create(f"eventfd of {name}")
+            event.uid = self.credentials.uid
+            self._events[RingFd(ring.direction, ring.index)] = event
             if sends:
                 self.tx_rings.append((ring, implementation.slave_tx(memory, buffers), event))
             else:
@@ -486,8 +489,7 @@ class MasterConnection(Connection):
                 self._socket._claimed(self)
                 self.interface._bound(self)
             case handshake.AcceptRegion(index, size):
-                uid = self.credentials.uid
-                trusted = self._around.accept_unsealed or uid in (0, os.geteuid())
+                trusted = self._around.accept_unsealed or is_trusted(self.credentials.uid)
                 region = Region.accept(
                     index,
                     size,
@@ -579,14 +581,10 @@ def _forget_frames(error: BaseException) -> None:
         link = link.__cause__ or link.__context__
 
 
-def _accept_eventfd(fd: OwnedFd, name: str) -> EventFd:
-    """The peer's eventfd as ours. Anything else could block us for ever on a write."""
-    try:
-        kind = os.readlink(f"/proc/self/fd/{fd.fileno()}")
-    except OSError:  # no /proc: the write will tell
-        kind = "anon_inode:[eventfd]"
-    if kind != "anon_inode:[eventfd]":
+def _accept_eventfd(fd: ReceivedFd, name: str) -> EventFd:
+    """Return the peer's eventfd as ours. Any other file could block us for ever on a write."""
+    if not is_eventfd(fd.fileno()):
         fd.close()
         raise ProtocolError(ErrorCode.NO_INTFD, f"{name} came with an fd that is not an eventfd")
     os.set_blocking(fd.fileno(), False)
-    return EventFd(fd.detach(), f"eventfd of {name}")
+    return SharedEventFd(fd.detach(), f"eventfd of {name}", fd.uid)

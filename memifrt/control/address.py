@@ -5,6 +5,7 @@ Owns paths, abstract names, stale socket files, and the words for what the syste
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -16,11 +17,13 @@ from memifrt.control.socket_file import SocketFile, is_other_file, not_a_socket,
 from memifrt.errors import ConfigError, ErrorCode, MemifOSError, os_error
 from memifrt.system import original_functions
 from memifrt.system.fds import OwnedFd, accept, own_socket
-from memifrt.system.received_fds import close_listener
+from memifrt.system.received_fds import UNKNOWN_USER, close_channel, close_listener
 from memifrt.types import PATH_BYTES
 
 #: Connections that may wait for accept; the kernel caps it at net.core.somaxconn.
 BACKLOG = 4096
+#: Connections that are accepted to be closed when their listener closes.
+_WAITING = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +95,13 @@ def connect(address: Address, kind: socket.SocketKind = socket.SOCK_SEQPACKET) -
 class Listener(OwnedFd):
     """A listening socket. Removes its file when it closes, if the file is still its own."""
 
-    __slots__ = ("_file", "_socket", "address")
+    __slots__ = ("_adopted", "_file", "_socket", "address")
 
-    def __init__(self, sock: socket.socket, address: Address, file: SocketFile | None) -> None:
+    def __init__(
+        self, sock: socket.socket, address: Address, file: SocketFile | None, *, adopted: bool = False
+    ) -> None:
         super().__init__(sock.fileno(), f"listener on {address}")
+        self._adopted = adopted
         self._socket = own_socket(sock)
         self._file = file
         self.address = address
@@ -116,10 +122,22 @@ class Listener(OwnedFd):
         if self._file is not None:
             self._file.remove()
             self._file.close()
+        if not self.closed and self._pid == os.getpid() and not self._adopted:
+            self._refuse_waiting()
         self._socket.detach()
         fd = self.detach()
         if fd >= 0 and self._pid == os.getpid():  # in a forked child it is its parent's
             close_listener(fd)
+
+    def _refuse_waiting(self) -> None:
+        """Close the connections that nobody has accepted: else the listener must be closed in another thread, and its
+        name would be free a moment later. Not those of a listener that others may hold, too."""
+        with contextlib.suppress(MemifOSError):
+            for _ in range(_WAITING):
+                waiting = self.accept()
+                if waiting is None:
+                    return
+                close_channel(waiting, UNKNOWN_USER)
 
     @classmethod
     def bind(
@@ -179,7 +197,7 @@ class Listener(OwnedFd):
                 ErrorCode.FILE_NOT_SOCK,
             )
         sock.setblocking(False)
-        return cls(sock, address, None)
+        return cls(sock, address, None, adopted=True)
 
 
 def _new_socket(address: Address, kind: socket.SocketKind) -> socket.socket:

@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from memifrt.control import farewell
 from memifrt.control.wire import MESSAGE_SIZE, Disconnect, Message, decode, encode
 from memifrt.errors import ErrorCode, MemifError, ProtocolError, os_error
-from memifrt.system.fds import OwnedFd, own_socket
-from memifrt.system.received_fds import ReceivedFd, close_all, close_channel, closes_too_slowly
+from memifrt.system.fds import own_socket
+from memifrt.system.received_fds import ReceivedFd, close_channel, closes_too_slowly
 
 _UCRED = struct.Struct("3i")
-# Room for all the fds that a message can have (SCM_MAX_FD), and the credentials that a peer's SO_PASSCRED adds. What
-# found no room would be closed by the kernel in our thread, and a close may wait.
-_ANCILLARY = socket.CMSG_SPACE(253 * 4) + socket.CMSG_SPACE(_UCRED.size)
+_INT = struct.Struct("i")
+#: Room for one fd, and no more: CMSG_SPACE has padding, into which the kernel would put a second one.
+_ONE_FD = socket.CMSG_LEN(4)
+_PEEK = int(socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC)
+#: A listener that was brought may have these, and its connections inherit them: what they add takes the fd's room.
+_UNWANTED = (socket.SO_PASSCRED, socket.SO_PASSSEC, 76)  # SO_PASSPIDFD
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,9 @@ class Channel:
         farewell.remember(self)
         self._outgoing: deque[tuple[bytes, int]] = deque()
         sock.setblocking(False)
+        for option in _UNWANTED:
+            with contextlib.suppress(OSError):  # the kernel is older
+                sock.setsockopt(socket.SOL_SOCKET, option, 0)
         self.credentials = Credentials(
             *_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         )
@@ -92,11 +98,14 @@ class Channel:
                 raise os_error("cannot send a control message", error) from error
             self._outgoing.popleft()
 
-    def receive(self) -> tuple[Message, OwnedFd | None] | None:
-        """The next message and the fd that came with it, or None if there is none yet.
+    def receive(self) -> tuple[Message, ReceivedFd | None] | None:
+        """Take the next message and the fd that came with it; None if there is none yet.
+
+        A message with two fds or more stays in the socket, and its fds are closed with the channel: they never take
+        numbers from this process.
 
         :raises ChannelClosed: the peer is gone.
-        :raises ProtocolError: the message is malformed; fds that came with it are closed.
+        :raises ProtocolError: the message is malformed.
         :raises MemifError: ``PROC_FILE_LIMIT`` if the fd that came with it could not be opened here, or earlier ones
             of the peer's user are still being closed.
         """
@@ -106,29 +115,40 @@ class Channel:
                 ErrorCode.PROC_FILE_LIMIT, f"fds that uid {uid} has sent do not close: no more are taken from it"
             )
         try:
-            data, ancillary, flags, _ = self._socket.recvmsg(MESSAGE_SIZE + 1, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            peeked = self._read(_ONE_FD, _PEEK)
         except BlockingIOError:
             return None
-        except ConnectionResetError:
-            # The peer closed with messages of ours unread. The kernel says so once, before what the peer had sent.
-            return self.receive()
         except OSError as error:
             raise os_error("cannot receive a control message", error) from error
-        fds = _received_fds(ancillary, uid)
+        data, ancillary, flags = peeked
+        fd = _received_fd(ancillary, uid)
         try:
             if not data:
                 raise ChannelClosed
-            if len(fds) > 1:
-                raise ProtocolError(ErrorCode.MFMSG, "more than one fd came with a message")
-            if flags & socket.MSG_CTRUNC:  # there is room for more than one, so it was not the room that lacked
+            if flags & socket.MSG_CTRUNC:
+                if fd is not None:
+                    raise ProtocolError(ErrorCode.MFMSG, "more than one fd came with a message")
                 raise MemifError(
                     ErrorCode.PROC_FILE_LIMIT, "the fd that came with a message was lost: no more files can be opened"
                 )
+            # The kernel drops the message's reference to the file. Ours is left: nothing is closed here.
+            self._read(0, 0)
             message = decode(data)
-        except BaseException:
-            close_all(fds)
+        except BaseException as error:
+            if fd is not None:
+                fd.close()
+            if isinstance(error, OSError):
+                raise os_error("cannot receive a control message", error) from error
             raise
-        return message, fds[0] if fds else None
+        return message, fd
+
+    def _read(self, room: int, flags: int) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
+        while True:
+            try:
+                return self._socket.recvmsg(MESSAGE_SIZE + 1, room, flags)[:3]
+            except ConnectionResetError:
+                # The peer closed with messages of ours unread. The kernel says so once, before what the peer had sent.
+                continue
 
     def say_goodbye(self, reason: str) -> None:
         """Tell the peer why this ends, if it still listens. What cannot be sent at once is not sent.
@@ -177,12 +197,9 @@ class Channel:
                 self.close()
 
 
-def _received_fds(ancillary: list[tuple[int, int, bytes]], uid: int) -> list[ReceivedFd]:
-    """Every fd of a message, owned before anything is checked, so that none is lost to an early error."""
-    owned: list[ReceivedFd] = []
+def _received_fd(ancillary: list[tuple[int, int, bytes]], uid: int) -> ReceivedFd | None:
+    """The fd of a message, owned before anything is checked, so that it is not lost to an early error."""
     for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds = array.array("i")
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-            owned += [ReceivedFd(fd, "fd received from a peer", uid) for fd in fds]
-    return owned
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(data) >= _INT.size:
+            return ReceivedFd(_INT.unpack_from(data)[0], "fd received from a peer", uid)
+    return None

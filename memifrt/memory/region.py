@@ -3,7 +3,8 @@
 Owns memfds, seals, mappings and the rule of whose unsealed memory is acceptable (docs/protocol.md, rule 2).
 Knows nothing of rings.
 
-What can be truncated by somebody else is sealed by us if the file lets us, and guarded if it does not.
+Our own memory is sealed. What a peer sent is never sealed by us: adding a seal waits for the lock of the file's inode,
+which the peer can hold for as long as it likes. Unsealed memory of a trusted peer is guarded instead.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ class Region:
             if self._delete is not None:
                 self._delete(self.memory, self.size, self._fd.fileno())
         finally:
+            self.memory = memoryview(b"")  # before the fd: who gives up the file last frees its pages
             self._fd.close()
-            self.memory = memoryview(b"")
 
     @classmethod
     def create(
@@ -113,6 +114,7 @@ class Region:
         try:
             if held < size:
                 raise ConfigError(f"the region allocator returned a file of {held} bytes where {size} were asked for")
+            _seal_own(fd)
             return cls(index, fd, _map(fd, size, index, None if _is_lasting(fd) else on_loss), size)
         except BaseException:
             fd.close()
@@ -141,6 +143,7 @@ class Region:
                 f"{size} writable, contiguous bytes are needed"
             )
         region.memory = _flat(memory)[:size]
+        _seal_own(fd)
         region._watch(on_loss)
         return region
 
@@ -158,8 +161,8 @@ class Region:
         """A region that a peer sent, checked and mapped, for a master. It takes the fd, and closes it on an error.
 
         :param trusted: whether the peer may keep the power to shrink the file under us, where we cannot take it away.
-        :raises ProtocolError: ``NO_SHMFD`` if the fd is no memory, or if it cannot be sealed and the peer is not
-            trusted; ``INVAL_ARG`` if the size is not that of the file.
+        :raises ProtocolError: ``NO_SHMFD`` if the fd is no memory, or if it is not sealed, or has huge pages, and the
+            peer is not trusted; ``INVAL_ARG`` if the size is not that of the file.
         """
         try:
             _check_received(index, size, fd, trusted)
@@ -198,13 +201,20 @@ def _check_received(index: int, size: int, fd: OwnedFd, trusted: bool) -> None:
         raise ProtocolError(
             ErrorCode.INVAL_ARG, f"region {index} has {size} bytes; a region has 1 to {MAX_REGION_SIZE}"
         )
-    # The seal before the size: what can still shrink now may have shrunk when it is sealed. And before anything that a
-    # file system is asked: one of the peer's own need not answer.
-    if not _seal(fd) and not trusted:
+    # Nothing here may wait for the peer. Reading the seals takes no lock, and tells whether the file is one of the
+    # kernel's own memory (memfd, tmpfs, hugetlbfs): only then its file system, which is not the peer's, is asked more.
+    # The seals before the size: what can still shrink may shrink at once.
+    seals = _read_seals(fd)
+    if seals is None:
+        raise ProtocolError(ErrorCode.NO_SHMFD, f"region {index} came with an fd that is not a memory file")
+    if not seals & fcntl.F_SEAL_SHRINK and not trusted:
         raise ProtocolError(
             ErrorCode.NO_SHMFD,
             f"region {index} is not sealed against shrinking and the peer runs as another user",
         )
+    # Mapping huge pages takes the lock of the inode, while no other thread of this process can map memory.
+    if not trusted and os.fstatvfs(fd.fileno()).f_bsize > mmap.PAGESIZE:
+        raise ProtocolError(ErrorCode.NO_SHMFD, f"region {index} has huge pages and the peer runs as another user")
     status = os.fstat(fd.fileno())
     if not stat.S_ISREG(status.st_mode):
         raise ProtocolError(ErrorCode.NO_SHMFD, f"region {index} came with an fd that is not a memory file")
@@ -217,18 +227,21 @@ def _check_received(index: int, size: int, fd: OwnedFd, trusted: bool) -> None:
 def _is_lasting(fd: OwnedFd) -> bool:
     """Whether every page of a mapping of the file is there for good."""
     # Huge pages are few: one that is given up by punching a hole may not come back, sealed or not.
-    return _seal(fd) and _block(fd) <= mmap.PAGESIZE
+    return bool((_read_seals(fd) or 0) & fcntl.F_SEAL_SHRINK) and _block(fd) <= mmap.PAGESIZE
 
 
-def _seal(fd: OwnedFd) -> bool:
-    """Seal the file against shrinking, if it lets us; whether it is sealed."""
+def _read_seals(fd: OwnedFd) -> int | None:
+    """Return the seals of the file, None if it is of a kind that knows none. Takes no lock."""
+    try:
+        return fcntl.fcntl(fd.fileno(), fcntl.F_GET_SEALS)
+    except OSError:
+        return None
+
+
+def _seal_own(fd: OwnedFd) -> None:
+    """Seal a file of ours, or of the application, against shrinking, if it allows that."""
     with contextlib.suppress(OSError):  # EPERM: the seals are sealed; EINVAL: a file that knows no seals
         fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    try:
-        sealed = fcntl.fcntl(fd.fileno(), fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
-    except OSError:
-        return False
-    return bool(sealed)
 
 
 def _block(fd: OwnedFd) -> int:

@@ -24,6 +24,7 @@ from typing import cast
 from memifrt.control.address import Address, connect
 from memifrt.errors import ErrorCode, MemifError
 from memifrt.stats.snapshot import SCHEMA, VERSION, InterfaceStats, QueueStats, Snapshot
+from memifrt.system.received_fds import UNKNOWN_USER, close_channel, receive_without_fds
 
 #: Samples of the history of one queue.
 HISTORY = 240
@@ -116,7 +117,7 @@ class Program:
         if self._socket is None:
             return
         try:
-            data = self._socket.recv(_CHUNK)
+            data = receive_without_fds(self._socket, _CHUNK)
         except BlockingIOError:
             return
         except OSError:
@@ -139,7 +140,7 @@ class Program:
         self._asked_at = None
         self._line.clear()
         if self._socket is not None:
-            self._socket.close()
+            close_channel(self._socket, UNKNOWN_USER)
             self._socket = None
 
     def _take(self, snapshot: Snapshot) -> None:

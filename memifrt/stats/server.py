@@ -26,6 +26,7 @@ from memifrt.poll.schedule import Schedule
 from memifrt.stats.snapshot import SnapshotSource, snapshot
 from memifrt.system import original_functions
 from memifrt.system.fds import own_socket
+from memifrt.system.received_fds import UNKNOWN_USER, close_channel, receive_without_fds
 from memifrt.types import FdEvent
 
 #: Clients of one server at a time.
@@ -77,7 +78,7 @@ class Client(ABC):
         """
         with contextlib.suppress(BlockingIOError):
             if not self.wants_write:
-                data = self._socket.recv(self.request_bytes)
+                data = self._receive()
                 if not data:
                     return False
                 self._take(data)
@@ -86,6 +87,13 @@ class Client(ABC):
             if self._output:
                 self._output = self._output[self._socket.send(self._output, socket.MSG_NOSIGNAL) :]
         return self.wants_write or not self._finished
+
+    def _receive(self) -> bytes:
+        """Read once.
+
+        :raises OSError: the connection is broken.
+        """
+        return self._socket.recv(self.request_bytes)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -173,6 +181,12 @@ class _JsonClient(Client):
     @property
     def _due(self) -> bool:
         return self._owed > 0
+
+    def _receive(self) -> bytes:
+        return receive_without_fds(self._socket, self.request_bytes)
+
+    def close(self) -> None:
+        close_channel(self._socket, UNKNOWN_USER)
 
     def _take(self, data: bytes) -> None:
         self._owed += data.count(b"\n")

@@ -10,10 +10,14 @@ import os
 import select
 import warnings
 import weakref
+from typing import TYPE_CHECKING
 
 from memifrt.errors import os_error
 from memifrt.system.kick import kick_for
 from memifrt.system.original_functions import Lock, poll, socket
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: Every socket object of ours: in a forked child it is its parent's to close.
 _sockets: weakref.WeakSet[socket] = weakref.WeakSet()
@@ -103,7 +107,7 @@ class EventFd(OwnedFd):
         self._room.register(fd, select.POLLOUT)
 
     @classmethod
-    def create(cls, what: str) -> EventFd:
+    def create(cls, what: str) -> Self:
         """:raises MemifOSError: the system refuses, for example for want of fds."""
         try:
             return cls(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), what)

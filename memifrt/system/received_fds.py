@@ -1,93 +1,165 @@
-"""Fds that a peer sent: whatever they are of, closing them does not wait.
+"""Fds that a peer sent or shares: the control thread never waits until one of them is closed.
 
-Owns how such an fd is closed. Knows nothing of what it should have been.
+Owns the threads that close them. Knows nothing of what the fds are for.
 
-Closing a file asks its file system, and one of the peer's own (FUSE) may never answer; a socket may linger over what it
-has not sent. Memory and eventfds have nobody to ask. Everything else is closed in a thread of its own. So is a socket
-in which fds wait unread: the kernel closes them, in whoever closes the socket.
+Why a close may wait
+--------------------
+``close`` asks the file, and a peer can choose a file that does not answer: a FUSE file waits for its server, a TCP
+socket lingers over unsent data. An eventfd, even one of our own making, waits for an epoll set of the peer in which it
+is registered, and a peer can make ``epoll_wait`` hold that set for ever. Memory takes time to free. A socket takes the
+unread fds in its queue with it. Threads of :class:`_Backlog` do all of that. Only memory and eventfds of a user who
+could kill this process anyway (ours or root) are closed by the caller.
+
+A thread that hangs in ``close`` holds no fd number: the kernel gives the number up first. Fds that wait for a thread
+hold one each, so they are counted for each user, and a user with too many of them can send no more
+(:func:`closes_too_slowly`).
 """
 
 from __future__ import annotations
 
+import _socket
+import array
 import contextlib
+import errno
 import fcntl
 import os
+import resource
 import select
 import socket
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 
-from memifrt.system.fds import OwnedFd
-from memifrt.system.original_functions import Lock, poll, start_new_thread
+from memifrt.system.fds import EventFd, OwnedFd
+from memifrt.system.original_functions import Lock, RLock, poll, start_new_thread
 
-#: Seconds that a thread gets before we go on without it. What closes at all does so in microseconds.
-_PATIENCE = 0.01
-#: With so many that have not come back there is no patience left.
-_STUCK = 8
-#: Closes of one user's fds that may be under way: each costs a thread and an fd for as long as it does not come back.
+#: Fds of one user that may wait to be closed. With more, no message is taken from that user.
 MAX_CLOSING = 64
-#: Messages that are looked through for fds at the end of a conversation.
+#: Threads that close the fds of one user. More than one: a lingering socket must not hold up all others.
+_THREADS = 4
+#: Seconds after which a thread is stuck: the next close of that user starts another one.
+_STUCK_AFTER = 0.01
+#: Seconds for which a thread without work waits for more: starting one costs more than a close.
+_IDLE = 0.002
+#: Waiting fds of one user above which sockets, memory and eventfds are parked (see :meth:`_Backlog._park`). So the end
+#: of a connection with many queues does not come near MAX_CLOSING.
+_PARK_ABOVE = 16
+#: Freeing this many bytes takes about a millisecond: larger memory is freed by a thread, whoever has sent it.
+_LARGE = 4 << 20
+#: Messages that are searched for fds at the end of a conversation.
 _UNREAD = 16
 _CREDENTIALS = socket.CMSG_SPACE(12)
-#: A socket that nobody has connected to, and so no user's.
-_NOBODY = -1
+_BLOCK = 512  # of st_blocks
+#: The uid of fds whose user is not known.
+UNKNOWN_USER = -1
 
-_close = os.close
-#: Closes that have not come back, each with the uid of whose fds they are.
-_closing: dict[object, int] = {}
+#: ``os.closerange``, which ignores errors and which no monkey patching replaces.
+_close_range = os.closerange
+#: Reentrant: the garbage collector may close a forgotten fd while this thread holds the lock.
+_lock = RLock()
+_backlogs: dict[int, _Backlog] = {}
+#: Never free: to sleep, in a way that no monkey patching replaces.
+_never = Lock()
+_never.acquire()
+
+
+def is_trusted(uid: int) -> bool:
+    """Return True for our own user and root: they could kill this process anyway."""
+    return uid in (0, os.geteuid())
 
 
 def closes_too_slowly(uid: int) -> bool:
-    """Whether so many closes of this user's fds have not come back that no more are to be taken."""
-    return bool(_closing) and [*_closing.values()].count(uid) >= MAX_CLOSING
+    """Return True if so many fds of this user wait to be closed that no more may be taken from it."""
+    backlog = _backlogs.get(uid)
+    if backlog is None:
+        return False
+    with _lock:
+        soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        is_crowded = sum(each.outstanding for each in _backlogs.values()) >= max(soft_limit // 2, MAX_CLOSING)
+        return backlog.outstanding >= (1 if is_crowded else MAX_CLOSING)
 
 
 class ReceivedFd(OwnedFd):
-    """An :class:`~memifrt.system.fds.OwnedFd` whose close never waits for the peer."""
+    """An :class:`~memifrt.system.fds.OwnedFd` whose close never waits for the peer.
 
-    __slots__ = ("_uid",)
+    :param uid: the user who sent it.
+    """
 
-    def __init__(self, fd: int, what: str, uid: int = _NOBODY) -> None:
-        """:param uid: of who has sent it."""
+    __slots__ = ("uid",)
+
+    def __init__(self, fd: int, what: str, uid: int = UNKNOWN_USER) -> None:
         super().__init__(fd, what)
-        self._uid = uid
+        self.uid = uid
 
     def close(self) -> None:
-        close_all((self,))
-
-
-def close_all(received: Iterable[ReceivedFd]) -> None:
-    """Close the fds of one message. One thread does for all that may wait."""
-    slow: list[int] = []
-    uid = _NOBODY
-    for owned in received:
-        fd = owned.detach()
-        if fd < 0 or owned._pid != os.getpid():
-            continue
-        if _closes_at_once(fd):
-            os.close(fd)
+        fd = self.detach()
+        if fd < 0 or self._pid != os.getpid():
+            return
+        kind = _kind(fd)
+        if is_trusted(self.uid) and kind and not (kind == "memory" and _is_large(fd)):
+            _close_range(fd, fd + 1)
         else:
-            slow.append(fd)
-            uid = owned._uid
-    if slow:
-        _close_beside(slow, uid)
+            _close_in_thread([fd], self.uid, may_park=bool(kind))
+
+
+class SharedEventFd(EventFd):
+    """An eventfd that a peer has, too, whoever made it; its close never waits for the peer."""
+
+    __slots__ = ("uid",)
+
+    def __init__(self, fd: int, what: str, uid: int = UNKNOWN_USER) -> None:
+        super().__init__(fd, what)
+        #: The peer's user.
+        self.uid = uid
+
+    def close(self) -> None:
+        if is_trusted(self.uid):
+            super().close()
+            return
+        with self._lock:
+            fd = self.detach()
+        if fd >= 0 and self._pid == os.getpid():
+            _close_in_thread([fd], self.uid, may_park=True)
+
+
+def is_eventfd(fd: int) -> bool:
+    """Return whether the file is an eventfd. Asks nothing but the kernel's own tables."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
+    except OSError:  # no /proc; or the file's path is too long, and then it is no eventfd
+        return False
 
 
 def close_channel(sock: socket.socket, uid: int) -> None:
-    """Close a connected socket, whatever its peer has left unread in it."""
+    """Close a connected Unix socket, whatever its peer has left unread in it. Twice is harmless."""
+    if sock.fileno() < 0:
+        return
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)  # nothing more comes in
     if _has_unread_fds(sock):
-        _close_beside([sock.detach()], uid)
+        _close_in_thread([sock.detach()], uid, may_park=True)
     else:
         sock.close()
 
 
 def close_listener(fd: int) -> None:
-    """Close a listening socket, whatever those who wait to be accepted have sent."""
+    """Close a listening socket, whatever was sent on connections that nobody accepted."""
     if _is_readable(fd):
-        _close_beside([fd], _NOBODY)
+        _close_in_thread([fd], UNKNOWN_USER, may_park=True)
     else:
-        os.close(fd)
+        _close_range(fd, fd + 1)
+
+
+def receive_without_fds(sock: socket.socket, size: int) -> bytes:
+    """Read from a Unix stream socket, as ``recv`` does. ``recv`` itself would close fds that come along.
+
+    :raises OSError: the peer has sent fds: EBADMSG. They stay unread; close the socket with :func:`close_channel`.
+    """
+    # Urgent data may have fds, too, and reading past it would close them here: it is read like all other data.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    data, _, flags, _ = sock.recvmsg(size, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    if flags & socket.MSG_CTRUNC:
+        raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
+    return sock.recv(len(data), socket.MSG_DONTWAIT) if data else b""
 
 
 def _is_readable(fd: int) -> bool:
@@ -101,16 +173,18 @@ def _is_readable(fd: int) -> bool:
 
 def _has_unread_fds(sock: socket.socket) -> bool:
     """Whether fds wait in a socket that has been shut down, or may. Messages without any are taken."""
+    is_stream = sock.type == socket.SOCK_STREAM  # which knows no empty messages
     try:
         # Each message then has credentials beside it, which tell an empty one from the end. There is room for them and
         # not for fds: a look takes none, and is told that some were cut off.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # as in receive_without_fds
         for _ in range(_UNREAD):
             try:
                 data, ancillary, flags, _ = sock.recvmsg(1, _CREDENTIALS, socket.MSG_PEEK | socket.MSG_DONTWAIT)
                 if flags & socket.MSG_CTRUNC:
                     return True
-                if not data and not ancillary:
+                if not data and (is_stream or not ancillary):
                     return False
                 sock.recv(1, socket.MSG_DONTWAIT)
             except ConnectionResetError:  # said once, before what the peer has sent
@@ -120,37 +194,149 @@ def _has_unread_fds(sock: socket.socket) -> bool:
     return True
 
 
-def _closes_at_once(fd: int) -> bool:
-    """Whether the file is memory or an anonymous inode such as an eventfd. Nothing is asked that could wait."""
+def _kind(fd: int) -> str:
+    """Return "memory", "eventfd", or "" for anything else. Asks nothing that could wait."""
     try:
-        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError:  # no memory
-        try:
-            return os.readlink(f"/proc/self/fd/{fd}").startswith("anon_inode:")
-        except OSError:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # takes no lock
+    except OSError:
+        return "eventfd" if is_eventfd(fd) else ""
+    return "memory"
+
+
+def _is_large(fd: int) -> bool:
+    return os.fstat(fd).st_blocks * _BLOCK > _LARGE
+
+
+# --- the threads ----------------------------------------------------------------------------------------------------
+
+
+class _Backlog:
+    """The fds of one user that are to be closed, and the threads that do it. Every method needs the lock."""
+
+    def __init__(self, uid: int) -> None:
+        self.uid = uid
+        #: Fds that no thread has taken yet.
+        self.waiting: list[int] = []
+        #: Those, and those that a thread has taken and not closed yet.
+        self.outstanding = 0
+        #: Each thread, and since when it has closed nothing.
+        self._threads: dict[object, float] = {}
+        self._parking: _socket.socket | None = None
+
+    def add(self, fds: list[int], *, may_park: bool) -> None:
+        if may_park and self.outstanding >= _PARK_ABOVE:
+            fds = [fd for fd in fds if not self._park(fd)]
+        self.waiting += fds
+        self.outstanding += len(fds)
+        self._start_thread()
+
+    def take(self, thread: object) -> list[int]:
+        """Return the fds that this thread is to close."""
+        taken, self.waiting = self.waiting, []
+        self._forget_parking()
+        self._threads[thread] = time.monotonic()
+        return taken
+
+    def end(self, thread: object) -> bool:
+        """Forget this thread, unless there is something to close; return whether it is to end."""
+        if self.waiting:
             return False
-    return True
+        del self._threads[thread]
+        if not self.outstanding and _backlogs.get(self.uid) is self:
+            del _backlogs[self.uid]
+        return True
 
+    def closed(self, thread: object, count: int) -> None:
+        self.outstanding -= count
+        self._threads[thread] = time.monotonic()
 
-def _close_beside(fds: list[int], uid: int) -> None:
-    finished = Lock()
-    finished.acquire()
-
-    def close() -> None:
+    def _start_thread(self) -> None:
+        now = time.monotonic()
+        if len(self._threads) >= _THREADS or any(now - since < _STUCK_AFTER for since in self._threads.values()):
+            return
+        thread = object()
+        self._threads[thread] = now
         try:
-            for fd in fds:
-                with contextlib.suppress(OSError):  # its file system may have died; the number is free all the same
-                    _close(fd)
-        finally:
-            _closing.pop(finished, None)
-            finished.release()
+            start_new_thread(_close_all, (self, thread))
+        except RuntimeError:  # no more threads: the next close tries again, and until then the fds stay open
+            del self._threads[thread]
 
-    patient = len(_closing) < _STUCK
-    _closing[finished] = uid
-    try:
-        start_new_thread(close, ())
-    except RuntimeError:  # no more threads: an fd that stays open is better than one that keeps us waiting
-        _closing.pop(finished, None)
-        return
-    if patient:
-        finished.acquire(timeout=_PATIENCE)
+    def _park(self, fd: int) -> bool:
+        """Send a waiting fd to ourselves, and give up its number: a flood of such fds then takes no numbers from us.
+
+        The message that holds the file goes with the socket pair, which a thread closes. Only for files that do nothing
+        when a number of theirs is closed (sockets, memory and eventfds): others, like those of FUSE, may wait then.
+        """
+        for _ in range(2):
+            try:
+                if self._parking is None:
+                    kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+                    self._parking, other = _socket.socketpair(socket.AF_UNIX, kind)
+                    # As numbers, of which the sender is one: the thread closes both.
+                    self.waiting += [self._parking.fileno(), other.detach()]
+                    self.outstanding += 2
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+                self._parking.sendmsg([b"fd"], rights)
+            except BlockingIOError:  # this pair is full
+                self._forget_parking()
+            except OSError:
+                return False
+            else:
+                _close_range(fd, fd + 1)
+                return True
+        return False
+
+    def _forget_parking(self) -> None:
+        if self._parking is not None:
+            self._parking.detach()
+            self._parking = None
+
+
+def _close_in_thread(fds: list[int], uid: int, *, may_park: bool) -> None:
+    with _lock:
+        backlog = _backlogs.get(uid)
+        if backlog is None:
+            backlog = _backlogs[uid] = _Backlog(uid)
+        backlog.add(fds, may_park=may_park)
+
+
+def _close_all(backlog: _Backlog, thread: object) -> None:
+    """Close what waits, until nothing does. Runs on a thread of its own."""
+    while True:
+        with _lock:
+            fds = backlog.take(thread)
+        for first, end in _runs(fds):
+            _close_range(first, end)
+            with _lock:
+                backlog.closed(thread, end - first)
+        if not fds:
+            with _lock:
+                if backlog.end(thread):
+                    return
+        elif not backlog.waiting:
+            _never.acquire(timeout=_IDLE)  # a connection that ends brings several, one after the other
+
+
+def _runs(fds: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield each run of consecutive numbers as (first, last + 1): one call closes it without the interpreter's lock."""
+    first = end = -1
+    for fd in sorted(fds):
+        if fd != end:
+            if end >= 0:
+                yield first, end
+            first = fd
+        end = fd + 1
+    if end >= 0:
+        yield first, end
+
+
+def _forget_parent() -> None:
+    """In a forked child: the fds are the parent's, and the threads are not here."""
+    global _lock
+    _lock = RLock()
+    for backlog in _backlogs.values():
+        backlog._forget_parking()
+    _backlogs.clear()
+
+
+os.register_at_fork(after_in_child=_forget_parent)

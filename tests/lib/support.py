@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memifrt import Disconnected, Interface, Runtime
+from memifrt.system import received_fds as received
 
 #: Seconds after which a wait has failed. Generous: the machine may be busy, and nothing waits that long in vain.
 DEADLINE = 20.0
@@ -28,6 +29,14 @@ def wait_until(predicate: Callable[[], object], *runtimes: Runtime, timeout: flo
         poll.poll(min(left, 1.0) * 1000)
         for runtime in runtimes:
             runtime.poll_event(0)
+
+
+def wait_for_closes() -> None:
+    """Wait until the threads that close what peers sent have nothing left to do."""
+    deadline = time.monotonic() + DEADLINE
+    while received._backlogs:
+        assert time.monotonic() < deadline, f"a close has not come back: {received._backlogs}"
+        time.sleep(0.001)
 
 
 @dataclass

@@ -15,6 +15,7 @@ import pytest
 
 from fuzz import control, leaks, worker
 from fuzz.control import ControlTarget
+from fuzz.parsers import ParserTarget
 from fuzz.rings import RingTarget
 from fuzz.script import Script
 from memifrt import Disconnected
@@ -93,6 +94,14 @@ def test_inputs_led_by_coverage_break_nothing(name: str, tmp_path: Path) -> None
 def _step(name: str) -> int:
     """The byte that makes a peer do this in its traffic."""
     return [step.__name__ for step in control._MEMORY].index(name)
+
+
+def test_an_input_that_takes_too_long_breaks_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "SLOW", 0.0)
+    busy = worker.Worker(ParserTarget(), "parsers", 1.0, 1, lambda: None)
+    with pytest.raises(AssertionError, match="an input of 0 bytes took"):
+        busy.feed(b"")
+    assert busy.slowest > 0
 
 
 # --- what the targets do --------------------------------------------------------------------------------------------

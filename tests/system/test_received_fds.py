@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import mmap
 import os
+import resource
 import socket
 import stat
 import struct
+import subprocess
+import sys
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,10 +25,11 @@ from memifrt.control.channel import Channel
 from memifrt.control.wire import AddRegion
 from memifrt.memory.region import allocate_memfd
 from memifrt.system import received_fds as received
-from memifrt.system.received_fds import ReceivedFd
-from tests.lib.forked import beside
+from memifrt.system.original_functions import start_new_thread
+from memifrt.system.received_fds import ReceivedFd, SharedEventFd
+from tests.lib.forked import beside, in_child
 from tests.lib.peer import ScriptedSlave
-from tests.lib.support import DEADLINE, Recorder, wait_until
+from tests.lib.support import DEADLINE, Recorder, wait_for_closes, wait_until
 
 # --- a file system of our own, as far as open (linux/fuse.h) ----------------------------------------------------------
 
@@ -86,15 +91,9 @@ def stubborn_file(tmp_path: Path) -> Iterator[int]:
         libc.umount2(os.fsencode(tmp_path), _MNT_DETACH)
 
 
-@pytest.fixture
-def all_closed() -> Iterator[None]:
-    yield
-    deadline = threading.Event()
-    for _ in range(int(DEADLINE / 0.01)):
-        if not received._closing:
-            return
-        deadline.wait(0.01)
-    raise AssertionError("a close has not come back")
+def outstanding() -> int:
+    """How many fds wait to be closed, or are being closed."""
+    return sum(backlog.outstanding for backlog in received._backlogs.values())
 
 
 @pytest.fixture
@@ -107,7 +106,7 @@ def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memifrt.sockets.Channel", channel)
 
 
-@pytest.mark.usefixtures("all_closed", "stranger")
+@pytest.mark.usefixtures("stranger")
 @pytest.mark.parametrize("step", ["region", "s2m", "init"])
 def test_a_file_whose_close_never_comes_back_keeps_nobody_waiting(
     socket_name: str, runtime: Runtime, stubborn_file: int, step: str
@@ -118,7 +117,7 @@ def test_a_file_whose_close_never_comes_back_keeps_nobody_waiting(
         peer.run(until=step)
         if step == "region":
             peer.send(AddRegion(0, _SIZE), stubborn_file)
-            assert peer.reason().startswith("region 0 is not sealed against shrinking")
+            assert peer.reason() == "region 0 came with an fd that is not a memory file"
             assert record.reasons[0].code is ErrorCode.NO_SHMFD
         elif step == "s2m":
             peer.tx_fd = stubborn_file
@@ -127,7 +126,7 @@ def test_a_file_whose_close_never_comes_back_keeps_nobody_waiting(
         else:
             peer.send(b"\0" * 128, stubborn_file)
             assert "unknown type" in peer.reason()
-        assert len(received._closing) == 1
+        wait_until(lambda: outstanding() == 1, runtime)
 
 
 # --- a connection over TCP that lingers over what nobody takes --------------------------------------------------------
@@ -165,7 +164,6 @@ def send_away(peer: ScriptedSlave, sock: socket.socket, beside: int = 0) -> None
     sock.close()
 
 
-@pytest.mark.usefixtures("all_closed")
 @pytest.mark.parametrize("beside", [0, 15, 252])
 def test_one_of_many_fds_that_lingers_keeps_nobody_waiting(
     socket_name: str, runtime: Runtime, lingering: list[socket.socket], beside: int
@@ -175,10 +173,9 @@ def test_one_of_many_fds_that_lingers_keeps_nobody_waiting(
         peer.run(until="init")
         send_away(peer, lingering[0], beside)
         peer.reason()
-        assert len(received._closing) == 1
+        wait_until(lambda: outstanding() == 1, runtime)
 
 
-@pytest.mark.usefixtures("all_closed")
 @pytest.mark.parametrize("first", [b"", bytes(128)], ids=["empty", "bad"])
 def test_what_a_peer_leaves_unread_keeps_nobody_waiting(
     socket_name: str, runtime: Runtime, lingering: list[socket.socket], first: bytes
@@ -188,20 +185,18 @@ def test_what_a_peer_leaves_unread_keeps_nobody_waiting(
         peer.socket.send(first)
         peer.socket.send(b"")
         send_away(peer, lingering[0])
-        wait_until(lambda: received._closing, runtime)
+        wait_until(outstanding, runtime)
 
 
-@pytest.mark.usefixtures("all_closed")
 def test_what_waits_to_be_accepted_keeps_nobody_waiting(socket_name: str, lingering: list[socket.socket]) -> None:
     with Runtime() as runtime:
         runtime.create_interface(socket=socket_name, role="master")
         peer = ScriptedSlave(socket_name, runtime)
         send_away(peer, lingering[0])
-    assert len(received._closing) == 1
+    assert outstanding() == 1
     peer.close()
 
 
-@pytest.mark.usefixtures("all_closed")
 def test_a_user_whose_fds_do_not_close_sends_no_more_of_them(
     socket_name: str, runtime: Runtime, lingering: list[socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,57 +211,195 @@ def test_a_user_whose_fds_do_not_close_sends_no_more_of_them(
         peer.run(until="init")
         peer.send(b"\0" * 128)
         assert peer.reason() == f"fds that uid {os.getuid()} has sent do not close: no more are taken from it"
-    assert len(received._closing) == 2
+    assert outstanding() == 2
     assert not received.closes_too_slowly(12345)
 
 
 # --- how an fd is closed ----------------------------------------------------------------------------------------------
 
 
-def test_memory_and_eventfds_are_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(received, "start_new_thread", None)
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Closes in threads do not come back before the event is set, at the end at the latest."""
+    go_on, close_range, test = threading.Event(), received._close_range, threading.get_ident()
+
+    def close(first: int, end: int) -> None:
+        if threading.get_ident() != test:
+            go_on.wait(DEADLINE)
+        close_range(first, end)
+
+    monkeypatch.setattr(received, "_close_range", close)
+    yield go_on
+    go_on.set()
+    wait_for_closes()
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(received, "start_new_thread", no_thread_at_all)
+
+
+@pytest.mark.usefixtures("no_threads")
+def test_memory_and_eventfds_of_our_own_user_are_closed_at_once() -> None:
     for fd in (allocate_memfd(4096), os.eventfd(0)):
-        ReceivedFd(fd, "sent").close()
-        with pytest.raises(OSError, match="Bad file"):
-            os.fstat(fd)
+        ReceivedFd(fd, "sent", os.geteuid()).close()
+        assert not is_open(fd)
+    fd = os.eventfd(0)
+    SharedEventFd(fd, "shared", os.geteuid()).close()
+    assert not is_open(fd)
 
 
-@pytest.mark.usefixtures("all_closed")
+@pytest.mark.parametrize("make", [lambda: allocate_memfd(4096), lambda: os.eventfd(0)], ids=["memory", "eventfd"])
+def test_nothing_of_a_stranger_is_closed_by_the_caller(hanging: threading.Event, make: Callable[[], int]) -> None:
+    fds = [make(), os.eventfd(0)]
+    ReceivedFd(fds[0], "sent", 12345).close()
+    SharedEventFd(fds[1], "shared", 12345).close()
+    assert all(map(is_open, fds))
+    hanging.set()
+    wait_for_closes()
+    assert not any(map(is_open, fds))
+
+
+def test_large_memory_is_not_freed_by_the_caller_whoever_sent_it(
+    hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(received, "_LARGE", 4096)
+    fd = allocate_memfd(1 << 16)
+    with mmap.mmap(fd, 1 << 16) as memory:
+        memory[:] = b"x" * (1 << 16)
+    ReceivedFd(fd, "sent", os.geteuid()).close()
+    assert is_open(fd)
+
+
 def test_what_else_is_sent_is_closed_too() -> None:
     reader, writer = os.pipe()
     fds = [reader, writer, os.open("/", os.O_RDONLY), os.open("/dev/null", os.O_RDWR), socket.socket().detach()]
     for fd in fds:
         ReceivedFd(fd, "sent").close()
+    wait_for_closes()
+    assert not any(map(is_open, fds))
 
 
-@pytest.mark.usefixtures("all_closed")
-def test_many_that_are_stuck_cost_no_more_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on, closed = threading.Event(), []
+def test_the_threads_of_one_user_are_few_and_another_user_has_its_own(
+    hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(received, "_STUCK_AFTER", 0)
+    for _ in range(received._THREADS + 20):
+        ReceivedFd(os.open("/dev/null", os.O_RDWR), "sent", 12345).close()
+    ReceivedFd(os.open("/dev/null", os.O_RDWR), "sent", 12346).close()
+    assert [len(received._backlogs[uid]._threads) for uid in (12345, 12346)] == [received._THREADS, 1]
+    assert outstanding() == received._THREADS + 21
 
-    def close(fd: int) -> None:
+
+def test_a_thread_that_gets_on_closes_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    start = start_new_thread
+
+    def count(function: Callable[..., object], arguments: tuple[object, ...]) -> int:
+        started.append(1)
+        return start(function, arguments)
+
+    monkeypatch.setattr(received, "start_new_thread", count)
+    monkeypatch.setattr(received, "_STUCK_AFTER", DEADLINE)
+    go_on = threading.Event()
+    close_range = received._close_range
+
+    def close(first: int, end: int) -> None:
         go_on.wait(DEADLINE)
-        closed.append(fd)
-        os.close(fd)
+        close_range(first, end)
 
-    monkeypatch.setattr(received, "_close", close)
-    fds = [os.open("/dev/null", os.O_RDWR) for _ in range(received._STUCK + 20)]
-    monkeypatch.setattr(received, "_PATIENCE", 0.0001)
-    for fd in fds[: received._STUCK]:
-        ReceivedFd(fd, "sent").close()
-    assert len(received._closing) == received._STUCK
-    monkeypatch.setattr(received, "_PATIENCE", DEADLINE)  # nobody has it any more
-    for fd in fds[received._STUCK :]:
-        ReceivedFd(fd, "sent").close()
-    assert closed == []
+    monkeypatch.setattr(received, "_close_range", close)
+    monkeypatch.setattr(received, "_PARK_ABOVE", 1000)
+    for _ in range(100):
+        ReceivedFd(os.eventfd(0), "sent", 12345).close()
+    assert len(started) == 1
     go_on.set()
+    wait_for_closes()
+    assert not received.closes_too_slowly(12345)
 
 
-def test_without_another_thread_the_fd_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_thread(function: object, arguments: object) -> None:
-        raise RuntimeError("can't start new thread")
+def test_a_user_is_stopped_by_its_own_fds_alone(hanging: threading.Event) -> None:
+    for number in range(received.MAX_CLOSING):
+        assert not received.closes_too_slowly(12345), number
+        ReceivedFd(os.open("/dev/null", os.O_RDWR), "sent", 12345).close()
+    assert received.closes_too_slowly(12345)
+    assert not received.closes_too_slowly(12346)
 
-    monkeypatch.setattr(received, "start_new_thread", no_thread)
-    fd = os.open("/dev/null", os.O_RDWR)
-    ReceivedFd(fd, "sent").close()
-    assert not received._closing
-    os.close(fd)
+
+def test_a_crowd_of_users_cannot_take_all_fds(hanging: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 256))
+    for uid in range(1000, 1128):
+        ReceivedFd(os.open("/dev/null", os.O_RDWR), "sent", uid).close()
+    assert received.closes_too_slowly(1000)
+    assert not received.closes_too_slowly(999)  # who has none that hang may go on
+
+
+def test_sockets_memory_and_eventfds_of_a_flood_take_no_numbers(hanging: threading.Event) -> None:
+    def make(number: int) -> int:
+        kinds: list[Callable[[], int]] = [
+            lambda: os.eventfd(0),
+            lambda: allocate_memfd(4096),
+            lambda: os.eventfd(0),
+        ]
+        return kinds[number % 3]()
+
+    for number in range(1000):
+        ReceivedFd(make(number), "sent", 12345).close()
+    assert outstanding() < received.MAX_CLOSING
+    assert not received.closes_too_slowly(12345)
+    assert len(os.listdir("/proc/self/fd")) < 500
+
+
+def test_without_another_thread_the_fd_waits_for_the_next() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(received, "start_new_thread", no_thread_at_all)
+        fd = os.open("/dev/null", os.O_RDWR)
+        ReceivedFd(fd, "sent").close()
+        assert is_open(fd)
+        assert outstanding() == 1
+    ReceivedFd(os.open("/dev/null", os.O_RDWR), "sent").close()
+    wait_for_closes()
+    assert not is_open(fd)
+
+
+def no_thread_at_all(function: object, arguments: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_forked_child_leaves_to_its_parent_what_hangs(hanging: threading.Event) -> None:
+    for _ in range(received._PARK_ABOVE + 5):
+        ReceivedFd(os.eventfd(0), "sent", 12345).close()
+
+    def check() -> None:
+        assert received._backlogs == {}
+        ReceivedFd(os.eventfd(0), "sent", 12345).close()
+        hanging.set()  # in the child alone
+        wait_for_closes()
+
+    in_child(check)
+    assert outstanding() > received._PARK_ABOVE
+
+
+def test_an_interpreter_ends_while_a_close_hangs() -> None:
+    program = """
+import os, threading
+from memifrt.system import received_fds as received
+def close(first, end):
+    if threading.current_thread() is not threading.main_thread():
+        threading.Event().wait()
+received._close_range = close
+for number in range(40):
+    received.ReceivedFd(os.open("/dev/null", os.O_RDWR), "sent", 12345).close()
+    received.ReceivedFd(os.eventfd(0), "sent", 12345).close()
+print(len(received._backlogs))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=DEADLINE, check=True)
+    assert (done.stdout, done.stderr) == (b"1\n", b"")
