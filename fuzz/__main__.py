@@ -60,9 +60,11 @@ def _run_all(arguments: argparse.Namespace, names: list[str]) -> int:
         print("\n".join(_lines(report)), flush=True)
     broken = [report["target"] for report in reports if report["status"]]
     handshakes = sum(report.get("inputs", 0) for report in reports if report["target"].startswith("control"))
-    steps = sum(report.get("steps", 0) for report in reports)
+    steps = sum(report.get("steps", 0) for report in reports if report["target"].startswith("ring"))
+    packets = sum(report.get("steps", 0) for report in reports if report["target"] == "capture")
     print(
-        f"{handshakes} handshakes and {steps} steps on rings in {time.monotonic() - started:.0f} s "
+        f"{handshakes} handshakes, {steps} steps on rings and {packets} packets of captures "
+        f"in {time.monotonic() - started:.0f} s "
         f"({arguments.engine}): "
         + (f"BROKEN: {', '.join(broken)}; see {arguments.folder}" if broken else "no crash, no hang, no leak")
     )
@@ -111,7 +113,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
     if "established" in report:
         line += f", {report['established']} connected"
     if "steps" in report:
-        line += f", {report['steps']} steps, {report['violations']} violations found"
+        words = ("packets", "errors") if report["target"] == "capture" else ("steps", "violations")
+        line += f", {report['steps']} {words[0]}, {report['violations']} {words[1]} found"
     lines = [
         line,
         f"  at the end: {report['fds']} fds and {report['mappings']} mappings, as at the start; "

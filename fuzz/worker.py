@@ -43,6 +43,7 @@ TARGETS = (
     "ring-slave-python",
     "ring-slave-native",
     "parsers",
+    "capture",
 )
 
 
@@ -69,6 +70,10 @@ def make(name: str) -> Target:
         from fuzz.parsers import ParserTarget
 
         return ParserTarget()
+    if name == "capture":
+        from fuzz.captures import CaptureTarget
+
+        return CaptureTarget()
     kind, role, *ring = name.split("-")
     if kind == "control":
         from fuzz.control import ControlTarget

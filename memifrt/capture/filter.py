@@ -6,6 +6,7 @@ Owns the few functions of libpcap that this takes.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 
 from memifrt.capture.pcap import MAX_SNAPLEN, LinkType
@@ -49,7 +50,7 @@ def compile_filter(expression: str, link_type: LinkType) -> Matches:
         raise MemifError(ErrorCode.NOMEM, "libpcap could not be prepared for a filter")
     program = _Program()
     try:
-        if library.pcap_compile(handle, ctypes.byref(program), expression.encode(), 1, _UNKNOWN_NETMASK):
+        if library.pcap_compile(handle, ctypes.byref(program), os.fsencode(expression), 1, _UNKNOWN_NETMASK):
             words = (library.pcap_geterr(handle) or b"").decode(errors="replace")
             raise ConfigError(f"the filter {expression!r} is not one that libpcap understands: {words}")
     finally:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+import stat
 import struct
 import sys
 from abc import ABC, abstractmethod
@@ -32,16 +34,23 @@ _NAME, _RESOLUTION, _OFFSET = 2, 9, 14  # options of an interface
 _APPLICATION = 4  # an option of a section
 #: Nothing that we know of is larger than this in a pcapng block.
 _MAX_BLOCK = 16 << 20
+#: Options of one interface that have a value. The draft defines 20; some of them, like comments, may be repeated.
+_MAX_OPTIONS = 1024
+#: Options without a value, in either byte order, except the one that ends them all. A block may hold millions.
+_EMPTY_OPTIONS = re.compile(rb"(?:(?!\0\0)..\0\0)*", re.DOTALL)
 _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 class LinkType(IntEnum):
-    """What a packet of the file starts with: the numbers of the formats' registry that memif can carry."""
+    """What a packet of the file starts with: the numbers of the formats' registry that memif can carry as they are, and
+    those of the "cooked" packets of ``tcpdump -i any``, which can be converted."""
 
     ETHERNET = 1
     RAW = 101
+    LINUX_SLL = 113
     IPV4 = 228
     IPV6 = 229
+    LINUX_SLL2 = 276
 
     @classmethod
     def of(cls, mode: Mode) -> LinkType:
@@ -51,12 +60,9 @@ class LinkType(IntEnum):
     @classmethod
     def mode_of(cls, number: int) -> Mode | None:
         """The mode of an interface that carries packets of this link type, if there is one."""
-        if number in _ALSO_RAW:
-            return Mode.IP
-        try:
-            return Mode.ETHERNET if cls(number) is cls.ETHERNET else Mode.IP
-        except ValueError:
-            return None
+        if number == cls.ETHERNET:
+            return Mode.ETHERNET
+        return Mode.IP if number in (cls.RAW, cls.IPV4, cls.IPV6, *_ALSO_RAW) else None
 
 
 #: Two numbers that raw IP had on some systems before it got its own.
@@ -64,9 +70,10 @@ _ALSO_RAW = (12, 14)
 
 
 class Packet(NamedTuple):
-    """A packet of a file: ``time`` in nanoseconds since 1970, the bytes that were kept, and how many there were."""
+    """A packet of a file: ``time`` in nanoseconds since 1970 (None if the file does not tell), the bytes that were
+    kept, and how many there were."""
 
-    time: int
+    time: int | None
     data: bytes
     length: int
     link_type: int
@@ -88,13 +95,14 @@ class Reader(ABC):
     Iterating raises :class:`CaptureFileError` where the file is broken; what stands before that has been given.
 
     :ivar size: bytes of the file, 0 for a pipe.
+    :ivar regular: whether it is a file on a disk, which can be read ahead without waiting for a writer.
     """
 
     def __init__(self, file: BinaryIO, name: str, start: bytes) -> None:
         self._file = file
         self.name = name
         self._offset = len(start)
-        self.size = _size(file)
+        self.size, self.regular = _size(file)
 
     @property
     def offset(self) -> int:
@@ -103,6 +111,17 @@ class Reader(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Packet]: ...
+
+    @property
+    @abstractmethod
+    def link_types(self) -> Sequence[int]:
+        """Those of the interfaces that have been described so far."""
+
+    def describe(self) -> None:  # noqa: B027 - the header of most formats does so
+        """Read up to the first description of an interface, so that there is a link type if the file has any.
+
+        :raises CaptureFileError: the file is broken.
+        """
 
     def close(self) -> None:
         if self._file is not sys.stdin.buffer:
@@ -142,6 +161,10 @@ class _PcapReader(Reader):
             self._fail(f"version {major}.{minor} of pcap; it must be 2.4", 4)
         self._link_type = link & 0xFFFF  # above it: the length of a frame check sequence
 
+    @property
+    def link_types(self) -> Sequence[int]:
+        return (self._link_type,)
+
     def __iter__(self) -> Iterator[Packet]:
         link_type, unit, size = self._link_type, self._unit, self._record.size
         for number in itertools.count(1):
@@ -161,6 +184,10 @@ class _PcapReader(Reader):
             yield Packet(seconds * _SECOND + fraction * unit, data, length, link_type)
 
 
+#: Stands for a block that holds no packet.
+_NO_PACKET = Packet(None, b"", 0, -1)
+
+
 class _Interface(NamedTuple):
     link_type: int
     snaplen: int
@@ -173,27 +200,44 @@ class _PcapngReader(Reader):
         super().__init__(file, name, start)
         self._order = "<"
         self._interfaces: list[_Interface] = []
+        #: Of all sections; a dictionary, for there may be many.
+        self._link_types: dict[int, None] = {}
         self._section(self._read(4), 0)
 
     def __iter__(self) -> Iterator[Packet]:
-        while True:
-            start = self._offset
-            head = self._read(8)
-            if not head:
-                return
-            if len(head) < 8:
-                self._fail("the file ends within the header of a block; it was cut off", start)
-            if head[:4] == _little(_SECTION_HEADER):  # the same in both byte orders
-                self._section(head[4:], start)
-                continue
-            kind, length = self._unpack("II", head)
-            body = self._body(kind, length, start)
-            if kind == _INTERFACE:
-                self._add_interface(body, start)
-            elif kind in (_ENHANCED_PACKET, _OLD_PACKET):
-                yield self._packet(kind, body, start)
-            elif kind == _SIMPLE_PACKET:
-                yield self._simple_packet(body, start)
+        while (found := self._block()) is not None:
+            if found is not _NO_PACKET:
+                yield found
+
+    @property
+    def link_types(self) -> Sequence[int]:
+        return [*self._link_types]
+
+    def describe(self) -> None:
+        # A packet before any description is an error of the file, which the block itself tells.
+        while not self._link_types and self._block() is not None:
+            pass
+
+    def _block(self) -> Packet | None:
+        """Read one block: its packet, ``_NO_PACKET``, or None at the end of the file."""
+        start = self._offset
+        head = self._read(8)
+        if not head:
+            return None
+        if len(head) < 8:
+            self._fail("the file ends within the header of a block; it was cut off", start)
+        if head[:4] == _little(_SECTION_HEADER):  # the same in both byte orders
+            self._section(head[4:], start)
+            return _NO_PACKET
+        kind, length = self._unpack("II", head)
+        body = self._body(kind, length, start)
+        if kind in (_ENHANCED_PACKET, _OLD_PACKET):
+            return self._packet(kind, body, start)
+        if kind == _SIMPLE_PACKET:
+            return self._simple_packet(body, start)
+        if kind == _INTERFACE:
+            self._add_interface(body, start)
+        return _NO_PACKET
 
     def _unpack(self, layout: str, data: bytes) -> tuple[int, ...]:
         return struct.unpack_from(self._order + layout, data)
@@ -228,7 +272,7 @@ class _PcapngReader(Reader):
             self._fail("an interface description that is too short", start)
         link_type, _, snaplen = self._unpack("HHI", body)
         units, offset = 1_000_000, 0
-        for code, value in self._options(body[8:]):
+        for code, value in self._options(body, 8, start):
             if code == _RESOLUTION and len(value) == 1:
                 power = value[0] & 0x7F
                 if power > 63:
@@ -237,14 +281,23 @@ class _PcapngReader(Reader):
             elif code == _OFFSET and len(value) == 8:
                 (offset,) = self._unpack("q", value)
         self._interfaces.append(_Interface(link_type, snaplen, units, offset))
+        self._link_types[link_type] = None
 
-    def _options(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        while len(data) >= 4:
-            code, size = self._unpack("HH", data)
+    def _options(self, body: bytes, at: int, start: int) -> Iterator[tuple[int, bytes]]:
+        """The options of a block that have a value, from this byte of its body on."""
+        layout = struct.Struct(self._order + "HH")
+        for _ in range(_MAX_OPTIONS):
+            if (empty := _EMPTY_OPTIONS.match(body, at)) is not None:
+                at = empty.end()
+            if at + layout.size > len(body):
+                return
+            code, size = layout.unpack_from(body, at)
             if code == 0:
                 return
-            yield code, data[4 : 4 + size]
-            data = data[4 + _padded(size) :]
+            at += layout.size
+            yield code, body[at : at + size]
+            at += _padded(size)
+        self._fail(f"an interface description with more than {_MAX_OPTIONS} options; this is no pcapng block", start)
 
     def _packet(self, kind: int, body: bytes, start: int) -> Packet:
         if len(body) < 20:
@@ -269,7 +322,7 @@ class _PcapngReader(Reader):
         captured = min(length, interface.snaplen or length)
         if captured > len(body) - 4:
             self._fail(f"a packet that claims {captured} bytes in a block with room for {len(body) - 4}", start)
-        return Packet(0, body[4 : 4 + captured], length, interface.link_type)
+        return Packet(None, body[4 : 4 + captured], length, interface.link_type)
 
     def _interface(self, number: int, start: int) -> _Interface:
         if number >= len(self._interfaces):
@@ -505,6 +558,26 @@ def create_capture(path: str, link_types: Sequence[tuple[str, LinkType]], snaple
         raise
 
 
+def check_writable(path: str) -> None:
+    """Find out whether :func:`create_capture` could write there, and leave everything as it is.
+
+    :raises MemifOSError: it could not.
+    """
+    if path == "-":
+        return
+    try:
+        try:
+            there = os.stat(path)
+        except FileNotFoundError:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            os.unlink(path)
+            return
+        if stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode):  # to open a pipe would wake its reader
+            os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise os_error(f"cannot write {path}", error, path=path) from error
+
+
 # --- small parts ----------------------------------------------------------------------------------------------------
 
 
@@ -516,11 +589,13 @@ def _read(file: BinaryIO, count: int, name: str) -> bytes:
         raise os_error(f"cannot read {name}", error, path=name) from error
 
 
-def _size(file: BinaryIO) -> int:
+def _size(file: BinaryIO) -> tuple[int, bool]:
+    """How many bytes it has, and whether it is a file on a disk."""
     try:
-        return os.fstat(file.fileno()).st_size
+        status = os.fstat(file.fileno())
     except (OSError, ValueError):  # it is no file of the system
-        return 0
+        return 0, False
+    return status.st_size, stat.S_ISREG(status.st_mode)
 
 
 def _little(number: int) -> bytes:

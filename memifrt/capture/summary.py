@@ -143,11 +143,10 @@ def _ip6(data: bytes) -> str:
     if len(data) < 40:
         raise _Truncated
     source, target = _address(data[8:24]), _address(data[24:40])
-    payload = data[40 : 40 + length]
-    while protocol in (0, 43, 60) and len(payload) >= 8:  # options and routes
-        size = 8 * (payload[1] + 1)
-        protocol, payload, length = payload[0], payload[size:], length - size
-    return _transport(source, target, protocol, payload, max(length, 0))
+    at, end = 40, min(40 + length, len(data))
+    while protocol in (0, 43, 60) and end - at >= 8:  # options and routes; there may be thousands
+        protocol, at = data[at], at + 8 * (data[at + 1] + 1)
+    return _transport(source, target, protocol, data[at:end], max(40 + length - at, 0))
 
 
 def _transport(source: str, target: str, protocol: int, data: bytes, length: int) -> str:

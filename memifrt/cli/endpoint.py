@@ -30,7 +30,8 @@ MEMIF_SYNTAX = """\
             [,rx-mode=adaptive|interrupt|polling]          PATH is @name for an abstract socket"""
 SYNTAX = f"""{MEMIF_SYNTAX}
   tap:NAME[,mtu=N][,mac=M][,mode=ethernet|ip][,netns=NS]   a TAP device (mode=ip: TUN), made if there is none
-  packet:IFNAME[,netns=NS]                                 an interface of the kernel; NS is a name or a path"""
+  packet:IFNAME[,mode=ethernet|ip][,netns=NS]              an interface of the kernel (mode=ip: one without Ethernet
+            headers, like TUN or WireGuard); NS is a name or a path"""
 
 
 #: A bridge adapts to its load unless it is told otherwise.
@@ -68,14 +69,11 @@ class TapEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class PacketEndpoint:
-    """A network interface of the kernel."""
+    """A network interface of the kernel; in mode ip one whose packets have no Ethernet header."""
 
     name: str
     netns: str = ""
-
-    @property
-    def mode(self) -> Mode:
-        return Mode.ETHERNET
+    mode: Mode = Mode.ETHERNET
 
     def __str__(self) -> str:
         return self.name
@@ -200,5 +198,9 @@ _KINDS = {
             **_NETNS,
         },
     ),
-    "packet": _Kind(PacketEndpoint, "name", {"name": ("name", _interface_name), **_NETNS}),
+    "packet": _Kind(
+        PacketEndpoint,
+        "name",
+        {"name": ("name", _interface_name), "mode": ("mode", TEXT_OPTIONS["mode"].parse), **_NETNS},
+    ),
 }

@@ -105,6 +105,7 @@ class Direction:
         """Let go of what waits."""
 
     def report(self) -> Report:
+        self.source.count_losses()
         sent = self.target.sent
         reasons = {**self.source.unusable, **self.target.refused}
         if self._without_peer:

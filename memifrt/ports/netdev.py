@@ -12,8 +12,14 @@ import struct
 from collections.abc import Iterator
 from enum import IntFlag
 
+from memifrt.types import Mode
+
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCGIFMTU, _SIOCSIFMTU, _SIOCSIFHWADDR = 0x8913, 0x8914, 0x8921, 0x8922, 0x8924
-_ARPHRD_ETHER = 1
+# linux/if_arp.h
+_ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
+#: Interfaces whose packets are IP packets, whatever the link below them puts in front: SLIP and CSLIP, PPP, raw IP,
+#: tunnels (ipip, ip6tnl, sit, GRE), and those without any header (TUN, WireGuard, xfrm).
+_ARPHRD_IP = frozenset({256, 257, 258, 259, 512, 519, 768, 769, 776, 778, 823, 65534})
 #: struct ifreq: the name, and a union of 24 bytes.
 _REQUEST = struct.Struct("16s24s")
 
@@ -23,6 +29,13 @@ class InterfaceFlag(IntFlag):
 
     UP = 0x1
     LOOPBACK = 0x8
+
+
+def mode_of_hardware(hardware_type: int) -> Mode | None:
+    """What an interface of this ``ARPHRD_*`` carries; None if neither frames nor IP packets."""
+    if hardware_type in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK):
+        return Mode.ETHERNET
+    return Mode.IP if hardware_type in _ARPHRD_IP else None
 
 
 def request(name: str, value: bytes) -> bytes:

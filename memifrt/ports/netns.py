@@ -22,6 +22,8 @@ _OWN = "/proc/thread-self/ns/net"
 def network_namespace(name: str) -> Iterator[None]:
     """This thread in the namespace of this name, or of this path if there is a ``/`` in it; an empty name is ours.
 
+    Where the thread is in that namespace already, nothing is entered, which would need a capability.
+
     :raises MemifOSError: there is none, or we must not enter it.
     """
     if not name:
@@ -31,14 +33,17 @@ def network_namespace(name: str) -> Iterator[None]:
     with _opened(_OWN) as home:
         try:
             with _opened(path) as there:
-                _enter(there)
+                elsewhere = not os.path.samestat(os.fstat(home), os.fstat(there))
+                if elsewhere:
+                    _enter(there)
         except OSError as error:
             hint = "" if "/" in name else " (ip netns list shows them)"
             raise os_error(f"cannot enter network namespace {name}{hint}", error, path=path) from error
         try:
             yield
         finally:
-            _enter(home)
+            if elsewhere:
+                _enter(home)
 
 
 @contextlib.contextmanager

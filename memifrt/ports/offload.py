@@ -7,6 +7,7 @@ out.
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from dataclasses import dataclass
 
@@ -55,14 +56,19 @@ class Offload:
             return None
         return cls(bool(flags & _NEEDS_CHECKSUM), segmentation & ~_ECN, size, start, offset)
 
+    def moved(self, distance: int) -> Offload:
+        """The same for a frame whose bytes lie so many places further behind."""
+        return dataclasses.replace(self, checksum_start=max(self.checksum_start + distance, 0)) if distance else self
 
-def finished(frame: bytes, offload: Offload) -> list[bytes]:
+
+def finished(frame: bytes, offload: Offload, network: int | None = None) -> list[bytes]:
     """The frames that a card would have sent.
 
+    :param network: where the IP header starts; None: behind an Ethernet header.
     :raises NotPossible: it asks for what we do not know, or is not what it claims to be.
     """
     if offload.segmentation:
-        return _segments(frame, offload)
+        return _segments(frame, offload, _network_start(frame) if network is None else network)
     return [_with_checksum(bytearray(frame), offload.checksum_start, offload.checksum_offset)]
 
 
@@ -80,8 +86,8 @@ def _with_checksum(frame: bytearray, start: int, offset: int) -> bytes:
     return bytes(frame)
 
 
-def _segments(frame: bytes, offload: Offload) -> list[bytes]:
-    network, transport, size = _network_start(frame), offload.checksum_start, offload.size
+def _segments(frame: bytes, offload: Offload, network: int) -> list[bytes]:
+    transport, size = offload.checksum_start, offload.size
     version = frame[network] >> 4
     tcp = offload.segmentation in (_TCP_IPV4, _TCP_IPV6)
     if not (tcp or offload.segmentation == _UDP) or version not in (4, 6) or not size:

@@ -16,19 +16,26 @@ from collections.abc import Sequence
 
 from memifrt.cli.endpoint import PacketEndpoint
 from memifrt.errors import ConfigError, ErrorCode, MemifOSError, os_error
-from memifrt.ports.netdev import InterfaceFlag, KernelInterface
+from memifrt.ports.netdev import InterfaceFlag, mode_of_hardware
+from memifrt.ports.netlink import LinkReader
 from memifrt.ports.netns import network_namespace
 from memifrt.ports.offload import HEADER_BYTES, NOTHING_TO_DO, NotPossible, Offload, finished, insert_vlan
-from memifrt.ports.port import Port, Traffic
+from memifrt.ports.port import LOST, LossWarning, Port, Traffic
+from memifrt.types import Mode
 
 _ETH_P_ALL = 0x0003
 # linux/if_packet.h
 _SOL_PACKET = 263
-_ADD_MEMBERSHIP, _AUXDATA, _VNET_HDR, _IGNORE_OUTGOING = 1, 8, 15, 23
+_ADD_MEMBERSHIP, _STATISTICS, _AUXDATA, _VNET_HDR, _IGNORE_OUTGOING = 1, 6, 8, 15, 23
 _MR_PROMISC = 1
 _MEMBERSHIP = struct.Struct("=iHH8s")
 # struct tpacket_auxdata: status, length, captured length, mac, net, vlan tag, vlan type
 _AUXILIARY = struct.Struct("=IIIHHHH")
+# struct tpacket_stats: packets, those of them that were dropped; reading it sets it to 0
+_LOSSES = struct.Struct("=II")
+_SO_RCVBUFFORCE = 33
+#: Of the IP versions.
+_PROTOCOLS = {4: 0x0800, 6: 0x86DD}
 _VLAN_VALID, _VLAN_TYPE_VALID = 1 << 4, 1 << 6
 _VLAN = 0x8100
 
@@ -48,7 +55,7 @@ class PacketPort(Port):
 
     The kernel's own stack goes on receiving as well; an interface without an address keeps quiet.
 
-    :raises ConfigError: there is none of this name, it is down, or it carries no Ethernet frames.
+    :raises ConfigError: there is none of this name, it is down, or it does not carry what the endpoint's mode says.
     :raises MemifOSError: a packet socket cannot be made.
     """
 
@@ -57,8 +64,11 @@ class PacketPort(Port):
         self._received = self._received_bytes = self._sent = self._sent_bytes = 0
         self._buffer = memoryview(bytearray(_LONGEST))
         self._what = f"interface {endpoint.name}"
+        self._name = endpoint.name
+        self._ip = endpoint.mode is Mode.IP
+        self._losses = LossWarning(self._what, "they come faster than they are carried, or in too large bursts")
         with network_namespace(endpoint.netns):
-            self._index = self._checked(endpoint.name)
+            self._index = self._checked(endpoint)
             try:
                 self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             except PermissionError as error:
@@ -70,14 +80,22 @@ class PacketPort(Port):
             self._socket.close()
             raise os_error(f"cannot open {self._what}", error) from error
 
-    def _checked(self, name: str) -> int:
-        interface = KernelInterface(name)
+    def _checked(self, endpoint: PacketEndpoint) -> int:
+        name = endpoint.name
         try:
-            index, flags = socket.if_nametoindex(name), interface.flags()
+            index = socket.if_nametoindex(name)
         except OSError:
             raise ConfigError(f"there is no {self._what}; ip link shows those that there are") from None
-        if not flags & InterfaceFlag.UP:
+        try:
+            with LinkReader() as reader:
+                link = reader.read(index)
+        except OSError as error:
+            raise os_error(f"cannot look at {self._what}", error) from error
+        if not link.flags & InterfaceFlag.UP:
             raise ConfigError(f"{self._what} is down; ip link set {name} up brings it up")
+        mode = mode_of_hardware(link.hardware_type)
+        if mode is not endpoint.mode:
+            raise ConfigError(f"{self._what} {_carries(mode, link.hardware_type, name)}")
         return index
 
     def _prepare(self, name: str) -> None:
@@ -87,8 +105,11 @@ class PacketPort(Port):
         with contextlib.suppress(OSError):  # Linux 4.20; what goes out is told by its address as well
             sock.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
         sock.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, _MEMBERSHIP.pack(self._index, _MR_PROMISC, 0, b""))
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BACKLOG)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BACKLOG)
+        except OSError:  # without the capability NET_ADMIN, as much as net.core.rmem_max allows
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BACKLOG)
         whole_seconds, rest = divmod(_PATIENCE, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(whole_seconds), int(rest * 1e6)))
         # Last, and with no protocol before: nothing of another interface has come in between.
@@ -123,32 +144,69 @@ class PacketPort(Port):
             self._check_still_there(error)
         self._received += len(packets)
         self._received_bytes += sum(map(len, packets))
+        if len(packets) >= limit and self._losses.is_due():
+            self.count_losses()
+            self._losses.lost(self.unusable[LOST])
         return packets
 
+    def count_losses(self) -> None:
+        with contextlib.suppress(OSError):
+            _, dropped = _LOSSES.unpack(self._socket.getsockopt(_SOL_PACKET, _STATISTICS, _LOSSES.size))
+            if dropped:
+                self.unusable[LOST] += dropped
+
     def _frames(self, size: int, ancillary: list[tuple[int, int, bytes]]) -> list[bytes]:
-        frame = bytes(self._buffer[HEADER_BYTES:size])
         offload = Offload.parse(self._buffer)
+        status = network = tag = tag_type = 0
+        for level, kind, data in ancillary:
+            if level == _SOL_PACKET and kind == _AUXDATA and len(data) >= _AUXILIARY.size:
+                status, _, _, _, network, tag, tag_type = _AUXILIARY.unpack_from(data)
+        if self._ip:
+            # An interface of a tunnel may put the tunnel's own headers in front of the IP packet.
+            return self._ip_packets(bytes(self._buffer[HEADER_BYTES + network : size]), offload, network)
+        frames = self._finished(bytes(self._buffer[HEADER_BYTES:size]), offload, None)
+        if status & _VLAN_VALID:
+            tag_type = tag_type if status & _VLAN_TYPE_VALID else _VLAN
+            frames = [insert_vlan(each, tag_type, tag) for each in frames]
+        return frames
+
+    def _ip_packets(self, packet: bytes, offload: Offload | None, network: int) -> list[bytes]:
+        if not packet or packet[0] >> 4 not in _PROTOCOLS:
+            self.unusable["no IP packet"] += 1
+            return []
+        return self._finished(packet, None if offload is None else offload.moved(-network), 0)
+
+    def _finished(self, frame: bytes, offload: Offload | None, network: int | None) -> list[bytes]:
         try:
-            frames = [frame] if offload is None else finished(frame, offload)
+            return [frame] if offload is None else finished(frame, offload, network)
         except NotPossible:
             self.unusable["segmentation that only a card can do"] += 1
             return []
-        for level, kind, data in ancillary:
-            if level == _SOL_PACKET and kind == _AUXDATA and len(data) >= _AUXILIARY.size:
-                status, _, _, _, _, tag, tag_type = _AUXILIARY.unpack_from(data)
-                if status & _VLAN_VALID:
-                    tag_type = tag_type if status & _VLAN_TYPE_VALID else _VLAN
-                    frames = [insert_vlan(each, tag_type, tag) for each in frames]
-        return frames
+
+    def _write(self, packet: bytes) -> None:
+        if not self._ip:
+            os.writev(self._socket.fileno(), (NOTHING_TO_DO, packet))
+            return
+        # There is no Ethernet header that tells the kernel which protocol it is.
+        protocol = _PROTOCOLS.get(packet[0] >> 4) if packet else None
+        if protocol is None:
+            raise OSError(errno.EPROTONOSUPPORT, "no IP packet")
+        try:
+            self._socket.sendmsg((NOTHING_TO_DO, packet), (), 0, (self._name, protocol))
+        except OSError as error:
+            name = self._socket.getsockname()[0]
+            if error.errno != errno.ENODEV or name in ("", self._name):
+                raise
+            self._name = name  # it has been renamed
+            self._socket.sendmsg((NOTHING_TO_DO, packet), (), 0, (self._name, protocol))
 
     def send(self, queue: int, packets: Sequence[bytes]) -> int:
-        fd = self._socket.fileno()
         for packet in packets:
             try:
-                os.writev(fd, (NOTHING_TO_DO, packet))
+                self._write(packet)
             except OSError as error:
                 self._check_still_there(error)
-                self.refused[os.strerror(error.errno or 0)] += 1
+                self.refused[error.strerror or str(error)] += 1
             else:
                 self._sent += 1
                 self._sent_bytes += len(packet)
@@ -174,3 +232,15 @@ class PacketPort(Port):
 
     def _gone(self, error: OSError) -> MemifOSError:
         return os_error(f"{self._what} is gone", error, code=ErrorCode.SYSCALL)
+
+
+def _carries(mode: Mode | None, hardware_type: int, name: str) -> str:
+    """What an interface carries that is not what was asked for, and the way out."""
+    if mode is None:
+        return f"is of hardware type {hardware_type}: it carries neither Ethernet frames nor IP packets"
+    if mode is Mode.IP:
+        return (
+            f"carries IP packets without Ethernet headers (hardware type {hardware_type}); use packet:{name},mode=ip, "
+            "and mode=ip on the other end"
+        )
+    return f"carries Ethernet frames; use packet:{name} without mode=ip, and mode=ethernet on the other end"

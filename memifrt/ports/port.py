@@ -5,6 +5,9 @@ Owns the contract, what a port counts, and the memif port. The kernel's ports ar
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,6 +18,13 @@ from memifrt.errors import ConfigError
 from memifrt.interface import Interface
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.runtime import Runtime
+
+logger = logging.getLogger("memifrt")
+
+#: Why packets of the kernel never came to a port.
+LOST = "lost in the kernel"
+#: Seconds between two looks for losses while packets keep coming.
+_BETWEEN_LOOKS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,9 @@ class Port(ABC):
     @abstractmethod
     def discard(self, queue: int, limit: int) -> int:
         """Take packets and forget them; how many they were, or their buffers."""
+
+    def count_losses(self) -> None:  # noqa: B027 - most ports lose nothing
+        """Add to ``unusable`` what was lost on the way to this port since the last call."""
 
     def link_changed(self, up: bool) -> None:  # noqa: B027 - for most ports it is nothing to act on
         """The port on the other side has got its peer, or lost it."""
@@ -160,6 +173,35 @@ class MemifPort(Port):
 
     def close(self) -> None:
         self.interface.delete()
+
+
+class LossWarning:
+    """Logs once that a port loses packets, and looks at most once a second whether it does.
+
+    :param what: the port, for people.
+    :param hint: what helps.
+    """
+
+    def __init__(self, what: str, hint: str) -> None:
+        self._what = what
+        self._hint = hint
+        self._next = 0.0
+
+    def is_due(self) -> bool:
+        """Whether it is time to look."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + _BETWEEN_LOOKS
+        return True
+
+    def lost(self, count: int) -> None:
+        """Log that so many packets have been lost so far, if there are any; later calls of :meth:`is_due` say no."""
+        if count:
+            self._next = math.inf
+            logger.warning(
+                "%s: the kernel has dropped %d packets, and may drop more: %s", self._what, count, self._hint
+            )
 
 
 def _nothing(*arguments: object) -> None:

@@ -10,14 +10,17 @@ import contextlib
 import errno
 import fcntl
 import os
+import socket
 import struct
 from collections.abc import Sequence
 
 from memifrt.cli.endpoint import TapEndpoint
-from memifrt.errors import ErrorCode, MemifOSError, os_error
-from memifrt.ports.netdev import KernelInterface, request
+from memifrt.errors import ConfigError, ErrorCode, MemifOSError, os_error
+from memifrt.packets import format_mac
+from memifrt.ports.netdev import InterfaceFlag, KernelInterface, request
+from memifrt.ports.netlink import Link, LinkReader, TunDevice
 from memifrt.ports.netns import network_namespace
-from memifrt.ports.port import Port, Traffic
+from memifrt.ports.port import LOST, LossWarning, Port, Traffic
 from memifrt.types import Mode
 
 # linux/if_tun.h
@@ -32,22 +35,34 @@ _LONGEST = 65535 + 22
 class TapPort(Port):
     """A TAP device (TUN in mode ip), made if there is none of this name, and brought up.
 
+    What is as it is wanted already is not set again: a device that root has prepared for a user needs no capability.
+
+    :raises ConfigError: a device of this name is of the other kind, or a TUN device is to have a MAC address.
     :raises MemifOSError: it cannot be made or set up.
     """
 
     def __init__(self, endpoint: TapEndpoint) -> None:
         super().__init__(str(endpoint))
+        if endpoint.mac is not None and endpoint.mode is Mode.IP:
+            raise ConfigError(f"mac: {endpoint.name} is a TUN device (mode=ip), which has no MAC address")
         self._received = self._received_bytes = self._sent = self._sent_bytes = 0
         kind = "TUN" if endpoint.mode is Mode.IP else "TAP"
         self._what = f"{kind} device {endpoint.name}"
-        with network_namespace(endpoint.netns):
+        self._losses = LossWarning(
+            self._what,
+            f"they come faster than they are carried; ip link set {endpoint.name} txqueuelen 10000 keeps more",
+        )
+        with network_namespace(endpoint.netns), contextlib.ExitStack() as on_failure:
             self._fd = self._open()
-            try:
-                self._attach(endpoint)
-                self._set_up(endpoint)
-            except BaseException:
-                os.close(self._fd)
-                raise
+            on_failure.callback(os.close, self._fd)
+            self._links = self._link_reader()
+            on_failure.callback(self._links.close)
+            self._attach(endpoint)
+            self._index = socket.if_nametoindex(endpoint.name)
+            link = self._set_up(endpoint)
+            #: Packets that the device had dropped when we last looked.
+            self._dropped = link.tx_dropped
+            on_failure.pop_all()
 
     def _open(self) -> int:
         try:
@@ -58,7 +73,18 @@ class TapPort(Port):
                 what += " (modprobe tun brings it; a container needs --device=/dev/net/tun)"
             raise os_error(what, error, path=_DEVICE) from error
 
+    def _link_reader(self) -> LinkReader:
+        try:
+            return LinkReader()
+        except OSError as error:
+            raise os_error(f"cannot look at {self._what}", error) from error
+
     def _attach(self, endpoint: TapEndpoint) -> None:
+        before = self._there_already(endpoint)
+        if before is not None and before.is_tun is not (endpoint.mode is Mode.IP):
+            found, mode = ("TUN", "ip") if before.is_tun else ("TAP", "ethernet")
+            right = f"tap:{endpoint.name},mode={mode}"
+            raise ConfigError(f"{endpoint.name} is a {found} device; use {right}, and mode={mode} on the other end")
         kind = _IFF_TUN if endpoint.mode is Mode.IP else _IFF_TAP
         try:
             wanted = request(endpoint.name, struct.pack("=H", kind | _IFF_NO_PI))
@@ -67,23 +93,39 @@ class TapPort(Port):
         except OSError as error:
             what = f"cannot attach to {self._what}"
             if error.errno == errno.EPERM:
-                what += ": it needs root, or the capability NET_ADMIN"
+                what += f": {_owner(before)}it needs root, or the capability NET_ADMIN"
             elif error.errno == errno.EBUSY:
                 what += ": another program holds it"
+            elif error.errno == errno.EINVAL and before is not None and before.multi_queue:
+                what += ": it is one with several queues; make it without multi_queue"
             elif error.errno == errno.EINVAL:
                 what += ": there is an interface of this name that is of another kind"
             raise os_error(what, error) from error
 
-    def _set_up(self, endpoint: TapEndpoint) -> None:
-        device = KernelInterface(endpoint.name)
+    def _there_already(self, endpoint: TapEndpoint) -> TunDevice | None:
+        """The device of this name, if there is one and it is a TAP or TUN device."""
         try:
-            if endpoint.mac is not None:
+            return self._links.read(socket.if_nametoindex(endpoint.name)).tun
+        except OSError:
+            return None
+
+    def _set_up(self, endpoint: TapEndpoint) -> Link:
+        device = KernelInterface(endpoint.name)
+        what = ""
+        try:
+            link = self._links.read(self._index)
+            if endpoint.mac is not None and endpoint.mac != link.mac:
+                what = f": its MAC address is {format_mac(link.mac)}, and cannot be set to {format_mac(endpoint.mac)}"
                 device.set_mac(endpoint.mac)
-            if endpoint.mtu is not None:
+            if endpoint.mtu is not None and endpoint.mtu != link.mtu:
+                what = f": its MTU is {link.mtu}, and cannot be set to {endpoint.mtu}"
                 device.set_mtu(endpoint.mtu)
-            device.bring_up()
+            if not link.flags & InterfaceFlag.UP:
+                what = f": it is down, and cannot be brought up (as root: ip link set {endpoint.name} up)"
+                device.bring_up()
         except OSError as error:
-            raise os_error(f"cannot set up {self._what}", error) from error
+            raise os_error(f"cannot set up {self._what}{what}", error) from error
+        return link
 
     @property
     def received(self) -> Traffic:
@@ -113,7 +155,17 @@ class TapPort(Port):
                 raise self._gone(error) from error
         self._received += len(packets)
         self._received_bytes += sum(map(len, packets))
+        if len(packets) >= limit and self._losses.is_due():
+            self.count_losses()
+            self._losses.lost(self.unusable[LOST])
         return packets
+
+    def count_losses(self) -> None:
+        with contextlib.suppress(OSError):  # it is gone, or in another namespace by now
+            dropped = self._links.read(self._index).tx_dropped
+            if dropped > self._dropped:
+                self.unusable[LOST] += dropped - self._dropped
+            self._dropped = dropped
 
     def send(self, queue: int, packets: Sequence[bytes]) -> int:
         write, fd = os.write, self._fd
@@ -140,7 +192,15 @@ class TapPort(Port):
             fcntl.ioctl(self._fd, _TUNSETCARRIER, struct.pack("=i", up))
 
     def close(self) -> None:
+        self._links.close()
         os.close(self._fd)
 
     def _gone(self, error: OSError) -> MemifOSError:
         return os_error(f"{self._what} is gone", error, code=ErrorCode.SYSCALL)
+
+
+def _owner(device: TunDevice | None) -> str:
+    """Whose device it is, if that tells why we may not have it."""
+    if device is None or device.owner is None or device.owner == os.geteuid():
+        return ""
+    return f"it belongs to user {device.owner}, and we are {os.geteuid()}; "

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuzz.work import Counted, CountedFile
 from memifrt import MemifOSError, Mode
+from memifrt.capture.link_layer import LinkLayer
 from memifrt.capture.pcap import (
     CaptureFileError,
     LinkType,
@@ -149,10 +152,78 @@ def test_pcapng_skips_blocks_that_it_does_not_know_and_begins_anew_at_a_section(
     data = section() + block(0xBAD, b"what") + interface() + simple + old + section() + interface(link=228)
     data += packet(1, b"x") + block(5, bytes(12))
     assert read(data) == [
-        Packet(0, b"abcd", 4, LinkType.ETHERNET),
+        Packet(None, b"abcd", 4, LinkType.ETHERNET),
         Packet(8000, b"zz", 2, LinkType.ETHERNET),
         Packet(1000, b"x", 1, LinkType.IPV4),
     ]
+
+
+def test_the_description_is_read_without_a_packet_and_link_types_grow_with_the_file() -> None:
+    """Of a pipe, in which the first packet may be long in coming."""
+    start = section() + block(0xBAD, b"what") + interface(link=113)
+    with read_capture(io.BytesIO(start), "test") as reader:
+        assert reader.link_types == []
+        reader.describe()
+        assert (reader.link_types, reader.offset, reader.regular) == ([113], len(start), False)
+    with read_capture(io.BytesIO(start + interface() + packet(1, b"x", 1) + section() + interface()), "test") as reader:
+        assert [(each.link_type, each.data) for each in reader] == [(1, b"x")]
+        assert reader.link_types == [113, 1]
+    with read_capture(io.BytesIO(section() + packet(1, b"x")), "test") as reader, pytest.raises(CaptureFileError):
+        reader.describe()
+
+
+# --- work that is linear ---------------------------------------------------------------------------------------------
+
+
+def copied(data: bytes) -> int:
+    """Bytes that are copied while this capture is read, besides those that are read."""
+    Counted.copied = 0
+    with contextlib.suppress(CaptureFileError), read_capture(CountedFile(data), "test") as reader:
+        for _ in reader:
+            pass
+    return Counted.copied
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("size", [0, 1, 4, 300])
+def test_a_block_full_of_options_is_read_in_linear_time_or_refused(order: str, size: int) -> None:
+    option = struct.pack(f"{order}HH", 0x7777, size) + bytes(size + 3 & ~3)
+    data = section(order) + interface(option * (1_000_000 // len(option)), order) + packet(1, b"x", order=order)
+    assert copied(data) < 3 * len(data)
+    if size == 0:
+        assert [each.data for each in read(data)] == [b"x"]
+    else:
+        with pytest.raises(CaptureFileError, match="at byte 28: an interface description with more than 1024 options"):
+            read(data)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_options_behind_empty_ones_are_read(order: str) -> None:
+    empty = struct.pack(f"{order}HHHHHH", 1, 0, 0x0100, 0, 9, 0)
+    nanoseconds = struct.pack(f"{order}HHB3x", 9, 1, 9)
+    end = struct.pack(f"{order}HHHHB3x", 0, 0, 9, 1, 0)
+    data = section(order) + interface(empty + nanoseconds + empty + end, order) + packet(7, b"x", order=order)
+    assert [each.time for each in read(data)] == [7]
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.builds(
+                lambda link, options: interface(options, link=link), st.integers(0, 65535), st.binary(max_size=99)
+            ),
+            st.builds(lambda code, size: interface(struct.pack("<HH", code, size) * 50), *[st.integers(0, 9)] * 2),
+            st.builds(packet, st.integers(0, 1 << 63), st.binary(max_size=99), st.integers(0, 3)),
+            st.builds(block, st.integers(0, 9), st.binary(max_size=99)),
+            st.just(section()),
+        ),
+        max_size=20,
+    ),
+    st.integers(1, 50),
+)
+def test_no_file_of_blocks_costs_more_than_its_size(blocks: list[bytes], times: int) -> None:
+    data = section() + b"".join(blocks) * times
+    assert copied(data) <= 3 * len(data)
 
 
 # --- what is broken -------------------------------------------------------------------------------------------------
@@ -237,5 +308,90 @@ def test_a_file_that_cannot_be_opened_or_written_is_an_os_error_with_its_path(tm
 def test_link_types_and_modes() -> None:
     assert LinkType.of(Mode.ETHERNET) is LinkType.ETHERNET
     assert LinkType.of(Mode.IP) is LinkType.RAW
-    modes = {number: LinkType.mode_of(number) for number in (1, 101, 228, 229, 12, 14, 113)}
-    assert modes == {1: Mode.ETHERNET, **dict.fromkeys((101, 228, 229, 12, 14), Mode.IP), 113: None}
+    modes = {number: LinkType.mode_of(number) for number in (1, 101, 228, 229, 12, 14, 113, 276, 0)}
+    assert modes == {
+        1: Mode.ETHERNET,
+        **dict.fromkeys((101, 228, 229, 12, 14), Mode.IP),
+        **dict.fromkeys((113, 276, 0)),
+    }
+
+
+# --- link layers ----------------------------------------------------------------------------------------------------
+
+IP4 = bytes.fromhex("450000180000000040110000 0a000001 0a000002") + b"four"
+IP6 = bytes.fromhex("6000000000043b40") + bytes(32) + b"six!"
+SOURCE, TARGET, SENDER = bytes.fromhex("020000000001"), bytes.fromhex("020000000002"), bytes.fromhex("020000000003")
+ETHERNET = LinkLayer(Mode.ETHERNET, True, SOURCE, TARGET)
+IP = LinkLayer(Mode.IP, True)
+
+
+def sll(protocol: int, payload: bytes, sender: bytes = SENDER) -> bytes:
+    return struct.pack("!HHH8sH", 0, 1, len(sender), sender, protocol) + payload
+
+
+def sll2(protocol: int, payload: bytes, sender: bytes = SENDER) -> bytes:
+    return struct.pack("!HHIHBB8s", protocol, 0, 3, 1, 0, len(sender), sender) + payload
+
+
+def converted(layer: LinkLayer, link_type: int, data: bytes) -> bytes | None:
+    conversion = layer.conversion(link_type)
+    assert conversion is not None
+    return conversion(data)
+
+
+@pytest.mark.parametrize("link_type", [101, 228, 229, 12, 14])
+def test_raw_ip_gets_an_ethernet_header(link_type: int) -> None:
+    assert converted(ETHERNET, link_type, IP4) == TARGET + SOURCE + b"\x08\x00" + IP4
+    assert converted(ETHERNET, link_type, IP6) == TARGET + SOURCE + b"\x86\xdd" + IP6
+    assert converted(ETHERNET, link_type, b"\x10" + IP4) is None
+    assert converted(ETHERNET, link_type, b"") is None
+
+
+@pytest.mark.parametrize(("link_type", "cooked"), [(113, sll), (276, sll2)], ids=["SLL", "SLL2"])
+def test_cooked_packets_become_frames_and_ip_packets(link_type: int, cooked: Callable[..., bytes]) -> None:
+    assert converted(ETHERNET, link_type, cooked(0x800, IP4)) == TARGET + SENDER + b"\x08\x00" + IP4
+    arp = b"arp" * 10
+    assert converted(ETHERNET, link_type, cooked(0x806, arp, b"")) == TARGET + SOURCE + b"\x08\x06" + arp
+    assert converted(ETHERNET, link_type, cooked(0x800, IP4, bytes(6))) == TARGET + SOURCE + b"\x08\x00" + IP4
+    assert converted(ETHERNET, link_type, cooked(4, b"llc")) == TARGET + SENDER + b"\x00\x03llc"
+    assert converted(ETHERNET, link_type, cooked(0x0C, IP4)) is None
+    assert converted(ETHERNET, link_type, cooked(0x800, IP4)[:10]) is None
+    assert converted(IP, link_type, cooked(0x800, IP4)) == IP4
+    assert converted(IP, link_type, cooked(0x86DD, IP6, b"")) == IP6
+    assert converted(IP, link_type, cooked(0x8100, b"\x00\x05\x08\x00" + IP4)) == IP4
+    assert converted(IP, link_type, cooked(0x806, arp)) is None
+    assert converted(IP, link_type, cooked(0x800, b"")) is None
+
+
+def test_frames_lose_their_header_their_vlan_tags_and_their_padding() -> None:
+    for data in (IP4, IP6):
+        kind = b"\x08\x00" if data is IP4 else b"\x86\xdd"
+        assert converted(IP, 1, bytes(12) + kind + data + bytes(20)) == data
+        assert converted(IP, 1, bytes(12) + b"\x88\xa8\x00\x01\x81\x00\x00\x02" + kind + data) == data
+        assert converted(IP, 1, bytes(12) + kind + data[:-1]) == data[:-1], "cut, and sent so"
+    assert converted(IP, 1, bytes(12) + b"\x08\x06" + bytes(28)) is None
+    assert converted(IP, 1, bytes(12) + b"\x81\x00\x00\x01") is None
+    assert converted(IP, 1, b"short") is None
+
+
+@given(st.sampled_from([1, 101, 113, 276]), st.binary(max_size=80))
+def test_no_packet_makes_a_conversion_raise(link_type: int, data: bytes) -> None:
+    for layer in (ETHERNET, IP):
+        made = converted(layer, link_type, data)
+        assert made is None or len(made) <= len(data) + 14
+
+
+@pytest.mark.parametrize(
+    ("layer", "link_type", "words"),
+    [
+        (LinkLayer(Mode.ETHERNET), 101, ["RAW (101)", "ETHERNET (1)", "--mode ip ", "--convert makes Ethernet frames"]),
+        (LinkLayer(Mode.ETHERNET), 276, ["LINUX_SLL2 (276)", "ETHERNET (1); --convert makes Ethernet frames"]),
+        (LinkLayer(Mode.IP), 1, ["ETHERNET (1)", "RAW (101)", "--mode ethernet ", "--convert makes IP packets"]),
+        (LinkLayer(Mode.IP), 113, ["LINUX_SLL (113)", "RAW (101); --convert makes IP packets"]),
+        (ETHERNET, 105, ["IEEE802_11 (105)", "ETHERNET (1)", "tcprewrite"]),
+        (LinkLayer(Mode.IP), 60000, ["link type (60000)", "tcprewrite"]),
+    ],
+)
+def test_a_mismatch_names_both_link_types_and_the_way_out(layer: LinkLayer, link_type: int, words: list[str]) -> None:
+    assert layer.conversion(link_type) is None
+    assert [word for word in words if word not in layer.mismatch(link_type)] == []

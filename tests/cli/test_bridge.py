@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import re
 import socket
 import struct
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from memifrt import ConfigError, Interface, Mode, Role, Runtime, RxMode
+from memifrt import ConfigError, Interface, MemifOSError, Mode, Role, Runtime, RxMode
 from memifrt.cli.command_line import main
 from memifrt.cli.endpoint import (
     MemifEndpoint,
@@ -25,10 +27,14 @@ from memifrt.cli.endpoint import (
 )
 from memifrt.options import InterfaceConfig
 from memifrt.packets import checksum
+from memifrt.ports import packet_socket
 from memifrt.ports.forwarding import Carry
+from memifrt.ports.netdev import KernelInterface, mode_of_hardware
 from memifrt.ports.netns import network_namespace
 from memifrt.ports.offload import NotPossible, Offload, finished, insert_vlan
-from memifrt.ports.port import Port, Traffic
+from memifrt.ports.packet_socket import PacketPort
+from memifrt.ports.port import LOST, LossWarning, Port, Traffic
+from memifrt.ports.tap import TapPort
 from tests.lib.namespaces import Namespace, missing, namespaces
 from tests.lib.programs import Program, end, finish, read_until, running
 from tests.lib.support import DEADLINE, wait_until
@@ -46,6 +52,7 @@ ENDPOINTS = {
         TapEndpoint("mif", Mode.IP, 9000, bytes([2, 0, 0, 0, 0, 1]), "/proc/1/ns/net")
     ),
     "packet:eth1,netns=red": PacketEndpoint("eth1", "red"),
+    "packet:wg0,mode=ip": PacketEndpoint("wg0", "", Mode.IP),
 }
 
 
@@ -71,6 +78,7 @@ WRONG = {
     "tap:mif,colour=red": ["'colour'", "mtu", "netns"],
     "tap:mif,mtu=100,mtu=200": ["mtu is given twice"],
     "tap:mif,netns=": ["netns", "empty"],
+    "packet:mif,mode=raw": ["mode", "'raw'", "ethernet or ip"],
     "memif:@a,role=boss": ["role", "'boss'", "master"],
     "memif:@a,id=-1": ["id", "'-1'", "4294967295"],
     "memif:@a,mode=punt-inject": ["mode", "ethernet or ip"],
@@ -100,6 +108,8 @@ def test_no_error_shows_a_secret_of_an_endpoint(arguments: list[str], capsys: py
     ("a", "b", "words"),
     [
         ("memif:@a,mode=ip", "tap:mif", "IP packets and mif Ethernet frames"),
+        ("memif:@a,mode=ip", "packet:mif", "IP packets and mif Ethernet frames"),
+        ("memif:@a", "packet:wg0,mode=ip", "Ethernet frames and wg0 IP packets"),
         ("memif:@a", "memif:@a", "both ends are memif0 on @a"),
         ("memif:@a", "memif:@a,queues=2", "both ends are memif0 on @a"),
         ("tap:mif", "tap:mif", "both ends are mif"),
@@ -116,6 +126,20 @@ def test_an_interface_that_is_not_there_is_one_line(capsys: pytest.CaptureFixtur
         capsys.readouterr().err
         == "memifrt bridge: there is no interface nosuchif0; ip link shows those that there are\n"
     )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("end", ["packet:nosuchif0", "tap:mif,netns=nosuchns", "tap:mif,netns=/nowhere,mode=ip"])
+def test_a_device_that_cannot_be_had_is_one_line_and_no_peer_sees_us(
+    end: str, turned: bool, runtime: Runtime, socket_name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listening = runtime.create_interface(socket=socket_name, role="master")
+    ends = [f"memif:{socket_name}" + (",mode=ip" if "mode=ip" in end else ""), end]
+    assert main(["bridge", *(ends[::-1] if turned else ends)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    runtime.poll_event(0)
+    assert not listening.connected
 
 
 def test_a_namespace_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -558,3 +582,215 @@ def test_a_name_that_is_taken_by_another_kind_of_interface_is_refused(capsys: py
         host.ip("link", "add", "name", "va", "type", "veth", "peer", "name", "vb")
         assert main(["bridge", f"tap:va,netns={host.name}", "memif:@memifrt-test-taken"]) == 2
     assert "TAP device va: there is an interface of this name that is of another kind" in capsys.readouterr().err
+
+
+# --- losses in the kernel -------------------------------------------------------------------------------------------
+
+#: Of a type for experiments, which nobody else sends.
+FRAME = b"\xff" * 6 + bytes.fromhex("02000000000188b5") + bytes(1000)
+
+
+def flood(namespace: Namespace, name: str, count: int) -> None:
+    """Send so many frames on an interface, whatever becomes of them."""
+    with network_namespace(namespace.name):
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    with sock:
+        sock.bind((name, 0))
+        for _ in range(count):
+            sock.send(FRAME)
+
+
+def accounted(port: Port, way: Carry) -> int:
+    """Frames of :func:`flood` that have come, and packets that are said to be lost."""
+    while way.step():
+        pass
+    assert isinstance(way.target, Shelf)
+    return way.target.taken.count(FRAME) + way.report().reasons.get(LOST, 0)
+
+
+@needs_namespaces
+@pytest.mark.parametrize("kind", ["packet", "tap"])
+def test_what_the_kernel_drops_for_want_of_room_is_counted(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(packet_socket, "_BACKLOG", 20_000)
+    with namespaces(2) as (left, host):
+        if kind == "packet":
+            veth(left, host, "va")
+            port: Port = PacketPort(PacketEndpoint("va", host.name))
+        else:
+            port = TapPort(TapEndpoint("mif", netns=left.name))
+        with contextlib.closing(port):
+            way = Carry(port, Shelf(space=1 << 20))
+            flood(left, "mif", 2000)
+            try_until(lambda: accounted(port, way) >= 2000)
+            report = way.report()
+    assert 0 < report.reasons[LOST] <= report.dropped <= 2000 + 100
+    assert f"({report.reasons[LOST]} lost in the kernel" in report.line()
+
+
+def test_losses_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    losses = LossWarning("interface va", "what helps")
+    assert losses.is_due()
+    losses.lost(0)
+    assert caplog.messages == []
+    assert not losses.is_due(), "within a second"
+    losses.lost(7)
+    assert caplog.messages == ["interface va: the kernel has dropped 7 packets, and may drop more: what helps"]
+    assert not losses.is_due()
+
+
+@needs_namespaces
+def test_a_packet_socket_has_more_room_than_the_system_allows_everybody() -> None:
+    with namespaces(2) as (left, host):
+        veth(left, host, "va")
+        port = PacketPort(PacketEndpoint("va", host.name))
+        with contextlib.closing(port), socket.socket(fileno=os.dup(port.fileno())) as sock:
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= packet_socket._BACKLOG
+
+
+# --- interfaces without Ethernet ------------------------------------------------------------------------------------
+
+IP4 = bytes.fromhex("450000180000000040110000 0a000001 0a000002") + b"four"
+IP6 = bytes.fromhex("6000000000043b40") + bytes(32) + b"six!"
+
+
+@contextlib.contextmanager
+def tun(namespace: Namespace, name: str = "tu0") -> Iterator[TapPort]:
+    """A TUN device, and the program behind it."""
+    with contextlib.closing(TapPort(TapEndpoint(name, Mode.IP, netns=namespace.name))) as port:
+        yield port
+
+
+@contextlib.contextmanager
+def tun_and_port() -> Iterator[tuple[Namespace, TapPort, PacketPort]]:
+    """A TUN device, and a packet socket on it."""
+    with namespaces(1) as (host,), tun(host) as device:
+        port = PacketPort(PacketEndpoint("tu0", host.name, Mode.IP))
+        with contextlib.closing(port):
+            yield host, device, port
+
+
+def arrived(port: Port, count: int) -> list[bytes]:
+    """Packets that come to a port, but for what the kernel says of itself."""
+    found: list[bytes] = []
+
+    def enough() -> bool:
+        found.extend(packet for packet in port.receive(0, 64) if packet in (IP4, IP6))
+        return len(found) >= count
+
+    try_until(enough)
+    return found
+
+
+@needs_namespaces
+def test_an_interface_without_ethernet_is_a_port_in_mode_ip() -> None:
+    with tun_and_port() as (_, device, port):
+        assert device.send(0, [IP4, IP6]) == 2
+        assert arrived(port, 2) == [IP4, IP6]
+        assert port.send(0, [IP6, b"\x10 no IP", b"", IP4]) == 4
+        assert arrived(device, 2) == [IP6, IP4]
+        assert (port.sent, port.refused) == (Traffic(2, len(IP4 + IP6)), {"no IP packet": 2})
+
+
+@needs_namespaces
+def test_an_interface_without_ethernet_may_be_renamed() -> None:
+    with tun_and_port() as (host, device, port):
+        host.ip("link", "set", "tu0", "name", "tu1")
+        assert port.send(0, [IP4]) == 1
+        assert arrived(device, 1) == [IP4]
+
+
+@needs_namespaces
+def test_an_interface_that_does_not_carry_what_its_mode_says_is_refused() -> None:
+    with namespaces(2) as (left, host), tun(host):
+        veth(left, host, "va")
+        for end, words in {
+            "packet:tu0": "interface tu0 carries IP packets without Ethernet headers .*use packet:tu0,mode=ip",
+            "packet:va,mode=ip": "interface va carries Ethernet frames; use packet:va without mode=ip",
+            "tap:tu9,mode=ip,mac=02:00:00:00:00:01": "mac: tu9 is a TUN device .mode=ip., which has no MAC address",
+            "tap:tu0": "tu0 is a TUN device; use tap:tu0,mode=ip, and mode=ip on the other end",
+        }.items():
+            with pytest.raises(ConfigError, match=words):
+                bridge_port(f"{end},netns={host.name}")
+        host.ip("tuntap", "add", "dev", "tp0", "mode", "tap")
+        with pytest.raises(ConfigError, match="tp0 is a TAP device; use tap:tp0,mode=ethernet"):
+            bridge_port(f"tap:tp0,mode=ip,netns={host.name}")
+
+
+def bridge_port(text: str) -> Port:
+    end = parse_endpoint(text)
+    assert not isinstance(end, MemifEndpoint)
+    return TapPort(end) if isinstance(end, TapEndpoint) else PacketPort(end)
+
+
+def test_hardware_types_are_ethernet_ip_or_neither() -> None:
+    kinds = {"ether": 1, "loopback": 772, "none": 65534, "ppp": 512, "ipip": 768, "sit": 776, "gre": 778, "can": 280}
+    modes = {name: mode_of_hardware(number) for name, number in kinds.items()}
+    ip = dict.fromkeys(("none", "ppp", "ipip", "sit", "gre"), Mode.IP)
+    assert modes == {"ether": Mode.ETHERNET, "loopback": Mode.ETHERNET, **ip, "can": None}
+
+
+@pytest.mark.parametrize("kind", ["tcp4", "tcp6", "udp4", "udp6"])
+def test_packets_without_ethernet_are_finished_as_frames_are(kind: str) -> None:
+    for size in (0, 1448):
+        frame, offload = unfinished(kind, False, size)
+        packets = finished(frame[14:], offload.moved(-14), 0)
+        assert packets == [whole[14:] for whole in finished(frame, offload)]
+
+
+# --- devices that somebody has prepared -----------------------------------------------------------------------------
+
+
+@needs_namespaces
+def test_what_is_as_wanted_is_not_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner may attach to the device, and set nothing."""
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    for name in ("set_mac", "set_mtu", "bring_up"):
+        monkeypatch.setattr(KernelInterface, name, refuse)
+    mac, other = "02:00:00:00:00:01", "02:00:00:00:00:02"
+    with namespaces(1) as (host,):
+        host.ip("tuntap", "add", "dev", "tp0", "mode", "tap")
+        host.ip("link", "set", "tp0", "up", "mtu", "1400", "address", mac)
+        for end in ("", ",mtu=1400", f",mac={mac},mtu=1400"):
+            bridge_port(f"tap:tp0,netns={host.name}{end}").close()
+        for end, words in {
+            ",mtu=1500": "its MTU is 1400, and cannot be set to 1500: Operation not permitted",
+            f",mac={other}": f"its MAC address is {mac}, and cannot be set to {other}: Operation not permitted",
+        }.items():
+            with pytest.raises(MemifOSError, match=f"cannot set up TAP device tp0: {words}"):
+                bridge_port(f"tap:tp0,netns={host.name}{end}")
+        host.ip("link", "set", "tp0", "down")
+        with pytest.raises(MemifOSError, match="it is down, and cannot be brought up"):
+            bridge_port(f"tap:tp0,netns={host.name}")
+
+
+@needs_namespaces
+def test_a_device_of_somebody_else_is_refused_with_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    with namespaces(1) as (host,):
+        host.ip("tuntap", "add", "dev", "tp0", "mode", "tap", "user", "12345")
+
+        def refuse(*arguments: object) -> None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr("memifrt.ports.tap.fcntl.ioctl", refuse)
+        with pytest.raises(MemifOSError, match="tp0: it belongs to user 12345, and we are 0; it needs root"):
+            bridge_port(f"tap:tp0,netns={host.name}")
+
+
+@needs_namespaces
+def test_a_device_with_several_queues_is_refused_with_the_reason() -> None:
+    with namespaces(1) as (host,):
+        host.ip("tuntap", "add", "dev", "tp0", "mode", "tap", "multi_queue")
+        with pytest.raises(MemifOSError, match="tp0: it is one with several queues; make it without multi_queue"):
+            bridge_port(f"tap:tp0,netns={host.name}")
+
+
+def test_the_namespace_that_we_are_in_is_not_entered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To enter one needs a capability."""
+    monkeypatch.setattr("memifrt.ports.netns._enter", lambda fd: pytest.fail("entered"))
+    with network_namespace("/proc/self/ns/net"):
+        pass

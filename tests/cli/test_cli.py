@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import memifrt
-from memifrt.cli.command_line import main
+from memifrt.cli.command_line import _parser, main
 from tests.lib.programs import end, finish, read_until, responder, run, running
 from tests.lib.support import DEADLINE
 
@@ -82,6 +83,40 @@ def test_wrong_argument_is_one_line_that_names_it_and_status_2(case: str, capsys
     assert err.endswith("\n")
     assert err[:-1].isprintable()  # and so one line
     assert [word for word in words if word not in err] == []
+
+
+#: What nobody means: nothing, no number, too much, not UTF-8.
+NEVER_RIGHT = ["", "-", "-1", "nan", "1e400", "0x10", "9" * 5000, "\u0664", "\udcff", "a b", "=", ","]
+
+
+def options_with_a_value() -> list[tuple[str, str]]:
+    """Every option of every command that is read by a function or is one of several words."""
+    parser = _parser([])
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return [
+        (command, action.option_strings[-1])
+        for command, sub in commands.choices.items()
+        for action in sub._actions
+        if action.option_strings and action.nargs is None and (action.type is not None or action.choices is not None)
+    ]
+
+
+@pytest.mark.parametrize(("name", "option"), options_with_a_value())
+def test_whatever_an_option_is_given_it_is_taken_or_one_line(
+    name: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = 0
+    for value in NEVER_RIGHT:
+        status: object = 0
+        try:
+            _parser([]).parse_known_args([name, f"{option}={value}"])
+        except SystemExit as error:
+            status = error.code
+        out, err = capsys.readouterr()
+        assert (out, err[:-1].isprintable(), err.count("\n")) == ("", True, 1 if status else 0), value
+        assert status in (0, 2), value
+        refused += option in err
+    assert refused, "it takes anything"
 
 
 def test_wrong_argument_of_a_program_is_status_2_without_a_traceback() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import struct
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuzz.work import Counted
 from memifrt import ConfigError, Interface, MemifError, Mode, Runtime
 from memifrt.capture import filter as bpf
 from memifrt.capture.pcap import LinkType, Packet, open_capture, read_capture
@@ -104,7 +106,7 @@ def test_a_file_holds_what_was_sent_byte_for_byte(
     assert err.endswith("memifrt dump: 600 packets captured\n")
     found = everything(path)
     assert [packet.data for packet in found] == packets
-    assert [packet.time for packet in found] == sorted(packet.time for packet in found)
+    assert [packet.time or 0 for packet in found] == sorted(packet.time or 0 for packet in found)
     assert_scapy_reads(path, packets)
     assert_tcpdump_reads(path, len(packets))
 
@@ -215,6 +217,14 @@ def test_a_filter_sees_ip_packets_in_ip_mode() -> None:
     assert [matches(packet) for packet in (echo(1)[14:], echo(1), b"")] == [True, False, False]
 
 
+def test_a_filter_of_ethernet_addresses_is_refused_in_ip_mode(capsys: pytest.CaptureFixture[str]) -> None:
+    needs_libpcap()
+    assert main(["dump", "--mode", "ip", "ether", "host", "02:00:00:00:00:01"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "the filter 'ether host 02:00:00:00:00:01' is not one that libpcap understands: " in err
+
+
 def test_a_filter_that_is_none_is_one_line_in_libpcap_s_words(capsys: pytest.CaptureFixture[str]) -> None:
     needs_libpcap()
     assert main(["dump", "--role", "master", "--socket", "@memifrt-test-filter", "icmp or else"]) == 2
@@ -298,7 +308,55 @@ def test_the_clock_of_a_capture_never_goes_back(tmp_path: Path, monkeypatch: pyt
         capture = Capture(sink, None, None, lambda: None, Progress())
         for _ in range(5):
             capture.record([b"x"])
-    assert [packet.time // SECOND for packet in everything(path)] == [5, 9, 9, 9, 10]
+    assert [(packet.time or 0) // SECOND for packet in everything(path)] == [5, 9, 9, 9, 10]
+
+
+# --- what is local is looked at before a peer is --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-w", "/nowhere/x.pcap"], "cannot write /nowhere/x.pcap: No such file"),
+        (["-w", "/nowhere/x.pcap", "-C", "1"], "cannot write /nowhere/x-0001.pcap: No such file"),
+        (["-w", "/nowhere/%H.pcap", "-G", "1"], "cannot write /nowhere/"),
+        (["-w", "/proc"], "cannot write /proc: Is a directory"),
+        (["-w", "", "-G", "1"], "-w '': it must be the name of a file"),
+        (["-w", "/", "-C", "1"], "-w '/': it must be the name of a file"),
+        (["--", "icmp", "or", "else"], "the filter 'icmp or else'"),
+        (["--", "host \udcff"], "the filter 'host"),
+    ],
+)
+@pytest.mark.parametrize("ends", [("--socket", "{}"), ("--between", "{}", "{},id=1")], ids=["endpoint", "between"])
+def test_what_is_wrong_with_a_file_or_filter_is_one_line_and_no_peer_sees_us(
+    ends: tuple[str, ...],
+    arguments: list[str],
+    words: str,
+    runtime: Runtime,
+    socket_name: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if words.startswith("the filter"):
+        needs_libpcap()
+    listening = runtime.create_interface(socket=socket_name, role="master")
+    assert main(["dump", *(part.format(socket_name) for part in ends), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert words in err
+    runtime.poll_event(0)
+    assert not listening.connected
+
+
+def test_a_capture_is_not_touched_before_the_interface_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, missing = tmp_path / "there.pcap", tmp_path / "missing.pcap"
+    there.write_bytes(b"of yesterday")
+    for path in (there, missing):
+        assert main(["dump", "-w", str(path), "--role", "master", "--socket", "/nowhere/lab.sock"]) == 2
+        assert "cannot listen on /nowhere/lab.sock" in capsys.readouterr().err
+    assert there.read_bytes() == b"of yesterday"
+    assert not missing.exists()
 
 
 # --- between two memifs ---------------------------------------------------------------------------------------------
@@ -506,3 +564,13 @@ def test_lines_of_one_interface_name_no_way(capsys: pytest.CaptureFixture[str]) 
     with Lines(("",), ethernet_summary) as sink:
         sink.record([b"x"], 1, 0)
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.000000 \[\|ether\], length 1\n", capsys.readouterr().out)
+
+
+def test_thousands_of_ipv6_options_are_walked_and_not_copied() -> None:
+    """Each of 8 bytes, in a packet as long as any."""
+
+    options = bytes(65520)
+    packet = Counted(struct.pack("!IHBB", 6 << 28, len(options), 0, 64) + bytes(32) + options)
+    Counted.copied = 0
+    assert ip_summary(packet).startswith("IP6 :: > ::: ")
+    assert Counted.copied < 3 * len(packet)

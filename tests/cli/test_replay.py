@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import random
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -85,7 +87,7 @@ def test_a_capture_of_100000_packets_comes_out_of_dump_as_it_was(socket_name: st
     assert err.endswith("memifrt dump: 100000 packets captured\n")
     assert data(again) == packets
     with open_capture(again) as reader:
-        times = [packet.time for packet in reader]
+        times = [packet.time or 0 for packet in reader]
     assert times == sorted(times)
 
 
@@ -140,9 +142,166 @@ def test_packets_that_the_interface_cannot_carry_are_skipped(
     assert received == [b"\x45ip", b"\x45last"]
     assert ", 1 skipped that this memif cannot carry in " in out
     assert status == 0
-    received, status, out, _ = replayed(runtime, socket_name, str(path), "--topspeed")
-    assert (received, status) == ([], 0)
-    assert out.startswith("0 packets, 0 bytes accepted, 0 dropped, 3 skipped that this memif cannot carry")
+
+
+# --- link types -----------------------------------------------------------------------------------------------------
+
+IP4 = bytes.fromhex("450000180000000040110000 0a000001 0a000002") + b"four"
+#: LINUX_SLL2: IPv4 from 02:00:00:00:00:03.
+COOKED = bytes.fromhex("0800 0000 00000001 0001 00 06 0200000000030000") + IP4
+
+
+def pcap_of(
+    path: Path, link_type: int, packets: Sequence[bytes], lengths: Sequence[int] = (), order: str = "<"
+) -> Path:
+    """A file with a packet every second of 2001, of any link type and any lengths."""
+    with path.open("wb") as file:
+        file.write(struct.pack(f"{order}IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, link_type))
+        for number, packet in enumerate(packets):
+            length = lengths[number] if lengths else len(packet)
+            file.write(struct.pack(f"{order}IIII", 10**9 + number, 0, len(packet), length) + packet)
+    return path
+
+
+def pcapng_of(path: Path, link_types: Sequence[int], packets: Sequence[tuple[int, bytes]]) -> Path:
+    """A file with these interfaces, and packets of them."""
+
+    def block(kind: int, body: bytes) -> bytes:
+        total = struct.pack("<I", len(body) + 12)
+        return struct.pack("<I", kind) + total + body + total
+
+    data = block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1))
+    data += b"".join(block(1, struct.pack("<HHI", link_type, 0, 0)) for link_type in link_types)
+    for number, packet in packets:
+        packed = packet + bytes(-len(packet) % 4)
+        data += block(6, struct.pack("<IIIII", number, 0, 0, len(packet), len(packet)) + packed)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("link_type", "mode", "words"),
+    [
+        (276, "ethernet", ["LINUX_SLL2 (276)", "ETHERNET (1)", "--convert"]),
+        (101, "ethernet", ["RAW (101)", "ETHERNET (1)", "--mode ip", "--convert"]),
+        (1, "ip", ["ETHERNET (1)", "RAW (101)", "--mode ethernet", "--convert"]),
+        (105, "ethernet", ["IEEE802_11 (105)", "ETHERNET (1)", "tcprewrite"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["pcap", "pcapng"])
+def test_another_link_type_is_one_line_before_any_peer_is_waited_for(
+    kind: str, link_type: int, mode: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"x.{kind}"
+    if kind == "pcap":
+        pcap_of(path, link_type, [COOKED])
+    else:
+        pcapng_of(path, [link_type], [(0, COOKED)])
+    assert main(["replay", str(path), "--mode", mode]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert [word for word in [str(path), *words] if word not in err] == []
+
+
+@pytest.mark.parametrize("kind", ["pcap", "pcapng"])
+def test_a_pipe_of_another_link_type_is_refused_by_its_header(kind: str, tmp_path: Path) -> None:
+    """No packet has come, and none will before the replay ends."""
+    path = pcap_of(tmp_path / "x", 113, []) if kind == "pcap" else pcapng_of(tmp_path / "x", [113], [])
+    with running("replay", "-") as program:
+        assert program.stdin is not None
+        os.write(program.stdin.fileno(), path.read_bytes())
+        assert program.wait(DEADLINE) == 2
+        assert program.stderr is not None
+        assert program.stderr.read().startswith("memifrt replay: standard input: its packets are LINUX_SLL (113)")
+
+
+def test_packets_of_another_link_type_among_others_are_counted_and_a_failure(
+    runtime: Runtime, socket_name: str, tmp_path: Path
+) -> None:
+    path = pcapng_of(tmp_path / "x.pcapng", [105, 1], [(0, b"radio"), (1, b"frame"), (0, b"radio")])
+    received, status, out, _ = replayed(runtime, socket_name, str(path))
+    assert (received, status) == ([b"frame"], 1)
+    assert out.startswith("1 packets, 5 bytes accepted, 0 dropped, 2 skipped of another link type in ")
+
+
+def test_packets_are_converted_when_asked_for(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:
+    path = pcapng_of(tmp_path / "x.pcapng", [276, 101, 1], [(0, COOKED), (1, IP4), (2, b"frame"), (1, b"?")])
+    macs = ("--dst-mac", "02:00:00:00:00:02", "--src-mac", "02:00:00:00:00:01")
+    received, status, out, _ = replayed(runtime, socket_name, str(path), "--convert", *macs)
+    target = bytes.fromhex("020000000002")
+    made = [target + bytes.fromhex(f"02000000000{end}0800") + IP4 for end in (3, 1)]
+    assert (received, status) == ([*made, b"frame"], 0)
+    assert ", 1 skipped that this memif cannot carry in " in out
+
+
+def test_packets_are_converted_for_mode_ip(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:
+    path = pcapng_of(tmp_path / "x.pcapng", [276, 101, 1], [(0, COOKED), (1, IP4), (2, bytes(12) + b"\x08\x00" + IP4)])
+    received, status, _, _ = replayed(runtime, socket_name, str(path), "--convert", "--mode", "ip", mode="ip")
+    assert (received, status) == ([IP4] * 3, 0)
+
+
+# --- packets that were cut at capture -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sent", "status", "said"),
+    [
+        ([], [b"whole"], 1, "2 skipped that were cut at capture"),
+        (["--cut", "skip"], [b"whole"], 0, "2 skipped that were cut at capture"),
+        (["--cut", "send"], [b"head", b"whole", b"x"], 0, "2 sent as they were cut at capture"),
+        (["--cut", "pad"], [b"head" + bytes(60), b"whole", b"x" + bytes(63)], 0, "2 that were cut at capture padded"),
+    ],
+    ids=["default", "skip", "send", "pad"],
+)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_packets_that_were_cut_at_capture_are_said(
+    order: str,
+    arguments: list[str],
+    sent: list[bytes],
+    status: int,
+    said: str,
+    runtime: Runtime,
+    socket_name: str,
+    tmp_path: Path,
+) -> None:
+    path = pcap_of(tmp_path / "x.pcap", 1, [b"head", b"whole", b"x"], [64, 5, 64], order)
+    received, ended, out, err = replayed(runtime, socket_name, str(path), "--topspeed", *arguments)
+    assert (received, ended) == (sent, status)
+    assert f", {said}" in out
+    assert err.count("a packet was cut at capture to 4 of its 64 bytes") == (0 if arguments else 1)
+
+
+def test_a_packet_that_claims_more_than_any_has_is_not_padded(
+    runtime: Runtime, socket_name: str, tmp_path: Path
+) -> None:
+    path = pcap_of(tmp_path / "x.pcap", 1, [b"head", b"last"], [0xFFFFFFFF, 4])
+    received, status, out, _ = replayed(runtime, socket_name, str(path), "--topspeed", "--cut", "pad")
+    assert (received, status) == ([b"last"], 1)
+    assert ", 1 skipped that were cut at capture in " in out
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pcap", "pcapng"])
+def test_a_file_without_packets_is_one_line(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = pcap_of(tmp_path / "x", 1, []) if kind == "pcap" else pcapng_of(tmp_path / "x", [1], [])
+    assert main(["replay", str(path)]) == 2
+    assert capsys.readouterr() == ("", f"memifrt replay: {path}: there is no packet in it\n")
+
+
+def test_a_pipe_without_packets_is_a_failure(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:
+    path = pcap_of(tmp_path / "x", 1, [])
+    with listener(runtime, socket_name, []), running("replay", "-", "--socket", socket_name) as program:
+        assert program.stdin is not None
+        os.write(program.stdin.fileno(), path.read_bytes())
+        program.stdin.close()
+        program.stdin = None
+        wait_until(lambda: program.poll() is not None, runtime)
+        status, out, err = finish(program)
+    assert status == 2
+    assert out.startswith("0 packets")
+    assert err.endswith("memifrt replay: standard input: there is no packet in it\n")
 
 
 def test_a_file_that_was_cut_off_is_played_as_far_as_it_goes(
@@ -173,11 +332,20 @@ def test_a_file_that_is_no_capture_is_one_line(
     assert words in err
 
 
+def test_a_file_that_is_broken_before_its_first_packet_is_told_before_any_peer_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = capture(tmp_path / "x.pcap")
+    path.write_bytes(path.read_bytes()[:30])
+    assert main(["replay", str(path)]) == 2
+    assert "the file ends within the header of packet 1" in capsys.readouterr().err
+
+
 # --- when it is due -------------------------------------------------------------------------------------------------
 
 
-def due(pace: Pace, times: Sequence[int], size: int = 125) -> list[int]:
-    clock = pace.clock()
+def due(pace: Pace, times: Sequence[int | None], size: int = 125, shortened: list[None] | None = None) -> list[int]:
+    clock = pace.clock((lambda: shortened.append(None)) if shortened is not None else lambda: None)
     assert clock is not None
     return [clock(Packet(when, bytes(size), size, 1)) for when in times]
 
@@ -189,6 +357,56 @@ def test_packets_are_due_when_they_were_captured() -> None:
 
 def test_a_packet_that_is_older_than_the_one_before_it_is_due_at_once() -> None:
     assert due(Pace(speed=1.0), [100, 150, 120, 0, 160]) == [0, 50, 50, 50, 60]
+
+
+YEARS = 1_700_000_000 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ([0, YEARS, YEARS + 5], [0, 0, 5]),
+        ([None, YEARS, YEARS + 5], [0, 0, 5]),
+        ([0, None, 0, YEARS, None, YEARS + 5, 0, YEARS + 9], [0, 0, 0, 0, 0, 5, 5, 9]),
+        ([YEARS, 0, YEARS + 7], [0, 0, 7]),
+        ([None, None], [0, 0]),
+    ],
+)
+def test_packets_without_a_time_follow_at_once(times: list[int | None], expected: list[int]) -> None:
+    assert due(Pace(speed=1.0), times) == expected
+
+
+def test_times_that_start_at_zero_are_times() -> None:
+    assert due(Pace(speed=1.0), [0, SECOND, 2 * SECOND]) == [0, SECOND, 2 * SECOND]
+
+
+def test_a_clock_that_was_set_back_counts_from_there() -> None:
+    times = [YEARS, YEARS + SECOND, YEARS - 3600 * SECOND, YEARS - 3599 * SECOND]
+    assert due(Pace(speed=1.0), times) == [0, SECOND, SECOND, 2 * SECOND]
+
+
+def test_a_gap_is_bounded_and_counted() -> None:
+    shortened: list[None] = []
+    times = [YEARS, YEARS + SECOND, YEARS + 3600 * SECOND, YEARS + 3601 * SECOND, 2 * YEARS]
+    found = due(Pace(speed=1.0, max_gap=2.0), times, shortened=shortened)
+    assert found == [0, SECOND, 3 * SECOND, 4 * SECOND, 6 * SECOND]
+    assert len(shortened) == 2
+    assert due(Pace(speed=10.0, max_gap=2.0), [YEARS, YEARS + 20 * SECOND]) == [0, 2 * SECOND]
+
+
+def test_a_long_wait_is_said(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:
+    path = capture(tmp_path / "x.pcap", [bytes(60)] * 2, step=100 * 86400 * SECOND)
+    with listener(runtime, socket_name, []), running("replay", str(path), "--socket", socket_name) as program:
+        wait_until(lambda: runtime.interfaces[0].connected, runtime)
+        said = read_until(program, "is due in", stderr=True)
+        assert re.search(r"the next packet is due in 99 days, .*; --max-gap bounds the gaps of the capture$", said)
+
+
+def test_a_bounded_gap_is_said(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:
+    path = capture(tmp_path / "x.pcap", [bytes(60)] * 3, step=86400 * SECOND)
+    received, status, out, _ = replayed(runtime, socket_name, str(path), "--max-gap", "0.01")
+    assert (len(received), status) == (3, 0)
+    assert ", 2 gaps shortened in " in out
 
 
 def test_packets_are_due_at_a_rate() -> None:
@@ -219,6 +437,12 @@ def test_no_packet_is_sent_before_it_is_due(
         (["--speed", "nan"], ["--speed", "'nan'"]),
         (["--pps", "1", "--topspeed"], ["--topspeed", "--pps"]),
         (["--loop", "-1"], ["--loop", "'-1'"]),
+        (["--max-gap", "-1"], ["--max-gap", "'-1'"]),
+        (["--max-gap", "1", "--pps", "5"], ["--max-gap", "--pps"]),
+        (["--max-gap", "1", "--topspeed"], ["--max-gap", "--topspeed"]),
+        (["--cut", "fill"], ["--cut", "'fill'", "pad"]),
+        (["--dst-mac", "x"], ["--dst-mac", "'x'"]),
+        (["--src-mac", "ff:ff:ff:ff:ff:ff"], ["--src-mac", "unicast"]),
     ],
 )
 def test_a_wrong_pace_is_one_line(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

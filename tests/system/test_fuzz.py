@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from fuzz import control, leaks, worker
+from fuzz.captures import CaptureTarget
 from fuzz.control import ControlTarget
 from fuzz.parsers import ParserTarget
 from fuzz.rings import RingTarget
 from fuzz.script import Script
 from memifrt import Disconnected
+from memifrt.capture import pcap
 from memifrt.ring import reference
 from memifrt.types import Role
 from tests.lib.support import DEADLINE
@@ -184,6 +186,25 @@ def test_a_check_that_the_reference_leaves_out_is_found(monkeypatch: pytest.Monk
             target(data)
 
     with pytest.raises(AssertionError, match="the implementations differ"):
+        run()
+
+
+def test_a_reader_whose_work_is_quadratic_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def options(reader: pcap._PcapngReader, body: bytes, at: int, start: int) -> Iterator[tuple[int, bytes]]:
+        rest = body[at:]
+        while len(rest) >= 4:
+            code, size = reader._unpack("HH", rest)
+            yield code, rest[4 : 4 + size]
+            rest = rest[4 + size :]
+
+    monkeypatch.setattr(pcap._PcapngReader, "_options", options)
+    target = CaptureTarget()
+
+    def run() -> None:
+        for data in islice(worker.random_inputs(seed=1), 2000):
+            target(data)
+
+    with pytest.raises(AssertionError, match="bytes copied of"):
         run()
 
 

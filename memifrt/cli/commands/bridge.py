@@ -34,11 +34,12 @@ def bridge(
     polling = any(isinstance(end, MemifEndpoint) and end.config.rx_mode is RxMode.POLLING for end in (a, b))
     interval = DEFAULT_RECONNECT_INTERVAL
     with session("bridge", reconnect_interval=interval, watching=watching) as runtime, contextlib.ExitStack() as stack:
-        ports: list[Port] = []
-        for end in (a, b):
-            ports.append(_port(runtime, end))
-            stack.callback(ports[-1].close)
-        there, back = direction(*ports), direction(*reversed(ports))
+        ports: dict[Endpoint, Port] = {}
+        # What is local comes first: a peer is to see nothing of a bridge that cannot be.
+        for end in sorted((a, b), key=lambda end: isinstance(end, MemifEndpoint)):
+            ports[end] = _port(runtime, end)
+            stack.callback(ports[end].close)
+        there, back = direction(ports[a], ports[b]), direction(ports[b], ports[a])
         pump = Pump(runtime, (there, back), polling=polling)
         on_ready()
         pump.run()

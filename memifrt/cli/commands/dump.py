@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 
 from memifrt.capture.filter import Matches, compile_filter
-from memifrt.capture.pcap import MAX_SNAPLEN, LinkType, PcapWriter, Writer, create_capture
+from memifrt.capture.pcap import MAX_SNAPLEN, LinkType, PcapWriter, Writer, check_writable, create_capture
 from memifrt.capture.summary import Summary, summary
 from memifrt.cli.arguments import (
     MANY,
@@ -75,6 +75,8 @@ class DumpOptions:
     style: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.path is not None and not Path(self.path).name:
+            raise ConfigError(f"-w {self.path!r}: it must be the name of a file, or - for standard output")
         if self.rotation and self.path in (None, "-"):
             raise ConfigError("-G and -C begin new files: they need -w FILE")
         if self.path == "-" and sys.stdout.isatty():
@@ -187,16 +189,34 @@ class Files(Sink):
     def _next_name(self, now: int) -> str:
         if not self._rotation:
             return self._path
-        path, numbered = Path(self._path), True
-        if "%" in self._path:
-            path, numbered = Path(datetime.fromtimestamp(now // _SECOND).strftime(self._path)), False
-        name = str(path)
+        numbered = "%" not in self._path
+        path = self._path if numbered else with_time(self._path, now)
+        name = path
         while numbered or name in self._names:
             self._number += 1
-            name = str(path.with_name(f"{path.stem}-{self._number:04}{path.suffix}"))
+            name = with_number(path, self._number)
             numbered = False
         self._names.add(name)
         return name
+
+
+def with_time(path: str, now: int) -> str:
+    """What ``strftime`` makes of a path, at ``now`` in nanoseconds since 1970."""
+    return datetime.fromtimestamp(now // _SECOND).strftime(path)
+
+
+def with_number(path: str, number: int) -> str:
+    """The path of one of several files."""
+    whole = Path(path)
+    return str(whole.with_name(f"{whole.stem}-{number:04}{whole.suffix}"))
+
+
+def first_name(options: DumpOptions, now: int) -> str:
+    """The path of the first file, if it is begun now."""
+    path = options.path or "-"
+    if not options.rotation:
+        return path
+    return with_time(path, now) if "%" in path else with_number(path, 1)
 
 
 def _never(burst: Burst, now: int) -> None:
@@ -304,9 +324,10 @@ def dump(
     if len(ends) == 2:
         check_pair(*ends)
     polling = any(end.config.rx_mode is RxMode.POLLING for end in ends)
+    preparation = Preparation.of(options, ends)
     with session("dump", reconnect_interval=DEFAULT_RECONNECT_INTERVAL, watching=watching) as runtime:
         ports = [MemifPort(runtime, end) for end in ends]
-        with capturing(options, ends, runtime.cancel_poll_event) as capture:
+        with capturing(options, ends, runtime.cancel_poll_event, preparation) as capture:
             one = [Carry(ports[0], _Nowhere("nowhere"), capture.record)]
             ways: Sequence[Direction] = between(ports, capture) if len(ports) == 2 else one
             pump = Pump(runtime, ways, polling=polling, on_idle=capture.flush)
@@ -332,20 +353,53 @@ def between(ports: Sequence[MemifPort], capture: Capture) -> Sequence[Direction]
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What can go wrong by itself, and does so before a peer sees anything of us.
+
+    :ivar matches: the compiled filter, if there is one.
+    :ivar describe: makes the lines, if no file is written.
+    """
+
+    matches: Matches | None
+    describe: Summary | None
+
+    @classmethod
+    def of(cls, options: DumpOptions, ends: Sequence[MemifEndpoint]) -> Preparation:
+        """Compile the filter, and find out whether the file can be written.
+
+        :raises MemifError: it cannot, or the filter is none, or what it takes is not installed.
+        """
+        mode = ends[0].mode
+        matches = compile_filter(options.filter, LinkType.of(mode)) if options.filter else None
+        if options.path is None:
+            return cls(matches, summary(mode, options.style))
+        check_writable(first_name(options, time.time_ns()))
+        return cls(matches, None)
+
+
 @contextlib.contextmanager
-def capturing(options: DumpOptions, ends: Sequence[MemifEndpoint], stop: Callable[[], None]) -> Iterator[Capture]:
-    """A capture as it is asked for, closed afterwards."""
-    link_type = LinkType.of(ends[0].mode)
-    matches = compile_filter(options.filter, link_type) if options.filter else None
+def capturing(
+    options: DumpOptions,
+    ends: Sequence[MemifEndpoint],
+    stop: Callable[[], None],
+    preparation: Preparation | None = None,
+) -> Iterator[Capture]:
+    """A capture as it is asked for, closed afterwards.
+
+    :param preparation: for these options and ends, if it has been made already.
+    """
+    preparation = preparation or Preparation.of(options, ends)
     sink: Sink
     if options.path is None:
-        sink, shown = Lines("AB" if len(ends) == 2 else ("",), summary(ends[0].mode, options.style)), Progress()
+        assert preparation.describe is not None
+        sink, shown = Lines("AB" if len(ends) == 2 else ("",), preparation.describe), Progress()
     else:
-        interfaces = [(str(end), link_type) for end in ends]
+        interfaces = [(str(end), LinkType.of(end.mode)) for end in ends]
         sink = Files(options.path, interfaces, options.snaplen, options.rotation)
         shown = progress("dump")
     with sink, shown:
-        yield Capture(sink, matches, options.count, stop, shown)
+        yield Capture(sink, preparation.matches, options.count, stop, shown)
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

@@ -14,17 +14,20 @@ import select
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import NoReturn
 
-from memifrt.capture.pcap import CaptureFileError, LinkType, Packet, Reader, open_capture
-from memifrt.cli.arguments import MANY, Command, Parser, add_peer_arguments, watching, whole
+from memifrt.capture.link_layer import BROADCAST, OURS, Conversion, LinkLayer
+from memifrt.capture.pcap import MAX_SNAPLEN, CaptureFileError, Packet, Reader, open_capture
+from memifrt.cli.arguments import MANY, Command, Parser, add_peer_arguments, checked, own_mac, seconds, watching, whole
 from memifrt.cli.endpoint import MemifEndpoint, memif_endpoint
 from memifrt.cli.program import Watching, complain, session
 from memifrt.cli.progress import Progress, progress
-from memifrt.errors import ConfigError, Disconnected, PollCancelled
+from memifrt.errors import ConfigError, Disconnected, MemifError, PollCancelled
+from memifrt.packets import format_mac, parse_mac
 from memifrt.ports.drain import INTERVAL, Drain
 from memifrt.ports.port import MemifPort
 from memifrt.runtime import Runtime
-from memifrt.types import Mode
 
 #: Seconds between two attempts to connect: somebody waits in front of the terminal.
 _RECONNECT_INTERVAL = 0.2
@@ -38,25 +41,49 @@ _BUFFERS_WAIT = 3.0
 _KEPT = 256 << 20
 _SECOND = 1_000_000_000
 _PR_SET_TIMERSLACK = 29
+#: Seconds that are waited for a packet without saying so.
+_LONG = 10.0
+#: A capture whose times start at 0 counts from there, if the next one is within so many nanoseconds: it has no dates.
+_DAY = 86400 * _SECOND
 #: Of a rate or a speed: with less, a packet is due in more nanoseconds than a float has.
 _LEAST = 1e-9
 
 Clock = Callable[[Packet], int]
 
+#: What can be done with packets that were cut at capture.
+CUT_CHOICES = ("pad", "send", "skip")
+
+
+def _nothing() -> None:
+    """Nobody counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How fast: ``speed`` times as fast as it was captured, or so many packets or megabits a second, or (all 0) as
-    fast as the peer takes them. A megabit counts the bytes of packets alone."""
+    fast as the peer takes them. A megabit counts the bytes of packets alone.
+
+    :ivar max_gap: seconds that the captured times may keep the next packet waiting, 0 for no bound.
+    """
 
     speed: float = 0.0
     pps: float = 0.0
     mbps: float = 0.0
+    max_gap: float = 0.0
 
-    def clock(self) -> Clock | None:
-        """What says of each packet, in turn, how many nanoseconds after the first one it is due; None: at once."""
+    def __post_init__(self) -> None:
+        if self.max_gap and not self.speed:
+            raise ConfigError(
+                "--max-gap bounds the gaps of captured times; --pps, --mbps and --topspeed do not use them"
+            )
+
+    def clock(self, on_shortened: Callable[[], object] = _nothing) -> Clock | None:
+        """What says of each packet, in turn, how many nanoseconds after the first one it is due; None: at once.
+
+        :param on_shortened: called for each gap that ``max_gap`` bounds.
+        """
         if self.speed:
-            return _captured_times(self.speed)
+            return _captured_times(self.speed, int(self.max_gap * _SECOND), on_shortened)
         if self.pps:
             period = _SECOND / self.pps
             numbers = itertools.count()
@@ -66,16 +93,31 @@ class Pace:
         return None
 
 
-def _captured_times(speed: float) -> Clock:
-    first: int | None = None
-    last = 0
+def _captured_times(speed: float, max_gap: int, on_shortened: Callable[[], object]) -> Clock:
+    #: A captured time, and when a packet of this time is due; None before the first packet with a time.
+    origin: int | None = None
+    start = 0
+    #: The latest captured time, and when the packet before was due.
+    latest = last = 0
+    starts_at_zero = False
 
     def due(packet: Packet) -> int:
-        """A packet that is older than the one before it, or has no time, comes right behind that."""
-        nonlocal first, last
-        if first is None:
-            first = packet.time
-        last = max(last, int((packet.time - first) / speed))
+        """A packet that has no time, or is older than the one before it, comes right behind that."""
+        nonlocal origin, start, latest, last, starts_at_zero
+        captured = packet.time
+        if not captured:  # writers that know no time write 0
+            starts_at_zero = starts_at_zero or (captured == 0 and origin is None)
+            return last
+        if origin is None:
+            origin = latest = 0 if starts_at_zero and captured <= _DAY else captured
+        if captured < latest - _SECOND:  # more than packets that overtook each other: the clock was set back
+            origin, start, latest = captured, last, captured
+        when = start + int((captured - origin) / speed)
+        if max_gap and when - last > max_gap:
+            on_shortened()
+            origin, start = captured, last + max_gap
+            when = start
+        latest, last = max(latest, captured), max(last, when)
         return last
 
     return due
@@ -97,10 +139,15 @@ def _bit_times(mbps: float) -> Clock:
 class Outcome:
     """What became of the packets.
 
-    :ivar skipped: cannot be sent on this memif: they are empty, too long, or of another link type.
+    :ivar skipped: cannot be sent on this memif: they are empty, too long, or nothing that it carries is in them.
     :ivar unread: are in the ring of a peer that does not take them.
     :ivar complete: it was not ended before, by Ctrl+C, SIGTERM or the peer.
     :ivar broken: what is wrong with the file; what stands before that has been played.
+    :ivar cut: were cut at capture, and are not sent.
+    :ivar sent_cut: were cut at capture, and are sent so.
+    :ivar padded: were cut at capture, and are filled up with zeros.
+    :ivar foreign: are of another link type than this memif carries.
+    :ivar shortened: gaps between packets that were longer than ``Pace.max_gap``.
     """
 
     accepted: int = 0
@@ -110,13 +157,27 @@ class Outcome:
     unread: int = 0
     seconds: float = 0.0
     complete: bool = False
-    broken: CaptureFileError | None = None
+    broken: MemifError | None = None
+    cut: int = 0
+    sent_cut: int = 0
+    padded: int = 0
+    foreign: int = 0
+    shortened: int = 0
 
     def line(self) -> str:
         """For people."""
         text = f"{self.accepted} packets, {self.bytes} bytes accepted, {self.dropped} dropped"
         if self.skipped:
             text += f", {self.skipped} skipped that this memif cannot carry"
+        for count, what in (
+            (self.foreign, "skipped of another link type"),
+            (self.cut, "skipped that were cut at capture"),
+            (self.sent_cut, "sent as they were cut at capture"),
+            (self.padded, "that were cut at capture padded with zeros"),
+            (self.shortened, "gaps shortened"),
+        ):
+            if count:
+                text += f", {count} {what}"
         if self.unread:
             text += f", {self.unread} not taken by the peer"
         seconds = max(self.seconds, 1e-9)
@@ -135,7 +196,37 @@ class Recording:
         self._reader: Reader | None = open_capture(path)
         self._kept: list[Packet] | None = [] if again else None
         self._whole = False
+        #: The packets of a reader of which the first one may have been read already.
+        self._packets: Iterator[Packet] = iter(self._reader)
+        self._found = False
         self.size = self._reader.size
+        self.link_types: Sequence[int] = ()
+        try:
+            self._look_ahead(self._reader)
+        except BaseException:
+            self._reader.close()
+            raise
+
+    def _look_ahead(self, reader: Reader) -> None:
+        """Find out what can be told of the packets before a peer is waited for.
+
+        A pipe is read no further than its header, for its first packet may be long in coming.
+        """
+        if not reader.regular:
+            reader.describe()
+        elif (first := next(self._packets, None)) is not None:
+            self._packets = itertools.chain((first,), self._packets)
+        else:
+            self._fail_without_packets()
+        self.link_types = reader.link_types
+
+    def _fail_without_packets(self) -> NoReturn:
+        raise CaptureFileError(f"{self.name}: there is no packet in it")
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return "standard input" if self._path == "-" else self._path
 
     def __enter__(self) -> Recording:
         return self
@@ -161,8 +252,10 @@ class Recording:
     def _read(self) -> Iterator[Packet]:
         if self._reader is None:
             self._reader = open_capture(self._path)
+            self._packets = iter(self._reader)
         size = 0
-        for packet in self._reader:
+        for packet in self._packets:
+            self._found = True
             size += len(packet.data)
             if self._kept is not None:
                 if size > _KEPT:
@@ -171,21 +264,75 @@ class Recording:
                         raise ConfigError(f"more than {_KEPT >> 20} MiB from standard input; --loop needs a file")
                 else:
                     self._kept.append(packet)
+            self.link_types = self._reader.link_types
             yield packet
+        if not self._found:
+            self._fail_without_packets()
         self._whole = True
         self._reader.close()
         self._reader = None
 
 
-def _sendable(packets: Iterable[Packet], mode: Mode, outcome: Outcome) -> Iterator[Packet]:
-    try:
-        for packet in packets:
-            if packet.data and LinkType.mode_of(packet.link_type) is mode:
-                yield packet
-            else:
-                outcome.skipped += 1
-    except CaptureFileError as error:  # those that are gathered for a burst go all the same
-        outcome.broken = error
+class _Selection:
+    """Chooses the packets that are sent, and makes them ready: their link layer, and those that were cut at capture."""
+
+    def __init__(self, recording: Recording, link_layer: LinkLayer, cut: str | None, outcome: Outcome) -> None:
+        self._recording = recording
+        self._link_layer = link_layer
+        self._cut = cut
+        self._outcome = outcome
+        self._conversions: dict[int, Conversion | None] = {}
+
+    def check(self) -> None:
+        """:raises ConfigError: of all link types that the file has described so far, this memif carries none."""
+        types = self._recording.link_types
+        if types and all(self._conversion(number) is None for number in types):
+            raise ConfigError(f"{self._recording.name}: {self._link_layer.mismatch(types[0])}")
+
+    def packets(self) -> Iterator[Packet]:
+        outcome = self._outcome
+        try:
+            for packet in self._recording:
+                conversion = self._conversion(packet.link_type)
+                if conversion is None:
+                    self.check()  # nothing may ever be sent
+                    outcome.foreign += 1
+                    continue
+                data: bytes | None = packet.data
+                if data and len(data) < packet.length:
+                    data = self._mended(packet)
+                    if data is None:
+                        continue
+                data = conversion(data) if data else None
+                if data:
+                    yield packet if data is packet.data else packet._replace(data=data)
+                else:
+                    outcome.skipped += 1
+        except (CaptureFileError, ConfigError) as error:  # those that are gathered for a burst go all the same
+            outcome.broken = error
+
+    def _conversion(self, link_type: int) -> Conversion | None:
+        if link_type not in self._conversions:
+            self._conversions[link_type] = self._link_layer.conversion(link_type)
+        return self._conversions[link_type]
+
+    def _mended(self, packet: Packet) -> bytes | None:
+        """A packet of which the capture has not everything, as it is asked for; None if it is not to be sent."""
+        outcome = self._outcome
+        if self._cut == "send":
+            outcome.sent_cut += 1
+            return packet.data
+        if self._cut == "pad" and packet.length <= MAX_SNAPLEN:
+            outcome.padded += 1
+            return packet.data.ljust(packet.length, b"\0")
+        if not outcome.cut and self._cut is None:
+            left = f"{len(packet.data)} of its {packet.length} bytes"
+            complain(
+                f"memifrt replay: a packet was cut at capture to {left}: such packets are not sent; "
+                "--cut pad fills them up with zeros, --cut send sends what is left"
+            )
+        outcome.cut += 1
+        return None
 
 
 # --- playing --------------------------------------------------------------------------------------------------------
@@ -194,12 +341,16 @@ def _sendable(packets: Iterable[Packet], mode: Mode, outcome: Outcome) -> Iterat
 class _Player:
     """Sends packets when they are due, with an eye on the control channel."""
 
-    def __init__(self, runtime: Runtime, port: MemifPort, shown: Progress, *, drop: bool) -> None:
-        self.outcome = Outcome()
+    def __init__(
+        self, runtime: Runtime, port: MemifPort, shown: Progress, *, outcome: Outcome, drop: bool, hint: str
+    ) -> None:
+        self.outcome = outcome
         self._runtime = runtime
         self._port = port
         self._shown = shown
         self._drop = drop
+        #: What helps against a long wait.
+        self._hint = hint
         self.position = 0
         port.on_packets = self._discard
 
@@ -229,6 +380,10 @@ class _Player:
             self.outcome.seconds = (time.monotonic_ns() - start) / _SECOND
 
     def _wait_until(self, due: int) -> None:
+        left = due - time.monotonic_ns()
+        if left > _LONG * _SECOND:
+            how_long = timedelta(seconds=left // _SECOND) if left < MANY * _SECOND else f"{left // _SECOND} s"
+            complain(f"memifrt replay: the next packet is due in {how_long}{self._hint}")
         while (left := due - time.monotonic_ns()) > 0:
             self._sleep(left / _SECOND)
 
@@ -309,6 +464,8 @@ def replay(
     *,
     loops: int = 1,
     drop: bool = False,
+    cut: str | None = None,
+    link_layer: LinkLayer | None = None,
     watching: Watching = Watching(),  # noqa: B008 - it is frozen
     on_ready: Callable[[], object] = lambda: None,
 ) -> Outcome:
@@ -317,24 +474,31 @@ def replay(
     :param path: pcap or pcapng; ``-`` is standard input.
     :param loops: how often, 0 until it is ended from outside. Every round is paced like the first.
     :param drop: what finds no room in the ring is dropped, and the pace kept, instead of waiting for room.
+    :param cut: what becomes of packets that were cut at capture: ``pad`` fills them up with zeros, ``send`` sends what
+        is left, ``skip`` leaves them out; None leaves them out too, and that is a failure.
+    :param link_layer: how packets that the memif cannot carry are converted; None: they are not.
     :param on_ready: called when the interface is made.
     :returns: what became of them.
-    :raises CaptureFileError: the file is no capture.
+    :raises CaptureFileError: the file is no capture, or has no packet.
+    :raises ConfigError: this memif carries no packet of its link type.
     :raises MemifError: the file cannot be read, or the interface not be made.
     """
     _be_punctual()
-    with (
-        Recording(path, again=loops != 1) as recording,
-        session("replay", reconnect_interval=_RECONNECT_INTERVAL, watching=watching) as runtime,
-    ):
+    hint = "; --max-gap bounds the gaps of the capture" if pace.speed and not pace.max_gap else ""
+    with contextlib.ExitStack() as stack:
+        recording = stack.enter_context(Recording(path, again=loops != 1))
+        outcome = Outcome()
+        selection = _Selection(recording, link_layer or LinkLayer(end.mode), cut, outcome)
+        selection.check()
+        runtime = stack.enter_context(session("replay", reconnect_interval=_RECONNECT_INTERVAL, watching=watching))
         port = MemifPort(runtime, end)
         on_ready()
         with progress("replay", recording.size * loops) as shown:
-            player = _Player(runtime, port, shown, drop=drop)
+            player = _Player(runtime, port, shown, outcome=outcome, drop=drop, hint=hint)
             played = False
             with contextlib.suppress(PollCancelled, Disconnected):
                 player.wait_for_peer()
-                _play_rounds(player, recording, pace, loops, end.mode)
+                _play_rounds(player, recording, selection, pace, loops)
                 played = True
             with contextlib.suppress(PollCancelled, Disconnected):  # a second signal ends this, too
                 player.drain()
@@ -342,16 +506,21 @@ def replay(
         return player.outcome
 
 
-def _play_rounds(player: _Player, recording: Recording, pace: Pace, loops: int, mode: Mode) -> None:
+def _play_rounds(player: _Player, recording: Recording, selection: _Selection, pace: Pace, loops: int) -> None:
     seconds = 0.0
+    outcome = player.outcome
+
+    def count_shortened() -> None:
+        outcome.shortened += 1
+
     try:
         for number in itertools.count() if loops == 0 else range(loops):
             base = number * recording.size
             before = player.outcome.accepted
             try:
                 player.play(
-                    _sendable(recording, mode, player.outcome),
-                    pace.clock(),
+                    selection.packets(),
+                    pace.clock(count_shortened),
                     lambda: base + recording.offset,  # noqa: B023
                 )
             finally:
@@ -392,13 +561,49 @@ def _add_arguments(parser: Parser) -> None:
     pace.add_argument("--topspeed", action="store_true", help="as fast as the peer takes them")
     add = parser.add_argument
     add("--loop", type=whole(0, MANY), default=1, metavar="N", help="play it so often, 0 until Ctrl+C; default 1")
+    add(
+        "--max-gap",
+        type=seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait no longer for the next packet, whatever the captured times say; default: no bound",
+    )
+    add(
+        "--cut",
+        choices=CUT_CHOICES,
+        help="packets that were cut at capture: pad fills them up with zeros, send sends what is left, skip leaves "
+        "them out; default: they are left out, and the status is 1",
+    )
+    add(
+        "--convert",
+        action="store_true",
+        help="change the link layer of packets that the memif cannot carry: raw IP and the cooked packets of "
+        "tcpdump -i any get an Ethernet header, or in mode ip lose theirs, as Ethernet frames do",
+    )
+    add(
+        "--src-mac",
+        type=checked(own_mac),
+        default=OURS,
+        metavar="M",
+        help=f"of Ethernet headers that --convert makes; default the sender's if the capture has it, else "
+        f"{format_mac(OURS)}",
+    )
+    add(
+        "--dst-mac",
+        type=checked(parse_mac),
+        default=BROADCAST,
+        metavar="M",
+        help=f"of Ethernet headers that --convert makes; default {format_mac(BROADCAST)}",
+    )
     add("--drop", action="store_true", help="drop what finds no room in the ring, instead of waiting for some")
     add_peer_arguments(parser, "interrupt")
 
 
 def _run(arguments: argparse.Namespace) -> int:
     paced = arguments.pps or arguments.mbps or arguments.topspeed
-    pace = Pace(0.0 if paced else arguments.speed or 1.0, arguments.pps or 0.0, arguments.mbps or 0.0)
+    pace = Pace(
+        0.0 if paced else arguments.speed or 1.0, arguments.pps or 0.0, arguments.mbps or 0.0, arguments.max_gap
+    )
     end = memif_endpoint(arguments)
 
     def on_ready() -> None:
@@ -410,6 +615,8 @@ def _run(arguments: argparse.Namespace) -> int:
         pace,
         loops=arguments.loop,
         drop=arguments.drop,
+        cut=arguments.cut,
+        link_layer=LinkLayer(end.mode, arguments.convert, arguments.src_mac, arguments.dst_mac),
         watching=watching(arguments),
         on_ready=on_ready,
     )
@@ -417,7 +624,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if outcome.broken is not None:
         raise outcome.broken
     nothing = outcome.dropped and not outcome.accepted  # the peer has offered no room at all
-    return 0 if outcome.complete and not outcome.unread and not nothing else 1
+    left_out = outcome.foreign or (outcome.cut and arguments.cut != "skip")
+    return 0 if outcome.complete and not outcome.unread and not nothing and not left_out else 1
 
 
 COMMAND = Command(
@@ -427,7 +635,8 @@ COMMAND = Command(
   memifrt replay lab.pcap --socket @lab
   memifrt replay lab.pcapng --socket /run/vpp/memif.sock --pps 1000 --loop 10
 
-exit status: 0 if the peer has taken everything that can be sent, 1 if not, 2 on other errors""",
+exit status: 0 if the peer has taken everything that can be sent, 1 if not, or if packets were left out that were cut at
+capture or are of another link type, 2 on other errors""",
     _add_arguments,
     _run,
 )
