@@ -170,6 +170,23 @@ class Disconnected(MemifError, ConnectionError):
         self.established = established
 
 
+class ForkedError(MemifError):
+    """This process was forked, and what it uses belongs to its parent.
+
+    A child shares the parent's fds and memory and owns none of it. It makes a runtime of its own.
+
+    :param pid: the process that made the object.
+    """
+
+    def __init__(self, pid: int, what: str = "runtime") -> None:
+        super().__init__(
+            ErrorCode.INVAL_ARG,
+            f"this {what} belongs to process {pid} and cannot be used in process {os.getpid()}: "
+            "a forked child makes one of its own",
+        )
+        self.pid = pid
+
+
 class PollCancelled(MemifError):
     """``cancel_poll_event`` ended this ``poll_event``."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from memifrt.control import address
 from memifrt.control.channel import Channel, Credentials
-from memifrt.errors import Disconnected, ErrorCode, MemifError, MemifOSError, ProtocolError
+from memifrt.errors import Disconnected, ErrorCode, ForkedError, MemifError, MemifOSError, ProtocolError
 from memifrt.memory.layout import RingLayout
 from memifrt.options import InterfaceConfig
 from memifrt.queue import RxQueue, TxQueue
@@ -127,6 +127,8 @@ class Interface:
         #: When the present connection was established, in Unix time.
         self.connected_since: float | None = None
         self.deleted = False
+        #: In a forked child: the process to which this interface belongs.
+        self._owner: int | None = None
         #: Told of the deletion when all is done, whether or not there was a connection: a waiter's.
         self._on_delete: Callable[[], object] | None = None
         #: Whether on_connect has been called for the present connection.
@@ -144,6 +146,7 @@ class Interface:
 
     @on_interrupt.setter
     def on_interrupt(self, callback: OnInterrupt | None) -> None:
+        self.check_not_forked()
         self._on_interrupt = callback
         if self.connection is not None:
             self.connection.watch_queues()
@@ -186,7 +189,11 @@ class Interface:
         return self._tx_queues
 
     def details(self) -> Details:
-        """Everything about the interface at this moment, libmemif's ``memif_get_details``."""
+        """Everything about the interface at this moment, libmemif's ``memif_get_details``.
+
+        :raises ForkedError: in a forked child, to which the interface does not belong.
+        """
+        self.check_not_forked()
         connection = self.connection
         return Details(
             name=self.name,
@@ -231,8 +238,8 @@ class Interface:
 
     def disconnect(self, reason: str = "disconnected by the application") -> None:
         """End the present connection, if there is one; a slave then connects again with the timer."""
-        # In a forked child neither the peer nor the poll set is ours to talk to.
-        if self.connection is not None and not self._runtime._inherited:
+        self.check_not_forked()
+        if self.connection is not None:
             self.connection.close(Disconnected(reason))
 
     def delete(self) -> None:
@@ -240,8 +247,6 @@ class Interface:
         if self.deleted:
             return
         self.deleted = True
-        if self._runtime._inherited:
-            return
         try:
             self.disconnect("interface deleted")
         finally:
@@ -261,7 +266,8 @@ class Interface:
         return f"memif {self.id} ({self.role.name.lower()}) on {self.socket.path}"
 
     def __repr__(self) -> str:
-        return f"<{self}, {'deleted' if self.deleted else self.state.value}>"
+        state = "deleted" if self.deleted else self.state.value
+        return f"<{self}, {state if self._owner is None else f'belongs to process {self._owner}'}>"
 
     # --- what its connection and its runtime tell it ------------------------------------------------------------
 
@@ -322,6 +328,7 @@ class Interface:
 
     def _all_counters(self) -> tuple[QueueCounters, QueueCounters]:
         """What all receive and all transmit queues counted, those included that the present peer does not have."""
+        self.check_not_forked()
         receives, sends = Direction.S2M, Direction.M2S
         if self.role is Role.SLAVE:
             receives, sends = sends, receives
@@ -336,7 +343,27 @@ class Interface:
 
     def _check_alive(self) -> None:
         if self.deleted:
+            self.check_not_forked()
             raise MemifError(ErrorCode.NOCONN, f"{self} is deleted")
+
+    def check_not_forked(self) -> None:
+        if self._owner is not None:
+            raise ForkedError(self._owner, "interface")
+
+    def _abandon(self, pid: int) -> None:
+        """In a forked child: the interface is as good as deleted, and its callers are told why."""
+        self._owner = pid
+        self.deleted = True
+        self.announced = False
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.abandon(pid)
+        for rx_queue in self._rx_queues:  # also those of an earlier connection
+            rx_queue.abandon(pid)
+        for tx_queue in self._tx_queues:
+            tx_queue.abandon(pid)
+        if self._on_delete is not None:
+            self._on_delete()
 
     @property
     def _wants_connection(self) -> bool:

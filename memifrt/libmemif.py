@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, ParamSpec, TypeVar, overload
 from weakref import WeakKeyDictionary
 
-from memifrt.errors import ConfigError, Disconnected, ErrorCode, MemifError, strerror
+from memifrt.errors import ConfigError, Disconnected, ErrorCode, ForkedError, MemifError, strerror
 from memifrt.interface import Details, Interface, OnConnect, OnDisconnect, OnInterrupt, QueueDetails
 from memifrt.memory.region import ExternalRegion, allocate_memfd
 from memifrt.options import (
@@ -289,6 +289,8 @@ def _failed(error: MemifError) -> int:
     while link is not None:  # frames would keep buffers, and with them mappings, alive
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
+    if isinstance(error, ForkedError):  # no code says whose the handle is
+        raise error
     _last.error = error
     logger.debug("code %d (%s): %s", error.code, error.code.name, error)
     return error.code
@@ -363,7 +365,7 @@ def memif_init(
     :param region_allocator: ``allocate(size) -> fd``, in the place of C's ``malloc`` and its like.
     """
     global _main
-    if _main is not None:
+    if _main is not None and not _main._inherited:
         raise MemifError(ErrorCode.ALREADY, "memif_init has been called already, and memif_cleanup has not")
     _main = _new_runtime(control_fd_update, app_name, region_allocator)
 
@@ -383,9 +385,11 @@ def memif_per_thread_init(
 
 @_code
 def memif_cleanup(main: Runtime | None = None) -> None:
-    """Delete the global state, or a thread's, with all its connections and sockets; ``INVAL_ARG`` if there is none."""
+    """Delete the global state, or a thread's, with all its connections and sockets; ``INVAL_ARG`` if there is none.
+    A forked child only forgets its parent's."""
     global _main
-    runtime = _runtime(None, main)
+    inherited = _main if main is None else main
+    runtime = inherited if inherited is not None and inherited._inherited else _runtime(None, main)
     if runtime is _main:
         _main = None
     for sock in runtime.sockets:
@@ -423,6 +427,8 @@ def _runtime(sock: Socket | None = None, main: Runtime | None = None) -> Runtime
     if sock is not None:
         return sock._runtime
     runtime = _main if main is None else main
+    if runtime is not None:
+        runtime.check_not_forked()
     if runtime is None or runtime.closed:
         raise ConfigError("there is no state: memif_init has not been called, or memif_cleanup has")
     return runtime
@@ -717,6 +723,8 @@ def _queue_details(queue: QueueDetails) -> MemifQueueDetails:
 
 def _live(conn: Interface | None) -> Interface:
     if conn is None or conn.deleted:
+        if conn is not None:
+            conn.check_not_forked()
         raise MemifError(ErrorCode.NOCONN, "there is no such connection" if conn is None else f"{conn} is deleted")
     return conn
 

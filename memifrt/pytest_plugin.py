@@ -32,11 +32,12 @@ from typing import TYPE_CHECKING, NamedTuple, SupportsBytes, TypeVar, cast
 
 import pytest
 
-from memifrt.errors import ConfigError, Disconnected
+from memifrt.errors import ConfigError, Disconnected, ForkedError
 from memifrt.interface import Interface, OnConnect, OnDisconnect
 from memifrt.options import parse_rx_mode
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.runtime import InterfaceArguments, Runtime
+from memifrt.system.forks import abandon_after_fork
 from memifrt.types import Mode, Role, RxMode
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class MemifPort:
         self._receives = True
         #: For its state, queues and counters; what changes it is to be called with :meth:`call`.
         self.interface: Interface
+        abandon_after_fork(self)
 
     def _create(self, options: PortOptions) -> None:
         self._then_connect, self._then_disconnect = options.get("on_connect"), options.get("on_disconnect")
@@ -151,7 +153,8 @@ class MemifPort:
 
     def close(self) -> None:
         """Delete the interface, before the end of the test does. Twice is harmless."""
-        self._background.call(self.interface.delete)
+        with contextlib.suppress(ForkedError):
+            self._background.call(self.interface.delete)
 
     def call(self, function: Callable[[], _T]) -> _T:
         """Call a function in the thread that handles the interface's events; what it returns."""
@@ -260,13 +263,20 @@ class MemifPort:
     def _begin(self, limit: float) -> float:
         """Wait for the first peer; until when the rest may last."""
         __tracebackhide__ = True
+        self.interface.check_not_forked()
         deadline = time.monotonic() + limit
         if not self.interface.rx_queues and not self.interface.tx_queues:
             self.wait_connected(limit)
         return deadline
 
     def _limit(self, timeout: float | None) -> float:
+        self.interface.check_not_forked()
         return self._timeout if timeout is None else timeout
+
+    def _abandon(self) -> None:
+        """In a forked child: a thread that it does not have may hold the lock."""
+        self._changed = threading.Condition()
+        self._up = False
 
     # --- callbacks, in the background thread --------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
-from memifrt.errors import ConfigError, Disconnected, ErrorCode, RingViolation, os_error
+from memifrt.errors import ConfigError, Disconnected, ErrorCode, ForkedError, MemifError, RingViolation, os_error
 from memifrt.options import parse_rx_mode
 from memifrt.rekick import BATCH, Glance
 from memifrt.ring import Burst, RxRing, TxRing
@@ -49,6 +49,8 @@ class _Queue(Generic[_R]):
         self._event = event
         self._violated: Callable[[RingViolation], Disconnected] | None = violated
         self._reason: Disconnected | None = None
+        #: In a forked child: the process to which the queue belongs.
+        self._owner: int | None = None
         self._earlier = earlier
         self._interrupts = 0
 
@@ -58,8 +60,13 @@ class _Queue(Generic[_R]):
 
     @property
     def counters(self) -> QueueCounters:
-        """What this queue did since its interface was created, over all connections."""
+        """What this queue did since its interface was created, over all connections.
+
+        :raises ForkedError: in a forked child, to which the queue does not belong.
+        """
         ring = self._ring
+        if ring is None and self._owner is not None:
+            raise self._disconnected()
         now = self._earlier if ring is None else self._earlier + ring.counters
         return now + QueueCounters(interrupts=self._interrupts)
 
@@ -70,7 +77,7 @@ class _Queue(Generic[_R]):
         :raises Disconnected: the connection is gone.
         """
         fd = self._event.fileno()
-        if fd < 0:
+        if fd < 0 or self._owner is not None:
             raise self._disconnected()
         return fd
 
@@ -80,8 +87,10 @@ class _Queue(Generic[_R]):
             raise self._disconnected()
         return ring
 
-    def _disconnected(self) -> Disconnected:
+    def _disconnected(self) -> MemifError:
         """A new exception each time: several threads may raise it."""
+        if self._owner is not None:
+            return ForkedError(self._owner, "queue")
         reason = self._reason
         if reason is None:
             return Disconnected(f"queue {self.qid} is not connected")
@@ -89,7 +98,7 @@ class _Queue(Generic[_R]):
         error.__cause__ = reason.__cause__
         return error
 
-    def _fail(self, violation: RingViolation) -> Disconnected:
+    def _fail(self, violation: RingViolation) -> MemifError:
         violated = self._violated  # once: another thread may take it away
         if violated is not None:
             violated(violation)
@@ -104,6 +113,14 @@ class _Queue(Generic[_R]):
             self._reason = reason
             self._ring = None
             self._violated = None
+
+    def abandon(self, pid: int) -> None:
+        """In a forked child: end the queue and its bursts, and tell nobody. ``pid`` is the parent's."""
+        ring, self._ring = self._ring, None
+        self._owner = pid
+        self._violated = None
+        if ring is not None:
+            ring.abandon(pid)
 
 
 class RxQueue(_Queue[RxRing]):
@@ -162,6 +179,8 @@ class RxQueue(_Queue[RxRing]):
         """Make the eventfd unreadable without taking a packet; whether it was readable. For who is told of kicks and
         remembers to look at the ring: until the next kick, nothing but :meth:`pending` or taking packets tells of those
         that wait."""
+        if self._owner is not None:
+            raise self._disconnected()
         drained = self._event.drain()
         self._interrupts += drained
         if self._ring is None:

@@ -22,7 +22,7 @@ from memifrt.control.address import Address
 from memifrt.control.channel import Channel
 from memifrt.control.peer_policy import AcceptPeer, PeerPolicy
 from memifrt.control.permissions import FilePermissions
-from memifrt.errors import ConfigError, ErrorCode, MemifError, MemifOSError, PollCancelled, os_error
+from memifrt.errors import ConfigError, ErrorCode, ForkedError, MemifError, MemifOSError, PollCancelled, os_error
 from memifrt.interface import Interface, OnConnect, OnDisconnect, OnInterrupt
 from memifrt.memory.layout import plan
 from memifrt.memory.region import allocate_memfd
@@ -43,6 +43,7 @@ from memifrt.poll.schedule import Schedule, TimerHandle
 from memifrt.rekick import LeftoverWatch
 from memifrt.ring import say_what_is_missing, unsafe_reason
 from memifrt.sockets import Socket
+from memifrt.system.forks import abandon_after_fork
 from memifrt.system.timerfd import TimerFd
 from memifrt.types import FdEvent, Role, check_callback, check_range
 
@@ -111,6 +112,8 @@ class Runtime:
         handshake_timeout = _check_seconds("handshake_timeout", handshake_timeout)
         check_range("max_half_open", max_half_open, 1, 0xFFFFFFFF)
         self._pid = os.getpid()
+        #: In a forked child: the process to which everything here belongs.
+        self._owner: int | None = None
         self._poller, self._timer = _open_fds(internal=control_fd_update is None)
         hook = control_fd_update if self._poller is None else self._poller.update
         assert hook is not None
@@ -139,6 +142,7 @@ class Runtime:
         self._servers: list[Server] = []
         self._dispatching = False
         self._closed = False
+        abandon_after_fork(self)
         try:
             self._registry.add(self._timer.fileno(), FdEvent.READ, lambda events: self._schedule.run())
             self._open_servers(stats_socket, prometheus)
@@ -288,6 +292,7 @@ class Runtime:
         with contextlib.suppress(PollCancelled):
             while not self._closed:
                 self.poll_event(None)
+        self.check_not_forked()
 
     def cancel_poll_event(self) -> None:
         """End exactly one :meth:`poll_event`, the present or the next. From any thread or signal handler; on a closed
@@ -297,9 +302,8 @@ class Runtime:
         """
         # Once, and not by _check_open: another thread may close the runtime meanwhile.
         if self._closed:
+            self.check_not_forked()
             return
-        if self._pid != os.getpid():
-            self._check_open()
         if self._poller is None:
             raise ConfigError("cancel_poll_event is for internal mode: this runtime has a control_fd_update hook")
         self._poller.cancel()
@@ -392,9 +396,8 @@ class Runtime:
         """
         if self._closed or self._closing:
             return
-        if self._pid != os.getpid():
-            self._closed = True
-            self._registry.abandon()
+        if self._pid != os.getpid():  # forked without Python's hooks
+            self._abandon()
             return
         failure: BaseException | None = None
         self._closing = True
@@ -438,6 +441,8 @@ class Runtime:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._interfaces)} interface(s)"
+        if self._owner is not None:
+            state = f"belongs to process {self._owner}"
         return f"<memifrt.Runtime {self.app_name!r}, {state}>"
 
     # --- bookkeeping --------------------------------------------------------------------------------------------
@@ -449,18 +454,33 @@ class Runtime:
 
     def _check_open(self) -> None:
         if self._closed:
+            self.check_not_forked()
             raise MemifError(ErrorCode.INVAL_ARG, "the runtime is closed")
-        if self._pid != os.getpid():
-            raise MemifError(
-                ErrorCode.INVAL_ARG,
-                f"this runtime belongs to process {self._pid}: a forked child makes one of its own",
-            )
+
+    def check_not_forked(self) -> None:
+        if self._owner is not None:
+            raise ForkedError(self._owner)
+
+    def _abandon(self) -> None:
+        """In a forked child: end everything without a word to the peers, the hook or the kernel."""
+        if self._closed:
+            return
+        self._closed = True
+        self._owner = self._pid
+        self._registry.abandon()
+        self._schedule.abandon()
+        self._dispatching = False
+        for socket in self._sockets.values():
+            socket._abandon(self._pid)
+        for interface in self._interfaces:
+            interface._abandon(self._pid)
 
     def _check_not_closing(self) -> None:
         if self._closing:
             raise MemifError(ErrorCode.INVAL_ARG, "the runtime is closing: nothing new can be created")
 
     def _socket_for(self, socket: str | os.PathLike[str] | Socket) -> Socket:
+        self._check_open()
         if isinstance(socket, Socket):
             if self._sockets.get(socket.path) is not socket:
                 raise ConfigError(f"{socket!r} is not a socket of this runtime, or it is deleted")

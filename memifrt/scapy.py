@@ -27,12 +27,13 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 from scapy.supersocket import SuperSocket
 
-from memifrt.errors import ConfigError, Disconnected, ErrorCode, MemifError, os_error
+from memifrt.errors import ConfigError, Disconnected, ErrorCode, ForkedError, MemifError, os_error
 from memifrt.interface import Interface
 from memifrt.options import DEFAULT_SOCKET, InterfaceOptions
 from memifrt.runtime import Runtime
 from memifrt.sockets import Socket
 from memifrt.system.fds import OwnedFd
+from memifrt.system.forks import abandon_after_fork
 from memifrt.threaded.runtime_thread import Background
 from memifrt.types import Mode, RxMode, check_range
 
@@ -133,6 +134,7 @@ class MemifSocket(SuperSocket):
             self._background.release()
             raise
         self.closed = False
+        abandon_after_fork(self)
         if positional:
             options = _named(positional, options)
         options.setdefault("name", f"memif{options.get('id', 0)}")
@@ -177,6 +179,11 @@ class MemifSocket(SuperSocket):
         state = "closed" if self.closed else "connected" if self.connected else "not connected"
         return f"<MemifSocket {self.iface}: {self.interface}, {state}>"
 
+    def _abandon(self) -> None:
+        """In a forked child, which has none of the threads that may hold these locks."""
+        self._sending = threading.Lock()
+        self._link.up = threading.Event()
+
     # --- packets ------------------------------------------------------------------------------------------------
 
     def send(self, x: Packet | ReadableBuffer) -> int:
@@ -207,6 +214,8 @@ class MemifSocket(SuperSocket):
         if self.closed:
             raise MemifError(ErrorCode.BAD_FD, f"{interface}: this socket is closed")
         queues = interface.tx_queues
+        if not queues:
+            interface.check_not_forked()
         if not queues and self.connected:  # a slave need not offer any
             raise MemifError(ErrorCode.QID, f"{interface}: the peer offers no queue to send on")
         if not queues:
@@ -447,7 +456,7 @@ class _Inbox:
         :raises EOFError: there will be none.
         """
         if not self._is_ours():
-            raise EOFError(f"this memif socket belongs to process {self._pid}: a forked child makes one of its own")
+            raise EOFError(str(ForkedError(self._pid, "memif socket")))
         with self._lock:
             if self._fd.closed:
                 raise EOFError("the memif socket is closed")

@@ -101,6 +101,7 @@ class Socket:
 
         :raises ConfigError: an interface on this socket is connected already.
         """
+        self._runtime.check_not_forked()
         if any(interface.connection is not None for interface in self.interfaces):
             raise ConfigError(f"an interface on {self} has a connection: external regions come before it")
         self.external_region = region
@@ -214,6 +215,11 @@ class Socket:
         finally:
             if not connection.closed:
                 connection.start()
+
+    def _abandon(self, pid: int) -> None:
+        """In a forked child: the listener and the peers are the parent's."""
+        for connection in list(self._half_open):
+            connection.abandon(pid)
 
     # --- what its connections tell it ---------------------------------------------------------------------------
 

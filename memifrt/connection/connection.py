@@ -356,6 +356,19 @@ class Connection(ABC):
         finally:
             self._release()
 
+    def abandon(self, pid: int) -> None:
+        """In a forked child: end the queues, and touch nothing that the parent ``pid`` has as well."""
+        self.closed = True
+        self._ending = Lock()  # a thread that the child does not have may hold it
+        for rx_queue in self.rx_queues:
+            rx_queue.abandon(pid)
+        for tx_queue in self.tx_queues:
+            tx_queue.abandon(pid)
+        for event in self._events.values():
+            event.abandon()
+        for region in self.regions:
+            region.abandon()
+
     def _say_goodbye(self, reason: MemifError) -> None:
         logger.debug("%s: sending a disconnect: %s", self, reason)
         self._channel.say_goodbye(reason.message)

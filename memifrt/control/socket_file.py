@@ -14,6 +14,7 @@ import stat
 from memifrt.control.permissions import FilePermissions
 from memifrt.errors import ErrorCode, MemifOSError, os_error
 from memifrt.system.fds import OwnedFd
+from memifrt.system.original_functions import open_fd
 
 logger = logging.getLogger("memifrt")
 
@@ -29,7 +30,7 @@ class SocketFile(OwnedFd):
     __slots__ = ("path",)
 
     def __init__(self, path: str) -> None:
-        super().__init__(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC), f"socket file {path}")
+        super().__init__(open_fd(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC), f"socket file {path}")
         self.path = path
 
     def set_permissions(self, wanted: FilePermissions) -> None:

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 from memifrt.errors import ConfigError, ErrorCode, MemifError, ProtocolError, os_error
 from memifrt.memory.layout import MAX_REGION_SIZE
-from memifrt.memory.sigbus import Guard
+from memifrt.memory.sigbus import Guard, make_private
 from memifrt.options import RegionAllocator
 from memifrt.system.fds import OwnedFd
+from memifrt.system.original_functions import close
 
 #: Called with the index of a region whose file was truncated under us.
 OnLoss = Callable[[int], object]
@@ -37,7 +38,7 @@ def allocate_memfd(size: int) -> int:
         # The peer maps this too: without the seals either of us could turn the other's next read into SIGBUS.
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     except BaseException:
-        os.close(fd)
+        close(fd)
         raise
     return fd
 
@@ -99,6 +100,14 @@ class Region:
         finally:
             self.memory = memoryview(b"")  # before the fd: who gives up the file last frees its pages
             self._fd.close()
+
+    def abandon(self) -> None:
+        """In a forked child: let no write reach the parent's memory, whatever copy of its code still runs here.
+
+        An external region is the application's own mapping, and stays as it is.
+        """
+        if not self.is_external and not self._fd.closed:
+            make_private(self.address, self.size, self._fd.fileno())
 
     @classmethod
     def create(

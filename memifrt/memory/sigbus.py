@@ -97,6 +97,15 @@ class Guard:
         return True
 
 
+def make_private(address: int, size: int, fd: int) -> bool:
+    """Put a private mapping of the same file in the place of a shared one; whether the kernel agreed.
+
+    What is read is as before, and what is written stays in this process. Views into the old mapping stay valid.
+    """
+    flags = mmap.MAP_PRIVATE | _MAP_FIXED
+    return bool(_mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0) != _MAP_FAILED)
+
+
 def _on_sigbus(number: int, info: ctypes._Pointer[_SigInfo], context: int | None) -> None:
     code, address = info.contents.code, info.contents.address or 0
     with contextlib.suppress(BaseException):  # there is nobody to raise it to

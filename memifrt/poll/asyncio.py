@@ -10,6 +10,7 @@ import itertools
 
 from memifrt.errors import ConfigError
 from memifrt.poll.hook import FdHandler
+from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent, check_range
 
 #: Events handled in one round of the loop. An event is one callback, some 20 us for a small burst that is answered: a
@@ -44,6 +45,7 @@ class AsyncioPoller:
         #: Fds that were ready in vain, the oldest first; and those among them for which this round keeps room.
         self._postponed: dict[int, None] = {}
         self._reserved: set[int] = set()
+        abandon_after_fork(self)
 
     def __len__(self) -> int:
         """How many fds are watched."""
@@ -69,6 +71,13 @@ class AsyncioPoller:
         """Watch nothing any more. Closing twice is harmless."""
         for fd in list(self._wanted):
             self._unwatch(fd)
+
+    def _abandon(self) -> None:
+        """In a forked child: the loop's poll set is the parent's too. Take nothing out of it, and hand nothing on."""
+        for fds in (self._wanted, self._watched, self._postponed):
+            fds.clear()
+        self._modified.clear()
+        self._reserved.clear()
 
     def _modify(self, fd: int, wanted: FdEvent) -> None:
         """With the next round: libuv forgets an event that it has for an fd when what the fd is watched for changes,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from memifrt.errors import ConfigError
 from memifrt.system import original_functions
 from memifrt.system.fds import OwnedFd
+from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class EpollPoller:
         self._unyielding = 0
         #: Greenlets that wait.
         self._waits: list[ReadableWait] = []
+        abandon_after_fork(self)
 
     def fileno(self) -> int:
         """The epoll's own fd: readable whenever a wait would find something."""
@@ -120,6 +122,12 @@ class EpollPoller:
         except BlockingIOError:
             return False
         return True
+
+    def _abandon(self) -> None:
+        """In a forked child: the set is the parent's too. A copied greenlet that waits for it goes on."""
+        self._closing = original_functions.RLock()  # a thread that the child does not have may hold it
+        for wait in self._waits:
+            wait.abandon()
 
     def close(self) -> None:
         with self._closing:

@@ -9,8 +9,7 @@ handed on meanwhile, but every other greenlet runs.
 
 from __future__ import annotations
 
-import os
-import weakref
+import ctypes
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -21,6 +20,7 @@ from gevent.event import Event
 
 from memifrt.errors import ConfigError
 from memifrt.poll.hook import FdHandler
+from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent, check_range
 
 #: Events handed on before other greenlets get a turn. A turn costs 3 us (libuv: 20 us), an event with one packet 8 us:
@@ -46,6 +46,7 @@ class _Loop(Protocol):
 
     def io(self, fd: int, events: int) -> _Watcher: ...
     def timer(self, after: float) -> _Watcher: ...
+    def reinit(self) -> object: ...
     def run_callback(self, function: Callable[..., object], *args: object) -> object: ...
 
 
@@ -102,9 +103,7 @@ class GeventPoller:
         self._ready: deque[_Watch] = deque()
         self._dispatcher: gevent.Greenlet | None = None
         self._parked = False
-        #: In a forked child: what its parent watches.
-        self._inherited: list[_Watch] = []
-        _pollers.add(self)
+        abandon_after_fork(self)
 
     def __len__(self) -> int:
         """How many fds are watched."""
@@ -259,23 +258,35 @@ class GeventPoller:
 
     def _abandon(self) -> None:
         """In a forked child, which has a copy of every greenlet, but the fds and their events are the parent's."""
-        self._inherited += self._watches.values()
+        watches = list(self._watches.values())
         self._watches.clear()
-        for watch in self._inherited:
-            # Not closed: libuv would take the fd out of the poll set that the parent still has.
-            watch.watcher.stop()
-        self._end()
+        self._ready.clear()
+        self._handler = None
+        _stop_inherited(self._hub, [watch.watcher for watch in watches])
+        if get_hub_if_exists() is self._hub:
+            self._end()
 
 
-_pollers: weakref.WeakSet[GeventPoller] = weakref.WeakSet()
+def _stop_inherited(hub: _Hub, watchers: list[_Watcher]) -> None:
+    """In a forked child: watch nothing of the parent's any more, and leave the parent's poll set as it is.
 
-
-def _abandon_all() -> None:
-    for poller in _pollers:
-        poller._abandon()
-
-
-os.register_at_fork(after_in_child=_abandon_all)
+    The poll set of the hub's loop is shared with the parent. libev only notes that a watcher is stopped, and makes a
+    set of its own before it polls again. libuv takes the fd out of the set at once, and with it the parent's. So its
+    loop gets a set of its own first, as ``gevent.os.fork`` gives it a moment later; a second time is harmless. The hub
+    of a thread that the child does not have will never run: its watchers are kept as they are, for ever, because to
+    collect one is to close it.
+    """
+    if not watchers:
+        return
+    if get_hub_if_exists() is not hub:
+        for watcher in watchers:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(watcher))
+        return
+    if "libuv" in type(hub.loop).__module__:
+        hub.loop.reinit()
+    for watcher in watchers:
+        watcher.stop()
+        watcher.close()
 
 
 # --- waiting --------------------------------------------------------------------------------------------------------
@@ -291,6 +302,7 @@ class ReadableWait:
 
     def __init__(self, fd: int) -> None:
         hub: _Hub = gevent.get_hub()
+        self._hub = hub
         self._over = Event()
         self._shortest = hub.loop.approx_timer_resolution
         self._watcher: _Watcher | None = hub.loop.io(fd, int(FdEvent.READ))
@@ -318,6 +330,14 @@ class ReadableWait:
             watcher.stop()
             watcher.close()
             self._over.set()
+
+    def abandon(self) -> None:
+        """In a forked child: whoever waits goes on, and the parent's wait is as it was."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            _stop_inherited(self._hub, [watcher])
+            if get_hub_if_exists() is self._hub:
+                self._over.set()
 
 
 def let_others_run() -> None:

@@ -59,6 +59,8 @@ class FdRegistry:
 
     def modify(self, fd: int, events: FdEvent) -> None:
         """Change what is waited for; nothing is said if nothing changes."""
+        if self._hook is _tell_nobody:
+            return
         registration = self._registrations[fd]
         if registration.events != events:
             self._tell(fd, events | FdEvent.MOD)
@@ -83,6 +85,7 @@ class FdRegistry:
     def abandon(self) -> None:
         """Forget everything without a word to the hook: for a forked child, whose poll set is its parent's."""
         self._registrations.clear()
+        self._hook = _tell_nobody
 
     def _tell(self, fd: int, events: FdEvent) -> None:
         try:
@@ -92,3 +95,7 @@ class FdRegistry:
                 ErrorCode.CB_FDUPDATE,
                 f"control_fd_update({fd}, {events!r}) failed: {type(error).__name__}: {error}",
             ) from error
+
+
+def _tell_nobody(fd: int, events: FdEvent) -> None:
+    """The hook of a forked child."""

@@ -94,6 +94,12 @@ class Schedule:
         self._handles.clear()
         self._set_timer()
 
+    def abandon(self) -> None:
+        """Forget everything in a forked child, without setting the timer: the parent has the same one."""
+        self._posted.clear()
+        self._handles.clear()
+        self._timer.detach()
+
     def _set_timer(self) -> None:
         while not self._timer.closed:
             self._take_posted()

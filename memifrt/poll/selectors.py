@@ -22,6 +22,7 @@ import contextlib
 import selectors
 
 from memifrt.poll.hook import FdHandler
+from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent
 
 #: glibc's ``FD_SETSIZE``: what ``select()`` has a bit for.
@@ -48,6 +49,7 @@ class SelectorPoller:
         self._selector = selector
         self._handler: FdHandler | None = None
         self._fds: set[int] = set()
+        abandon_after_fork(self)
 
     def __len__(self) -> int:
         """How many fds are watched."""
@@ -87,6 +89,10 @@ class SelectorPoller:
         for fd in list(self._fds):
             self._remove(fd)
         self._handler = None
+
+    def _abandon(self) -> None:
+        """In a forked child: the selector's poll set is the parent's too. Take nothing out of it."""
+        self._fds.clear()
 
     def _remove(self, fd: int) -> None:
         if fd in self._fds:  # else the poller is closed, before its runtime

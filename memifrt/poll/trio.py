@@ -9,13 +9,14 @@ no task to be cancelled, and many events cost one turn of the scheduler.
 from __future__ import annotations
 
 import contextlib
-import select
 
 import trio
 
 from memifrt.errors import ConfigError
 from memifrt.poll.epoll import from_epoll, to_epoll
 from memifrt.poll.hook import FdHandler
+from memifrt.system import original_functions
+from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent, check_range
 
 #: Events handled before other tasks get a turn; see :data:`memifrt.poll.asyncio.DEFAULT_BATCH`.
@@ -39,8 +40,9 @@ class TrioPoller:
         self._wanted: dict[int, FdEvent] = {}
         #: Withdrawn since the events in hand were taken from the set: theirs are stale.
         self._withdrawn: set[int] = set()
-        self._epoll: select.epoll | None = None
+        self._epoll: original_functions.epoll | None = None
         self._scope = trio.CancelScope()
+        abandon_after_fork(self)
 
     def __len__(self) -> int:
         """How many fds are watched."""
@@ -71,6 +73,13 @@ class TrioPoller:
         for fd in list(self._wanted):
             self._unwatch(fd)
 
+    def _abandon(self) -> None:
+        """In a forked child: the sets, ours and trio's, are the parent's too. Take nothing out of them."""
+        self._wanted.clear()
+        epoll, self._epoll = self._epoll, None
+        if epoll is not None:
+            epoll.close()  # the child's number alone: the parent has its own
+
     def _unwatch(self, fd: int) -> None:
         if self._wanted.pop(fd, None) is None:
             return
@@ -82,10 +91,10 @@ class TrioPoller:
         if not self._wanted:
             self._close()
 
-    def _opened(self) -> select.epoll:
+    def _opened(self) -> original_functions.epoll:
         """The set, and a task that waits for it."""
         if self._epoll is None:
-            epoll, scope = select.epoll(), trio.CancelScope()
+            epoll, scope = original_functions.epoll(), trio.CancelScope()
             try:
                 self._nursery.start_soon(self._run, epoll, scope, name="memifrt: fds")
             except BaseException:
@@ -101,7 +110,7 @@ class TrioPoller:
             _notify_closing(epoll.fileno())
             epoll.close()
 
-    async def _run(self, epoll: select.epoll, scope: trio.CancelScope) -> None:
+    async def _run(self, epoll: original_functions.epoll, scope: trio.CancelScope) -> None:
         with scope:
             try:
                 while not epoll.closed:
@@ -111,7 +120,7 @@ class TrioPoller:
                 if self._epoll is epoll:
                     self._close()
 
-    def _handle_batch(self, epoll: select.epoll) -> None:
+    def _handle_batch(self, epoll: original_functions.epoll) -> None:
         """What is ready, and what gets ready meanwhile. The kernel's list goes round: what is left comes first then."""
         left = self._batch
         while left and not epoll.closed:

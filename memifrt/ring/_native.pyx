@@ -28,7 +28,7 @@ from libc.string cimport memcpy, memmove
 
 from collections import deque
 
-from memifrt.errors import ConfigError, ErrorCode, RingViolation
+from memifrt.errors import ConfigError, ErrorCode, ForkedError, RingViolation
 from memifrt.types import MAX_LOG2_RING_SIZE, BufferFlag, QueueCounters
 
 cdef extern from "Python.h":
@@ -201,6 +201,10 @@ cdef class _Ring:
     cdef memif_ring *ring
     cdef _Regions regions
     cdef object name
+    # Bursts that hold buffers, oldest first.
+    cdef object open
+    # In a forked child: the process to which the ring belongs.
+    cdef object owner
     cdef uint64_t packets, octets, full, bad
 
     # All of it in __cinit__, here and below: it runs once for every object, whatever Python code does with __new__ and
@@ -209,6 +213,7 @@ cdef class _Ring:
         cdef int64_t log2_size = _clamped(memory.log2_size), region = _clamped(memory.region)
         cdef int64_t offset = _clamped(memory.offset)
         self.name = memory.name
+        self.open = deque()
         self.regions = _Regions(memory.regions)
         if not 0 <= log2_size <= MAX_LOG2_RING_SIZE or not 0 <= region < self.regions.count:
             raise ConfigError(f"{self.name}: there is no ring of 2^{memory.log2_size} in region {memory.region}")
@@ -244,6 +249,20 @@ cdef class _Ring:
 
     def set_mask(self, bint masked):
         memif_store_fence(&self.ring.flags, MASK_INT if masked else 0)
+
+    def abandon(self, pid):
+        cdef _Burst burst
+        self.owner = pid
+        for burst in list(self.open):
+            burst.release_views(burst.count)
+            burst.ended = True
+        self.open.clear()
+
+    cdef object ended(self, kind):
+        """Why a burst cannot be used any more."""
+        if self.owner is not None:
+            return ForkedError(self.owner, "burst")
+        return kind("the burst has ended: its buffers belong to the peer")
 
     cdef void reset(self) noexcept:
         self.ring.flags = 0
@@ -363,7 +382,7 @@ cdef class _Burst:
         cdef uint32_t lengths[2]
         cdef memif_descriptor *entries = self.entries
         if self.ended:
-            raise ValueError("the burst has ended: its buffers belong to the peer")
+            raise self.ring.ended(ValueError)
         _get_buffer(target, &held, PyBUF_SIMPLE, True, "the target")
         try:
             into = <uint8_t *> held.buf
@@ -465,7 +484,7 @@ cdef class _Burst:
         if not 0 <= position < self.count:
             raise IndexError(f"buffer {index} of a burst of {self.count}")
         if self.ended:
-            raise ValueError("the burst has ended: its buffers belong to the peer")
+            raise self.ring.ended(ValueError)
         if position < self.sent:
             raise ValueError(f"buffer {index} has been sent: it belongs to the peer")
         return <int> position
@@ -562,13 +581,10 @@ cdef class _RxRing(_Ring):
     cdef uint16_t last
     cdef int64_t headroom
     cdef readonly bint more
-    # Bursts that hold buffers, oldest first.
-    cdef object open
     # Copies of descriptors that no burst needs: for recv_into and relay.
     cdef memif_descriptor *scratch
 
     def __cinit__(self, *args):
-        self.open = deque()
         self.scratch = <memif_descriptor *> malloc(self.size * sizeof(memif_descriptor))
         if self.scratch is NULL:
             raise MemoryError
@@ -987,14 +1003,11 @@ cdef class _TxRing(_Ring):
     cdef bint buffers_are_ours
     # Python code is being asked for packets to send: it must not use the ring that they are staged for.
     cdef bint sending
-    # Bursts that hold allocated buffers, oldest first.
-    cdef object open
     # Descriptors on their way out. They reach the ring when all is well, and then at once: a master's unused
     # descriptors must keep the length that the slave posted.
     cdef memif_descriptor *staged
 
     def __cinit__(self, *args):
-        self.open = deque()
         self.staged = <memif_descriptor *> malloc(self.size * sizeof(memif_descriptor))
         if self.staged is NULL:
             raise MemoryError
@@ -1736,7 +1749,7 @@ cdef _Burst _received(burst):
     if not isinstance(own.ring, _RxRing):
         raise ConfigError("only a received burst can be forwarded: transmit an allocated one")
     if own.ended:
-        raise ConfigError("the burst has ended: its buffers belong to the peer")
+        raise own.ring.ended(ConfigError)
     return own
 
 

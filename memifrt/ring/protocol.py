@@ -125,6 +125,10 @@ class Ring(Protocol):
     def capacity(self) -> int:
         """Bytes of a slave's own buffers; 0 for a master, which learns it from each descriptor."""
 
+    def abandon(self, pid: int) -> None:
+        """In a forked child: end every burst that is held and touch no shared memory. A use of such a burst raises
+        :class:`~memifrt.ForkedError`, which names ``pid``, the parent; closing it does nothing."""
+
     def set_mask(self, masked: bool) -> None:
         """Ask the peer for no interrupts (True), or for interrupts; the receiving side's to call."""
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from memifrt.errors import ConfigError, ErrorCode, RingViolation
+from memifrt.errors import ConfigError, ErrorCode, ForkedError, RingViolation
 from memifrt.memory.layout import DESCRIPTOR_SIZE, RING_HEADER_SIZE, ring_bytes
 from memifrt.ring.protocol import Burst, RingMemory, RxRing, SlaveBuffers
 from memifrt.types import (
@@ -64,6 +64,8 @@ class _Ring:
         "_header",
         "_mask",
         "_name",
+        "_open",
+        "_owner",
         "_packets",
         "_regions",
         "size",
@@ -83,6 +85,10 @@ class _Ring:
         self._header = area[:RING_HEADER_SIZE].cast("H")
         self._descriptors = area[RING_HEADER_SIZE : RING_HEADER_SIZE + self.size * DESCRIPTOR_SIZE]
         self._packets = self._bytes = self._full = self._bad = 0
+        #: Bursts that hold buffers, oldest first.
+        self._open: deque[_Burst] = deque()
+        #: In a forked child: the process to which the ring belongs.
+        self._owner: int | None = None
 
     @property
     def head(self) -> int:
@@ -106,6 +112,19 @@ class _Ring:
 
     def set_mask(self, masked: bool) -> None:
         self._header[_FLAGS] = _MASK_INT if masked else 0
+
+    def abandon(self, pid: int) -> None:
+        self._owner = pid
+        for burst in self._open:
+            burst._release_views(len(burst))
+            burst._ended = True
+        self._open.clear()
+
+    def _ended(self, kind: type[ValueError]) -> Exception:
+        """Why a burst cannot be used any more."""
+        if self._owner is not None:
+            return ForkedError(self._owner, "burst")
+        return kind("the burst has ended: its buffers belong to the peer")
 
     def _reset(self) -> None:
         self._header[_HEAD] = self._header[_TAIL] = self._header[_FLAGS] = 0
@@ -209,7 +228,7 @@ class _Burst:
             raise ConfigError("the target cannot be written in place")
         into = into.cast("B")
         if self._ended:
-            raise ValueError("the burst has ended: its buffers belong to the peer")
+            raise self._ring._ended(ValueError)
         used = 0
         for start, stop in self._packet_bounds():
             if start < first:
@@ -268,7 +287,7 @@ class _Burst:
         if not 0 <= position < len(self._entries):
             raise IndexError(f"buffer {index} of a burst of {len(self._entries)}")
         if self._ended:
-            raise ValueError("the burst has ended: its buffers belong to the peer")
+            raise self._ring._ended(ValueError)
         if position < self._done:
             raise ValueError(f"buffer {index} has been sent: it belongs to the peer")
         return position
@@ -339,15 +358,13 @@ class _Burst:
 class _RxRing(_Ring):
     """What both receiving sides do. ``_last`` is the index of the next buffer to take."""
 
-    __slots__ = ("_headroom", "_last", "_open", "more")
+    __slots__ = ("_headroom", "_last", "more")
 
     def __init__(self, memory: RingMemory) -> None:
         super().__init__(memory)
         self._last = 0
         self._headroom = 0
         self.more = False
-        #: Bursts that hold buffers, oldest first.
-        self._open: deque[_Burst] = deque()
 
     def set_headroom(self, headroom: int) -> None:
         self._check_headroom(headroom)
@@ -618,7 +635,7 @@ class SlaveRxRing(_RxRing):
 class _TxRing(_Ring):
     """What both sending sides do. ``_published`` is what the peer sees, ``_next`` where the next allocation starts."""
 
-    __slots__ = ("_ever", "_next", "_open", "_published", "_sending")
+    __slots__ = ("_ever", "_next", "_published", "_sending")
 
     def __init__(self, memory: RingMemory) -> None:
         super().__init__(memory)
@@ -627,8 +644,6 @@ class _TxRing(_Ring):
         self._ever = 0
         #: Python code is being asked for packets to send: it must not use the ring that they are staged for.
         self._sending = False
-        #: Bursts that hold allocated buffers, oldest first.
-        self._open: deque[_Burst] = deque()
 
     @property
     def in_flight(self) -> int:
@@ -1044,7 +1059,7 @@ def _received(burst: Burst) -> _Burst:
     if not isinstance(own._ring, _RxRing):
         raise ConfigError("only a received burst can be forwarded: transmit an allocated one")
     if own._ended:
-        raise ConfigError("the burst has ended: its buffers belong to the peer")
+        raise own._ring._ended(ConfigError)
     return own
 
 

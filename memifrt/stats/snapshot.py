@@ -29,6 +29,9 @@ class SnapshotSource(Protocol):
     @property
     def app_name(self) -> str: ...
 
+    def check_not_forked(self) -> None:
+        """Raise ForkedError in a forked child."""
+
     @property
     def started(self) -> float:
         """When it was made, in Unix time."""
@@ -116,7 +119,11 @@ class Snapshot(TypedDict):
 
 
 def snapshot(runtime: SnapshotSource) -> Snapshot:
-    """Return the state of a runtime at this moment. Reads only: it takes nothing from a ring and ends no connection."""
+    """Return the state of a runtime at this moment. Reads only: it takes nothing from a ring and ends no connection.
+
+    :raises ForkedError: in a forked child, to which the runtime does not belong.
+    """
+    runtime.check_not_forked()
     return {
         "schema": SCHEMA,
         "version": VERSION,

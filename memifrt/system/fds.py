@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from memifrt.errors import os_error
 from memifrt.system.kick import kick_for
-from memifrt.system.original_functions import Lock, poll, socket
+from memifrt.system.original_functions import Lock, close, poll, socket
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -77,7 +77,7 @@ class OwnedFd:
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0 and self._pid == os.getpid():
-            os.close(fd)
+            close(fd)
 
     def __del__(self) -> None:
         # An fd that __init__ never stored, or a closed one, has nothing to say.
@@ -138,6 +138,11 @@ class EventFd(OwnedFd):
             waiting.register(self._fd, select.POLLIN)
             return bool(waiting.poll(0))
 
+    def abandon(self) -> None:
+        """In a forked child: forget the number, so that nothing here reaches the parent's eventfd."""
+        self._lock = Lock()  # a thread that the child does not have may hold it
+        self._fd = -1
+
     def drain(self) -> bool:
         """Make the fd unreadable; whether it was readable."""
         with self._lock:
@@ -150,5 +155,8 @@ class EventFd(OwnedFd):
                 return False
 
     def close(self) -> None:
+        if self._pid != os.getpid():  # a thread that the child does not have may hold the lock
+            super().close()
+            return
         with self._lock:
             super().close()

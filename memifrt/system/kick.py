@@ -17,6 +17,8 @@ import os
 import platform
 import sys
 
+from memifrt.system.original_functions import close
+
 #: io_setup, io_getevents and io_submit, which the C library does not wrap.
 _SYSCALLS = {"x86_64": (206, 208, 209), "aarch64": (0, 4, 2)}
 _PREAD = 0
@@ -114,7 +116,7 @@ def _tried_context() -> _Context:
         if not Kick(fd, context)() or os.eventfd_read(fd) != 1:
             raise OSError(errno.EOPNOTSUPP, "a completed operation does not reach the eventfd")
     finally:
-        os.close(fd)
+        close(fd)
     return context
 
 

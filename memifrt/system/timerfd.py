@@ -12,6 +12,7 @@ import sys
 import time
 
 from memifrt.system.fds import OwnedFd
+from memifrt.system.original_functions import read
 
 _TFD_NONBLOCK = os.O_NONBLOCK
 _TFD_CLOEXEC = os.O_CLOEXEC
@@ -61,7 +62,7 @@ class TimerFd(OwnedFd):
     def drain(self) -> bool:
         """Make the fd unreadable and disarm it. Return whether the timer had expired."""
         try:
-            expired = bool(os.read(self.fileno(), 8))
+            expired = bool(read(self.fileno(), 8))
         except BlockingIOError:
             return False
         self._due = None

@@ -20,9 +20,11 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from memifrt.errors import ErrorCode, MemifError, PollCancelled, os_error
+from memifrt.errors import ErrorCode, ForkedError, MemifError, PollCancelled, os_error
 from memifrt.runtime import Runtime
 from memifrt.system.fds import OwnedFd
+from memifrt.system.forks import abandon_after_fork
+from memifrt.system.original_functions import poll, threads_are_patched
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,7 +49,8 @@ class Background:
         self.runtime = runtime
         #: The first exception that a callback raised.
         self.failure: BaseException | None = None
-        self._ready = select.poll()
+        # A thread that is none of gevent's must wait for itself; one that is a greenlet must let the others run.
+        self._ready = select.poll() if threads_are_patched() else poll()
         self._ready.register(runtime.fileno(), select.POLLIN)
         self._wake = _Wake()
         self._ready.register(self._wake.fileno(), select.POLLIN)
@@ -58,6 +61,7 @@ class Background:
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name=f"events of {runtime.app_name}", daemon=True)
         _running.add(self)
+        abandon_after_fork(self)
         self._thread.start()
 
     # --- asking the thread --------------------------------------------------------------------------------------
@@ -68,7 +72,7 @@ class Background:
         :raises MemifError: the thread has ended.
         :raises BaseException: what the function raises.
         """
-        if threading.current_thread() is self._thread:
+        if threading.current_thread() is self._thread and self._is_ours():
             return function()
         done: Future[_T] = Future()
         self._ask(functools.partial(_fulfil, done, function), done.set_exception)
@@ -90,11 +94,21 @@ class Background:
         """Whether this is the process that has the thread, and no forked child."""
         return self._pid == os.getpid()
 
+    def _abandon(self) -> None:
+        """In a forked child, which has no such thread: what was asked for there is the parent's to do."""
+        self._ended = True
+        self._requests.clear()
+        self._wake.abandon()
+
     def _refuse_all(self) -> None:
         with contextlib.suppress(IndexError):
             while True:
                 _, refuse = self._requests.popleft()
-                refuse(MemifError(ErrorCode.INVAL_ARG, f"nobody handles the events of {self.runtime!r} any more"))
+                refuse(
+                    ForkedError(self._pid)
+                    if not self._is_ours()
+                    else MemifError(ErrorCode.INVAL_ARG, f"nobody handles the events of {self.runtime!r} any more")
+                )
 
     # --- its users and its end ----------------------------------------------------------------------------------
 
@@ -195,6 +209,10 @@ class _Wake:
         with self._lock:
             if not self._fd.closed:
                 os.eventfd_write(self._fd.fileno(), 1)
+
+    def abandon(self) -> None:
+        """In a forked child: a thread that it does not have may hold the lock."""
+        self._lock = threading.RLock()
 
     def drain(self) -> None:
         with contextlib.suppress(BlockingIOError):

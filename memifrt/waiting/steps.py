@@ -342,6 +342,7 @@ class Waiting(Generic[S]):
 
     def _check_alive(self) -> None:
         if self.interface.deleted:
+            self.interface.check_not_forked()
             raise Disconnected(f"{self.interface} is deleted")
 
     def _disconnect_error(self) -> Disconnected:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from memifrt import Interface, MemifError, Runtime, State
+from memifrt import ForkedError, Interface, MemifError, Runtime, State
 from tests.lib.forked import in_child
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, assert_packets_pass
 from tests.lib.support import DEADLINE, Pair, Recorder, connect, wait_until
@@ -191,7 +191,8 @@ def test_a_forked_child_does_not_close_unlink_or_speak_for_its_parent(
 
     def child() -> None:
         here = fds()
-        pair.slave.disconnect()
+        with pytest.raises(ForkedError):
+            pair.slave.disconnect()
         for interface in (pair.master, pair.slave):
             interface.delete()
         home.delete()

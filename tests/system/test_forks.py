@@ -1,0 +1,286 @@
+"""A forked child owns nothing: each call says so at once, and the parent notices nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import multiprocessing
+import os
+import selectors
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+
+import pytest
+
+import memifrt.asyncio
+from memifrt import ForkedError, Runtime, libmemif
+from memifrt.poll.selectors import SelectorPoller
+from memifrt.ring import load
+from memifrt.stats import snapshot as stats
+from memifrt.threaded.runtime_thread import Background
+from tests.lib.forked import in_child
+from tests.lib.support import DEADLINE, Pair
+
+
+@pytest.fixture(params=["native", "python"])
+def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, make_pair: Callable[..., Pair]) -> Pair:
+    monkeypatch.setattr("memifrt.connection.connection.implementation", load(request.param))
+    return make_pair()
+
+
+def fds() -> list[str]:
+    return os.listdir("/proc/self/fd")
+
+
+def assert_packets_pass(pair: Pair) -> None:
+    for sender, receiver in ((pair.master, pair.slave), (pair.slave, pair.master)):
+        assert sender.tx_queues[0].send([b"packet"]) == 1
+        assert receiver.rx_queues[0].recv() == [b"packet"]
+    for runtime in pair.runtimes:
+        runtime.poll_event(0)
+    assert pair.master.connected
+    assert pair.slave.connected
+
+
+def refused(call: Callable[[], object]) -> None:
+    """The call raises at once, and names both processes."""
+    with pytest.raises(ForkedError) as caught:
+        call()
+    assert f"belongs to process {os.getppid()} " in str(caught.value)
+    assert f"in process {os.getpid()}: a forked child makes one of its own" in str(caught.value)
+
+
+def test_each_call_on_a_queue_is_refused_and_the_parent_goes_on(pair: Pair) -> None:
+    rx, tx = pair.master.rx_queues[0], pair.slave.tx_queues[0]
+    tx.send([b"for the parent"])
+
+    def child() -> None:
+        room = bytearray(64)
+        matrix = memoryview(room).cast("B", (1, 64))
+        lengths = memoryview(bytearray(2)).cast("H")
+        for call in (
+            rx.recv,
+            rx.burst,
+            rx.pending,
+            rx.refill,
+            rx.drain,
+            rx.fileno,
+            lambda: rx.recv_into(matrix, lengths),
+            lambda: rx.set_mode("polling"),
+            lambda: rx.counters,
+            lambda: tx.send([b"from the child"]),
+            lambda: tx.send_from(matrix, lengths),
+            lambda: tx.alloc(1),
+            lambda: tx.forward(rx),
+            tx.free,
+            tx.fileno,
+            lambda: tx.counters,
+        ):
+            refused(call)
+        assert not rx.connected
+        assert not tx.connected
+
+    in_child(child)
+    assert rx.recv() == [b"for the parent"]
+    assert_packets_pass(pair)
+
+
+def test_bursts_that_are_held_end_in_the_child_alone(pair: Pair) -> None:
+    rx, tx = pair.master.rx_queues[0], pair.slave.tx_queues[0]
+    tx.send([b"received"])
+    received, allocated = rx.burst(), tx.alloc(1, 9)
+    view = allocated[0]
+    view[:] = b"allocated"
+    assert bytes(received[0]) == b"received"
+
+    def child() -> None:
+        for burst in (received, allocated):
+            refused(lambda burst=burst: burst[0])  # type: ignore[misc]
+            refused(lambda burst=burst: burst.pack_into(bytearray(64), b"", 64))  # type: ignore[misc]
+            burst.close()
+        with pytest.raises(ValueError, match="released"):
+            view[0] = 0
+
+    in_child(child)
+    assert bytes(received[0]) == b"received"
+    received.close()
+    tx.transmit(allocated)
+    assert rx.recv() == [b"allocated"]
+
+
+def test_what_is_derived_from_a_view_does_not_write_to_the_parents_memory(pair: Pair) -> None:
+    burst = pair.slave.tx_queues[0].alloc(1, 4)
+    derived = burst[0][:]
+    derived[:] = b"mine"
+
+    def child() -> None:
+        assert bytes(derived) == b"mine"
+        derived[:] = b"gone"
+
+    in_child(child)
+    assert bytes(derived) == b"mine"
+    derived.release()
+    burst.close()
+
+
+def test_nothing_pretends_in_the_child(pair: Pair) -> None:
+    runtime, interface = pair.runtimes[0], pair.master
+    socket = interface.socket
+
+    def child() -> None:
+        before = fds()
+        assert not interface.connected
+        assert interface.state.value == "disconnected"
+        assert f"belongs to process {os.getppid()}" in repr(interface)
+        assert f"belongs to process {os.getppid()}" in repr(runtime)
+        for call in (
+            interface.details,
+            interface.disconnect,
+            interface.request_connection,
+            runtime.run,
+            runtime.poll_event,
+            runtime.fileno,
+            runtime.cancel_poll_event,
+            lambda: runtime.control_fd_handler(0, 1),
+            lambda: runtime.set_reconnect_interval(1),
+            lambda: runtime.create_interface(socket="@memifrt-other"),
+            lambda: socket.set_listener_fd(0),
+            lambda: stats.snapshot(runtime),
+        ):
+            refused(call)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            interface.delete()
+            socket.delete()
+            runtime.close()
+            gc.collect()
+        assert fds() == before
+
+    in_child(child)
+    assert_packets_pass(pair)
+
+
+def test_a_handle_of_libmemif_is_refused(socket_name: str) -> None:
+    assert libmemif.memif_init(None, "parent") == 0
+    try:
+        _, sock = libmemif.memif_create_socket(socket_name)
+        _, handle = libmemif.memif_create(libmemif.MemifConnArgs(socket=sock))
+        in_child(lambda: refused(lambda: libmemif.memif_get_details(handle)))
+        in_child(lambda: refused(lambda: libmemif.memif_poll_event(0)))
+
+        def child() -> None:
+            assert libmemif.memif_cleanup() == 0
+            assert libmemif.memif_init(None, "child") == 0
+            assert libmemif.memif_poll_event(0) == 0
+
+        in_child(child)
+    finally:
+        libmemif.memif_cleanup()
+
+
+def test_a_background_runtime_is_refused(socket_name: str) -> None:
+    with Background(Runtime("background")) as background:
+        background.call(lambda: background.runtime.create_interface(socket=socket_name, role="master"))
+
+        def child() -> None:
+            refused(lambda: background.call(lambda: None))
+            background.close()
+
+        in_child(child)
+        assert background.call(lambda: 1) == 1
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_children_of_multiprocessing_leave_the_parent_alone(make_pair: Callable[..., Pair], method: str) -> None:
+    pair = make_pair()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = multiprocessing.get_context(method).Process(target=os.getpid)  # type: ignore[attr-defined]
+        child.start()
+    child.join()
+    assert child.exitcode == 0
+    child.close()
+    if method == "forkserver":
+        importlib.import_module("multiprocessing.forkserver")._forkserver._stop()
+    if method != "fork":
+        importlib.import_module("multiprocessing.resource_tracker")._resource_tracker._stop()
+    assert_packets_pass(pair)
+
+
+def test_a_daemon_that_was_forked_makes_a_runtime_of_its_own(socket_name: str) -> None:
+    program = f"""
+import os, memifrt
+before = memifrt.Runtime("before")
+if os.fork():
+    before.close()
+    os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
+os.setsid()
+try:
+    before.poll_event(0)
+except memifrt.ForkedError:
+    with memifrt.Runtime("daemon") as runtime:
+        master, slave = (runtime.create_interface(socket={socket_name!r}, role=role) for role in ("master", "slave"))
+        while not (master.connected and slave.connected):
+            runtime.poll_event(1)
+    print("done", flush=True)
+os._exit(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_a_child_takes_nothing_out_of_a_selector_it_shares(socket_name: str) -> None:
+    with selectors.EpollSelector() as selector:
+        poller = SelectorPoller(selector)
+        with Runtime("selects", control_fd_update=poller.update) as runtime:
+            poller.start(runtime.control_fd_handler)
+            master, slave = (runtime.create_interface(socket=socket_name, role=role) for role in ("master", "slave"))
+
+            def turn() -> None:
+                for key, mask in selector.select(DEADLINE):
+                    key.data(key.fd, mask)
+
+            while not (master.connected and slave.connected):
+                turn()
+
+            def child() -> None:
+                poller.close()
+                runtime.close()
+
+            in_child(child)
+            slave.disconnect()
+            while master.connected:
+                turn()
+
+
+def test_a_child_takes_nothing_out_of_an_asyncio_loop_it_shares(socket_name: str) -> None:
+    async def main() -> None:
+        async with (
+            memifrt.asyncio.open_interface(socket=socket_name, role="master") as master,
+            memifrt.asyncio.open_interface(socket=socket_name, role="slave", reconnect_interval=0.01) as slave,
+        ):
+            await master.wait_connected()
+            await slave.wait_connected()
+
+            def child() -> None:
+                refused(lambda: master.send([b"packet"]).send(None))
+                refused(lambda: master.recv().send(None))
+                refused(lambda: master.counters)
+                assert not master.connected
+                for face in (master, slave):
+                    face.delete()
+
+            in_child(child)
+            await slave.send([b"packet"])
+            assert await master.recv() == [b"packet"]
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
