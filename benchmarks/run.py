@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import memifrt
-from benchmarks import alternatives, bridge, dump, scale
+from benchmarks import alternatives, bridge, dump, faces, scale
 from benchmarks.ends import Device, Load, PmdDevice, bench_device, measure, program_device
 from memifrt.cli.run_in_loop import LOOPS
 from tests.lib import namespaces, testpmd
@@ -45,6 +45,7 @@ PER_PACKET, VECTORISED, PMD_ICMP = (
 )
 CROWD_POLL, CROWD_TURNS = "poll, one of {} interfaces busy", "poll, {} interfaces busy in turn"
 CROWD_CONNECT = "connect, {} interfaces"
+WAKE_UP = "{} recv, {}"
 RR_INTERRUPT, RR_SOCKET = "memifrt native, interrupt", "AF_UNIX SEQPACKET, Python"
 
 
@@ -316,6 +317,15 @@ def loops_cpu(seconds: float) -> Group:
     return Group("Loops: echo as above, the echo's own CPU time", "ns", cases)
 
 
+def wake_ups(seconds: float) -> Group:
+    cases = [
+        Case(WAKE_UP.format(loop, transport), functools.partial(faces.wake_up_microseconds, loop, transport, seconds))
+        for loop in faces.LOOPS
+        for transport in faces.TRANSPORTS
+    ]
+    return Group("Faces: recv of one packet a wake-up, beside a socket's, CPU time", "us", cases)
+
+
 def idle(seconds: float) -> Group:
     return Group(
         "Idle: connected, interrupt mode, share of a core",
@@ -439,6 +449,13 @@ PROMISES = (
         1.5,
     ),
     Promise("connecting one of 500 interfaces, us: all within 10 s", CROWD_CONNECT.format(500), "", None, 10e6 / 500),
+    Promise(
+        "recv of one packet a wake-up in gevent, CPU time: against a gevent socket's recv of a datagram",
+        WAKE_UP.format("gevent", "memif"),
+        WAKE_UP.format("gevent", "datagram"),
+        None,
+        1.3,
+    ),
     Promise("round trip, interrupt mode, p50: against a SEQPACKET ping-pong", RR_INTERRUPT, RR_SOCKET, None, 2.0),
     *(
         Promise(

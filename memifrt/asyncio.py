@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from memifrt.options import DEFAULT_APP_NAME, DEFAULT_RECONNECT_INTERVAL, RuntimeOptions
 from memifrt.poll.asyncio import DEFAULT_BATCH as DEFAULT_EVENTS
-from memifrt.poll.asyncio import AsyncioPoller
+from memifrt.poll.asyncio import AsyncioPoller, LoopCheck
 from memifrt.ring import Burst
 from memifrt.runtime import InterfaceArguments, Runtime
 from memifrt.waiting.steps import (
@@ -92,7 +92,9 @@ async def open_interface(
             )
         else:
             runtime_of_this_loop(runtime, app_name=app_name, reconnect_interval=reconnect_interval)
-        interface = AsyncioInterface(Waiting(runtime, _Signal, options, reconnect=reconnect, batch=batch))
+        interface = AsyncioInterface(
+            Waiting(runtime, _Signal, options, reconnect=reconnect, batch=batch, check_owner=LoopCheck())
+        )
         stack.callback(interface.delete)
         yield interface
 

@@ -144,6 +144,41 @@ class ConfigError(MemifError, ValueError):
         super().__init__(code, message)
 
 
+class PacketTypeError(ConfigError, TypeError):
+    """What was to be sent is not a packet: bytes, or another buffer of bytes."""
+
+
+class NoQueueYet(MemifError, IndexError):
+    """A queue was asked for before the first connection, when an interface has none."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.DISCONNECTED, message)
+
+
+def not_a_packet(number: int, packet: object) -> PacketTypeError:
+    """An error for packet ``number`` of a call, which is no buffer."""
+    shown = repr(packet)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    advice = "; encode() makes bytes of it" if isinstance(packet, str) else ""
+    return PacketTypeError(
+        f"packet {number} is {shown}, a {type(packet).__name__}; "
+        f"a packet must be bytes or another buffer of bytes{advice}"
+    )
+
+
+def packet_bytes(number: int, packet: object) -> bytes:
+    """The bytes of packet ``number`` of a call: a buffer, or an object that knows its bytes, as scapy's packets do.
+
+    :raises PacketTypeError: it is neither: of a number ``bytes()`` would make so many zeros.
+    """
+    if isinstance(packet, str | int) or packet is None:
+        raise not_a_packet(number, packet)
+    try:
+        return bytes(packet)  # type: ignore[call-overload, no-any-return]
+    except TypeError as error:
+        raise not_a_packet(number, packet) from error
+
+
 class ProtocolError(MemifError):
     """The peer broke the protocol, or offered what we cannot accept."""
 

@@ -18,6 +18,8 @@ It makes no difference whether the process is monkey-patched.
 from __future__ import annotations
 
 import contextlib
+import functools
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -25,12 +27,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 import gevent
+from gevent._hub_local import get_hub_if_exists
 from gevent.hub import Waiter
 
 from memifrt.errors import ConfigError
 from memifrt.options import DEFAULT_APP_NAME, DEFAULT_RECONNECT_INTERVAL, RuntimeOptions
 from memifrt.poll.gevent import DEFAULT_BATCH as DEFAULT_EVENTS
 from memifrt.poll.gevent import GeventPoller, let_others_run
+from memifrt.queue import RxQueue
 from memifrt.ring import Burst
 from memifrt.runtime import InterfaceArguments, Runtime
 from memifrt.waiting.steps import (
@@ -38,8 +42,9 @@ from memifrt.waiting.steps import (
     DEFAULT_BURST,
     BurstHolder,
     Face,
-    Pass,
+    Line,
     Steps,
+    Wait,
     Waiting,
     runtime_of_this_loop,
 )
@@ -94,8 +99,8 @@ class GeventInterface(Face["_Signal"]):
 
     def __init__(self, waiting: Waiting[_Signal], runtime: Runtime, owned: Runtime | None) -> None:
         super().__init__(waiting)
-        self._runtime = runtime
         self._owned = owned
+        self._poller = _pollers.get(runtime)
 
     def wait_connected(self, timeout: float | None = None) -> None:
         """Wait until there is a peer. That nobody listens yet is not an error: a slave tries again with its timer.
@@ -146,7 +151,11 @@ class GeventInterface(Face["_Signal"]):
 
     def close(self) -> None:
         """Delete the interface, and the runtime that came with it: whoever waits gets
-        :class:`~memifrt.Disconnected`. Closing twice is harmless."""
+        :class:`~memifrt.Disconnected`. Closing twice is harmless.
+
+        :raises ConfigError: this is not the thread whose hub the interface is in.
+        """
+        self._waiting.check_owner(False)
         try:
             self.interface.delete()
         finally:
@@ -167,10 +176,10 @@ class GeventInterface(Face["_Signal"]):
         try:
             while True:
                 request = next(steps)
-                if isinstance(request, Pass):
-                    let_others_run()
-                else:
+                if isinstance(request, Wait):
                     request.signal.wait(self._limit(request.timeout, end))
+                else:
+                    let_others_run()
         except StopIteration as done:
             result: T = done.value
             return result
@@ -179,8 +188,7 @@ class GeventInterface(Face["_Signal"]):
 
     def _limit(self, pause: float | None, end: float | None) -> float | None:
         """How long to wait at most."""
-        poller = _pollers.get(self._runtime)
-        if poller is not None and poller.dispatching:
+        if self._poller is not None and self._poller.dispatching:
             raise ConfigError("a callback must not wait for its own runtime, which waits for it: let a greenlet do it")
         if end is None:
             return pause
@@ -237,6 +245,13 @@ class _Signal:
             if self._waiter is not None:
                 gevent.get_hub().loop.run_callback(self._waiter.switch, None)
 
+    def switch(self) -> None:
+        """Wake the greenlet at once. Only for the hub, as the last thing that a watcher's callback does."""
+        if not self._set:
+            self._set = True
+            if self._waiter is not None:
+                self._waiter.switch(None)
+
     def wait(self, timeout: float | None) -> None:
         if self._set:
             return
@@ -252,6 +267,40 @@ class _Signal:
             self._waiter = None  # a switch that is under way finds nobody
             if timer is not None:
                 timer.close()
+
+
+def _handle_kicks_in_hub(waiting: Waiting[_Signal], poller: GeventPoller) -> None:
+    """Let the hub itself wake greenlets that wait for packets: without a callback of the application's, an interrupt
+    has nothing to do that could wait, and a switch to the dispatcher for each costs as much as the rest."""
+    for queue in waiting.interface.rx_queues:
+        if queue.connected:
+            poller.handle_in_hub(queue.fileno(), _kick_handler(queue, waiting.receivers(queue.qid)))
+
+
+def _kick_handler(queue: RxQueue, receivers: Line[_Signal, RxQueue]) -> Callable[[], None]:
+    def handle_kick() -> None:
+        queue.drain()
+        signal = receivers.note_wake()
+        if signal is not None:
+            signal.switch()
+
+    return handle_kick
+
+
+class _HubCheck:
+    """Raises in a thread other than that of the hub in which this was made."""
+
+    def __init__(self) -> None:
+        self._hub = gevent.get_hub()
+        self._thread = threading.current_thread().name
+
+    def __call__(self, waiting: bool) -> None:
+        if get_hub_if_exists() is not self._hub:
+            raise ConfigError(
+                f"this interface belongs to the gevent hub of thread {self._thread!r}, but was used in thread "
+                f"{threading.current_thread().name!r}: use it in greenlets of its own thread, and let other threads "
+                "hand packets over, for example with a queue, or open an interface of their own"
+            )
 
 
 def open_interface(
@@ -285,9 +334,11 @@ def open_interface(
             )
         else:
             runtime_of_this_loop(runtime, app_name=app_name, reconnect_interval=reconnect_interval)
-        interface = GeventInterface(
-            Waiting(runtime, _Signal, options, reconnect=reconnect, batch=batch), runtime, owned
-        )
+        waiting = Waiting(runtime, _Signal, options, reconnect=reconnect, batch=batch, check_owner=_HubCheck())
+        poller = _pollers.get(runtime)
+        if poller is not None and not waiting.has_interrupt_callback:
+            waiting.on_queues = functools.partial(_handle_kicks_in_hub, waiting, poller)
+        interface = GeventInterface(waiting, runtime, owned)
         undo.pop_all()
     return interface
 

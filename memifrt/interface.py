@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memifrt.control import address
 from memifrt.control.channel import Channel, Credentials
-from memifrt.errors import Disconnected, ErrorCode, ForkedError, MemifError, MemifOSError, ProtocolError
+from memifrt.errors import Disconnected, ErrorCode, ForkedError, MemifError, MemifOSError, NoQueueYet, ProtocolError
 from memifrt.memory.layout import RingLayout
 from memifrt.options import InterfaceConfig
 from memifrt.queue import RxQueue, TxQueue
@@ -119,6 +119,8 @@ class Interface:
         self.connection: Connection | None = None
         #: Why the last connection or attempt to connect ended.
         self.last_error: MemifError | None = None
+        #: The message of the failure to connect that was logged last; empty when the interface has connected since.
+        self._awaited = ""
         #: How many connections were established.
         self.connects = 0
         #: How many conversations with a peer ended, and how many of these because it broke the protocol or a ring.
@@ -133,8 +135,8 @@ class Interface:
         self._on_delete: Callable[[], object] | None = None
         #: Whether on_connect has been called for the present connection.
         self.announced = False
-        self._rx_queues: tuple[RxQueue, ...] = ()
-        self._tx_queues: tuple[TxQueue, ...] = ()
+        self._rx_queues: tuple[RxQueue, ...] = _NoQueues(f"{self}: there are no receive queues yet")
+        self._tx_queues: tuple[TxQueue, ...] = _NoQueues(f"{self}: there are no transmit queues yet")
         self._counters: dict[tuple[Direction, int], QueueCounters] = {}
 
     # --- what it is ---------------------------------------------------------------------------------------------
@@ -180,7 +182,8 @@ class Interface:
     @property
     def rx_queues(self) -> tuple[RxQueue, ...]:
         """The receive queues of the present connection, or of the last one, whose every operation raises
-        :class:`~memifrt.Disconnected`. Empty before the first."""
+        :class:`~memifrt.Disconnected`. Empty before the first; then an index raises
+        :class:`~memifrt.errors.NoQueueYet`, an IndexError."""
         return self._rx_queues
 
     @property
@@ -276,9 +279,8 @@ class Interface:
         try:
             sock = address.connect(self.socket.address)
         except MemifOSError as error:
-            if self.last_error is None or self.last_error.message != error.message:
-                logger.info("%s: %s", self, error)
             self.last_error = error
+            self._retrying(error)
             raise
         channel = Channel(sock)
         try:
@@ -300,6 +302,7 @@ class Interface:
         assert connection is not None
         self.announced = True
         self.last_error = None
+        self._awaited = ""
         self.connects += 1
         self.connected_since = time.time()
         self._rx_queues, self._tx_queues = connection.rx_queues, connection.tx_queues
@@ -317,10 +320,22 @@ class Interface:
         self.disconnects += 1
         self.violations += isinstance(reason.__cause__, ProtocolError)
         self.connected_since = None
-        logger.info("%s: disconnected: %s", self, reason)
+        if self.role is Role.SLAVE and not reason.established and not self.deleted:
+            self._retrying(reason)
+        else:
+            logger.info("%s: disconnected: %s", self, reason)
         self._runtime._update_timer(self)
         if self.on_disconnect is not None:
             self.on_disconnect(self, reason)
+
+    def _retrying(self, reason: MemifError) -> None:
+        """Log why a slave is not connected: once when the reason begins or changes, not at every attempt."""
+        if reason.message == self._awaited:
+            return
+        self._awaited = reason.message
+        interval = self._runtime.reconnect_interval
+        what_next = f"retrying every {interval:g} s" if interval else "not retrying: there is no reconnect interval"
+        logger.warning("%s: %s; %s", self, reason, what_next)
 
     def _earlier(self, ring: RingLayout) -> QueueCounters:
         """What the queue of this ring counted in earlier connections."""
@@ -368,6 +383,22 @@ class Interface:
     @property
     def _wants_connection(self) -> bool:
         return self.role is Role.SLAVE and self.connection is None and not self.deleted
+
+
+class _NoQueues(tuple[Any, ...]):
+    """The queues of an interface that has not been connected yet: none, and an index says why."""
+
+    message: str
+
+    def __new__(cls, message: str) -> Self:
+        self = super().__new__(cls)
+        self.message = message
+        return self
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return super().__getitem__(index)
+        raise NoQueueYet(f"{self.message}: the interface is not connected yet; wait for on_connect")
 
 
 def _queue_details(queue: RxQueue | TxQueue, region: int, ring: RxRing | TxRing) -> QueueDetails:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple, SupportsBytes, TypeVar, cast
 
 import pytest
 
-from memifrt.errors import ConfigError, Disconnected, ForkedError
+from memifrt.errors import ConfigError, Disconnected, ForkedError, packet_bytes
 from memifrt.interface import Interface, OnConnect, OnDisconnect
 from memifrt.options import parse_rx_mode
 from memifrt.queue import RxQueue, TxQueue
@@ -169,7 +169,7 @@ class MemifPort:
         :raises ConfigError: a packet is empty or too long, or there is no such queue.
         """
         __tracebackhide__ = True
-        rest = [bytes(packet) for packet in packets]
+        rest = [packet_bytes(number, packet) for number, packet in enumerate(packets)]
         deadline = self._begin(limit := self._limit(timeout))
         tx = self._queue(self.interface.tx_queues, queue)
         while rest:

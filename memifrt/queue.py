@@ -11,7 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
-from memifrt.errors import ConfigError, Disconnected, ErrorCode, ForkedError, MemifError, RingViolation, os_error
+from memifrt.errors import (
+    ConfigError,
+    Disconnected,
+    ErrorCode,
+    ForkedError,
+    MemifError,
+    PacketTypeError,
+    RingViolation,
+    os_error,
+)
 from memifrt.options import parse_rx_mode
 from memifrt.rekick import BATCH, Glance
 from memifrt.ring import Burst, RxRing, TxRing
@@ -29,6 +38,21 @@ _P = ParamSpec("_P")
 DEFAULT_BURST = 256
 _MASK_INT = 1
 _POLLING = RxMode.POLLING  # looking it up in its class takes longer than receiving a few packets
+
+
+def check_packets(packets: Iterable[ReadableBuffer]) -> Iterable[ReadableBuffer]:
+    """Return ``packets``, unless it is one packet, or nothing to iterate over.
+
+    :raises PacketTypeError: it is.
+    """
+    given: object = packets
+    if isinstance(given, bytes | bytearray | memoryview):
+        raise PacketTypeError(
+            f"send() takes a list of packets, not one packet ({type(given).__name__}): send([packet])"
+        )
+    if isinstance(given, str) or not (hasattr(given, "__iter__") or hasattr(given, "__getitem__")):
+        raise PacketTypeError(f"send() takes a list of packets, each of them bytes; this is {given!r}")
+    return packets
 
 
 class _Queue(Generic[_R]):
@@ -143,6 +167,8 @@ class RxQueue(_Queue[RxRing]):
         self._behind = False
         #: Adaptive mode has masked the peer's interrupts.
         self._masked = False
+        #: :meth:`drain` has read the eventfd since packets were last taken.
+        self.drained = False
         #: Told when the mode has changed: who waits for a kick would wait in vain once the queue polls.
         self._on_mode: Callable[[], object] | None = None
 
@@ -183,9 +209,15 @@ class RxQueue(_Queue[RxRing]):
             raise self._disconnected()
         drained = self._event.drain()
         self._interrupts += drained
+        self.drained = True
         if self._ring is None:
             self._event.notify()  # what was read may be the disconnect's: who waits must not miss it
         return drained
+
+    @property
+    def more(self) -> bool:
+        """Whether the last packets taken left others behind. Always False in polling mode."""
+        return self._behind
 
     def pending(self) -> int:
         """Buffers that wait in the ring.
@@ -252,7 +284,9 @@ class RxQueue(_Queue[RxRing]):
         try:
             if self._mode is _POLLING:
                 return take(*args, **kwargs)
-            if not (self._behind and ring.pending() > limit):
+            if self.drained:  # before the index is read, as it must be: a kick since then is a spurious wake-up later
+                self.drained = False
+            elif not (self._behind and ring.pending() > limit):
                 self._interrupts += self._event.drain()
                 if self._ring is None:
                     self._event.notify()  # what was read may be the disconnect's: who waits must not miss it
@@ -264,7 +298,7 @@ class RxQueue(_Queue[RxRing]):
             self._behind = ring.more
             if self._behind:
                 self._stay_readable(ring)
-            else:
+            elif self._masked:
                 self._unmask(ring)
         except BaseException as error:
             if isinstance(error, RingViolation) and not error.sending:
@@ -286,10 +320,9 @@ class RxQueue(_Queue[RxRing]):
         """Adaptive mode: the ring is drained. What came while the mask was set was not kicked, and what comes right now
         may not be either: a peer need not fence its store of the index against its load of the flags. So we look again,
         when the eventfd tells us to."""
-        if self._masked:
-            ring.set_mask(False)
-            self._masked = False
-            self._event.notify()
+        ring.set_mask(False)
+        self._masked = False
+        self._event.notify()
 
 
 class TxQueue(_Queue[TxRing]):
@@ -342,6 +375,8 @@ class TxQueue(_Queue[TxRing]):
         Of an iterator one packet more than the number returned may have been consumed.
 
         :raises ConfigError: a packet is empty or too long; nothing was sent.
+        :raises PacketTypeError: ``packets`` is one packet instead of several, or one of them is no buffer of bytes;
+            nothing was sent. It is a ConfigError and a TypeError.
         :raises Disconnected: there is no peer (any more).
         """
         ring = self._live()
@@ -349,6 +384,11 @@ class TxQueue(_Queue[TxRing]):
             sent = ring.send(packets, chain=self._chained)
         except RingViolation as error:
             raise self._fail(error) from error
+        except TypeError:
+            check_packets(packets)
+            raise
+        if not sent:
+            check_packets(packets)
         return self._kicked(ring, sent)
 
     def send_from(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:

@@ -255,6 +255,11 @@ class Runtime:
             raise
         return interface
 
+    @property
+    def reconnect_interval(self) -> float:
+        """Seconds between two attempts of a slave to connect; 0 for none."""
+        return self._interval
+
     def set_reconnect_interval(self, seconds: float) -> None:
         """The period in which slaves try to connect; 0 for none.
 

@@ -27,7 +27,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 from scapy.supersocket import SuperSocket
 
-from memifrt.errors import ConfigError, Disconnected, ErrorCode, ForkedError, MemifError, os_error
+from memifrt.errors import ConfigError, Disconnected, ErrorCode, ForkedError, MemifError, os_error, packet_bytes
 from memifrt.interface import Interface
 from memifrt.options import DEFAULT_SOCKET, InterfaceOptions
 from memifrt.runtime import Runtime
@@ -195,7 +195,7 @@ class MemifSocket(SuperSocket):
         :raises ConfigError: the packet is empty or too long for the ring; a packet of scapy's (bytes are sent as they
             are) starts with the wrong layer for the interface's mode.
         """
-        data, patience = bytes(x), self._send_timeout
+        data, patience = packet_bytes(0, x), self._send_timeout
         if isinstance(x, Packet):
             _check_layer(self.interface, x)
             x.sent_time = time.time()  # before it is sent: an answer is never older than its question

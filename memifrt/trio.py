@@ -19,7 +19,7 @@ import trio
 
 from memifrt.options import DEFAULT_APP_NAME, DEFAULT_RECONNECT_INTERVAL, RuntimeOptions
 from memifrt.poll.trio import DEFAULT_BATCH as DEFAULT_EVENTS
-from memifrt.poll.trio import TrioPoller
+from memifrt.poll.trio import RunCheck, TrioPoller
 from memifrt.ring import Burst
 from memifrt.runtime import InterfaceArguments, Runtime
 from memifrt.waiting.steps import (
@@ -104,7 +104,9 @@ async def open_interface(
             )
         else:
             runtime_of_this_loop(runtime, app_name=app_name, reconnect_interval=reconnect_interval)
-        interface = TrioInterface(Waiting(runtime, _Signal, options, reconnect=reconnect, batch=batch))
+        interface = TrioInterface(
+            Waiting(runtime, _Signal, options, reconnect=reconnect, batch=batch, check_owner=RunCheck())
+        )
         stack.callback(interface.delete)
         yield interface
 

@@ -7,10 +7,12 @@ import select
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from memifrt import (
+    ConfigError,
     Disconnected,
     ErrorCode,
     Interface,
@@ -517,3 +519,52 @@ def test_names_of_a_peer_are_shown_whatever_bytes_they_are(runtime: Runtime, soc
         wait_until(lambda: master.connected, runtime)
         assert master.details().remote_name == r"\xff" * 32
         assert master.details().remote_app_name == "scripted slave"
+
+
+def test_a_queue_before_the_first_connection_says_what_to_wait_for(runtime: Runtime, socket_name: str) -> None:
+    interface = runtime.create_interface(socket=socket_name, role="slave")
+    everything: list[tuple[object, ...]] = [interface.rx_queues, interface.tx_queues]
+    for queues in everything:
+        assert list(queues) == []
+        with pytest.raises(IndexError, match="not connected yet; wait for on_connect"):
+            queues[0]
+
+
+@pytest.mark.parametrize(
+    ("packets", "what"),
+    [
+        (b"x", r"not one packet \(bytes\)"),
+        (b"", r"not one packet \(bytes\)"),
+        ("x", "this is 'x'"),
+        (None, "this is None"),
+        ([b"x", None], "packet 1 is None, a NoneType"),
+        (["x"], "packet 0 is 'x', a str"),
+    ],
+)
+def test_what_is_no_list_of_packets_is_named(
+    runtime: Runtime, peer_runtime: Runtime, socket_name: str, packets: Any, what: str
+) -> None:
+    master = runtime.create_interface(socket=socket_name, role="master")
+    slave = peer_runtime.create_interface(socket=socket_name, role="slave")
+    wait_until(lambda: master.announced and slave.announced, runtime, peer_runtime)
+    for interface in (master, slave):
+        with pytest.raises(ConfigError, match=what) as caught:
+            interface.tx_queues[0].send(packets)
+        assert isinstance(caught.value, TypeError)
+        assert interface.tx_queues[0].counters.packets == 0
+
+
+def test_the_first_failure_to_connect_is_a_warning_and_its_repetition_is_silent(
+    runtime: Runtime, socket_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="memifrt"):
+        interface = runtime.create_interface(socket=socket_name, role="slave")
+        for _ in range(3):
+            with pytest.raises(MemifError):
+                interface.request_connection()
+        master = runtime.create_interface(socket=socket_name, role="master", id=0)
+        wait_until(lambda: interface.connected and master.connected, runtime)
+    levels = [(record.levelname, "connect" in record.message) for record in caplog.records]
+    assert [level for level, _ in levels if level == "WARNING"] == ["WARNING"]
+    assert levels[0] == ("WARNING", True)
+    assert any("connected to" in record.message for record in caplog.records[1:])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 
 from memifrt.errors import ConfigError
 from memifrt.poll.hook import FdHandler
@@ -18,6 +19,33 @@ from memifrt.types import FdEvent, check_range
 #: punctually as with 16 and twice as punctually as with 256; the rate is the same.
 DEFAULT_BATCH = 64
 _NOTHING = FdEvent(0)
+
+
+class LoopCheck:
+    """Raises where a loop is used from outside: by another loop, or by another thread.
+
+    :param loop: default: the running one.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self.loop = asyncio.get_running_loop() if loop is None else loop
+        self._thread = threading.current_thread().name
+
+    def __call__(self, waiting: bool) -> None:
+        """Check the caller.
+
+        :param waiting: whether the call could wait. One that cannot is right anywhere while the loop does not run.
+        :raises ConfigError: the caller is not in the loop.
+        """
+        running = asyncio._get_running_loop()
+        if running is self.loop or not (waiting or self.loop.is_running()):
+            return
+        raise ConfigError(
+            f"this belongs to the asyncio loop of thread {self._thread!r}, but was used "
+            + ("outside of any loop" if running is None else "in another loop")
+            + f", in thread {threading.current_thread().name!r}: open an interface in this loop, or have the call run "
+            "in its own with asyncio.run_coroutine_threadsafe() or loop.call_soon_threadsafe()"
+        )
 
 
 class AsyncioPoller:
@@ -32,7 +60,8 @@ class AsyncioPoller:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None, *, batch: int = DEFAULT_BATCH) -> None:
-        self._loop = asyncio.get_running_loop() if loop is None else loop
+        self.check_owner = LoopCheck(loop)
+        self._loop = self.check_owner.loop
         self._batch = check_range("batch", batch, 1, 1 << 30)
         self._handler: FdHandler | None = None
         #: What is to be watched, and what the loop watches.
@@ -58,8 +87,10 @@ class AsyncioPoller:
     def update(self, fd: int, events: FdEvent) -> None:
         """The hook.
 
+        :raises ConfigError: the loop runs, and this is not called in it.
         :raises RuntimeError: the loop is closed, or uses this fd itself.
         """
+        self.check_owner(False)
         if events & FdEvent.DEL:
             self._unwatch(fd)
         elif events & FdEvent.MOD:

@@ -63,11 +63,13 @@ class _Hub(Protocol):
 class _Watch:
     """One fd in the hub's loop."""
 
-    __slots__ = ("fd", "paused", "pending", "watcher")
+    __slots__ = ("fd", "in_hub", "paused", "pending", "watcher")
 
     def __init__(self, fd: int, watcher: _Watcher) -> None:
         self.fd = fd
         self.watcher = watcher
+        #: Called by the hub itself, in the dispatcher's place.
+        self.in_hub: Callable[[], object] | None = None
         #: What is ready and not handed on yet. While there is something, the watch is in the queue.
         self.pending = _NOTHING
         #: The watcher is stopped: it would call the hub again and again for what the dispatcher has not come to yet.
@@ -137,6 +139,18 @@ class GeventPoller:
         else:
             self._watch(_Watch(fd, self._hub.loop.io(fd, int(events & _WAITED))))
 
+    def handle_in_hub(self, fd: int, callback: Callable[[], object]) -> None:
+        """Let the hub itself call ``callback()`` for each event of an fd that is watched, until it is withdrawn.
+
+        The callback must not wait. It may switch to a waiting greenlet as the last thing that it does.
+        """
+        watch = self._watches.get(fd)
+        if watch is not None:
+            watch.in_hub = callback
+            if not watch.paused:
+                watch.watcher.stop()
+                watch.watcher.start(callback)
+
     def close(self) -> None:
         """Watch nothing any more. Closing the runtime does so too."""
         self._handler = None
@@ -171,6 +185,9 @@ class GeventPoller:
 
     def _on_ready(self, events: int, watch: _Watch) -> None:
         """In the hub."""
+        if watch.in_hub is not None:
+            watch.in_hub()
+            return
         ready = _EVENTS[events & 3] if events > 0 else FdEvent.READ
         if watch.pending:
             watch.pending |= ready

@@ -9,6 +9,7 @@ no task to be cancelled, and many events cost one turn of the scheduler.
 from __future__ import annotations
 
 import contextlib
+import threading
 
 import trio
 
@@ -23,6 +24,44 @@ from memifrt.types import FdEvent, check_range
 DEFAULT_BATCH = 64
 
 
+class RunCheck:
+    """Raises outside of the run of trio in which this was made."""
+
+    def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._thread = threading.current_thread().name
+
+    def __call__(self, waiting: bool) -> None:
+        """Check the caller.
+
+        :param waiting: whether the call could wait. One that cannot is right anywhere when the run has ended.
+        :raises ConfigError: the caller is not in the run.
+        """
+        try:
+            present = trio.lowlevel.current_trio_token()
+        except RuntimeError:
+            present = None
+        if present is self._token or not (waiting or self._goes_on()):
+            return
+        raise ConfigError(
+            f"this belongs to the trio.run() of thread {self._thread!r}, but was used "
+            + ("outside of trio" if present is None else "in another run")
+            + f", in thread {threading.current_thread().name!r}: open an interface in this run, or have the call run "
+            "in its own with trio.from_thread"
+        )
+
+    def _goes_on(self) -> bool:
+        try:
+            self._token.run_sync_soon(_do_nothing)
+        except trio.RunFinishedError:
+            return False
+        return True
+
+
+def _do_nothing() -> None:
+    """What asks a run whether it has ended."""
+
+
 class TrioPoller:
     """Fds watched by a task in a nursery, which is there as long as there are any.
 
@@ -35,6 +74,7 @@ class TrioPoller:
 
     def __init__(self, nursery: trio.Nursery, *, batch: int = DEFAULT_BATCH) -> None:
         self._nursery = nursery
+        self.check_owner = RunCheck()
         self._batch = check_range("batch", batch, 1, 1 << 30)
         self._handler: FdHandler | None = None
         self._wanted: dict[int, FdEvent] = {}
@@ -55,8 +95,10 @@ class TrioPoller:
     def update(self, fd: int, events: FdEvent) -> None:
         """The hook.
 
+        :raises ConfigError: the run goes on, and this is not called in it.
         :raises RuntimeError: the nursery is closed.
         """
+        self.check_owner(False)
         wanted = events & (FdEvent.READ | FdEvent.WRITE)
         if events & FdEvent.DEL:
             self._unwatch(fd)

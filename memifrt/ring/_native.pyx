@@ -28,7 +28,7 @@ from libc.string cimport memcpy, memmove
 
 from collections import deque
 
-from memifrt.errors import ConfigError, ErrorCode, ForkedError, RingViolation
+from memifrt.errors import ConfigError, ErrorCode, ForkedError, RingViolation, not_a_packet
 from memifrt.types import MAX_LOG2_RING_SIZE, BufferFlag, QueueCounters
 
 cdef extern from "Python.h":
@@ -1301,6 +1301,8 @@ cdef class _TxRing(_Ring):
             PyObject_GetBuffer(packet, &held, PyBUF_SIMPLE)
         except BufferError as error:
             raise ConfigError(f"packet {number} is not contiguous") from error
+        except TypeError as error:
+            raise not_a_packet(number, packet) from error
         try:
             return self.put(used, room, <uint8_t *> held.buf, held.len, chain, number)
         finally:

@@ -212,6 +212,7 @@ class TxRing(Ring, Protocol):
         :raises ConfigError: a packet is empty, not contiguous, longer than ``MAX_PACKET_SIZE``, or too long for the
             ring or (without ``chain``) a buffer; or the iterable uses this ring itself. Nothing of this call is sent
             then.
+        :raises PacketTypeError: a packet is no buffer.
         """
 
     def send_from(self, matrix: ReadableBuffer, lengths: ReadableBuffer, *, chain: bool = True) -> int:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from memifrt.errors import ConfigError, ErrorCode, ForkedError, RingViolation
+from memifrt.errors import ConfigError, ErrorCode, ForkedError, RingViolation, not_a_packet
 from memifrt.memory.layout import DESCRIPTOR_SIZE, RING_HEADER_SIZE, ring_bytes
 from memifrt.ring.protocol import Burst, RingMemory, RxRing, SlaveBuffers
 from memifrt.types import (
@@ -1075,7 +1075,10 @@ def _are_siblings(a: _Ring, b: _Ring) -> bool:
 
 def _flat(packet: ReadableBuffer, number: int) -> bytes | memoryview:
     """The bytes of one of the caller's packets."""
-    view = memoryview(packet)
+    try:
+        view = memoryview(packet)
+    except TypeError as error:
+        raise not_a_packet(number, packet) from error
     if not view.c_contiguous:
         raise ConfigError(f"packet {number} is not contiguous")
     return view if view.ndim == 1 and view.format == "B" else view.tobytes()

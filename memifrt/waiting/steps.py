@@ -28,13 +28,17 @@ packets leave the ring in the step that returns them, so none is lost on the way
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+import functools
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from memifrt.errors import ConfigError, Disconnected, ErrorCode, MemifError
 from memifrt.interface import Details, Interface
-from memifrt.queue import DEFAULT_BURST, RxQueue, TxQueue
+from memifrt.queue import DEFAULT_BURST, RxQueue, TxQueue, check_packets
 from memifrt.types import Mode, QueueCounters, Role, RxMode, State, check_callback, check_range
 
 if TYPE_CHECKING:
@@ -51,6 +55,9 @@ DEFAULT_BATCH = 256
 FIRST_PAUSE, LONGEST_PAUSE = 0.0001, 0.005
 
 
+_POLLING = RxMode.POLLING  # looking it up in its class takes longer than receiving a packet
+
+
 class Signal(Protocol):
     """What one waiter waits for."""
 
@@ -62,7 +69,7 @@ T = TypeVar("T")
 _Q = TypeVar("_Q", RxQueue, TxQueue)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that takes three times as long to make, and one is made for each wake-up
 class Wait(Generic[S]):
     """Wait until ``signal`` is set, for at most ``timeout`` seconds; None: for as long as it takes."""
 
@@ -119,6 +126,100 @@ class Wakeup(Generic[S]):
         return len(self._signals)
 
 
+class Place(Generic[S]):
+    """The place of one caller in a :class:`Line`."""
+
+    __slots__ = ("_make_signal", "signal", "woken")
+
+    def __init__(self, make_signal: Callable[[], S]) -> None:
+        self._make_signal = make_signal
+        #: What the caller waits for at this moment.
+        self.signal: S | None = None
+        #: Something has happened since the caller set this to False.
+        self.woken = False
+
+    def wake(self) -> None:
+        """Let the caller look again."""
+        self.woken = True
+        if self.signal is not None:
+            self.signal.set()
+
+    def wait(self, timeout: float | None) -> Steps[S, None]:
+        """Wait to be woken, for at most ``timeout`` seconds."""
+        self.signal = signal = self._make_signal()
+        try:
+            yield Wait(signal, timeout)
+        finally:
+            self.signal = None
+
+
+class Line(Generic[S, _Q]):
+    """The callers that wait for one queue, in the order in which they came.
+
+    The first alone may use the queue. When it leaves, with or without what it came for, the next one looks: a wake-up
+    that hit a caller which was cancelled, killed or timed out is not lost.
+    """
+
+    def __init__(self, make_signal: Callable[[], S]) -> None:
+        self._make_signal = make_signal
+        self._places: OrderedDict[Place[S], None] = OrderedDict()
+        #: The place of the caller whose turn it is.
+        self.first: Place[S] | None = None
+        #: How often somebody was to be woken, whether or not anybody waited.
+        self.wakes = 0
+        #: The queue of the present connection, once a caller has found it.
+        self.queue: _Q | None = None
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def join(self) -> Place[S]:
+        """A new place at the end."""
+        place = Place(self._make_signal)
+        self._places[place] = None
+        if self.first is None:
+            self.first = place
+        return place
+
+    def note_wake(self) -> S | None:
+        """Like :meth:`wake`, but leave it to the caller to set the signal that is returned, if anybody waits."""
+        self.wakes += 1
+        first = self.first
+        if first is None:
+            return None
+        first.woken = True
+        return first.signal
+
+    def leave(self, place: Place[S], *, hand_over: bool = True) -> None:
+        """Give up a place.
+
+        :param hand_over: whether the next one is to look. False: there is nothing to look for now, and what comes next
+            will wake it.
+        """
+        del self._places[place]
+        if self.first is place:
+            self.first = next(iter(self._places), None) if self._places else None
+            if hand_over:
+                self._wake_first()
+
+    def wake(self) -> None:
+        """Something has come: the first looks."""
+        self.wakes += 1
+        self._wake_first()
+
+    def wake_all(self) -> None:
+        """The connection has come or gone: everybody looks."""
+        self.wakes += 1
+        self.queue = None
+        for place in list(self._places):
+            place.wake()
+
+    def _wake_first(self) -> None:
+        first = self.first
+        if first is not None:
+            first.wake()
+
+
 class Pause:
     """The pauses between two looks at what no fd tells: short, growing, bounded."""
 
@@ -134,6 +235,18 @@ class Pause:
         return pause
 
 
+def _no_owner(waiting: bool) -> None:
+    """The interface may be used anywhere."""
+
+
+def _renumbered(error: ConfigError, sent: int) -> ConfigError:
+    """The error of a batch, with the packet's number among all packets of the call."""
+    message = re.sub(r"^packet (\d+)\b", lambda match: f"packet {int(match[1]) + sent}", error.message)
+    renumbered = type(error)(message, error.code)
+    renumbered.__cause__ = error.__cause__
+    return renumbered
+
+
 class Waiting(Generic[S]):
     """One interface, and everybody who waits for something on it.
 
@@ -142,6 +255,8 @@ class Waiting(Generic[S]):
     :param make_signal: a new signal of the face's, for one wait.
     :param reconnect: go on waiting across a disconnect, instead of raising :class:`~memifrt.Disconnected`.
     :param batch: packets that may pass without a wait before the others get a turn.
+    :param check_owner: ``check_owner(waiting)`` raises ConfigError if the caller is in a thread or loop other than the
+        one that handles the events of ``runtime``; ``waiting`` tells whether the call could wait.
     :raises ConfigError: an argument is wrong.
     :raises MemifOSError: a master cannot listen.
     """
@@ -154,15 +269,21 @@ class Waiting(Generic[S]):
         *,
         reconnect: bool = False,
         batch: int = DEFAULT_BATCH,
+        check_owner: Callable[[bool], object] = _no_owner,
     ) -> None:
         self.reconnect = reconnect
+        #: ``check_owner(waiting)`` raises ConfigError in a thread or loop to which the interface does not belong.
+        self.check_owner = check_owner
         self._batch = check_range("batch", batch, 1, 1 << 30)
         self._passed = 0
+        #: Called when the eventfds of the receive queues are watched anew.
+        self.on_queues: Callable[[], object] | None = None
         self._make_signal = make_signal
         #: The interface connects, disconnects or is deleted.
         self._changed = Wakeup(make_signal)
-        #: A receive queue is kicked, or ends; by its number.
-        self._kicked: dict[int, Wakeup[S]] = {}
+        #: Callers that wait for packets, and for room, by the number of the queue.
+        self._receivers: dict[int, Line[S, RxQueue]] = {}
+        self._senders: dict[int, Line[S, TxQueue]] = {}
         self._ends = 0
         self._reason: Disconnected | None = None
         for callback in ("on_connect", "on_disconnect", "on_interrupt"):
@@ -180,6 +301,15 @@ class Waiting(Generic[S]):
         self.interface._on_delete = self._wake_all
 
     @property
+    def has_interrupt_callback(self) -> bool:
+        """Whether the application wants to be told of each interrupt."""
+        return self._on_interrupt is not None
+
+    def receivers(self, qid: int) -> Line[S, RxQueue]:
+        """The callers that wait for packets of a queue."""
+        return self._line(self._receivers, qid)
+
+    @property
     def connected(self) -> bool:
         """Whether there is a peer, and ``on_connect`` has been called for it."""
         return self.interface.connected and self.interface.announced
@@ -187,7 +317,7 @@ class Waiting(Generic[S]):
     @property
     def waiters(self) -> int:
         """How many wait at this moment."""
-        return self._changed.waiters + sum(kicked.waiters for kicked in self._kicked.values())
+        return self._changed.waiters + sum(len(line) for line in self._lines())
 
     # --- the calls, in steps ------------------------------------------------------------------------------------
 
@@ -196,7 +326,12 @@ class Waiting(Generic[S]):
 
         :raises Disconnected: a peer came and refused, or went before everything was agreed, and ``reconnect`` is off;
             or the interface is deleted.
+        :raises ConfigError: the call comes from a foreign thread or loop.
         """
+        self.check_owner(True)
+        return self._wait_connected()
+
+    def _wait_connected(self) -> Steps[S, None]:
         ends = self._ends
         while not self.connected:
             self._check_alive()
@@ -207,112 +342,198 @@ class Waiting(Generic[S]):
     def recv(self, qid: int, limit: int) -> Steps[S, list[bytes]]:
         """Wait for packets and take those of up to ``limit`` buffers.
 
-        :raises ConfigError: there is no such queue.
+        Callers that wait for one queue are served in the order in which they came, also across a reconnect.
+
+        :raises ConfigError: there is no such queue, or the call comes from a foreign thread or loop.
         :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is deleted.
         """
-        return self._receive(qid, lambda queue: queue.recv(limit))
+        self.check_owner(True)
+        return self._receive(qid, limit, RxQueue.recv)
 
     def burst(self, qid: int, limit: int) -> Steps[S, Burst]:
         """Wait for packets and take up to ``limit`` buffers as a burst, the caller's to close; raises as ``recv``."""
-        return self._receive(qid, lambda queue: queue.burst(limit))
+        self.check_owner(True)
+        return self._receive(qid, limit, RxQueue.burst)
 
     def send(self, packets: Iterable[ReadableBuffer], qid: int) -> Steps[S, int]:
         """Send all packets, and wait for room as often as it takes; their number.
 
-        :raises ConfigError: a packet is empty or too long, or there is no such queue. Packets before it may have been
-            sent.
+        Callers that wait for room take turns of one batch, in the order in which they came.
+
+        :raises ConfigError: a packet is empty or too long, there is no such queue, or the call comes from a foreign
+            thread or loop. Packets before it may have been sent.
         :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is deleted.
         """
-        left = list(packets)
+        self.check_owner(True)
+        return self._send(list(check_packets(packets)), qid)
+
+    def _send(self, packets: list[ReadableBuffer], qid: int) -> Steps[S, int]:
         sent, pause = 0, Pause()
-        queue = yield from self._tx_queue(qid)
-        while sent < len(left):
-            seen = self._changed.count
-            batch = left[sent : sent + self._batch]
-            yield from self._give_way(len(batch))
-            try:
-                taken = queue.send(batch)
-            except Disconnected:
-                if not self.reconnect:
-                    raise
-                queue = yield from self._tx_queue(qid)
-                continue
-            sent += taken
-            if taken:
-                pause.reset()
-            if taken < len(batch):  # nothing tells of room in a ring: look again after a while
-                yield from self._wait(self._changed, seen, pause.next())
-        return sent
+        if type(qid) is not int or qid < 0:
+            self._check_qid("transmit", qid)
+        line, ends = self._line(self._senders, qid), self._ends
+        place: Place[S] | None = None
+        try:
+            while True:
+                # See _receive for the order of these steps.
+                wakes, timeout = line.wakes, None
+                if place is not None:
+                    place.woken = False
+                queue = line.queue
+                if queue is None or ends != self._ends:
+                    queue = line.queue = self._queue("transmit", qid, self.interface.tx_queues, ends)
+                if queue is not None and (line.first is place):
+                    if sent == len(packets):
+                        return sent
+                    if self._passed >= self._batch:
+                        self._passed = 0
+                        place = place or line.join()  # callers that come meanwhile are served later
+                        yield Pass()
+                        continue  # others have run: look at everything anew
+                    batch = packets[sent : sent + self._batch]
+                    self._passed += len(batch)
+                    try:
+                        taken = queue.send(batch)
+                    except Disconnected:
+                        if not self.reconnect:
+                            raise
+                        line.queue = None
+                        continue
+                    except ConfigError as error:
+                        raise _renumbered(error, sent) from None
+                    sent += taken
+                    if taken:
+                        pause.reset()
+                    if taken == len(batch):
+                        if place is not None:
+                            line.leave(place)
+                            place = line.join() if line else None  # a turn is one batch: to the end of the line
+                        continue
+                    timeout = pause.next()  # nothing tells of room in a ring: look again after a while
+                if place is None:
+                    place = line.join()
+                    place.woken = line.wakes != wakes
+                if not place.woken:
+                    yield from place.wait(timeout)
+                    self._passed = 0
+        finally:
+            if place is not None:
+                line.leave(place)
 
-    def _receive(self, qid: int, take: Callable[[RxQueue], _Taken]) -> Steps[S, _Taken]:
-        yield from self._give_way(1)
-        pause = Pause()
-        queue = yield from self._rx_queue(qid)
-        kicked = self._kicks(qid)
-        while True:
-            # In this order: note the count of kicks, then read the eventfd, then look at the ring (the queue does
-            # both), then wait unless the count has moved. A packet that comes before the look is taken. One that comes
-            # after it finds the eventfd read, kicks anew, and so wakes us. Were the count noted after the look, a kick
-            # in between, which the callback reads away, would wake nobody.
-            seen = kicked.count
-            try:
-                taken = take(queue)
-            except Disconnected:
-                if not self.reconnect:
-                    raise
-                queue = yield from self._rx_queue(qid)
-                continue
-            if taken:  # no yield from here on: what is taken is returned
-                self._passed += len(taken) - 1
-                return taken
-            yield from self._wait(kicked, seen, pause.next() if queue.mode is RxMode.POLLING else None)
+    def _receive(self, qid: int, limit: int, take: Callable[[RxQueue, int], _Taken]) -> Steps[S, _Taken]:
+        if type(qid) is not int or qid < 0:
+            self._check_qid("receive", qid)
+        line, ends = self._line(self._receivers, qid), self._ends
+        place: Place[S] | None = None
+        pause: Pause | None = None
+        hand_over = True
+        try:
+            if self._passed >= self._batch:
+                self._passed = 0
+                place = line.join()  # callers that come meanwhile are served later
+                yield Pass()
+            self._passed += 1
+            while True:
+                # In this order: note that nobody has woken us, then look at the ring, then wait unless we have been
+                # woken since. A packet that comes before the look is taken. One that comes after it kicks, and the
+                # interrupt wakes us. Were the note made after the look, an interrupt in between, which reads the kick
+                # away, would wake nobody.
+                wakes, timeout = line.wakes, None
+                if place is not None:
+                    place.woken = False
+                queue = line.queue
+                if queue is None or ends != self._ends:
+                    queue = line.queue = self._queue("receive", qid, self.interface.rx_queues, ends)
+                # Only the first in the line may look: a caller that finds others waiting joins them at the end.
+                if queue is not None and (line.first is place):
+                    polling = queue.mode is _POLLING
+                    if self._on_interrupt is not None:
+                        queue.drained = True  # the callback is called for each kick: all are left to it
+                    try:
+                        # The eventfd is left to the interrupt, unless there are packets whose interrupt is still to
+                        # come: one read of it for each kick.
+                        taken = take(queue, limit) if polling or queue.drained or limit < 1 or queue.pending() else None
+                    except Disconnected:
+                        if not self.reconnect:
+                            raise
+                        line.queue = None
+                        continue
+                    if taken:  # no yield from here on: what is taken is returned
+                        self._passed += len(taken) - 1
+                        hand_over = polling or queue.more
+                        return taken
+                    if polling:
+                        pause = pause or Pause()
+                        timeout = pause.next()
+                if place is None:
+                    place = line.join()
+                    place.woken = line.wakes != wakes
+                if not place.woken:
+                    place.signal = signal = self._make_signal()
+                    try:
+                        yield Wait(signal, timeout)
+                    finally:
+                        place.signal = None
+                    self._passed = 0
+        finally:
+            if place is not None:
+                line.leave(place, hand_over=hand_over)
 
-    def _rx_queue(self, qid: int) -> Steps[S, RxQueue]:
-        return self._queue("receive", qid, lambda interface: interface.rx_queues)
+    def _queue(self, what: str, qid: int, present: tuple[_Q, ...], ends: int) -> _Q | None:
+        """The queue of a connection that works; None: there is none now, and the caller waits for the next one.
 
-    def _tx_queue(self, qid: int) -> Steps[S, TxQueue]:
-        return self._queue("transmit", qid, lambda interface: interface.tx_queues)
+        :param ends: how many conversations had ended when the caller began.
+        """
+        self._check_alive()
+        if ends != self._ends and not self.reconnect:
+            raise self._disconnect_error()
+        if self.connected:
+            if qid >= len(present):
+                raise self._no_queue(what, qid, present)
+            # One that the peer broke ends with the next event of the channel; until then it says why by itself.
+            if present[qid].connected or not self.reconnect:
+                return present[qid]
+        elif not self.reconnect:
+            raise self._disconnect_error()
+        return None
 
-    def _queue(self, what: str, qid: int, queues: Callable[[Interface], tuple[_Q, ...]]) -> Steps[S, _Q]:
-        """The queue, once there is a connection that works."""
-        while True:
+    def _check_qid(self, what: str, qid: int) -> None:
+        if isinstance(qid, bool) or not isinstance(qid, int) or qid < 0:
             self._check_alive()
-            seen = self._changed.count
-            if self.connected:
-                present = queues(self.interface)
-                if isinstance(qid, bool) or not isinstance(qid, int) or not 0 <= qid < len(present):
-                    raise ConfigError(
-                        f"{self.interface}: {what} queue is {qid!r}; there are {len(present)}, counted from 0",
-                        ErrorCode.QID,
-                    )
-                # One that the peer broke ends with the next event of the channel; until then it says why by itself.
-                if present[qid].connected or not self.reconnect:
-                    return present[qid]
-            elif not self.reconnect:
+            if not self.connected and not self.reconnect:
                 raise self._disconnect_error()
-            yield from self._changed.wait(seen)
+            present = self.interface.rx_queues if what == "receive" else self.interface.tx_queues
+            raise self._no_queue(what, qid, present)
 
-    def _wait(self, wakeup: Wakeup[S], seen: int, timeout: float | None) -> Steps[S, None]:
-        yield from wakeup.wait(seen, timeout)
-        self._passed = 0
+    def _no_queue(self, what: str, qid: object, present: tuple[object, ...]) -> ConfigError:
+        return ConfigError(
+            f"{self.interface}: {what} queue is {qid!r}; there are {len(present)}, counted from 0", ErrorCode.QID
+        )
 
-    def _give_way(self, count: int) -> Steps[S, None]:
-        """Who never has to wait still lets the others run, once in ``batch`` packets."""
-        if self._passed >= self._batch:
-            self._passed = 0
-            yield Pass()
-        self._passed += count
+    def _line(self, lines: dict[int, Line[S, _Q]], qid: int) -> Line[S, _Q]:
+        line = lines.get(qid)
+        if line is None:
+            line = lines[qid] = Line[S, _Q](self._make_signal)
+        return line
 
     # --- what wakes them ----------------------------------------------------------------------------------------
 
     def _connected(self, interface: Interface) -> None:
         for queue in interface.rx_queues:
-            queue._on_mode = self._kicks(queue.qid).wake
+            queue._on_mode = functools.partial(self._mode_changed, queue.qid)
+        if self.on_queues is not None:
+            self.on_queues()
         try:
             if self._on_connect is not None:
                 self._on_connect(interface)
         finally:
-            self._changed.wake()
+            self._wake_all()
+
+    def _mode_changed(self, qid: int) -> None:
+        """A caller that waits for an interrupt must look at a queue that polls now by itself."""
+        if self.on_queues is not None:
+            self.on_queues()
+        self._line(self._receivers, qid).wake()
 
     def _disconnected(self, interface: Interface, reason: Disconnected) -> None:
         self._ends += 1
@@ -325,20 +546,17 @@ class Waiting(Generic[S]):
         # Polling is level-triggered: an eventfd that nobody reads, because nobody receives just now, would call us for
         # ever. What it said needs no remembering: everybody looks at the ring before they wait.
         interface.rx_queues[qid].drain()
-        self._kicks(qid).wake()
+        self._line(self._receivers, qid).wake()
         if self._on_interrupt is not None:
             self._on_interrupt(interface, qid)
 
     def _wake_all(self) -> None:
         self._changed.wake()
-        for kicked in list(self._kicked.values()):
-            kicked.wake()
+        for line in list(self._lines()):
+            line.wake_all()
 
-    def _kicks(self, qid: int) -> Wakeup[S]:
-        kicked = self._kicked.get(qid)
-        if kicked is None:
-            kicked = self._kicked[qid] = Wakeup(self._make_signal)
-        return kicked
+    def _lines(self) -> Iterator[Line[S, RxQueue] | Line[S, TxQueue]]:
+        return chain(self._receivers.values(), self._senders.values())
 
     def _check_alive(self) -> None:
         if self.interface.deleted:
@@ -383,6 +601,7 @@ class BurstHolder(Generic[S]):
 
         :raises ConfigError: somebody else waits for it already.
         """
+        self._waiting.check_owner(True)
         if self._taking:
             raise ConfigError(
                 f"{self._waiting.interface}: somebody waits for the next of these bursts already: "
@@ -406,7 +625,12 @@ class BurstHolder(Generic[S]):
         call is harmless.
 
         :raises BufferError: a slice of one of its views is still held; it is given back all the same.
+        :raises ConfigError: the call comes from a foreign thread or loop.
         """
+        self._waiting.check_owner(False)
+        self._close()
+
+    def _close(self) -> None:
         self._closed = True
         if self._taking:
             self._waiting._wake_all()
@@ -418,7 +642,7 @@ class BurstHolder(Generic[S]):
             burst.close()
 
     def __del__(self) -> None:
-        self.close()
+        self._close()
 
 
 class Face(Generic[S]):
@@ -485,14 +709,17 @@ class Face(Generic[S]):
 
     def request_connection(self) -> None:
         """A slave connects now, without waiting for the timer; see :meth:`memifrt.Interface.request_connection`."""
+        self._waiting.check_owner(False)
         self.interface.request_connection()
 
     def disconnect(self, reason: str = "disconnected by the application") -> None:
         """End the present connection, if there is one; a slave then connects again with the timer."""
+        self._waiting.check_owner(False)
         self.interface.disconnect(reason)
 
     def delete(self) -> None:
         """Disconnect and forget the interface: whoever waits on it gets :class:`~memifrt.Disconnected`."""
+        self._waiting.check_owner(False)
         self.interface.delete()
 
     def __str__(self) -> str:
@@ -520,7 +747,9 @@ __all__ = [
     "BurstHolder",
     "Counters",
     "Face",
+    "Line",
     "Pass",
+    "Place",
     "Signal",
     "Steps",
     "Wait",

@@ -13,6 +13,7 @@ import pytest
 from memifrt import ConfigError, Disconnected, Interface, MemifError, Runtime, RxQueue
 from memifrt.options import RuntimeOptions
 from memifrt.ring import Burst
+from memifrt.system.fds import EventFd
 from memifrt.waiting.steps import (
     FIRST_PAUSE,
     LONGEST_PAUSE,
@@ -145,6 +146,11 @@ class Near:
         self.wait(lambda: not self.waiting.interface.connected)
 
 
+@pytest.fixture(params=["interrupt", "polling", "adaptive"])
+def rx_mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
 def near(runtime: Runtime, peer_runtime: Runtime, socket_name: str) -> Near:
     return Near(runtime, peer_runtime, socket_name)
@@ -267,17 +273,17 @@ def test_a_packet_that_comes_between_the_look_and_the_wait_is_not_waited_for(
     near: Near, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = near.connect()
-    recv = RxQueue.recv
+    pending = RxQueue.pending
 
-    def recv_and_then(queue: RxQueue, limit: int = 256) -> list[bytes]:
-        taken = recv(queue, limit)
-        monkeypatch.setattr(RxQueue, "recv", recv)
+    def pending_and_then(queue: RxQueue) -> int:
+        count = pending(queue)
+        monkeypatch.setattr(RxQueue, "pending", pending)
         near.publish(b"late")
         near.settle()  # the kick is read away
         assert not readable(queue)
-        return taken
+        return count
 
-    monkeypatch.setattr(RxQueue, "recv", recv_and_then)
+    monkeypatch.setattr(RxQueue, "pending", pending_and_then)
     call = Call(waiting.recv(0, 10))
     assert call.requests == []
     assert call.result == [b"late"]
@@ -382,6 +388,104 @@ def test_a_limit_below_1_is_refused(near: Near, limit: int) -> None:
     assert isinstance(Call(near.connect().recv(0, limit)).error, ConfigError)
 
 
+def test_waiters_are_served_in_the_order_in_which_they_came(near: Near, rx_mode: str) -> None:
+    waiting = near.connect(rx_mode=rx_mode)
+    calls = [Call(waiting.recv(0, 1)) for _ in range(4)]
+    served = []
+    for _ in range(12):
+        near.publish(b"x")
+        near.settle()
+        for index, call in enumerate(calls):
+            if rx_mode == "polling" and call.timeout is not None:
+                call.step()  # its pause is over
+            if call.turn():
+                served.append(index)
+                calls[index] = Call(waiting.recv(0, 1))
+                break
+    assert served == [0, 1, 2, 3] * 3
+
+
+def test_a_caller_that_need_not_wait_does_not_overtake_those_that_wait(near: Near) -> None:
+    waiting = near.connect()
+    first = Call(waiting.recv(0, 1))
+    near.publish(b"one", b"two", b"three")
+    late = Call(waiting.recv(0, 1))
+    assert not late.done
+    near.settle()
+    assert first.turn()
+    assert first.result == [b"one"]
+    assert late.turn(), "the turn is passed on"
+    assert late.result == [b"two"]
+    assert Call(waiting.recv(0, 1)).result == [b"three"]
+
+
+def test_a_woken_waiter_that_is_cancelled_passes_its_turn_on(near: Near, rx_mode: str) -> None:
+    waiting = near.connect(rx_mode=rx_mode)
+    first, second = Call(waiting.recv(0, 1)), Call(waiting.recv(0, 1))
+    near.publish(b"x")
+    near.settle()
+    first.cancel()
+    assert second.turn()
+    assert second.result == [b"x"]
+
+
+def test_waiters_keep_their_order_across_a_reconnect(near: Near, role: str) -> None:
+    waiting = near.connect(role=role, reconnect=True)
+    first, second = Call(waiting.recv(0, 1)), Call(waiting.recv(0, 1))
+    near.drop()
+    near.wait(lambda: waiting.connected and near.far.announced)
+    for call in (second, first):
+        assert not call.turn()
+    near.publish(b"x")
+    near.settle()
+    assert not second.turn()
+    assert first.turn()
+
+
+def test_one_kick_is_read_once(near: Near, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = near.connect()
+    drains: list[EventFd] = []
+    drain = EventFd.drain
+
+    def note_drain(event: EventFd) -> bool:
+        drains.append(event)
+        return drain(event)
+
+    monkeypatch.setattr(EventFd, "drain", note_drain)
+    for _ in range(5):
+        call = Call(waiting.recv(0, 10))
+        assert not call.done
+        near.publish(b"x")
+        near.settle()
+        assert call.turn()
+    assert len(drains) == 5
+
+
+def test_calls_from_where_the_interface_does_not_belong_are_refused(near: Near) -> None:
+    def refuse(waiting: bool) -> None:
+        raise ConfigError("elsewhere")
+
+    waiting = near.connect()
+    bursts = BurstHolder(waiting, 0, 1)
+    waiting.check_owner = refuse
+    face = Face(waiting)
+    calls: list[Callable[[], object]] = [
+        waiting.wait_connected,
+        lambda: waiting.recv(0, 1),
+        lambda: waiting.burst(0, 1),
+        lambda: waiting.send([b"x"], 0),
+        lambda: next(bursts._next()),
+        bursts.close,
+        face.disconnect,
+        face.request_connection,
+        face.delete,
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match="elsewhere"):
+            call()
+    assert waiting.connected
+
+
 # --- sending --------------------------------------------------------------------------------------------------------
 
 
@@ -419,6 +523,32 @@ def test_a_long_send_lets_the_others_run_between_batches(near: Near) -> None:
     call.turn()
     assert call.result == 35
     assert [type(request) for request in call.requests] == [Pass] * 3
+
+
+def test_senders_take_turns_of_a_batch_in_the_order_in_which_they_came(near: Near, role: str) -> None:
+    waiting = near.connect(role=role, batch=2, log2_ring_size=1)
+    assert Call(waiting.send([b"full"] * 2, 0)).turn()
+    first, second = Call(waiting.send([b"A"] * 4, 0)), Call(waiting.send([b"B"] * 4, 0))
+    received: list[bytes] = []
+    while not (first.done and second.done):
+        received += near.far.rx_queues[0].recv()
+        for call in (second, first):
+            if not call.done:
+                if isinstance(call.request, Wait) and call.request.timeout is not None:
+                    call.step()
+                call.turn()
+    received += near.far.rx_queues[0].recv()
+    assert received == [b"full"] * 2 + [b"A", b"A", b"B", b"B"] * 2
+
+
+def test_a_wrong_packet_is_named_by_its_number_in_the_call(near: Near) -> None:
+    waiting = near.connect(batch=2)
+    call = Call(waiting.send([b"x", b"x", b"x", "text"], 0))  # type: ignore[list-item]
+    call.turn()
+    assert isinstance(call.error, TypeError)
+    assert "packet 3 is 'text', a str" in str(call.error)
+    with pytest.raises(ConfigError, match=r"not one packet \(bytes\): send\(\[packet\]\)"):
+        waiting.send(b"x", 0)  # type: ignore[arg-type]
 
 
 def test_a_packet_that_cannot_be_sent_is_an_error(near: Near) -> None:

@@ -78,10 +78,10 @@ def test_the_core_uses_nothing_that_is_patched(library: str) -> None:
 @pytest.mark.parametrize("library", _PATCH)
 def test_the_originals_are_those_of_an_unpatched_process(library: str, order: str) -> None:
     pytest.importorskip(library)
-    steps = [_PATCH[library], "from memifrt import unpatched"]
+    steps = [_PATCH[library], "from memifrt.system import original_functions"]
     program = "; ".join(steps if order == "before" else steps[::-1])
     shown = run(
-        f"{program}\nfor name in original_functions.ORIGINALS: print(name, getattr(unpatched, name).__module__)"
+        f"{program}; originals = original_functions\nfor n in originals.ORIGINALS: print(n, getattr(originals, n).__module__)"
     )
     homes = dict(line.split() for line in shown.splitlines())
     expected = {"os": "posix"}
