@@ -22,7 +22,7 @@ import functools
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -68,7 +68,6 @@ def open_runtime(
     app_name: str = DEFAULT_APP_NAME,
     *,
     batch: int = DEFAULT_EVENTS,
-    on_error: Callable[[BaseException], object] | None = None,
     **options: Unpack[RuntimeOptions],
 ) -> Runtime:
     """A runtime in the hub of this thread, for several interfaces to share; a context manager that closes it.
@@ -81,7 +80,7 @@ def open_runtime(
     :param options: as for :class:`memifrt.Runtime`.
     :raises ConfigError: an argument is wrong.
     """
-    poller = GeventPoller(batch=batch, on_error=on_error)
+    poller = GeventPoller(batch=batch, on_error=options.get("on_error"))
     runtime = Runtime(app_name, control_fd_update=poller.update, **options)
     poller.start(runtime.control_fd_handler)
     _pollers[runtime] = poller

@@ -50,6 +50,8 @@ DEFAULT_MAX_HALF_OPEN = 128
 RoleName = str
 ModeName = str
 RxModeName = str
+#: Called with what a callback raised.
+OnError = Callable[[BaseException], object]
 #: ``allocate(size)`` returns an fd of a file at least ``size`` bytes large, which memifrt then owns.
 RegionAllocator = Callable[[int], int]
 
@@ -104,6 +106,7 @@ class RuntimeOptions(TypedDict, total=False):
     max_half_open: int
     stats_socket: str | os.PathLike[str] | None
     prometheus: str | None
+    on_error: OnError | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from memifrt.options import (
     DEFAULT_SOCKET,
     InterfaceConfig,
     InterfaceOptions,
+    OnError,
     RegionAllocator,
     check_name,
 )
@@ -85,6 +86,12 @@ class Runtime:
         :mod:`memifrt.stats.server` and ``memifrt top``. Its fds go through the hook as all others do.
     :param prometheus: ``"ADDRESS:PORT"`` where Prometheus scrapes ``/metrics``; port 0 lets the system choose, and
         :attr:`metrics_url` tells.
+    :param on_error: called with each exception that handling an event raised, from a callback, a timer, a listener or
+        the statistics alike. :meth:`poll_event` and :meth:`control_fd_handler` then do not raise it, and go on: use it
+        in a loop that drops an fd whose handler raises. ``SystemExit``, ``KeyboardInterrupt`` and others that are no
+        :class:`Exception` are raised all the same. What ``on_error`` itself raises is logged as an error, with the
+        exception that it was called with. Calls of the application, such as :meth:`close` or
+        :meth:`create_interface`, raise as they do without it. Default: the exception is raised.
     :raises ConfigError: an argument is wrong.
     :raises MemifOSError: it cannot listen on ``stats_socket`` or ``prometheus``.
     """
@@ -101,6 +108,7 @@ class Runtime:
         max_half_open: int = DEFAULT_MAX_HALF_OPEN,
         stats_socket: str | os.PathLike[str] | None = None,
         prometheus: str | None = None,
+        on_error: OnError | None = None,
     ) -> None:
         self._closed = True  # until there is something to close
         self._closing = False
@@ -111,6 +119,8 @@ class Runtime:
         self._interval = _check_seconds("reconnect_interval", reconnect_interval)
         handshake_timeout = _check_seconds("handshake_timeout", handshake_timeout)
         check_range("max_half_open", max_half_open, 1, 0xFFFFFFFF)
+        check_callback("on_error", on_error)
+        self._on_error = on_error
         self._pid = os.getpid()
         #: In a forked child: the process to which everything here belongs.
         self._owner: int | None = None
@@ -278,7 +288,8 @@ class Runtime:
         :param timeout: in seconds; 0 does not wait, None or a negative number waits for as long as it takes.
         :raises PollCancelled: :meth:`cancel_poll_event` was called.
         :raises ConfigError: in external mode.
-        :raises BaseException: what a callback raised; events that were not handled come again.
+        :raises BaseException: what a callback raised, unless ``on_error`` takes it; events that were not handled come
+            again.
         """
         poller = self._internal("poll_event")
         self._check_not_dispatching()
@@ -317,7 +328,7 @@ class Runtime:
         """The one way back in: the loop says that ``fd`` is ready. Level-triggered; a stale event is harmless.
 
         :returns: whether the fd was one of ours.
-        :raises BaseException: what a callback raised.
+        :raises BaseException: what a callback raised, unless ``on_error`` takes it.
         """
         self._check_open()
         self._check_not_dispatching()
@@ -334,8 +345,22 @@ class Runtime:
         self._dispatching = True
         try:
             return self._registry.dispatch(fd, events)
+        except Exception as error:
+            if self._on_error is None:
+                raise
+            self._report(error)
+            return True
         finally:
             self._dispatching = False
+
+    def _report(self, error: Exception) -> None:
+        assert self._on_error is not None
+        try:
+            self._on_error(error)
+        except Exception as failure:
+            # Raised, it would end the watching of the fd, which on_error is there to prevent.
+            failure.__context__ = error
+            logger.error("on_error raised an exception itself", exc_info=failure)
 
     def _check_not_dispatching(self) -> None:
         if self._dispatching:

@@ -685,3 +685,58 @@ def test_the_environment_switches_the_log_on(
             debugged.poll_event(None)
             peer.answer("hello")
     assert ("sending Hello(name='debugged'" in capsys.readouterr().err) == tells
+
+
+# --- on_error -------------------------------------------------------------------------------------------------------
+
+
+def test_on_error_takes_what_callbacks_raise_and_the_polls_go_on(socket_path: str) -> None:
+    errors: list[BaseException] = []
+
+    def fail(*args: object) -> None:
+        raise ValueError("of a callback")
+
+    with Runtime(on_error=errors.append) as runtime:
+        for role in ROLES:
+            runtime.create_interface(socket=socket_path, role=role, on_connect=fail, on_interrupt=fail)
+        master, slave = runtime.interfaces
+        wait_until(lambda: len(errors) == 2, runtime)
+        assert master.connected
+        assert slave.connected
+        slave.tx_queues[0].send([b"packet"])
+        wait_until(lambda: len(errors) == 3, runtime)
+        assert {str(error) for error in errors} == {"of a callback"}
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_on_error_leaves_what_is_to_end_the_program(socket_path: str, kind: type[BaseException]) -> None:
+    errors: list[BaseException] = []
+
+    def end(*args: object) -> None:
+        raise kind
+
+    with Runtime(on_error=errors.append) as runtime:
+        runtime.create_interface(socket=socket_path, role="master", on_connect=end)
+        runtime.create_interface(socket=socket_path)
+        with pytest.raises(kind):
+            wait_until(lambda: False, runtime)
+    assert not errors
+
+
+def test_what_on_error_raises_is_logged_with_its_cause(socket_path: str, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*args: object) -> None:
+        raise ValueError("of a callback")
+
+    def fail_again(error: BaseException) -> None:
+        raise LookupError("of on_error")
+
+    with Runtime(on_error=fail_again) as runtime:
+        runtime.create_interface(socket=socket_path, role="master", on_connect=fail)
+        slave = runtime.create_interface(socket=socket_path)
+        wait_until(lambda: slave.connected and "of on_error" in caplog.text, runtime)
+    assert "of a callback" in caplog.text
+
+
+def test_on_error_must_be_a_function() -> None:
+    with pytest.raises(ConfigError, match="on_error is 'no'; it must be a function"):
+        Runtime(on_error="no")  # type: ignore[arg-type]
