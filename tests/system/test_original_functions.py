@@ -80,9 +80,7 @@ def test_the_originals_are_those_of_an_unpatched_process(library: str, order: st
     pytest.importorskip(library)
     steps = [_PATCH[library], "from memifrt.system import original_functions"]
     program = "; ".join(steps if order == "before" else steps[::-1])
-    shown = run(
-        f"{program}; originals = original_functions\nfor n in originals.ORIGINALS: print(n, getattr(originals, n).__module__)"
-    )
+    shown = run(f"{program}; o = original_functions\nfor n in o.ORIGINALS: print(n, getattr(o, n).__module__)")
     homes = dict(line.split() for line in shown.splitlines())
     expected = {"os": "posix"}
     assert homes == {name: expected.get(module, module) for name, (module, _) in ORIGINALS.items()}
