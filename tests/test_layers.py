@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.resources
 import re
 import subprocess
@@ -48,6 +49,8 @@ ORDER = [
     "ports",
     "cli",
     "pytest_plugin",
+    "background",
+    "apps",
 ]
 #: What still imports from a later layer.
 EXCEPTIONS = {("capture", "cli"), ("ports", "cli")}
@@ -233,3 +236,18 @@ def test_every_module_says_what_it_owns() -> None:
         if path.suffix == ".py" and path.read_text() and not ast.get_docstring(ast.parse(path.read_text()))
     ]
     assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("memifrt.apps.packets", "memifrt.packets", "reply_in_place"),
+        ("memifrt.apps.pcap", "memifrt.capture.pcap", "open_capture"),
+        ("memifrt.background", "memifrt.threaded.runtime_thread", "Background"),
+    ],
+)
+def test_an_old_path_warns_and_works(old: str, new: str, name: str) -> None:
+    sys.modules.pop(old, None)
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
+        module = importlib.import_module(old)
+    assert getattr(module, name) is getattr(importlib.import_module(new), name)
