@@ -323,7 +323,7 @@ class Interface:
         if self.role is Role.SLAVE and not reason.established and not self.deleted:
             self._retrying(reason)
         else:
-            logger.info("%s: disconnected: %s", self, reason)
+            logger.info("%s: disconnected: %s", self, reason.message)
         self._runtime._update_timer(self)
         if self.on_disconnect is not None:
             self.on_disconnect(self, reason)
@@ -335,7 +335,9 @@ class Interface:
         self._awaited = reason.message
         interval = self._runtime.reconnect_interval
         what_next = f"retrying every {interval:g} s" if interval else "not retrying: there is no reconnect interval"
-        logger.warning("%s: %s; %s", self, reason, what_next)
+        # Texts alone: a handler that keeps its records (a queue, a test) would keep the frames of the error alive, and
+        # with them the peer's memory.
+        logger.warning("%s: %s; %s", str(self), reason.message, what_next)
 
     def _earlier(self, ring: RingLayout) -> QueueCounters:
         """What the queue of this ring counted in earlier connections."""

@@ -115,7 +115,7 @@ class Acceptor:
     def _rest(self, error: MemifOSError) -> None:
         """There is no room for a connection: the listener stays readable, and watching it on would be a busy loop."""
         if not self.out_of_fds:
-            logger.warning("%s: %s: trying again every %g s", self._what, error, _PAUSE)
+            logger.warning("%s: %s: trying again every %g s", self._what, error.message, _PAUSE)
             self.out_of_fds = True
         self._pause = self._schedule.after(_PAUSE, self._go_on)
         self._registry.remove(self._listener.fileno())

@@ -314,10 +314,12 @@ class Script:
 HELLO = Hello("scripted")
 
 
-def test_nothing_is_said_to_a_peer_that_is_not_asked_for_an_id(raw_listener: RawListener, socket_path: str) -> None:
+def test_a_peer_that_is_not_asked_for_an_id_hears_only_a_goodbye(
+    raw_listener: RawListener, socket_path: str
+) -> None:
     with Script(raw_listener(), HELLO) as script:
         found = findings(socket_path)
-    assert script.heard == []
+    assert [type(decode(data)) for data in script.heard] == [Disconnect]
     assert [finding.level for finding in found] == [OK] * 5
 
 
@@ -413,7 +415,7 @@ def test_a_peer_that_does_not_look_at_modes(raw_listener: RawListener, socket_pa
         assert "no interface with id 7" in problem(socket_path, "the peer hung up", probe_id=7).text
     with Script(listener, HELLO, Ack()) as script:
         assert about("id", findings(socket_path, probe_id=7)) == Finding(OK, "id", "id 7 is free")
-    assert len(script.heard) == 1
+    assert [type(decode(data)) for data in script.heard] == [Init, Disconnect]
 
 
 @pytest.mark.parametrize(("word", "words"), [(None, "closed the connection"), (HELLO, "answers HELLO")])

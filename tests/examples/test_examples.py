@@ -92,11 +92,15 @@ class Program:
         self.process.stdin.flush()
 
     def finish(self) -> tuple[int, str]:
-        """Its exit status and what it wrote to standard error, once it has ended."""
+        """Its exit status and what it wrote to standard error, once it has ended.
+
+        Without the warnings of a slave that finds nobody listening: these programs leave logging as it is.
+        """
         out, err = self.process.communicate(timeout=DEADLINE)
         self.lines += (self._unfinished + out).decode().splitlines()
         self._unfinished = b""
-        return self.process.returncode, err.decode()
+        told = [line for line in err.decode().splitlines(keepends=True) if "; retrying every " not in line]
+        return self.process.returncode, "".join(told)
 
     def interrupt(self, number: int = signal.SIGINT) -> tuple[int, str]:
         self.process.send_signal(number)

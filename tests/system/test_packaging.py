@@ -85,7 +85,7 @@ import sys, uuid, memifrt
 for _ in range(2):
     with memifrt.Runtime() as runtime:
         for number in range(2):
-            runtime.create_interface(socket=f"@{uuid.uuid4().hex}", role="slave", id=number)
+            runtime.create_interface(socket=f"@{uuid.uuid4().hex}", role="master", id=number)
 """
 
 
