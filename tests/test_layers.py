@@ -53,7 +53,7 @@ ORDER = [
     "apps",
 ]
 #: What still imports from a later layer.
-EXCEPTIONS = {("capture", "cli"), ("ports", "cli")}
+EXCEPTIONS = {("ports", "cli")}
 #: What programs of one loop await or wait with, and the library that each of them is for.
 FACES = {"asyncio": "asyncio", "gevent": "gevent", "trio": "trio"}
 #: What a person runs, and what lives in scapy or pytest: extras are imported there, where they are used.

@@ -10,9 +10,8 @@ import socket
 import struct
 from collections.abc import Callable
 
-from memifrt.cli.program import one_line
 from memifrt.errors import ErrorCode, MemifError
-from memifrt.types import Mode
+from memifrt.types import Mode, printable
 
 Summary = Callable[[bytes], str]
 
@@ -68,7 +67,7 @@ def _scapy_summary(mode: Mode, otherwise: Summary) -> Summary:
     def describe(data: bytes) -> str:
         layer = link.Ether if mode is not Mode.IP else six.IPv6 if data[:1] >= b"\x60" else four.IP
         try:
-            return one_line(layer(data).summary())
+            return printable(layer(data).summary())
         except Exception:  # whatever a dissector makes of garbage
             return otherwise(data)
 

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 from memifrt.errors import ConfigError, Disconnected, ErrorCode, MemifError
 from memifrt.interface import Details, Interface
 from memifrt.queue import DEFAULT_BURST, RxQueue, TxQueue, check_packets
+from memifrt.system.forks import abandon_after_fork
 from memifrt.types import Mode, QueueCounters, Role, RxMode, State, check_callback, check_range
 
 if TYPE_CHECKING:
@@ -274,6 +275,7 @@ class Waiting(Generic[S]):
         self.reconnect = reconnect
         #: ``check_owner(waiting)`` raises ConfigError in a thread or loop to which the interface does not belong.
         self.check_owner = check_owner
+        abandon_after_fork(self)
         self._batch = check_range("batch", batch, 1, 1 << 30)
         self._passed = 0
         #: Called when the eventfds of the receive queues are watched anew.
@@ -318,6 +320,10 @@ class Waiting(Generic[S]):
     def waiters(self) -> int:
         """How many wait at this moment."""
         return self._changed.waiters + sum(len(line) for line in self._lines())
+
+    def _abandon(self) -> None:
+        """In a forked child: say whose the interface is, before anything else is checked."""
+        self.check_owner = lambda waiting: self.interface.check_not_forked() if waiting else None
 
     # --- the calls, in steps ------------------------------------------------------------------------------------
 

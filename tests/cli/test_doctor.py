@@ -314,9 +314,7 @@ class Script:
 HELLO = Hello("scripted")
 
 
-def test_a_peer_that_is_not_asked_for_an_id_hears_only_a_goodbye(
-    raw_listener: RawListener, socket_path: str
-) -> None:
+def test_a_peer_that_is_not_asked_for_an_id_hears_only_a_goodbye(raw_listener: RawListener, socket_path: str) -> None:
     with Script(raw_listener(), HELLO) as script:
         found = findings(socket_path)
     assert [type(decode(data)) for data in script.heard] == [Disconnect]
