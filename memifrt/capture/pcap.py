@@ -36,6 +36,8 @@ _APPLICATION = 4  # an option of a section
 _MAX_BLOCK = 16 << 20
 #: Options of one interface that have a value. The draft defines 20; some of them, like comments, may be repeated.
 _MAX_OPTIONS = 1024
+#: Empty options one after the other. Nobody writes them, and each takes time to skip.
+_MAX_EMPTY_OPTIONS = 65536
 #: Options without a value, in either byte order, except the one that ends them all. A block may hold millions.
 _EMPTY_OPTIONS = re.compile(rb"(?:(?!\0\0)..\0\0)*", re.DOTALL)
 _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -289,6 +291,8 @@ class _PcapngReader(Reader):
         for _ in range(_MAX_OPTIONS):
             if (empty := _EMPTY_OPTIONS.match(body, at)) is not None:
                 at = empty.end()
+                if at - empty.start() > _MAX_EMPTY_OPTIONS * layout.size:
+                    self._fail(f"an interface description with more than {_MAX_EMPTY_OPTIONS} empty options", start)
             if at + layout.size > len(body):
                 return
             code, size = layout.unpack_from(body, at)

@@ -272,6 +272,7 @@ class Waiting(Generic[S]):
         batch: int = DEFAULT_BATCH,
         check_owner: Callable[[bool], object] = _no_owner,
     ) -> None:
+        self.runtime = runtime
         self.reconnect = reconnect
         #: ``check_owner(waiting)`` raises ConfigError in a thread or loop to which the interface does not belong.
         self.check_owner = check_owner
@@ -664,6 +665,13 @@ class Face(Generic[S]):
     def interface(self) -> Interface:
         """The interface itself. Its callbacks are taken: give yours to ``open_interface``."""
         return self._waiting.interface
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime of the interface."""
+        return self._waiting.runtime
+
+    _runtime = runtime  # its name in programs that were written before it was public
 
     @property
     def id(self) -> int:
