@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import select
 import shutil
 import tempfile
@@ -38,7 +39,7 @@ from memifrt.options import parse_rx_mode
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.runtime import InterfaceArguments, Runtime
 from memifrt.system.forks import abandon_after_fork
-from memifrt.types import Mode, Role, RxMode
+from memifrt.types import PATH_BYTES, Mode, Role, RxMode
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -60,6 +61,8 @@ _RECONNECT_INTERVAL = 0.02
 #: Seconds between two looks where no event tells: room in a ring, a queue whose eventfd is gone.
 _TICK = 0.0005
 _LONGEST_POLL = 0.25
+#: Bytes that the name of a directory of ours and of a socket in it take.
+_ROOM = 40
 
 
 class MemifTimeout(AssertionError):
@@ -331,6 +334,22 @@ class MemifResponder:
         return sum(queue.counters.packets for queue in self.port.interface.tx_queues)
 
 
+def _short_directory() -> Path:
+    """Make a directory in which the path of a socket fits into an address, whatever TMPDIR is.
+
+    :raises ConfigError: no directory for temporary files is both short and writable.
+    """
+    places = [tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm"]
+    for place in places:
+        if place and len(os.fsencode(place)) <= PATH_BYTES - _ROOM:
+            with contextlib.suppress(OSError):
+                return Path(tempfile.mkdtemp(prefix="memif-", dir=place))
+    raise ConfigError(
+        f"no directory for a socket: a path may have {PATH_BYTES} bytes, and none of {', '.join(filter(None, places))} "
+        "is short and writable; set TMPDIR to a shorter one"
+    )
+
+
 class Memif:
     """Makes what a test needs of memif. Everything is closed after the test, in whatever state it is, and an exception
     that a callback raised meanwhile fails the test.
@@ -349,7 +368,7 @@ class Memif:
         """A new path for a socket, short enough for an address. Nothing is there yet; what is goes after the test."""
         if self._directory is None:
             # Not pytest's tmp_path: with the test's name in it it may be longer than the 107 bytes of an address.
-            self._directory = Path(tempfile.mkdtemp(prefix="memif-"))
+            self._directory = _short_directory()
             self._stack.callback(shutil.rmtree, self._directory, ignore_errors=True)
         self._sockets += 1
         return str(self._directory / f"{self._sockets}.sock")

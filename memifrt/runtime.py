@@ -199,7 +199,7 @@ class Runtime:
         self._check_open()
         self._check_not_closing()
         address = Address.parse(path)
-        if address.path in self._sockets:
+        if str(address) in self._sockets:
             raise ConfigError(f"there is a socket for {address} in this runtime already")
         permissions = FilePermissions.parse(mode, owner, group)
         if permissions and address.is_abstract:
@@ -516,7 +516,7 @@ class Runtime:
                 raise ConfigError(f"{socket!r} is not a socket of this runtime, or it is deleted")
             return socket
         address = Address.parse(socket)
-        return self._sockets.get(address.path) or self._add_socket(
+        return self._sockets.get(str(address)) or self._add_socket(
             address, FilePermissions(), PeerPolicy(), implicit=True
         )
 
@@ -524,7 +524,7 @@ class Runtime:
         self, address: Address, permissions: FilePermissions, policy: PeerPolicy, *, implicit: bool
     ) -> Socket:
         socket = Socket(self, self._around, address, permissions, policy, implicit=implicit)
-        self._sockets[address.path] = socket
+        self._sockets[str(address)] = socket
         return socket
 
     def _forget_socket(self, socket: Socket) -> None:

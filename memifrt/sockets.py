@@ -69,7 +69,7 @@ class Socket:
     @property
     def path(self) -> str:
         """The path, or ``@name``."""
-        return self.address.path
+        return str(self.address)
 
     @property
     def interfaces(self) -> tuple[Interface, ...]:

@@ -223,7 +223,7 @@ def own_mac(text: str) -> bytes:
 
 
 def socket_path(text: str) -> str:
-    return Address.parse(text).path
+    return str(Address.parse(text))
 
 
 def endpoint(text: str) -> str:

@@ -27,7 +27,7 @@ _MTU = (68, 65521)
 #: For the help of commands that take endpoints.
 MEMIF_SYNTAX = """\
   memif:PATH[,role=master|slave][,id=N][,mode=ethernet|ip][,secret=S][,queues=N][,ring-size=N][,buffer-size=N]
-            [,rx-mode=adaptive|interrupt|polling]          PATH is @name for an abstract socket"""
+            [,rx-mode=adaptive|interrupt|polling][,netns=NS]   PATH is @name for an abstract socket"""
 SYNTAX = f"""{MEMIF_SYNTAX}
   tap:NAME[,mtu=N][,mac=M][,mode=ethernet|ip][,netns=NS]   a TAP device (mode=ip: TUN), made if there is none
   packet:IFNAME[,mode=ethernet|ip][,netns=NS]              an interface of the kernel (mode=ip: one without Ethernet
@@ -173,7 +173,9 @@ def _not_empty(text: str) -> str:
     return text
 
 
-def _memif(socket: str = DEFAULT_SOCKET, **options: Unpack[InterfaceOptions]) -> MemifEndpoint:
+def _memif(socket: str = DEFAULT_SOCKET, netns: str = "", **options: Unpack[InterfaceOptions]) -> MemifEndpoint:
+    if netns:
+        socket = socket_path(f"{socket},netns_name={netns}")
     return MemifEndpoint(socket, _DEFAULTS.replace(**options))
 
 
@@ -184,6 +186,8 @@ _KINDS = {
         "socket",
         {
             "socket": ("socket", socket_path),
+            **_NETNS,
+            "netns_name": ("netns", _not_empty),  # as in VPP's names of sockets
             **{option.key: (option.name, option.parse) for option in TEXT_OPTIONS.values()},
         },
     ),

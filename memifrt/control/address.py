@@ -22,25 +22,40 @@ from memifrt.types import PATH_BYTES
 
 #: Connections that may wait for accept; the kernel caps it at net.core.somaxconn.
 BACKLOG = 4096
+#: What VPP puts between a socket's path and its network namespace.
+_NETNS = ",netns_name="
 #: Connections that are accepted to be closed when their listener closes.
 _WAITING = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A socket's path as users write it: a file, or ``@name`` for a name in the abstract namespace."""
+    """A socket's path as users write it: a file, or ``@name`` for a name in the abstract namespace.
+
+    :ivar netns: the network namespace in which the socket is made: a name that ``ip netns`` knows, a path, or
+        ``pid:N``. Empty for this process's own.
+    """
 
     path: str
+    netns: str = ""
 
     @classmethod
     def parse(cls, path: str | os.PathLike[str]) -> Address:
-        """From ``/a/path``, ``@name``, ``"\\0name"`` or VPP's ``abstract:name``."""
+        """Return the address for ``/a/path``, ``@name``, ``"\\0name"`` or VPP's ``abstract:name``.
+
+        ``,netns_name=NS`` behind any of them makes the socket in that network namespace, as VPP's names have it.
+
+        :raises ConfigError: it is none of these, or too long.
+        """
         try:
             text = os.fspath(path)
         except TypeError:
             raise ConfigError(f"socket is {path!r}; it must be a path or @name") from None
         if not isinstance(text, str):
             raise ConfigError(f"socket is {path!r}; it must be a path or @name")
+        text, mark, netns = text.partition(_NETNS)
+        if mark and not netns:
+            raise ConfigError(f"socket is {path!r}; netns_name= needs the name or the path of a network namespace")
         for prefix in ("\0", "abstract:"):
             if text.startswith(prefix):
                 text = "@" + text[len(prefix) :]
@@ -49,9 +64,9 @@ class Address:
             raise ConfigError(f"socket is {path!r}; it must be a path or @name")
         if size > PATH_BYTES:
             raise ConfigError(f"socket path {text!r} is {size} bytes long; at most {PATH_BYTES} fit into an address")
-        if "\0" in text:
-            raise ConfigError(f"socket path {text!r} has a NUL byte in it")
-        return cls(text)
+        if "\0" in text + netns:
+            raise ConfigError(f"socket path {text + mark + netns!r} has a NUL byte in it")
+        return cls(text, netns)
 
     @property
     def is_abstract(self) -> bool:
@@ -64,7 +79,8 @@ class Address:
         return b"\0" + raw[1:] if self.is_abstract else raw
 
     def __str__(self) -> str:
-        return self.path
+        """The same as a user writes it."""
+        return f"{self.path}{_NETNS}{self.netns}" if self.netns else self.path
 
 
 def connect(address: Address, kind: socket.SocketKind = socket.SOCK_SEQPACKET) -> socket.socket:
@@ -201,8 +217,18 @@ class Listener(OwnedFd):
 
 
 def _new_socket(address: Address, kind: socket.SocketKind) -> socket.socket:
-    try:
+    def make() -> socket.socket:
         return original_functions.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+
+    try:
+        if not address.netns:
+            return make()
+        # Imported here: few sockets need it, and ctypes with it. A socket belongs to the namespace it was made in.
+        from memifrt.system.netns import call_in_namespace
+
+        return call_in_namespace(address.netns, make)
+    except MemifOSError:
+        raise
     except OSError as error:
         raise os_error(f"cannot make a socket for {address}", error, path=address.path) from error
 

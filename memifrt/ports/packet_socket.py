@@ -18,9 +18,9 @@ from memifrt.cli.endpoint import PacketEndpoint
 from memifrt.errors import ConfigError, ErrorCode, MemifOSError, os_error
 from memifrt.ports.netdev import InterfaceFlag, mode_of_hardware
 from memifrt.ports.netlink import LinkReader
-from memifrt.ports.netns import network_namespace
 from memifrt.ports.offload import HEADER_BYTES, NOTHING_TO_DO, NotPossible, Offload, finished, insert_vlan
 from memifrt.ports.port import LOST, LossWarning, Port, Traffic
+from memifrt.system.netns import network_namespace
 from memifrt.types import Mode
 
 _ETH_P_ALL = 0x0003

@@ -19,8 +19,8 @@ from memifrt.errors import ConfigError, ErrorCode, MemifOSError, os_error
 from memifrt.packets import format_mac
 from memifrt.ports.netdev import InterfaceFlag, KernelInterface, request
 from memifrt.ports.netlink import Link, LinkReader, TunDevice
-from memifrt.ports.netns import network_namespace
 from memifrt.ports.port import LOST, LossWarning, Port, Traffic
+from memifrt.system.netns import network_namespace
 from memifrt.types import Mode
 
 # linux/if_tun.h

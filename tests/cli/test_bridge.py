@@ -30,11 +30,11 @@ from memifrt.packets import checksum
 from memifrt.ports import packet_socket
 from memifrt.ports.forwarding import Carry
 from memifrt.ports.netdev import KernelInterface, mode_of_hardware
-from memifrt.ports.netns import network_namespace
 from memifrt.ports.offload import NotPossible, Offload, finished, insert_vlan
 from memifrt.ports.packet_socket import PacketPort
 from memifrt.ports.port import LOST, LossWarning, Port, Traffic
 from memifrt.ports.tap import TapPort
+from memifrt.system.netns import network_namespace
 from tests.lib.namespaces import Namespace, missing, namespaces
 from tests.lib.programs import Program, end, finish, read_until, running
 from tests.lib.support import DEADLINE, wait_until
@@ -791,6 +791,6 @@ def test_a_device_with_several_queues_is_refused_with_the_reason() -> None:
 
 def test_the_namespace_that_we_are_in_is_not_entered(monkeypatch: pytest.MonkeyPatch) -> None:
     """To enter one needs a capability."""
-    monkeypatch.setattr("memifrt.ports.netns._enter", lambda fd: pytest.fail("entered"))
+    monkeypatch.setattr("memifrt.system.netns._enter", lambda fd: pytest.fail("entered"))
     with network_namespace("/proc/self/ns/net"):
         pass

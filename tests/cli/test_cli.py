@@ -8,6 +8,7 @@ import os
 import re
 import select
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -326,3 +327,23 @@ def test_demo_whose_responder_does_not_start_is_an_error(
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert main(["demo"]) == 2
     assert capsys.readouterr().err == "memifrt demo: [Errno 2] No such file or directory: '/nowhere/python'\n"
+
+
+@pytest.mark.parametrize("name", ["logging.py", "socket.py", "select.py", "argparse.py", "memifrt/__init__.py"])
+def test_demo_imports_nothing_from_the_current_directory(name: str, tmp_path: Path) -> None:
+    """As the installed command, whose own path has no current directory in it."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("raise AssertionError('imported from the current directory')")
+    code = "import sys; sys.path.pop(0); from memifrt.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "demo", "-c", "1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(memifrt.__file__).parent.parent)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 pings were answered" in done.stdout

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -243,6 +244,25 @@ def test_scapy_socket_is_closed_with_the_rest(memif: Memif) -> None:
     assert listener.recv() == [b"from scapy"]
     memif.close()
     assert socket.closed
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_sockets_find_a_short_place_under_a_long_tmpdir(
+    memif: Memif, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writable: bool
+) -> None:
+    long = tmp_path / ("d" * 90)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    runtime_directory = tmp_path / "run"
+    if writable:
+        runtime_directory.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime_directory))
+    _, slave = memif.pair()
+    directory = Path(slave.socket).parent
+    assert len(slave.socket) < 108
+    assert directory.parent == (runtime_directory if writable and len(str(runtime_directory)) <= 67 else Path("/tmp"))
+    memif.close()
+    assert not directory.exists()
 
 
 # --- what does not come ---------------------------------------------------------------------------------------------

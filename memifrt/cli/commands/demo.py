@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 
+import memifrt
 from memifrt.cli.arguments import MANY, Command, Parser, add_loop_argument, seconds, whole
 from memifrt.cli.commands.ping import PingOptions, ping
 from memifrt.cli.program import ProgramInterface, default_mac
@@ -17,6 +19,13 @@ from memifrt.ring import __impl__ as rings
 
 _RESPONDER_IP = bytes((192, 168, 1, 2))
 _PINGER_IP = bytes((192, 168, 1, 1))
+#: ``python -m memifrt`` would look for modules in the current directory first, where a logging.py may lie.
+_PROGRAM = f"""\
+import sys
+del sys.path[0]
+sys.path.append({str(Path(memifrt.__file__).parent.parent)!r})
+from memifrt.cli import main
+sys.exit(main())"""
 #: Seconds that the responder has for its end; it needs milliseconds.
 _GRACE = 10.0
 
@@ -27,7 +36,7 @@ def demo(count: int, interval: float, *, loop: str = "internal") -> int:
     :raises MemifError: the responder did not start.
     """
     socket = f"@memifrt-demo-{uuid.uuid4().hex}"
-    command = [sys.executable, "-m", "memifrt", "responder", "--role", "master", "--socket", socket]
+    command = [sys.executable, "-c", _PROGRAM, "responder", "--role", "master", "--socket", socket]
     command += ["--ip", format_ip(_RESPONDER_IP), "--until-eof", "--loop", loop]
     # The responder ends when its standard input does: with the demo, however that ends.
     environment = {**os.environ, "MEMIFRT_RING": rings}  # the same as here, and what is to be said of them is said here

@@ -1,6 +1,6 @@
-"""To open something in another network namespace.
+"""Network namespaces: to enter one for a moment, or to have something made in one.
 
-Owns the way there and back. What is opened there stays there.
+Owns the way there and back. What is made there stays there.
 """
 
 from __future__ import annotations
@@ -8,9 +8,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from memifrt.errors import os_error
+from memifrt.system.original_functions import Lock, start_new_thread
+
+_T = TypeVar("_T")
 
 _CLONE_NEWNET = 0x40000000
 #: Where ``ip netns add`` puts them.
@@ -29,7 +33,7 @@ def network_namespace(name: str) -> Iterator[None]:
     if not name:
         yield
         return
-    path = name if "/" in name else f"{_FOLDER}/{name}"
+    path = namespace_path(name)
     with _opened(_OWN) as home:
         try:
             with _opened(path) as there:
@@ -44,6 +48,45 @@ def network_namespace(name: str) -> Iterator[None]:
         finally:
             if elsewhere:
                 _enter(home)
+
+
+def namespace_path(name: str) -> str:
+    """Return the file of a namespace: of a path, of ``pid:N`` (a process's), or of a name that ``ip netns`` knows."""
+    if "/" in name:
+        return name
+    if name.startswith("pid:"):
+        return f"/proc/{name[4:]}/ns/net"
+    return f"{_FOLDER}/{name}"
+
+
+def call_in_namespace(name: str, function: Callable[[], _T]) -> _T:
+    """Call a function in a network namespace and return its result.
+
+    It runs in a thread of its own, which ends with it: the caller's thread never leaves its namespace, so there is no
+    way back that could fail.
+
+    :raises MemifOSError: there is no such namespace, or this process must not enter it.
+    :raises BaseException: what the function raised.
+    """
+    results: list[_T] = []
+    failures: list[BaseException] = []
+    done = Lock()
+    done.acquire()
+
+    def run() -> None:
+        try:
+            with network_namespace(name):
+                results.append(function())
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            done.release()
+
+    start_new_thread(run, ())
+    done.acquire()
+    if failures:
+        raise failures[0]
+    return results[0]
 
 
 @contextlib.contextmanager
