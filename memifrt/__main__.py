@@ -2,7 +2,7 @@
 
 import sys
 
-from memifrt.cli.command_line import main
+from memifrt_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

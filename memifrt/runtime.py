@@ -10,10 +10,12 @@ import contextlib
 import functools
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -304,11 +306,30 @@ class Runtime:
         return handled
 
     def run(self) -> None:
-        """Handle events until :meth:`cancel_poll_event` is called or the runtime is closed. Internal mode."""
-        with contextlib.suppress(PollCancelled):
+        """Handle events until :meth:`cancel_poll_event` is called or the runtime is closed. Internal mode.
+
+        In the main thread SIGINT (Ctrl+C) and SIGTERM end it, too, quietly, unless the application has handlers of its
+        own for them.
+        """
+        with self._ended_by_signals(), contextlib.suppress(PollCancelled):
             while not self._closed:
                 self.poll_event(None)
         self.check_not_forked()
+
+    @contextlib.contextmanager
+    def _ended_by_signals(self) -> Iterator[None]:
+        """Cancel the poll on SIGINT and SIGTERM while they have Python's own handlers."""
+        ours = []
+        if threading.current_thread() is threading.main_thread():
+            defaults = ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL))
+            ours = [(number, default) for number, default in defaults if signal.getsignal(number) is default]
+        for number, _ in ours:
+            signal.signal(number, lambda number, frame: self.cancel_poll_event())
+        try:
+            yield
+        finally:
+            for number, default in ours:
+                signal.signal(number, default)
 
     def cancel_poll_event(self) -> None:
         """End exactly one :meth:`poll_event`, the present or the next. From any thread or signal handler; on a closed

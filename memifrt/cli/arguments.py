@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar, cast
 
-from memifrt.cli.program import ProgramInterface, Watching, default_mac, one_line
+from memifrt.cli.program import ProgramInterface, SessionOptions, default_mac, one_line
 from memifrt.cli.run_in_loop import LOOPS
 from memifrt.control.address import Address
 from memifrt.errors import ConfigError
@@ -115,7 +115,7 @@ def add_ring_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
     _add_option(group, "ring_size", str(DEFAULT_RING_SIZE))
     _add_option(group, "buffer_size", str(DEFAULT_BUFFER_SIZE))
     _add_option(group, "rx_mode", rx_mode)
-    add_watching_arguments(parser)
+    add_session_arguments(parser)
     return group
 
 
@@ -147,8 +147,14 @@ def add_loop_argument(parser: Parser) -> None:
     )
 
 
-def add_watching_arguments(parser: Parser) -> None:
-    """For every command that has an interface; see :func:`watching`."""
+def add_session_arguments(parser: Parser) -> None:
+    """For every command that has an interface; see :func:`session_options`."""
+    parser.add_argument(
+        "--connect-timeout",
+        type=seconds,
+        metavar="SECONDS",
+        help="how long to wait for the first peer; without one the exit status is 3; default: for ever",
+    )
     add = parser.add_argument_group("statistics").add_argument
     add("--stats", type=checked(socket_path), metavar="PATH", help="open a stats socket, for memifrt top PATH")
     add(
@@ -159,8 +165,8 @@ def add_watching_arguments(parser: Parser) -> None:
     )
 
 
-def watching(arguments: argparse.Namespace) -> Watching:
-    return Watching(arguments.stats, arguments.prometheus)
+def session_options(arguments: argparse.Namespace) -> SessionOptions:
+    return SessionOptions(arguments.stats, arguments.prometheus, arguments.connect_timeout)
 
 
 def program_interface(arguments: argparse.Namespace) -> ProgramInterface:
@@ -170,7 +176,7 @@ def program_interface(arguments: argparse.Namespace) -> ProgramInterface:
         mac=default_mac(arguments.ip) if arguments.mac is None else arguments.mac,
         socket=arguments.socket,
         config=interface_config(arguments),
-        watching=watching(arguments),
+        session_options=session_options(arguments),
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import memifrt
 from memifrt.cli.arguments import Command, Parser
 from memifrt.cli.commands import bench, bridge, demo, doctor, dump, ping, replay, responder, top
-from memifrt.cli.program import complain
+from memifrt.cli.program import NoPeerError, complain
 from memifrt.errors import MemifError
 
 #: In the order in which ``memifrt --help`` lists them.
@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(parsed)
     except SystemExit as error:  # argparse has printed
         return error.code if isinstance(error.code, int) else 2
+    except NoPeerError as error:
+        complain(f"memifrt {parsed.command}: {error}")
+        return 3
     except MemifError as error:
         return _fail(f"memifrt {parsed.command}: {error}")
     except BrokenPipeError:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-from memifrt.errors import MemifError
+from memifrt.errors import ErrorCode, MemifError, PollCancelled
 from memifrt.interface import Interface, OnConnect, OnDisconnect, OnInterrupt
 from memifrt.options import DEFAULT_SOCKET, InterfaceConfig
 from memifrt.poll.hook import Hook
@@ -34,11 +34,21 @@ def default_mac(ip: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Watching:
-    """Where a program lets itself be watched: the path of a stats socket, and ``ADDRESS:PORT`` for Prometheus."""
+class SessionOptions:
+    """What every program with an interface is told besides.
+
+    :ivar stats: the path of a stats socket.
+    :ivar prometheus: ``ADDRESS:PORT`` for Prometheus.
+    :ivar connect_timeout: seconds to wait for the first peer; None waits for as long as it takes.
+    """
 
     stats: str | None = None
     prometheus: str | None = None
+    connect_timeout: float | None = None
+
+
+class NoPeerError(MemifError):
+    """No peer has connected within ``--connect-timeout``. The exit status is then 3."""
 
 
 _DEFAULT_CONFIG = InterfaceConfig(name="memif0")
@@ -52,7 +62,7 @@ class ProgramInterface:
     mac: bytes
     socket: str = DEFAULT_SOCKET
     config: InterfaceConfig = _DEFAULT_CONFIG
-    watching: Watching = Watching()
+    session_options: SessionOptions = SessionOptions()
 
     @property
     def polling(self) -> bool:
@@ -83,26 +93,59 @@ def session(
     program: str,
     *,
     reconnect_interval: float,
-    watching: Watching = Watching(),
+    session_options: SessionOptions = SessionOptions(),
     hook: Hook | None = None,
     cancel: Callable[[], None] | None = None,
 ) -> Iterator[Runtime]:
     """A runtime that reports to standard error. Ctrl+C and SIGTERM end its poll with ``PollCancelled``.
 
     :param hook: for a runtime in external mode; and ``cancel``, what ends its loop's wait then.
+    :raises NoPeerError: no peer has connected within ``session_options.connect_timeout``.
     """
     runtime = Runtime(
         f"memifrt {program}",
         control_fd_update=hook,
         reconnect_interval=reconnect_interval,
-        stats_socket=watching.stats,
-        prometheus=watching.prometheus,
+        stats_socket=session_options.stats,
+        prometheus=session_options.prometheus,
     )
     if runtime.metrics_url:
         complain(f"memifrt {program}: metrics on {runtime.metrics_url}")
     # The signals stay ours until the runtime is closed: a second Ctrl+C must not cut the clearing up short.
-    with _reporting(program), signals_to(cancel or runtime.cancel_poll_event), runtime:
+    stop = cancel or runtime.cancel_poll_event
+    with _reporting(program), signals_to(stop), runtime, _deadline(runtime, stop, session_options.connect_timeout):
         yield runtime
+
+
+@contextlib.contextmanager
+def _deadline(runtime: Runtime, stop: Callable[[], None], seconds: float | None) -> Iterator[None]:
+    """Stop the program after ``seconds`` unless a peer has connected by then.
+
+    :raises NoPeerError: none has.
+    """
+    if seconds is None:
+        yield
+        return
+    expired = False
+
+    def on_alarm(number: int, frame: FrameType | None) -> None:
+        nonlocal expired
+        expired = not any(interface.connects for interface in runtime.interfaces)
+        if expired:
+            stop()
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        with contextlib.suppress(PollCancelled):
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if expired:
+            reasons = [interface.last_error for interface in runtime.interfaces if interface.last_error is not None]
+            why = f": {reasons[0].message}" if reasons else ""
+            raise NoPeerError(ErrorCode.NOCONN, f"no peer has connected within {seconds:g} s{why}")
 
 
 class _Reports(logging.Handler):

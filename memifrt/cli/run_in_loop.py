@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TypeVar
 
-from memifrt.cli.program import Watching, session
+from memifrt.cli.program import SessionOptions, session
 from memifrt.errors import ConfigError, PollCancelled
 from memifrt.poll.hook import FdHandler, Hook
 from memifrt.runtime import Runtime
@@ -35,7 +35,7 @@ def run(
     *,
     loop: str,
     reconnect_interval: float,
-    watching: Watching = Watching(),  # noqa: B008 - it is frozen
+    session_options: SessionOptions = SessionOptions(),  # noqa: B008 - it is frozen
 ) -> T:
     """Run a program's ``main`` in a loop, with a :func:`~memifrt.cli.program.session` around it; its result.
 
@@ -46,7 +46,7 @@ def run(
     @contextlib.contextmanager
     def open_session(hook: Hook | None, cancel: Callable[[], None] | None) -> Iterator[Runtime]:
         with session(
-            program, reconnect_interval=reconnect_interval, watching=watching, hook=hook, cancel=cancel
+            program, reconnect_interval=reconnect_interval, session_options=session_options, hook=hook, cancel=cancel
         ) as runtime:
             yield runtime
 

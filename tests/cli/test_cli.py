@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import memifrt
+import memifrt_command
 from memifrt.cli.command_line import _parser, main
 from tests.lib.programs import end, finish, read_until, responder, run, running
 from tests.lib.support import DEADLINE
@@ -179,7 +180,7 @@ def test_module_and_installed_command_are_the_same() -> None:
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"memifrt {memifrt.__version__}\n")
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name="memifrt")
-    assert entry.load() is main
+    assert entry.load() is memifrt_command.main
 
 
 # --- responder ------------------------------------------------------------------------------------------------------

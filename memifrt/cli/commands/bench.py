@@ -21,10 +21,10 @@ from memifrt.cli.arguments import (
     add_loop_argument,
     add_ring_arguments,
     seconds_or_zero,
-    watching,
+    session_options,
     whole,
 )
-from memifrt.cli.program import Watching
+from memifrt.cli.program import SessionOptions
 from memifrt.cli.run_in_loop import LOOPS, Waiter, run
 from memifrt.errors import ConfigError, Disconnected, PollCancelled
 from memifrt.interface import Interface
@@ -82,7 +82,7 @@ class Options:
     window: int = 0
     cpu: int | None = None
     loop: str = "internal"
-    watching: Watching = field(default_factory=Watching)
+    session_options: SessionOptions = field(default_factory=SessionOptions)
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -497,7 +497,7 @@ class Bench:
                 meter.close()
             return self._result(meter)
 
-        return run("bench", main, loop=options.loop, reconnect_interval=0.1, watching=options.watching)
+        return run("bench", main, loop=options.loop, reconnect_interval=0.1, session_options=options.session_options)
 
     def _on_connect(self, interface: Interface) -> None:
         rx, tx = interface.rx_queues, interface.tx_queues
@@ -661,7 +661,7 @@ def _add_arguments(parser: Parser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    given = {**vars(arguments), "mode": arguments.what, "watching": watching(arguments)}
+    given = {**vars(arguments), "mode": arguments.what, "session_options": session_options(arguments)}
     options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
     result = Bench(options).run(live=sys.stderr.isatty() and not arguments.json)
     print(result.json() if arguments.json else "\n".join(result.lines()))

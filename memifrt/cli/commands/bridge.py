@@ -6,9 +6,9 @@ import argparse
 import contextlib
 from collections.abc import Callable
 
-from memifrt.cli.arguments import Command, Parser, add_watching_arguments, checked, watching
+from memifrt.cli.arguments import Command, Parser, add_session_arguments, checked, session_options
 from memifrt.cli.endpoint import SYNTAX, Endpoint, MemifEndpoint, TapEndpoint, check_pair, parse_endpoint
-from memifrt.cli.program import Watching, session
+from memifrt.cli.program import SessionOptions, session
 from memifrt.options import DEFAULT_RECONNECT_INTERVAL
 from memifrt.ports.forwarding import Pump, Report, direction
 from memifrt.ports.packet_socket import PacketPort
@@ -22,7 +22,7 @@ def bridge(
     a: Endpoint,
     b: Endpoint,
     *,
-    watching: Watching = Watching(),  # noqa: B008 - it is frozen
+    session_options: SessionOptions = SessionOptions(),  # noqa: B008 - it is frozen
     on_ready: Callable[[], object] = lambda: None,
 ) -> tuple[Report, Report]:
     """Carry packets both ways until Ctrl+C or SIGTERM; what went from ``a`` to ``b``, and back.
@@ -33,7 +33,10 @@ def bridge(
     check_pair(a, b)
     polling = any(isinstance(end, MemifEndpoint) and end.config.rx_mode is RxMode.POLLING for end in (a, b))
     interval = DEFAULT_RECONNECT_INTERVAL
-    with session("bridge", reconnect_interval=interval, watching=watching) as runtime, contextlib.ExitStack() as stack:
+    with (
+        session("bridge", reconnect_interval=interval, session_options=session_options) as runtime,
+        contextlib.ExitStack() as stack,
+    ):
         ports: dict[Endpoint, Port] = {}
         # What is local comes first: a peer is to see nothing of a bridge that cannot be.
         for end in sorted((a, b), key=lambda end: isinstance(end, MemifEndpoint)):
@@ -58,7 +61,7 @@ def _port(runtime: Runtime, end: Endpoint) -> Port:
 def _add_arguments(parser: Parser) -> None:
     parser.add_argument("a", type=checked(parse_endpoint), metavar="A", help="one end")
     parser.add_argument("b", type=checked(parse_endpoint), metavar="B", help="the other end")
-    add_watching_arguments(parser)
+    add_session_arguments(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -67,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
     def on_ready() -> None:
         print(f"bridging {a} and {b}; Ctrl+C ends it", flush=True)
 
-    for report in bridge(a, b, watching=watching(arguments), on_ready=on_ready):
+    for report in bridge(a, b, session_options=session_options(arguments), on_ready=on_ready):
         print(report.line(), flush=True)
     return 0
 

@@ -27,11 +27,11 @@ from memifrt.cli.arguments import (
     Parser,
     add_peer_arguments,
     checked,
-    watching,
+    session_options,
     whole,
 )
 from memifrt.cli.endpoint import MEMIF_SYNTAX, MemifEndpoint, check_pair, memif_endpoint, parse_memif_endpoint
-from memifrt.cli.program import Watching, complain, session
+from memifrt.cli.program import SessionOptions, complain, session
 from memifrt.cli.progress import Progress, progress
 from memifrt.errors import ConfigError
 from memifrt.options import DEFAULT_RECONNECT_INTERVAL
@@ -312,7 +312,7 @@ def dump(
     ends: Sequence[MemifEndpoint],
     options: DumpOptions,
     *,
-    watching: Watching = Watching(),  # noqa: B008 - it is frozen
+    session_options: SessionOptions = SessionOptions(),  # noqa: B008 - it is frozen
     on_ready: Callable[[], object] = lambda: None,
 ) -> tuple[int, list[Report]]:
     """Capture what comes to one memif, or passes between two, until Ctrl+C, SIGTERM or the last packet.
@@ -325,7 +325,7 @@ def dump(
         check_pair(*ends)
     polling = any(end.config.rx_mode is RxMode.POLLING for end in ends)
     preparation = Preparation.of(options, ends)
-    with session("dump", reconnect_interval=DEFAULT_RECONNECT_INTERVAL, watching=watching) as runtime:
+    with session("dump", reconnect_interval=DEFAULT_RECONNECT_INTERVAL, session_options=session_options) as runtime:
         ports = [MemifPort(runtime, end) for end in ends]
         with capturing(options, ends, runtime.cancel_poll_event, preparation) as capture:
             one = [Carry(ports[0], _Nowhere("nowhere"), capture.record)]
@@ -462,7 +462,7 @@ def _run(arguments: argparse.Namespace) -> int:
     def on_ready() -> None:
         complain(f"memifrt dump: capturing on {' and '.join(map(str, ends))}; Ctrl+C ends it")
 
-    packets, reports = dump(ends, options, watching=watching(arguments), on_ready=on_ready)
+    packets, reports = dump(ends, options, session_options=session_options(arguments), on_ready=on_ready)
     complain(f"memifrt dump: {packets} packets captured")
     for report in reports:
         complain(f"memifrt dump: {report.line()}")

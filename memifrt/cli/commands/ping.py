@@ -139,8 +139,8 @@ def ping(options: PingOptions, program: ProgramInterface, *, loop: str = "intern
         await pinger.run()
         return pinger.statistics
 
-    watching = program.watching
-    return run("ping", main, loop=loop, reconnect_interval=_RECONNECT_INTERVAL, watching=watching)
+    session_options = program.session_options
+    return run("ping", main, loop=loop, reconnect_interval=_RECONNECT_INTERVAL, session_options=session_options)
 
 
 def _check_size(size: int, interface: ProgramInterface) -> None:

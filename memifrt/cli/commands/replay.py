@@ -19,9 +19,19 @@ from typing import NoReturn
 
 from memifrt.capture.link_layer import BROADCAST, OURS, Conversion, LinkLayer
 from memifrt.capture.pcap import MAX_SNAPLEN, CaptureFileError, Packet, Reader, open_capture
-from memifrt.cli.arguments import MANY, Command, Parser, add_peer_arguments, checked, own_mac, seconds, watching, whole
+from memifrt.cli.arguments import (
+    MANY,
+    Command,
+    Parser,
+    add_peer_arguments,
+    checked,
+    own_mac,
+    seconds,
+    session_options,
+    whole,
+)
 from memifrt.cli.endpoint import MemifEndpoint, memif_endpoint
-from memifrt.cli.program import Watching, complain, session
+from memifrt.cli.program import SessionOptions, complain, session
 from memifrt.cli.progress import Progress, progress
 from memifrt.errors import ConfigError, Disconnected, MemifError, PollCancelled
 from memifrt.packets import format_mac, parse_mac
@@ -466,7 +476,7 @@ def replay(
     drop: bool = False,
     cut: str | None = None,
     link_layer: LinkLayer | None = None,
-    watching: Watching = Watching(),  # noqa: B008 - it is frozen
+    session_options: SessionOptions = SessionOptions(),  # noqa: B008 - it is frozen
     on_ready: Callable[[], object] = lambda: None,
 ) -> Outcome:
     """Wait for a peer and send it the packets of a capture.
@@ -490,7 +500,9 @@ def replay(
         outcome = Outcome()
         selection = _Selection(recording, link_layer or LinkLayer(end.mode), cut, outcome)
         selection.check()
-        runtime = stack.enter_context(session("replay", reconnect_interval=_RECONNECT_INTERVAL, watching=watching))
+        runtime = stack.enter_context(
+            session("replay", reconnect_interval=_RECONNECT_INTERVAL, session_options=session_options)
+        )
         port = MemifPort(runtime, end)
         on_ready()
         with progress("replay", recording.size * loops) as shown:
@@ -617,7 +629,7 @@ def _run(arguments: argparse.Namespace) -> int:
         drop=arguments.drop,
         cut=arguments.cut,
         link_layer=LinkLayer(end.mode, arguments.convert, arguments.src_mac, arguments.dst_mac),
-        watching=watching(arguments),
+        session_options=session_options(arguments),
         on_ready=on_ready,
     )
     print(outcome.line(), flush=True)

@@ -47,7 +47,13 @@ def respond(options: ProgramInterface, *, until_eof: bool = False, loop: str = "
                     poll_queues(interface, on_interrupt)
             await waiter.run_for(None)
 
-    run("responder", main, loop=loop, reconnect_interval=DEFAULT_RECONNECT_INTERVAL, watching=options.watching)
+    run(
+        "responder",
+        main,
+        loop=loop,
+        reconnect_interval=DEFAULT_RECONNECT_INTERVAL,
+        session_options=options.session_options,
+    )
 
 
 def serve(interface: Interface, qid: int, answer: Answer) -> None:
