@@ -45,13 +45,13 @@ from memifrt.rekick import LeftoverWatch
 from memifrt.ring import say_what_is_missing, unsafe_reason
 from memifrt.sockets import Socket
 from memifrt.system.forks import abandon_after_fork
-from memifrt.system.timerfd import TimerFd
 from memifrt.types import FdEvent, Role, check_callback, check_range
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from memifrt.stats.server import Server
+    from memifrt.system.timerfd import TimerFd
 
 logger = logging.getLogger("memifrt")
 
@@ -541,6 +541,9 @@ class Runtime:
 
 
 def _open_fds(*, internal: bool) -> tuple[EpollPoller | None, TimerFd]:
+    # Imported here because it needs ctypes, which a program that only imports memifrt does not.
+    from memifrt.system.timerfd import TimerFd
+
     poller: EpollPoller | None = None
     try:
         poller = EpollPoller() if internal else None

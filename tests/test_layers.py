@@ -191,6 +191,13 @@ def test_importing_the_package_brings_no_loop_along() -> None:
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"[]\n"
 
 
+def test_importing_the_package_brings_nothing_that_few_programs_need() -> None:
+    """ctypes comes with the first connection, the others with the statistics and the command line."""
+    late = ["ctypes", "http", "http.server", "json", "platform", "rich"]
+    program = f"import memifrt, sys; print([name for name in {late} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"[]\n"
+
+
 @pytest.mark.parametrize("module", SANS_IO)
 def test_a_module_without_io_imports_none(module: str) -> None:
     assert module in modules()
