@@ -365,7 +365,7 @@ class Interface:
         if self._owner is not None:
             raise ForkedError(self._owner, "interface")
 
-    def _abandon(self, pid: int) -> None:
+    def abandon(self, pid: int) -> None:
         """In a forked child: the interface is as good as deleted, and its callers are told why."""
         self._owner = pid
         self.deleted = True

@@ -152,7 +152,7 @@ class Runtime:
         self._servers: list[Server] = []
         self._dispatching = False
         self._closed = False
-        abandon_after_fork(self)
+        abandon_after_fork(self._abandon)
         try:
             self._registry.add(self._timer.fileno(), FdEvent.READ, lambda events: self._schedule.run())
             self._open_servers(stats_socket, prometheus)
@@ -501,9 +501,9 @@ class Runtime:
         self._schedule.abandon()
         self._dispatching = False
         for socket in self._sockets.values():
-            socket._abandon(self._pid)
+            socket.abandon(self._pid)
         for interface in self._interfaces:
-            interface._abandon(self._pid)
+            interface.abandon(self._pid)
 
     def _check_not_closing(self) -> None:
         if self._closing:

@@ -134,7 +134,7 @@ class MemifSocket(SuperSocket):
             self._background.release()
             raise
         self.closed = False
-        abandon_after_fork(self)
+        abandon_after_fork(self._abandon)
         if positional:
             options = _named(positional, options)
         options.setdefault("name", f"memif{options.get('id', 0)}")

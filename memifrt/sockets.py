@@ -216,7 +216,7 @@ class Socket:
             if not connection.closed:
                 connection.start()
 
-    def _abandon(self, pid: int) -> None:
+    def abandon(self, pid: int) -> None:
         """In a forked child: the listener and the peers are the parent's."""
         for connection in list(self._half_open):
             connection.abandon(pid)
