@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from memifrt.connection.counters import CounterTotals
 from memifrt.control import address
 from memifrt.control.channel import Channel, Credentials
 from memifrt.errors import Disconnected, ErrorCode, ForkedError, MemifError, MemifOSError, NoQueueYet, ProtocolError
-from memifrt.memory.layout import RingLayout
 from memifrt.options import InterfaceConfig
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import RxRing, TxRing
-from memifrt.types import Direction, Mode, QueueCounters, Role, State
+from memifrt.types import Mode, QueueCounters, Role, State
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -137,7 +137,8 @@ class Interface:
         self.announced = False
         self._rx_queues: tuple[RxQueue, ...] = _NoQueues(f"{self}: there are no receive queues yet")
         self._tx_queues: tuple[TxQueue, ...] = _NoQueues(f"{self}: there are no transmit queues yet")
-        self._counters: dict[tuple[Direction, int], QueueCounters] = {}
+        self.rx_totals = CounterTotals()
+        self.tx_totals = CounterTotals()
 
     # --- what it is ---------------------------------------------------------------------------------------------
 
@@ -311,10 +312,8 @@ class Interface:
             self.on_connect(self)
 
     def _ended(self, connection: Connection, reason: Disconnected) -> None:
-        for rx_queue, (layout, _, _) in connection.rx():
-            self._counters[layout.direction, layout.index] = rx_queue.counters
-        for tx_queue, (layout, _, _) in connection.tx():
-            self._counters[layout.direction, layout.index] = tx_queue.counters
+        self.rx_totals.keep(connection.rx_queues)
+        self.tx_totals.keep(connection.tx_queues)
         self.connection = None
         self.last_error = reason
         self.disconnects += 1
@@ -337,24 +336,15 @@ class Interface:
         what_next = f"retrying every {interval:g} s" if interval else "not retrying: there is no reconnect interval"
         logger.warning("%s: %s; %s", self, reason, what_next)
 
-    def _earlier(self, ring: RingLayout) -> QueueCounters:
-        """What the queue of this ring counted in earlier connections."""
-        return self._counters.get((ring.direction, ring.index), QueueCounters())
+    def total_counters(self) -> tuple[QueueCounters, QueueCounters]:
+        """Return what all receive and all transmit queues counted since the interface was created.
 
-    def _all_counters(self) -> tuple[QueueCounters, QueueCounters]:
-        """What all receive and all transmit queues counted, those included that the present peer does not have."""
+        Queues that earlier connections had and the present one has not are included.
+
+        :raises ForkedError: in a forked child, to which the interface does not belong.
+        """
         self.check_not_forked()
-        receives, sends = Direction.S2M, Direction.M2S
-        if self.role is Role.SLAVE:
-            receives, sends = sends, receives
-        counted = dict(self._counters)
-        counted.update(((receives, queue.qid), queue.counters) for queue in self._rx_queues)
-        counted.update(((sends, queue.qid), queue.counters) for queue in self._tx_queues)
-        rx, tx = (
-            sum((counters for (direction, _), counters in counted.items() if direction is wanted), QueueCounters())
-            for wanted in (receives, sends)
-        )
-        return rx, tx
+        return self.rx_totals.total(self._rx_queues), self.tx_totals.total(self._tx_queues)
 
     def _check_alive(self) -> None:
         if self.deleted:

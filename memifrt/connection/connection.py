@@ -248,14 +248,28 @@ class Connection(ABC):
         """Both sides agree: make queues of the rings."""
         interface = self.interface
         assert interface is not None
-        earlier, config = interface._earlier, interface.config
+        config = interface.config
         self.rx_queues = tuple(
-            RxQueue(ring.index, rx, event, earlier(ring), self._violated, config.rx_mode, self._rx_mode_changed)
+            RxQueue(
+                ring.index,
+                rx,
+                event,
+                interface.rx_totals.before(ring.index),
+                self._violated,
+                config.rx_mode,
+                self._rx_mode_changed,
+            )
             for ring, rx, event in self.rx_rings
         )
         self.tx_queues = tuple(
             TxQueue(
-                ring.index, tx, event, earlier(ring), self._violated, config.chained_tx, self._around.leftovers.begin
+                ring.index,
+                tx,
+                event,
+                interface.tx_totals.before(ring.index),
+                self._violated,
+                config.chained_tx,
+                self._around.leftovers.begin,
             )
             for ring, tx, event in self.tx_rings
         )

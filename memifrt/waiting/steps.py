@@ -701,7 +701,7 @@ class Face(Generic[S]):
     @property
     def counters(self) -> Counters:
         """What all queues did since the interface was created, reconnects included."""
-        return Counters(*self.interface._all_counters())
+        return Counters(*self.interface.total_counters())
 
     def details(self) -> Details:
         """Everything about the interface at this moment."""
