@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from memifrt.connection.counters import CounterTotals
+from memifrt.connection.reconnect import Reconnector
 from memifrt.control import address
 from memifrt.control.channel import Channel, Credentials
 from memifrt.errors import Disconnected, ErrorCode, ForkedError, MemifError, MemifOSError, NoQueueYet, ProtocolError
@@ -101,6 +102,7 @@ class Interface:
     def __init__(
         self,
         runtime: Runtime,
+        reconnector: Reconnector,
         socket: Socket,
         config: InterfaceConfig,
         on_connect: OnConnect | None,
@@ -109,6 +111,7 @@ class Interface:
         context: object,
     ) -> None:
         self._runtime = runtime
+        self._reconnector = reconnector
         self.socket = socket
         self.config = config
         self.on_connect = on_connect
@@ -238,7 +241,7 @@ class Interface:
         if self.connection is not None:
             raise MemifError(ErrorCode.ALRCONN, f"{self} is {self.state.value} already")
         if self.role is Role.SLAVE:
-            self._connect()
+            self.connect()
 
     def disconnect(self, reason: str = "disconnected by the application") -> None:
         """End the present connection, if there is one; a slave then connects again with the timer."""
@@ -275,8 +278,11 @@ class Interface:
 
     # --- what its connection and its runtime tell it ------------------------------------------------------------
 
-    def _connect(self) -> None:
-        """One attempt of a slave; see :meth:`request_connection` for what it raises."""
+    def connect(self) -> None:
+        """Try once to connect a slave. Applications call :meth:`request_connection`, which checks first.
+
+        :raises MemifOSError: the attempt failed; :attr:`last_error` keeps the error.
+        """
         try:
             sock = address.connect(self.socket.address)
         except MemifOSError as error:
@@ -296,7 +302,7 @@ class Interface:
         self.connection = connection
         self.announced = False
         logger.debug("%s: connecting", connection)
-        self._runtime._update_timer(self)
+        self._reconnector.update(self)
 
     def _established(self) -> None:
         connection = self.connection
@@ -323,7 +329,7 @@ class Interface:
             self._retrying(reason)
         else:
             logger.info("%s: disconnected: %s", self, reason)
-        self._runtime._update_timer(self)
+        self._reconnector.update(self)
         if self.on_disconnect is not None:
             self.on_disconnect(self, reason)
 
@@ -332,7 +338,7 @@ class Interface:
         if reason.message == self._awaited:
             return
         self._awaited = reason.message
-        interval = self._runtime.reconnect_interval
+        interval = self._reconnector.interval
         what_next = f"retrying every {interval:g} s" if interval else "not retrying: there is no reconnect interval"
         logger.warning("%s: %s; %s", self, reason, what_next)
 
@@ -371,7 +377,8 @@ class Interface:
             self._on_delete()
 
     @property
-    def _wants_connection(self) -> bool:
+    def wants_connection(self) -> bool:
+        """Whether this is a slave without a connection that is not deleted. The reconnect timer asks."""
         return self.role is Role.SLAVE and self.connection is None and not self.deleted
 
 

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from memifrt.connection.connection import SlaveConnection, Surroundings
+from memifrt.connection.reconnect import Reconnector
 from memifrt.control.address import Address
 from memifrt.control.channel import Channel
 from memifrt.control.peer_policy import AcceptPeer, PeerPolicy
@@ -40,7 +41,7 @@ from memifrt.options import (
 )
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.hook import FdRegistry, Hook
-from memifrt.poll.schedule import Schedule, TimerHandle
+from memifrt.poll.schedule import Schedule
 from memifrt.rekick import LeftoverWatch
 from memifrt.ring import say_what_is_missing, unsafe_reason
 from memifrt.sockets import Socket
@@ -116,7 +117,7 @@ class Runtime:
             raise MemifError(ErrorCode.SYSCALL, f"memif needs Linux (memfd, eventfd, epoll); this is {sys.platform}")
         _debug_from_environment()
         self.app_name = check_name("app_name", app_name)
-        self._interval = _check_seconds("reconnect_interval", reconnect_interval)
+        reconnect_interval = _check_seconds("reconnect_interval", reconnect_interval)
         handshake_timeout = _check_seconds("handshake_timeout", handshake_timeout)
         check_range("max_half_open", max_half_open, 1, 0xFFFFFFFF)
         check_callback("on_error", on_error)
@@ -129,8 +130,7 @@ class Runtime:
         assert hook is not None
         self._registry = FdRegistry(hook)
         self._schedule = Schedule(self._timer)
-        #: When slaves try to connect next; None while none is disconnected.
-        self._next_attempt: TimerHandle | None = None
+        self._reconnector = Reconnector(self._schedule, reconnect_interval)
         self._around = Surroundings(
             self._registry,
             self._schedule,
@@ -143,8 +143,6 @@ class Runtime:
         )
         self._sockets: dict[str, Socket] = {}
         self._interfaces: list[Interface] = []
-        #: Those of them that want to connect: each change asks for this, and must not look through all of them.
-        self._waiting: set[Interface] = set()
         #: When it was made, in Unix time.
         self.started = time.time()
         #: Where Prometheus finds the metrics; empty if nowhere.
@@ -249,14 +247,14 @@ class Runtime:
         if (home._master if config.role is Role.MASTER else home._slave)(config.id) is not None:
             taken = f"there is a {config.role.name.lower()} with id {config.id} on {home} already"
             raise ConfigError(taken, ErrorCode.CONN)
-        interface = Interface(self, home, config, on_connect, on_disconnect, on_interrupt, context)
+        interface = Interface(self, self._reconnector, home, config, on_connect, on_disconnect, on_interrupt, context)
         try:
             home._add(interface)
             self._interfaces.append(interface)
             if config.role is Role.SLAVE:
                 with contextlib.suppress(MemifOSError):  # kept in last_error; the timer tries again
-                    interface._connect()
-            self._update_timer(interface)
+                    interface.connect()
+            self._reconnector.update(interface)
         except BaseException:
             interface.deleted = True
             self._forget(interface)
@@ -268,7 +266,7 @@ class Runtime:
     @property
     def reconnect_interval(self) -> float:
         """Seconds between two attempts of a slave to connect; 0 for none."""
-        return self._interval
+        return self._reconnector.interval
 
     def set_reconnect_interval(self, seconds: float) -> None:
         """The period in which slaves try to connect; 0 for none.
@@ -276,9 +274,7 @@ class Runtime:
         :raises ConfigError: it is negative or not a number.
         """
         self._check_open()
-        self._interval = _check_seconds("reconnect_interval", seconds)
-        self._stop_trying()
-        self._update_timer()
+        self._reconnector.set_interval(_check_seconds("reconnect_interval", seconds))
 
     # --- events -------------------------------------------------------------------------------------------------
 
@@ -372,34 +368,6 @@ class Runtime:
             raise ConfigError(f"{what} is for internal mode: this runtime has a control_fd_update hook")
         return self._poller
 
-    # --- the reconnect timer ------------------------------------------------------------------------------------
-
-    def _update_timer(self, changed: Interface | None = None) -> None:
-        """Slaves try to connect while one is disconnected; ``changed`` is one that may want to now, or no longer."""
-        if changed is not None:
-            (self._waiting.add if changed._wants_connection else self._waiting.discard)(changed)
-        if self._closed:
-            return
-        wanted = self._interval > 0 and bool(self._waiting)
-        if wanted and self._next_attempt is None:
-            self._next_attempt = self._schedule.after(self._interval, self._connect_slaves)
-        elif not wanted:
-            self._stop_trying()
-
-    def _stop_trying(self) -> None:
-        self._schedule.cancel(self._next_attempt)
-        self._next_attempt = None
-
-    def _connect_slaves(self) -> None:
-        self._next_attempt = None
-        try:
-            for interface in self.interfaces:
-                if interface._wants_connection:
-                    with contextlib.suppress(MemifOSError):  # kept in last_error; the timer comes again
-                        interface._connect()
-        finally:
-            self._update_timer()
-
     def _open_servers(self, stats_socket: str | os.PathLike[str] | None, prometheus: str | None) -> None:
         # Imported here: few programs serve statistics, and these imports (HTTP, JSON) cost more than memifrt's own.
         if stats_socket is not None:
@@ -444,6 +412,7 @@ class Runtime:
             except BaseException as error:
                 failure = failure or error
         self._closed = True
+        self._reconnector.close()
         self._schedule.clear()
         self._timer.close()
         if self._poller is not None:
@@ -498,6 +467,7 @@ class Runtime:
         self._closed = True
         self._owner = self._pid
         self._registry.abandon()
+        self._reconnector.close()
         self._schedule.abandon()
         self._dispatching = False
         for socket in self._sockets.values():
@@ -537,7 +507,7 @@ class Runtime:
         try:
             interface.socket._remove(interface)
         finally:
-            self._update_timer(interface)
+            self._reconnector.update(interface)
 
 
 def _open_fds(*, internal: bool) -> tuple[EpollPoller | None, TimerFd]:

@@ -89,7 +89,7 @@ def bring_forward(runtime: Runtime) -> None:
     """Let the deadlines of handshakes come now."""
     schedule = runtime._schedule
     for handle in schedule.pending:
-        if handle is not runtime._next_attempt:
+        if handle is not runtime._reconnector.next_attempt:
             schedule.cancel(handle)
             schedule.after(0.0, handle.action)
 
