@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from memifrt.connection.connection import Connection, SlaveConnection
+from memifrt.connection.context import RuntimeContext
 from memifrt.connection.counters import CounterTotals
-from memifrt.connection.reconnect import Reconnector
 from memifrt.control import address
+from memifrt.control.address import Address
 from memifrt.control.channel import Channel, Credentials
 from memifrt.errors import Disconnected, ErrorCode, ForkedError, MemifError, MemifOSError, NoQueueYet, ProtocolError
+from memifrt.memory.region import ExternalRegion
 from memifrt.options import InterfaceConfig
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import RxRing, TxRing
@@ -26,9 +29,6 @@ from memifrt.types import Mode, QueueCounters, Role, State
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from memifrt.connection.connection import Connection
-    from memifrt.runtime import Runtime
-    from memifrt.sockets import Socket
 
 logger = logging.getLogger("memifrt")
 
@@ -87,6 +87,44 @@ class Details:
         return self.state is State.CONNECTED
 
 
+class InterfaceSocket(Protocol):
+    """The control socket of an interface: a :class:`memifrt.Socket`."""
+
+    @property
+    def path(self) -> str:
+        """The path, or ``@name``."""
+
+    @property
+    def address(self) -> Address: ...
+
+    @property
+    def implicit(self) -> bool:
+        """Whether the socket was made for an interface, and is deleted with its last one."""
+
+    @property
+    def interfaces(self) -> tuple[Interface, ...]: ...
+
+    @property
+    def external_region(self) -> ExternalRegion | None: ...
+
+    @property
+    def listener_fd(self) -> int:
+        """The listener's fd, or -1 while the socket does not listen."""
+
+    def set_listener_fd(self, fd: int) -> None: ...
+    def register_external_region(self, region: ExternalRegion) -> None: ...
+    def delete(self) -> None: ...
+    def remove(self, interface: Interface) -> None:
+        """Forget an interface that is deleted."""
+
+
+class InterfaceOwner(Protocol):
+    """What an interface needs of its runtime."""
+
+    def forget(self, interface: Interface) -> None:
+        """Forget an interface that is deleted."""
+
+
 class Interface:
     """One memif interface. Made by :meth:`memifrt.Runtime.create_interface`; a context manager that deletes it.
 
@@ -101,17 +139,18 @@ class Interface:
 
     def __init__(
         self,
-        runtime: Runtime,
-        reconnector: Reconnector,
-        socket: Socket,
+        owner: InterfaceOwner,
+        runtime_context: RuntimeContext,
+        socket: InterfaceSocket,
         config: InterfaceConfig,
         on_connect: OnConnect | None,
         on_disconnect: OnDisconnect | None,
         on_interrupt: OnInterrupt | None,
         context: object,
     ) -> None:
-        self._runtime = runtime
-        self._reconnector = reconnector
+        #: The runtime.
+        self.owner = owner
+        self._runtime_context = runtime_context
         self.socket = socket
         self.config = config
         self.on_connect = on_connect
@@ -133,9 +172,9 @@ class Interface:
         self.connected_since: float | None = None
         self.deleted = False
         #: In a forked child: the process to which this interface belongs.
-        self._owner: int | None = None
-        #: Told of the deletion when all is done, whether or not there was a connection: a waiter's.
-        self._on_delete: Callable[[], object] | None = None
+        self._parent: int | None = None
+        #: Called at the end of the deletion, with or without a connection, to wake callers that wait on the interface.
+        self.on_delete: Callable[[], object] | None = None
         #: Whether on_connect has been called for the present connection.
         self.announced = False
         self._rx_queues: tuple[RxQueue, ...] = _NoQueues(f"{self}: there are no receive queues yet")
@@ -156,6 +195,11 @@ class Interface:
         self._on_interrupt = callback
         if self.connection is not None:
             self.connection.watch_queues()
+
+    @property
+    def wants_interrupts(self) -> bool:
+        """Whether there is an ``on_interrupt`` callback. The connection asks."""
+        return self._on_interrupt is not None
 
     @property
     def id(self) -> int:
@@ -204,7 +248,7 @@ class Interface:
         connection = self.connection
         return Details(
             name=self.name,
-            app_name=self._runtime.app_name,
+            app_name=self._runtime_context.app_name,
             remote_name=connection.peer_if_name if connection else "",
             remote_app_name=connection.peer_name if connection else "",
             id=self.id,
@@ -257,9 +301,9 @@ class Interface:
         try:
             self.disconnect("interface deleted")
         finally:
-            self._runtime._forget(self)
-            if self._on_delete is not None:
-                self._on_delete()
+            self.owner.forget(self)
+            if self.on_delete is not None:
+                self.on_delete()
 
     def __enter__(self) -> Self:
         return self
@@ -274,7 +318,7 @@ class Interface:
 
     def __repr__(self) -> str:
         state = "deleted" if self.deleted else self.state.value
-        return f"<{self}, {state if self._owner is None else f'belongs to process {self._owner}'}>"
+        return f"<{self}, {state if self._parent is None else f'belongs to process {self._parent}'}>"
 
     # --- what its connection and its runtime tell it ------------------------------------------------------------
 
@@ -291,20 +335,22 @@ class Interface:
             raise
         channel = Channel(sock)
         try:
-            self._bound(self._runtime._slave_connection(self, channel))
+            self.connection_bound(SlaveConnection(self._runtime_context, channel, self, self.socket.external_region))
         except BaseException:
             channel.close()
             raise
         assert self.connection is not None
         self.connection.start()
 
-    def _bound(self, connection: Connection) -> None:
+    def connection_bound(self, connection: Connection) -> None:
+        """Take a connection that a slave has made or a master has accepted. Called by the connection's maker."""
         self.connection = connection
         self.announced = False
         logger.debug("%s: connecting", connection)
-        self._reconnector.update(self)
+        self._runtime_context.reconnector.update(self)
 
-    def _established(self) -> None:
+    def connection_established(self) -> None:
+        """Announce the present connection: take its queues and call ``on_connect``. Called by the connection."""
         connection = self.connection
         assert connection is not None
         self.announced = True
@@ -317,7 +363,8 @@ class Interface:
         if self.on_connect is not None:
             self.on_connect(self)
 
-    def _ended(self, connection: Connection, reason: Disconnected) -> None:
+    def connection_ended(self, connection: Connection, reason: Disconnected) -> None:
+        """Forget the connection and call ``on_disconnect``. Called by the connection at its end."""
         self.rx_totals.keep(connection.rx_queues)
         self.tx_totals.keep(connection.tx_queues)
         self.connection = None
@@ -329,16 +376,21 @@ class Interface:
             self._retrying(reason)
         else:
             logger.info("%s: disconnected: %s", self, reason)
-        self._reconnector.update(self)
+        self._runtime_context.reconnector.update(self)
         if self.on_disconnect is not None:
             self.on_disconnect(self, reason)
+
+    def queue_interrupted(self, qid: int) -> None:
+        """Call ``on_interrupt``, if there is one. Called by the connection."""
+        if self._on_interrupt is not None:
+            self._on_interrupt(self, qid)
 
     def _retrying(self, reason: MemifError) -> None:
         """Log why a slave is not connected: once when the reason begins or changes, not at every attempt."""
         if reason.message == self._awaited:
             return
         self._awaited = reason.message
-        interval = self._reconnector.interval
+        interval = self._runtime_context.reconnector.interval
         what_next = f"retrying every {interval:g} s" if interval else "not retrying: there is no reconnect interval"
         logger.warning("%s: %s; %s", self, reason, what_next)
 
@@ -358,12 +410,12 @@ class Interface:
             raise MemifError(ErrorCode.NOCONN, f"{self} is deleted")
 
     def check_not_forked(self) -> None:
-        if self._owner is not None:
-            raise ForkedError(self._owner, "interface")
+        if self._parent is not None:
+            raise ForkedError(self._parent, "interface")
 
     def abandon(self, pid: int) -> None:
         """In a forked child: the interface is as good as deleted, and its callers are told why."""
-        self._owner = pid
+        self._parent = pid
         self.deleted = True
         self.announced = False
         connection, self.connection = self.connection, None
@@ -373,8 +425,8 @@ class Interface:
             rx_queue.abandon(pid)
         for tx_queue in self._tx_queues:
             tx_queue.abandon(pid)
-        if self._on_delete is not None:
-            self._on_delete()
+        if self.on_delete is not None:
+            self.on_delete()
 
     @property
     def wants_connection(self) -> bool:

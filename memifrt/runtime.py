@@ -15,16 +15,15 @@ import time
 import warnings
 from collections.abc import Callable, Collection
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from memifrt.connection.connection import SlaveConnection, Surroundings
+from memifrt.connection.context import RuntimeContext
 from memifrt.connection.reconnect import Reconnector
 from memifrt.control.address import Address
-from memifrt.control.channel import Channel
 from memifrt.control.peer_policy import AcceptPeer, PeerPolicy
 from memifrt.control.permissions import FilePermissions
 from memifrt.errors import ConfigError, ErrorCode, ForkedError, MemifError, MemifOSError, PollCancelled, os_error
-from memifrt.interface import Interface, OnConnect, OnDisconnect, OnInterrupt
+from memifrt.interface import Interface, InterfaceSocket, OnConnect, OnDisconnect, OnInterrupt
 from memifrt.memory.layout import plan
 from memifrt.memory.region import allocate_memfd
 from memifrt.options import (
@@ -60,7 +59,7 @@ logger = logging.getLogger("memifrt")
 class InterfaceArguments(InterfaceOptions, total=False):
     """All arguments of :meth:`Runtime.create_interface`, for functions that pass them on."""
 
-    socket: str | os.PathLike[str] | Socket
+    socket: str | os.PathLike[str] | InterfaceSocket
     on_connect: OnConnect | None
     on_disconnect: OnDisconnect | None
     on_interrupt: OnInterrupt | None
@@ -131,9 +130,10 @@ class Runtime:
         self._registry = FdRegistry(hook)
         self._schedule = Schedule(self._timer)
         self._reconnector = Reconnector(self._schedule, reconnect_interval)
-        self._around = Surroundings(
+        self._context = RuntimeContext(
             self._registry,
             self._schedule,
+            self._reconnector,
             LeftoverWatch(self._schedule),
             self.app_name,
             region_allocator,
@@ -208,7 +208,7 @@ class Runtime:
     def create_interface(
         self,
         *,
-        socket: str | os.PathLike[str] | Socket = DEFAULT_SOCKET,
+        socket: str | os.PathLike[str] | InterfaceSocket = DEFAULT_SOCKET,
         on_connect: OnConnect | None = None,
         on_disconnect: OnDisconnect | None = None,
         on_interrupt: OnInterrupt | None = None,
@@ -244,12 +244,14 @@ class Runtime:
         if config.role is Role.SLAVE:  # says at once if the memory cannot be laid out
             plan(config.num_s2m_rings, config.num_m2s_rings, config.log2_ring_size, config.buffer_size)
         home = self._socket_for(socket)
-        if (home._master if config.role is Role.MASTER else home._slave)(config.id) is not None:
-            taken = f"there is a {config.role.name.lower()} with id {config.id} on {home} already"
-            raise ConfigError(taken, ErrorCode.CONN)
-        interface = Interface(self, self._reconnector, home, config, on_connect, on_disconnect, on_interrupt, context)
+        taken = home.master(config.id) is not None if config.role is Role.MASTER else home.has_slave(config.id)
+        if taken:
+            raise ConfigError(
+                f"there is a {config.role.name.lower()} with id {config.id} on {home} already", ErrorCode.CONN
+            )
+        interface = Interface(self, self._context, home, config, on_connect, on_disconnect, on_interrupt, context)
         try:
-            home._add(interface)
+            home.add(interface)
             self._interfaces.append(interface)
             if config.role is Role.SLAVE:
                 with contextlib.suppress(MemifOSError):  # kept in last_error; the timer tries again
@@ -257,9 +259,9 @@ class Runtime:
             self._reconnector.update(interface)
         except BaseException:
             interface.deleted = True
-            self._forget(interface)
+            self.forget(interface)
             if home.implicit and not home.interfaces:
-                self._forget_socket(home)
+                self.forget_socket(home)
             raise
         return interface
 
@@ -381,9 +383,6 @@ class Runtime:
             server, self.metrics_url = metrics.serve(lambda: snapshot(self), self._registry, self._schedule, prometheus)
             self._servers.append(server)
 
-    def _slave_connection(self, interface: Interface, channel: Channel) -> SlaveConnection:
-        return SlaveConnection(self._around, channel, interface.socket, interface)
-
     # --- the end ------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -402,7 +401,7 @@ class Runtime:
         steps: list[Callable[[], object]] = []
         for interface in self._interfaces:
             # An interface whose on_disconnect called this is deleted, but not forgotten yet.
-            steps += [interface.delete, functools.partial(self._forget, interface)]
+            steps += [interface.delete, functools.partial(self.forget, interface)]
         steps += [socket.delete for socket in self._sockets.values() if not socket.implicit]
         steps += [server.close for server in self._servers]
         steps += [lambda: self._registry.remove(self._timer.fileno())]
@@ -423,6 +422,11 @@ class Runtime:
     @property
     def closed(self) -> bool:
         return self._closed
+
+    @property
+    def polls_itself(self) -> bool:
+        """Whether the runtime is in internal mode, without a ``control_fd_update`` hook of the application."""
+        return self._poller is not None
 
     def __enter__(self) -> Self:
         return self
@@ -447,8 +451,8 @@ class Runtime:
     # --- bookkeeping --------------------------------------------------------------------------------------------
 
     @property
-    def _inherited(self) -> bool:
-        """Whether this is a forked child, to which nothing of this runtime belongs."""
+    def inherited(self) -> bool:
+        """Whether this process is a forked child, to which the runtime does not belong."""
         return self._pid != os.getpid()
 
     def _check_open(self) -> None:
@@ -479,13 +483,22 @@ class Runtime:
         if self._closing:
             raise MemifError(ErrorCode.INVAL_ARG, "the runtime is closing: nothing new can be created")
 
-    def _socket_for(self, socket: str | os.PathLike[str] | Socket) -> Socket:
+    def check_socket(self, socket: Socket) -> None:
+        """Check that a socket can be used. Called by the socket, and for sockets that an application gives.
+
+        :raises ConfigError: the socket belongs to another runtime, or it is deleted.
+        :raises MemifError: the runtime is closed.
+        """
+        self._check_open()
+        if self._sockets.get(socket.path) is not socket:
+            raise ConfigError(f"{socket!r} is not a socket of this runtime, or it is deleted")
+
+    def _socket_for(self, socket: str | os.PathLike[str] | InterfaceSocket) -> Socket:
         self._check_open()
         if isinstance(socket, Socket):
-            if self._sockets.get(socket.path) is not socket:
-                raise ConfigError(f"{socket!r} is not a socket of this runtime, or it is deleted")
+            self.check_socket(socket)
             return socket
-        address = Address.parse(socket)
+        address = Address.parse(cast("str | os.PathLike[str]", socket))  # which refuses everything else
         return self._sockets.get(address.path) or self._add_socket(
             address, FilePermissions(), PeerPolicy(), implicit=True
         )
@@ -493,19 +506,21 @@ class Runtime:
     def _add_socket(
         self, address: Address, permissions: FilePermissions, policy: PeerPolicy, *, implicit: bool
     ) -> Socket:
-        socket = Socket(self, self._around, address, permissions, policy, implicit=implicit)
+        socket = Socket(self, self._context, address, permissions, policy, implicit=implicit)
         self._sockets[address.path] = socket
         return socket
 
-    def _forget_socket(self, socket: Socket) -> None:
+    def forget_socket(self, socket: Socket) -> None:
+        """Forget a socket that is deleted. Called by the socket."""
         if self._sockets.get(socket.path) is socket:
             del self._sockets[socket.path]
 
-    def _forget(self, interface: Interface) -> None:
+    def forget(self, interface: Interface) -> None:
+        """Forget an interface that is deleted. Called by the interface."""
         if interface in self._interfaces:
             self._interfaces.remove(interface)
         try:
-            interface.socket._remove(interface)
+            interface.socket.remove(interface)
         finally:
             self._reconnector.update(interface)
 

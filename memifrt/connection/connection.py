@@ -12,9 +12,10 @@ import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from memifrt.connection.context import RuntimeContext
+from memifrt.connection.counters import CounterTotals
 from memifrt.control import handshake
 from memifrt.control.channel import Channel, ChannelClosed
 from memifrt.control.handshake import Action, Conversation, MasterTerms, Received, Result, RingFd, SharedMemory
@@ -22,20 +23,14 @@ from memifrt.control.wire import AddRing, Message
 from memifrt.errors import Disconnected, ErrorCode, MemifError, ProtocolError, RingViolation
 from memifrt.memory.layout import RingLayout, plan, ring_bytes
 from memifrt.memory.region import ExternalRegion, Region
-from memifrt.options import RegionAllocator
-from memifrt.poll.hook import FdRegistry
-from memifrt.poll.schedule import Schedule, TimerHandle
+from memifrt.options import InterfaceConfig
+from memifrt.poll.schedule import TimerHandle
 from memifrt.queue import RxQueue, TxQueue
-from memifrt.rekick import LeftoverWatch
 from memifrt.ring import RingMemory, RxRing, SlaveBuffers, TxRing, implementation
 from memifrt.system.fds import EventFd
 from memifrt.system.original_functions import Lock
 from memifrt.system.received_fds import ReceivedFd, SharedEventFd, is_eventfd, is_trusted
 from memifrt.types import Direction, FdEvent, Mode, Role, RxMode
-
-if TYPE_CHECKING:
-    from memifrt.interface import Interface
-    from memifrt.sockets import Socket
 
 logger = logging.getLogger("memifrt")
 
@@ -45,32 +40,76 @@ _MESSAGES_PER_EVENT = 16
 _RING_ALIGNMENT = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a connection gets from its runtime."""
+class ConnectionOwner(Protocol):
+    """What a connection needs of the interface that it belongs to."""
 
-    registry: FdRegistry
-    schedule: Schedule
-    leftovers: LeftoverWatch
-    app_name: str
-    allocator: RegionAllocator
-    accept_unsealed: bool
-    #: Seconds from connect to the end of the handshake; 0 for no limit.
-    handshake_timeout: float
-    #: Peers of one listener that have not said yet whose they are.
-    max_half_open: int
+    @property
+    def config(self) -> InterfaceConfig: ...
+
+    @property
+    def connection(self) -> Connection | None:
+        """The present connection of the interface."""
+
+    @property
+    def announced(self) -> bool:
+        """Whether :meth:`connection_established` was called for the present connection."""
+
+    @property
+    def wants_interrupts(self) -> bool:
+        """Whether the application wants a callback for each interrupt."""
+
+    @property
+    def rx_totals(self) -> CounterTotals: ...
+
+    @property
+    def tx_totals(self) -> CounterTotals: ...
+
+    def connection_bound(self, connection: Connection) -> None:
+        """Take the connection: its peer talks to this interface from now on."""
+
+    def connection_established(self) -> None:
+        """Announce the present connection to the application: its queues can be used."""
+
+    def queue_interrupted(self, qid: int) -> None:
+        """Tell the application that a receive queue has packets."""
+
+    def connection_ended(self, connection: Connection, reason: Disconnected) -> None:
+        """Forget the connection, and tell the application why it ended."""
+
+
+class ConnectionOrigin(Protocol):
+    """What a master's connection needs of the socket on which its peer was accepted."""
+
+    @property
+    def external_region(self) -> ExternalRegion | None:
+        """The application's own memory, if it has registered any."""
+
+    def master(self, interface_id: int) -> ConnectionOwner | None:
+        """Return the master interface with this id."""
+
+    def has_slave(self, interface_id: int) -> bool:
+        """Return whether a slave interface has this id."""
+
+    def claimed(self, connection: MasterConnection) -> None:
+        """Count the connection as half-open no longer: its peer has named an interface."""
+
+    def ended_unclaimed(self, connection: MasterConnection, reason: Disconnected) -> None:
+        """Log the end of a connection whose peer named no interface."""
+
+    def forget(self, connection: MasterConnection) -> None:
+        """Forget the connection after its end."""
 
 
 class Connection(ABC):
-    """What both sides do. The subclasses know how memory comes to be."""
+    """What both roles do. The subclasses know how memory comes to be."""
 
-    def __init__(self, around: Surroundings, channel: Channel, socket: Socket, conversation: Conversation) -> None:
-        self._around = around
+    def __init__(self, context: RuntimeContext, channel: Channel, conversation: Conversation) -> None:
+        self._context = context
         self._channel = channel
-        self._socket = socket
         self._conversation = conversation
-        self._registry = around.registry
-        self.interface: Interface | None = None
+        self._registry = context.registry
+        #: The interface that the conversation is about. A master learns it from the peer's INIT.
+        self.owner: ConnectionOwner | None = None
         self.peer_name = ""
         self.peer_if_name = ""
         self.credentials = channel.credentials
@@ -108,8 +147,8 @@ class Connection(ABC):
             raise
 
     def _set_deadline(self) -> None:
-        if self._around.handshake_timeout and not self.closed:
-            self._deadline = self._around.schedule.after(self._around.handshake_timeout, self._on_deadline)
+        if self._context.handshake_timeout and not self.closed:
+            self._deadline = self._context.schedule.after(self._context.handshake_timeout, self._on_deadline)
 
     def _on_deadline(self) -> None:
         """The handshake takes too long. What waits unread is our delay, not the peer's: for that it gets the time once
@@ -124,7 +163,7 @@ class Connection(ABC):
             if self._heard > heard:
                 self._set_deadline()
                 return
-        self.close(Disconnected(f"no {self._awaits.awaited} within {self._around.handshake_timeout:g} s"))
+        self.close(Disconnected(f"no {self._awaits.awaited} within {self._context.handshake_timeout:g} s"))
 
     def _on_channel(self, events: FdEvent) -> None:
         try:
@@ -139,8 +178,8 @@ class Connection(ABC):
             if error.code is ErrorCode.CB_FDUPDATE:
                 raise error  # the application's hook failed: that is the application's to know
         elif self._is_unannounced():
-            assert self.interface is not None
-            self.interface._established()
+            assert self.owner is not None
+            self.owner.connection_established()
 
     def _pump(self, events: FdEvent) -> tuple[MemifError | None, bool]:
         """Send and receive what can be; the error that ends the connection, and whether the peer is to be told."""
@@ -176,8 +215,8 @@ class Connection(ABC):
 
     def _is_unannounced(self) -> bool:
         """Whether on_connect is still to be called."""
-        interface = self.interface
-        return self.established and not self.closed and interface is not None and not interface.announced
+        owner = self.owner
+        return self.established and not self.closed and owner is not None and not owner.announced
 
     def _advance(self, result: Result) -> None:
         """Let the conversation go on until it waits for the peer."""
@@ -246,15 +285,15 @@ class Connection(ABC):
 
     def _establish(self) -> None:
         """Both sides agree: make queues of the rings."""
-        interface = self.interface
-        assert interface is not None
-        config = interface.config
+        owner = self.owner
+        assert owner is not None
+        config = owner.config
         self.rx_queues = tuple(
             RxQueue(
                 ring.index,
                 rx,
                 event,
-                interface.rx_totals.before(ring.index),
+                owner.rx_totals.before(ring.index),
                 self._violated,
                 config.rx_mode,
                 self._rx_mode_changed,
@@ -266,23 +305,23 @@ class Connection(ABC):
                 ring.index,
                 tx,
                 event,
-                interface.tx_totals.before(ring.index),
+                owner.tx_totals.before(ring.index),
                 self._violated,
                 config.chained_tx,
-                self._around.leftovers.begin,
+                self._context.leftovers.begin,
             )
             for ring, tx, event in self.tx_rings
         )
         self.established = True
-        self._around.schedule.cancel(self._deadline)
+        self._context.schedule.cancel(self._deadline)
         for queue, (_, rx_ring, _) in list(self.rx()):
             if self.closed:  # by the hook that was told of the queue before
                 return
             self._start_receiving(queue, rx_ring)
 
     def _start_receiving(self, queue: RxQueue, ring: RxRing) -> None:
-        assert self.interface is not None
-        config = self.interface.config
+        assert self.owner is not None
+        config = self.owner.config
         # Written at every connect: peers leave the flag as they find it, and some preset it (docs/protocol.md, rule 6).
         ring.set_mask(config.rx_mode is RxMode.POLLING)
         ring.set_headroom(config.rx_headroom)
@@ -292,8 +331,8 @@ class Connection(ABC):
 
     def _rx_mode_changed(self, queue: RxQueue) -> None:
         """Watch the eventfds of queues that want interrupts, where somebody is to be told."""
-        interface, fd = self.interface, queue.fileno()
-        wanted = interface is not None and interface.on_interrupt is not None and queue.mode is not RxMode.POLLING
+        owner, fd = self.owner, queue.fileno()
+        wanted = owner is not None and owner.wants_interrupts and queue.mode is not RxMode.POLLING
         if wanted and fd not in self._registry:
             self._registry.add(fd, FdEvent.READ, lambda events: self._on_interrupt(queue))
         elif not wanted:
@@ -305,11 +344,10 @@ class Connection(ABC):
             self._rx_mode_changed(queue)
 
     def _on_interrupt(self, queue: RxQueue) -> None:
-        interface = self.interface
-        if interface is None or interface.on_interrupt is None or not queue.connected:
+        if self.owner is None or not queue.connected:
             return
         try:
-            interface.on_interrupt(interface, queue.qid)
+            self.owner.queue_interrupted(queue.qid)
         except Disconnected as error:
             # A peer broke a ring under the callback, this one's or that of another interface to which packets are
             # forwarded. Its connection ends with the next event of its channel, and on_disconnect tells; an
@@ -353,8 +391,8 @@ class Connection(ABC):
             return
         with self._ending:
             self.closed = True
-        self._around.schedule.cancel(self._deadline)
-        announced = self.established and self.interface is not None and self.interface.announced
+        self._context.schedule.cancel(self._deadline)
+        announced = self.established and self.owner is not None and self.owner.announced
         reason = Disconnected(error.message, error.code, established=announced)
         reason.__cause__ = error.__cause__ if isinstance(error, Disconnected) else error
         if isinstance(error, ProtocolError):  # the reason is kept, and these frames had the peer's memory at hand
@@ -390,9 +428,9 @@ class Connection(ABC):
     def _disconnect_queues(self, reason: Disconnected) -> None:
         with self._ending:  # a queue whose end two threads see at once would count its packets twice
             for rx_queue in self.rx_queues:
-                rx_queue._disconnect(reason)
+                rx_queue.disconnect(reason)
             for tx_queue in self.tx_queues:
-                tx_queue._disconnect(reason)
+                tx_queue.disconnect(reason)
 
     def _unregister(self) -> None:
         """Unregister, then close. A hook that raises does not keep the others registered."""
@@ -407,10 +445,8 @@ class Connection(ABC):
             raise failure
 
     def _report(self, reason: Disconnected) -> None:
-        if self.interface is not None:
-            self.interface._ended(self, reason)
-        else:
-            self._socket._ended_unclaimed(self, reason)
+        if self.owner is not None:
+            self.owner.connection_ended(self, reason)
 
     def _release(self) -> None:
         self._conversation.close()
@@ -421,7 +457,6 @@ class Connection(ABC):
             event.close()
         self.rx_rings.clear()
         self.tx_rings.clear()
-        self._socket._forget(self)
         failure: Exception | None = None
         for region in self.regions:
             try:
@@ -433,17 +468,18 @@ class Connection(ABC):
             raise failure
 
     def __str__(self) -> str:
-        peer = f"peer pid {self.credentials.pid}"
-        return f"{self.interface or self._socket} ({peer})"
+        return f"{self.owner} (peer pid {self.credentials.pid})"
 
 
 class SlaveConnection(Connection):
     """We connect, and create the memory."""
 
-    def __init__(self, around: Surroundings, channel: Channel, socket: Socket, interface: Interface) -> None:
-        config = interface.config
+    def __init__(
+        self, context: RuntimeContext, channel: Channel, owner: ConnectionOwner, external: ExternalRegion | None
+    ) -> None:
+        config = owner.config
         offer = handshake.SlaveOffer(
-            around.app_name,
+            context.app_name,
             config.name,
             config.id,
             config.mode,
@@ -452,14 +488,15 @@ class SlaveConnection(Connection):
             config.num_m2s_rings,
             config.log2_ring_size,
         )
-        super().__init__(around, channel, socket, handshake.slave(offer))
-        self.interface = interface
+        super().__init__(context, channel, handshake.slave(offer))
+        self.owner = owner
+        self._external = external
 
     def _perform(self, action: Action) -> Result:
         assert isinstance(action, handshake.CreateMemory)
-        assert self.interface is not None
-        external = self._socket.external_region
-        buffer_size = self.interface.config.buffer_size
+        assert self.owner is not None
+        external = self._external
+        buffer_size = self.owner.config.buffer_size
         layout = plan(
             action.num_s2m_rings,
             action.num_m2s_rings,
@@ -471,7 +508,7 @@ class SlaveConnection(Connection):
             if index > 0 and external is not None:
                 self.regions.append(Region.create_external(index, size, external, self._region_lost))
             else:
-                self.regions.append(Region.create(index, size, self._around.allocator, self._region_lost))
+                self.regions.append(Region.create(index, size, self._context.allocator, self._region_lost))
         if self.closed:  # by the application's allocator or external region
             return None
         memories = tuple(region.memory for region in self.regions)
@@ -499,10 +536,11 @@ class SlaveConnection(Connection):
 
 
 class MasterConnection(Connection):
-    """The peer connects, and sends its memory. It is nobody's until its INIT is accepted."""
+    """The peer connects, and sends its memory. The connection has no owner until the peer's INIT is accepted."""
 
-    def __init__(self, around: Surroundings, channel: Channel, socket: Socket) -> None:
-        super().__init__(around, channel, socket, handshake.master(around.app_name))
+    def __init__(self, context: RuntimeContext, channel: Channel, origin: ConnectionOrigin) -> None:
+        super().__init__(context, channel, handshake.master(context.app_name))
+        self._origin = origin
         self._layouts: list[tuple[RingLayout, int]] = []
 
     def _perform(self, action: Action) -> Result:
@@ -511,18 +549,18 @@ class MasterConnection(Connection):
                 return self._claim(interface_id)
             case handshake.Bind(interface_id, peer_name):
                 self.peer_name = peer_name
-                self.interface = self._socket._master(interface_id)
-                assert self.interface is not None
-                self._socket._claimed(self)
-                self.interface._bound(self)
+                self.owner = self._origin.master(interface_id)
+                assert self.owner is not None
+                self._origin.claimed(self)
+                self.owner.connection_bound(self)
             case handshake.AcceptRegion(index, size):
-                trusted = self._around.accept_unsealed or is_trusted(self.credentials.uid)
+                trusted = self._context.accept_unsealed or is_trusted(self.credentials.uid)
                 region = Region.accept(
                     index,
                     size,
                     self._take_incoming_fd(),
                     trusted=trusted,
-                    external=self._socket.external_region,
+                    external=self._origin.external_region,
                     on_loss=self._region_lost,
                 )
                 self.regions.append(region)
@@ -533,13 +571,26 @@ class MasterConnection(Connection):
         return None
 
     def _claim(self, interface_id: int) -> MasterTerms | None:
-        interface = self._socket._master(interface_id)
-        if interface is None:
-            if self._socket._slave(interface_id) is None:
+        owner = self._origin.master(interface_id)
+        if owner is None:
+            if not self._origin.has_slave(interface_id):
                 return None
             return MasterTerms(Mode.ETHERNET, b"", "", is_slave=True)
-        config = interface.config
-        return MasterTerms(config.mode, config.secret, config.name, connected=interface.connection is not None)
+        config = owner.config
+        return MasterTerms(config.mode, config.secret, config.name, connected=owner.connection is not None)
+
+    def _report(self, reason: Disconnected) -> None:
+        if self.owner is None:
+            self._origin.ended_unclaimed(self, reason)
+        else:
+            super()._report(reason)
+
+    def _release(self) -> None:
+        self._origin.forget(self)
+        super()._release()
+
+    def __str__(self) -> str:
+        return f"{self.owner or self._origin} (peer pid {self.credentials.pid})"
 
     def _accept_ring(self, ring: handshake.AcceptRing) -> None:
         name = f"{ring.direction.value} ring {ring.index}"

@@ -298,7 +298,7 @@ class Waiting(Generic[S]):
             "on_interrupt": self._interrupted,
         }
         self.interface = runtime.create_interface(**ours)
-        self.interface._on_delete = self._wake_all
+        self.interface.on_delete = self._wake_all
 
     @property
     def has_interrupt_callback(self) -> bool:
@@ -520,7 +520,7 @@ class Waiting(Generic[S]):
 
     def _connected(self, interface: Interface) -> None:
         for queue in interface.rx_queues:
-            queue._on_mode = functools.partial(self._mode_changed, queue.qid)
+            queue.on_mode_change = functools.partial(self._mode_changed, queue.qid)
         if self.on_queues is not None:
             self.on_queues()
         try:
@@ -734,7 +734,7 @@ def runtime_of_this_loop(runtime: Runtime, **own: object) -> None:
 
     :raises ConfigError: it polls by itself, or an argument of ``own`` is not None.
     """
-    if runtime._poller is not None:
+    if runtime.polls_itself:
         raise ConfigError(f"{runtime!r} polls by itself, not in this loop: open_runtime() makes one that does")
     given = [name for name, value in own.items() if value is not None]
     if given:

@@ -15,7 +15,7 @@ import pytest
 from memifrt import Credentials, Interface, Runtime, State
 from memifrt.control.wire import Disconnect
 from tests.lib.peer import Peer, ScriptedMaster, ScriptedSlave, assert_packets_pass, scripted_peer
-from tests.lib.support import Pair, Recorder, wait_until
+from tests.lib.support import Pair, Recorder, runtime_of, wait_until
 
 ROLES = ("master", "slave")
 #: Long enough never to pass by itself: time is brought forward where it is to pass.
@@ -255,7 +255,7 @@ def delete(interface: Interface) -> None:
 
 
 def close_runtime(interface: Interface) -> None:
-    interface._runtime.close()
+    runtime_of(interface).close()
 
 
 @pytest.mark.parametrize("role", ROLES)
