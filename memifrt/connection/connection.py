@@ -1,35 +1,33 @@
 """One peer on one control channel, from accept or connect to the end.
 
-Owns the channel, the regions, the eventfds and the queues of one connection, and drives one conversation: it does
-what the handshake asks for and feeds it what the peer says. Knows of its interface only whom to tell.
+Owns the channel, the shared memory and the queues of one connection. Drives the conversation: it does what the
+handshake asks for, and hands it the messages of the peer. Knows its interface and its socket by two Protocols alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from abc import ABC, abstractmethod
-from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from memifrt.connection.context import RuntimeContext
 from memifrt.connection.counters import CounterTotals
+from memifrt.connection.shared_memory import AcceptedMemory, ConnectionMemory, CreatedMemory, RxRingEnd, TxRingEnd
 from memifrt.control import handshake
 from memifrt.control.channel import Channel, ChannelClosed
 from memifrt.control.handshake import Action, Conversation, MasterTerms, Received, Result, RingFd, SharedMemory
 from memifrt.control.wire import AddRing, Message
 from memifrt.errors import Disconnected, ErrorCode, MemifError, ProtocolError, RingViolation
-from memifrt.memory.layout import RingLayout, plan, ring_bytes
+from memifrt.memory.layout import plan
 from memifrt.memory.region import ExternalRegion, Region
 from memifrt.options import InterfaceConfig
 from memifrt.poll.schedule import TimerHandle
 from memifrt.queue import RxQueue, TxQueue
-from memifrt.ring import RingMemory, RxRing, SlaveBuffers, TxRing, implementation
-from memifrt.system.fds import EventFd
+from memifrt.ring import RxRing
 from memifrt.system.original_functions import Lock
-from memifrt.system.received_fds import ReceivedFd, SharedEventFd, is_eventfd, is_trusted
+from memifrt.system.received_fds import ReceivedFd, is_trusted
 from memifrt.types import Direction, FdEvent, Mode, Role, RxMode
 
 logger = logging.getLogger("memifrt")
@@ -103,9 +101,12 @@ class ConnectionOrigin(Protocol):
 class Connection(ABC):
     """What both roles do. The subclasses know how memory comes to be."""
 
-    def __init__(self, context: RuntimeContext, channel: Channel, conversation: Conversation) -> None:
+    def __init__(
+        self, context: RuntimeContext, channel: Channel, memory: ConnectionMemory, conversation: Conversation
+    ) -> None:
         self._context = context
         self._channel = channel
+        self._memory = memory
         self._conversation = conversation
         self._registry = context.registry
         #: The interface that the conversation is about. A master learns it from the peer's INIT.
@@ -115,12 +116,8 @@ class Connection(ABC):
         self.credentials = channel.credentials
         self.established = False
         self.closed = False
-        self.regions: list[Region] = []
-        self.rx_rings: list[tuple[RingLayout, RxRing, EventFd]] = []
-        self.tx_rings: list[tuple[RingLayout, TxRing, EventFd]] = []
         self.rx_queues: tuple[RxQueue, ...] = ()
         self.tx_queues: tuple[TxQueue, ...] = ()
-        self._events: dict[RingFd, EventFd] = {}
         self._incoming_fd: ReceivedFd | None = None
         self._violation: RingViolation | None = None
         #: What the conversation waits for.
@@ -242,13 +239,7 @@ class Connection(ABC):
         """Do what only one of the sides is asked for."""
 
     def _send(self, message: Message, attach: handshake.RegionFd | RingFd | None) -> None:
-        match attach:
-            case handshake.RegionFd(index):
-                fd = self.regions[index].fileno()
-            case RingFd():
-                fd = self._events[attach].fileno()
-            case None:
-                fd = -1
+        fd = -1 if attach is None else self._memory.fileno_of(attach)
         logger.debug("%s: sending %r", self, message)
         with contextlib.suppress(ChannelClosed):  # the reader finds out, and the reason that the peer may have left
             self._channel.send(message, fd)
@@ -273,13 +264,17 @@ class Connection(ABC):
             self._incoming_fd.close()
             self._incoming_fd = None
 
-    def rx(self) -> Iterator[tuple[RxQueue, tuple[RingLayout, RxRing, EventFd]]]:
-        """Each receive queue and what is under it; none before the connection is established."""
-        return zip(self.rx_queues, self.rx_rings if self.established else (), strict=True)
+    @property
+    def regions(self) -> Sequence[Region]:
+        return self._memory.regions
 
-    def tx(self) -> Iterator[tuple[TxQueue, tuple[RingLayout, TxRing, EventFd]]]:
+    def rx(self) -> Iterator[tuple[RxQueue, RxRingEnd]]:
+        """Each receive queue and what is under it; none before the connection is established."""
+        return zip(self.rx_queues, self._memory.rx_rings if self.established else (), strict=True)
+
+    def tx(self) -> Iterator[tuple[TxQueue, TxRingEnd]]:
         """Each transmit queue and what is under it; none before the connection is established."""
-        return zip(self.tx_queues, self.tx_rings if self.established else (), strict=True)
+        return zip(self.tx_queues, self._memory.tx_rings if self.established else (), strict=True)
 
     # --- connected ----------------------------------------------------------------------------------------------
 
@@ -298,7 +293,7 @@ class Connection(ABC):
                 config.rx_mode,
                 self._rx_mode_changed,
             )
-            for ring, rx, event in self.rx_rings
+            for ring, rx, event in self._memory.rx_rings
         )
         self.tx_queues = tuple(
             TxQueue(
@@ -310,7 +305,7 @@ class Connection(ABC):
                 config.chained_tx,
                 self._context.leftovers.begin,
             )
-            for ring, tx, event in self.tx_rings
+            for ring, tx, event in self._memory.tx_rings
         )
         self.established = True
         self._context.schedule.cancel(self._deadline)
@@ -416,10 +411,7 @@ class Connection(ABC):
             rx_queue.abandon(pid)
         for tx_queue in self.tx_queues:
             tx_queue.abandon(pid)
-        for event in self._events.values():
-            event.abandon()
-        for region in self.regions:
-            region.abandon()
+        self._memory.abandon()
 
     def _say_goodbye(self, reason: MemifError) -> None:
         logger.debug("%s: sending a disconnect: %s", self, reason)
@@ -453,19 +445,7 @@ class Connection(ABC):
         self._drop_incoming_fd()
         with self._ending:
             self._channel.close("answer to a disconnect")  # the peer's own: of our closes it has been told
-        for event in self._events.values():
-            event.close()
-        self.rx_rings.clear()
-        self.tx_rings.clear()
-        failure: Exception | None = None
-        for region in self.regions:
-            try:
-                region.close()
-            except Exception as error:  # an external region's delete callback
-                failure = failure or error
-        self.regions.clear()
-        if failure is not None:
-            raise failure
+        self._memory.close()
 
     def __str__(self) -> str:
         return f"{self.owner} (peer pid {self.credentials.pid})"
@@ -473,6 +453,8 @@ class Connection(ABC):
 
 class SlaveConnection(Connection):
     """We connect, and create the memory."""
+
+    _memory: CreatedMemory
 
     def __init__(
         self, context: RuntimeContext, channel: Channel, owner: ConnectionOwner, external: ExternalRegion | None
@@ -488,44 +470,24 @@ class SlaveConnection(Connection):
             config.num_m2s_rings,
             config.log2_ring_size,
         )
-        super().__init__(context, channel, handshake.slave(offer))
+        super().__init__(context, channel, CreatedMemory(context.allocator, external), handshake.slave(offer))
         self.owner = owner
-        self._external = external
 
     def _perform(self, action: Action) -> Result:
         assert isinstance(action, handshake.CreateMemory)
         assert self.owner is not None
-        external = self._external
         buffer_size = self.owner.config.buffer_size
         layout = plan(
             action.num_s2m_rings,
             action.num_m2s_rings,
             action.log2_ring_size,
             buffer_size,
-            separate_buffers=external is not None,
+            separate_buffers=self._memory.has_separate_buffers,
         )
-        for index, size in enumerate(layout.region_sizes):
-            if index > 0 and external is not None:
-                self.regions.append(Region.create_external(index, size, external, self._region_lost))
-            else:
-                self.regions.append(Region.create(index, size, self._context.allocator, self._region_lost))
+        self._memory.create_regions(layout, self._region_lost)
         if self.closed:  # by the application's allocator or external region
             return None
-        memories = tuple(region.memory for region in self.regions)
-        for ring in layout.rings:
-            offsets = _buffer_offsets(ring, action.log2_ring_size, layout.stride, external)
-            _check_offsets(offsets, buffer_size, len(memories[layout.buffer_region]))
-            buffers = SlaveBuffers(layout.buffer_region, buffer_size, offsets)
-            sends = ring.direction is Direction.S2M
-            name = f"{'tx' if sends else 'rx'} ring {ring.index}"
-            memory = RingMemory(memories, ring.region, ring.offset, action.log2_ring_size, name)
-            event = SharedEventFd.create(f"eventfd of {name}")
-            event.uid = self.credentials.uid
-            self._events[RingFd(ring.direction, ring.index)] = event
-            if sends:
-                self.tx_rings.append((ring, implementation.slave_tx(memory, buffers), event))
-            else:
-                self.rx_rings.append((ring, implementation.slave_rx(memory, buffers), event))
+        self._memory.create_rings(layout, action.log2_ring_size, buffer_size, self.credentials.uid)
         return SharedMemory(
             layout.region_sizes,
             [
@@ -538,10 +500,11 @@ class SlaveConnection(Connection):
 class MasterConnection(Connection):
     """The peer connects, and sends its memory. The connection has no owner until the peer's INIT is accepted."""
 
+    _memory: AcceptedMemory
+
     def __init__(self, context: RuntimeContext, channel: Channel, origin: ConnectionOrigin) -> None:
-        super().__init__(context, channel, handshake.master(context.app_name))
+        super().__init__(context, channel, AcceptedMemory(), handshake.master(context.app_name))
         self._origin = origin
-        self._layouts: list[tuple[RingLayout, int]] = []
 
     def _perform(self, action: Action) -> Result:
         match action:
@@ -555,19 +518,15 @@ class MasterConnection(Connection):
                 self.owner.connection_bound(self)
             case handshake.AcceptRegion(index, size):
                 trusted = self._context.accept_unsealed or is_trusted(self.credentials.uid)
-                region = Region.accept(
-                    index,
-                    size,
-                    self._take_incoming_fd(),
-                    trusted=trusted,
-                    external=self._origin.external_region,
-                    on_loss=self._region_lost,
+                external = self._origin.external_region
+                self._memory.accept_region(
+                    index, size, self._take_incoming_fd(), trusted=trusted, external=external, on_loss=self._region_lost
                 )
-                self.regions.append(region)
             case handshake.AcceptRing():
-                self._accept_ring(action)
+                self._memory.check_ring(action)
+                self._memory.accept_ring(action, self._take_incoming_fd())
             case handshake.Prepare():
-                self._make_rings()
+                self._memory.make_rings()
         return None
 
     def _claim(self, interface_id: int) -> MasterTerms | None:
@@ -592,55 +551,6 @@ class MasterConnection(Connection):
     def __str__(self) -> str:
         return f"{self.owner or self._origin} (peer pid {self.credentials.pid})"
 
-    def _accept_ring(self, ring: handshake.AcceptRing) -> None:
-        name = f"{ring.direction.value} ring {ring.index}"
-        region, size = self.regions[ring.region], ring_bytes(ring.log2_ring_size)
-        if ring.offset + size > region.size:
-            raise ProtocolError(
-                ErrorCode.INVAL_ARG,
-                f"{name} of {size} bytes at offset {ring.offset} lies outside region {ring.region} "
-                f"of {region.size} bytes",
-            )
-        if ring.offset % _RING_ALIGNMENT:
-            raise ProtocolError(
-                ErrorCode.INVAL_ARG,
-                f"{name} lies at offset {ring.offset}, which is not a multiple of {_RING_ALIGNMENT}",
-            )
-        implementation.check_cookie(RingMemory((region.memory,), 0, ring.offset, ring.log2_ring_size, name))
-        key = RingFd(ring.direction, ring.index)
-        self._events[key] = _accept_eventfd(self._take_incoming_fd(), name)
-        self._layouts.append((RingLayout(ring.direction, ring.index, ring.region, ring.offset, 0), ring.log2_ring_size))
-
-    def _make_rings(self) -> None:
-        memories = tuple(region.memory for region in self.regions)
-        for layout, log2_size in self._layouts:
-            receives = layout.direction is Direction.S2M
-            name = f"{'rx' if receives else 'tx'} ring {layout.index}"
-            memory = RingMemory(memories, layout.region, layout.offset, log2_size, name)
-            event = self._events[RingFd(layout.direction, layout.index)]
-            if receives:
-                self.rx_rings.append((layout, implementation.master_rx(memory), event))
-            else:
-                self.tx_rings.append((layout, implementation.master_tx(memory), event))
-
-
-def _buffer_offsets(ring: RingLayout, log2_size: int, stride: int, external: ExternalRegion | None) -> array[int]:
-    """The offset of each slot's buffer (docs/protocol.md, Shared memory: in ring order)."""
-    if external is not None and external.next_buffer_offset is not None:
-        return array("I", [external.next_buffer_offset() for _ in range(1 << log2_size)])
-    return array("I", range(ring.first_buffer, ring.first_buffer + (stride << log2_size), stride))
-
-
-def _check_offsets(offsets: array[int], buffer_size: int, region_size: int) -> None:
-    """An application's own offsets: ours always fit."""
-    highest = max(offsets)
-    if highest + buffer_size > region_size:
-        raise MemifError(
-            ErrorCode.INVAL_ARG,
-            f"next_buffer_offset() gave {highest}: a buffer of {buffer_size} bytes there does not fit into "
-            f"the external region of {region_size} bytes",
-        )
-
 
 def _as_error(failure: BaseException) -> MemifError:
     """What ends a connection, as a reason that its peer can be told."""
@@ -657,12 +567,3 @@ def _forget_frames(error: BaseException) -> None:
     while link is not None:
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
-
-
-def _accept_eventfd(fd: ReceivedFd, name: str) -> EventFd:
-    """Return the peer's eventfd as ours. Any other file could block us for ever on a write."""
-    if not is_eventfd(fd.fileno()):
-        fd.close()
-        raise ProtocolError(ErrorCode.NO_INTFD, f"{name} came with an fd that is not an eventfd")
-    os.set_blocking(fd.fileno(), False)
-    return SharedEventFd(fd.detach(), f"eventfd of {name}", fd.uid)

@@ -27,7 +27,7 @@ from tests.lib.support import DEADLINE, Pair
 
 @pytest.fixture(params=["native", "python"])
 def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, make_pair: Callable[..., Pair]) -> Pair:
-    monkeypatch.setattr("memifrt.connection.connection.implementation", load(request.param))
+    monkeypatch.setattr("memifrt.connection.shared_memory.implementation", load(request.param))
     return make_pair()
 
 
