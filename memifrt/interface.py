@@ -375,7 +375,8 @@ class Interface:
         if self.role is Role.SLAVE and not reason.established and not self.deleted:
             self._retrying(reason)
         else:
-            logger.info("%s: disconnected: %s", self, reason)
+            # As text: a handler that keeps the record must not keep the traceback, whose frames hold shared memory.
+            logger.info("%s: disconnected: %s", str(self), str(reason))
         self._runtime_context.reconnector.update(self)
         if self.on_disconnect is not None:
             self.on_disconnect(self, reason)
@@ -392,7 +393,7 @@ class Interface:
         self._awaited = reason.message
         interval = self._runtime_context.reconnector.interval
         what_next = f"retrying every {interval:g} s" if interval else "not retrying: there is no reconnect interval"
-        logger.warning("%s: %s; %s", self, reason, what_next)
+        logger.warning("%s: %s; %s", str(self), str(reason), what_next)
 
     def total_counters(self) -> tuple[QueueCounters, QueueCounters]:
         """Return what all receive and all transmit queues counted since the interface was created.
