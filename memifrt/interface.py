@@ -1,7 +1,7 @@
-"""What a user holds: an interface with its state, queues and callbacks.
+"""An interface with its state, queues and callbacks: the object that applications hold.
 
-Owns what outlives a connection: configuration, callbacks, counters, the last error. Knows who connects and when, not
-how.
+Owns what outlives a connection: the configuration, the callbacks, the counters and the last error. Methods that only
+the runtime, the socket, the connection or the reconnect timer call stand in a section of their own.
 """
 
 from __future__ import annotations
@@ -320,7 +320,7 @@ class Interface:
         state = "deleted" if self.deleted else self.state.value
         return f"<{self}, {state if self._parent is None else f'belongs to process {self._parent}'}>"
 
-    # --- what its connection and its runtime tell it ------------------------------------------------------------
+    # --- called by the runtime, the connection and the reconnect timer ------------------------------------------
 
     def connect(self) -> None:
         """Try once to connect a slave. Applications call :meth:`request_connection`, which checks first.
@@ -387,7 +387,7 @@ class Interface:
             self._on_interrupt(self, qid)
 
     def _retrying(self, reason: MemifError) -> None:
-        """Log why a slave is not connected: once when the reason begins or changes, not at every attempt."""
+        """Log why a slave is not connected, once for each new reason, not at every attempt."""
         if reason.message == self._awaited:
             return
         self._awaited = reason.message
@@ -415,7 +415,7 @@ class Interface:
             raise ForkedError(self._parent, "interface")
 
     def abandon(self, pid: int) -> None:
-        """In a forked child: the interface is as good as deleted, and its callers are told why."""
+        """In a forked child: end the interface. Later calls raise ForkedError, which names the parent ``pid``."""
         self._parent = pid
         self.deleted = True
         self.announced = False

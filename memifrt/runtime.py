@@ -1,7 +1,7 @@
 """The runtime: every interface, socket and fd of one event loop.
 
-Owns the registry of fds, the hook behind it (the application's, or our own epoll), and the timer: for reconnects, and
-for what connections and listeners wait for. The control side of a runtime belongs to one thread.
+Owns the registry of fds, the hook behind it (the application's, or an epoll set of its own) and the timer. Reconnects,
+handshake deadlines and pauses of listeners share the timer. The control side of a runtime belongs to one thread.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A control socket: the path that interfaces share, and the listener on it.
 
-Owns the listener and the peers that have not said yet whose they are. Both roles, and any number of interfaces, may
-live on one path.
+Owns the listener and the half-open connections, whose peers have not named an interface yet. Both roles, and any
+number of interfaces, may share one path.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Socket:
         self.external_region: ExternalRegion | None = None
         self._interfaces: dict[tuple[Role, int], Interface] = {}
         self._acceptor: Acceptor | None = None
-        #: Peers that have not said whose they are, the oldest first.
+        #: Connections whose peers have not named an interface yet, the oldest first.
         self._half_open: dict[MasterConnection, None] = {}
         self._warn = RateLimitedWarning()
         #: Whether others may hold the listener too and go on accepting (socket activation).
@@ -103,7 +103,7 @@ class Socket:
         :raises ConfigError: ``FILE_NOT_SOCK`` if it is not a listening ``AF_UNIX`` ``SOCK_SEQPACKET`` socket; or this
             socket listens already, or has a mode or owner for a file of its own. The fd then stays the caller's.
         """
-        self.owner.check_socket(self)  # else nobody would close the listener
+        self.owner.check_socket(self)  # a runtime does not close the listener of a socket that it has forgotten
         if self._permissions:
             raise ConfigError(f"{self} was given a mode or an owner: a listener that is brought has its own")
         if self._acceptor is not None:
@@ -186,14 +186,14 @@ class Socket:
         if acceptor is None:
             return
         reason = Disconnected("the listener was closed")
-        with contextlib.ExitStack() as steps:  # a hook that raises at one of them does not keep the others
+        with contextlib.ExitStack() as steps:  # a hook that raises at one step does not keep the others from running
             steps.callback(acceptor.close)
             steps.callback(self._dismiss_waiting, acceptor, reason.message)
             for connection in self._half_open:
                 steps.callback(connection.close, reason)
 
     def _dismiss_waiting(self, acceptor: Acceptor, reason: str) -> None:
-        """Tell the peers that wait to be accepted why nobody will."""
+        """Accept the waiting peers, to tell them why they cannot connect."""
         if not self._listener_is_shared:
             acceptor.take_waiting(lambda sock: Channel(sock).close(reason), BACKLOG)
 
@@ -212,7 +212,7 @@ class Socket:
             self._greet(channel)
 
     def _admit(self, channel: Channel) -> bool:
-        """Ask who may connect; a peer that may not is told so, and its channel closed."""
+        """Return whether the policy lets the peer in. If not, tell the peer and close its channel."""
         peer = channel.credentials
         reason = f"refused: uid {peer.uid}, gid {peer.gid} may not connect here"
         admitted = False
@@ -232,8 +232,8 @@ class Socket:
         limit = self._context.max_half_open
         try:
             if len(self._half_open) > limit:
-                # As long as those go who hold many, who holds one has all the time that the deadline gives.
-                _most_crowded(self._half_open).close(
+                # Evict from the busiest process first, so that a flood cannot push out other peers.
+                _oldest_of_busiest(self._half_open).close(
                     Disconnected(f"more than {limit} peers have not said which interface they want")
                 )
         finally:
@@ -241,7 +241,7 @@ class Socket:
                 connection.start()
 
     def abandon(self, pid: int) -> None:
-        """In a forked child: the listener and the peers are the parent's."""
+        """In a forked child: forget the listener and the peers, which belong to the parent ``pid``."""
         for connection in list(self._half_open):
             connection.abandon(pid)
 
@@ -279,14 +279,14 @@ class RateLimitedWarning:
         logger.warning("%s%s", text, more)
 
 
-def _most_crowded(connections: Iterable[MasterConnection]) -> MasterConnection:
-    """The oldest connection of the process that holds the most, of the user that holds the most."""
+def _oldest_of_busiest(connections: Iterable[MasterConnection]) -> MasterConnection:
+    """Return the oldest connection of the process with the most connections, of the user with the most."""
     peers = [connection.credentials for connection in connections]
     users = Counter(peer.uid for peer in peers)
     processes = Counter((peer.uid, peer.pid) for peer in peers)
 
-    def crowd(connection: MasterConnection) -> tuple[int, int]:
+    def load(connection: MasterConnection) -> tuple[int, int]:
         peer = connection.credentials
         return users[peer.uid], processes[peer.uid, peer.pid]
 
-    return max(connections, key=crowd)
+    return max(connections, key=load)

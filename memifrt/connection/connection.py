@@ -32,10 +32,8 @@ from memifrt.types import Direction, FdEvent, Mode, Role, RxMode
 
 logger = logging.getLogger("memifrt")
 
-#: Messages handled for one readiness of the channel: a peer that floods it does not starve the others.
+#: Messages handled for one event of the channel. The limit keeps a peer that floods its channel from starving others.
 _MESSAGES_PER_EVENT = 16
-#: u32 fields of a ring must not straddle an alignment boundary, or the loads of an index are not atomic.
-_RING_ALIGNMENT = 4
 
 
 class ConnectionOwner(Protocol):
@@ -99,7 +97,7 @@ class ConnectionOrigin(Protocol):
 
 
 class Connection(ABC):
-    """What both roles do. The subclasses know how memory comes to be."""
+    """What both roles do. The subclasses create or accept the memory."""
 
     def __init__(
         self, context: RuntimeContext, channel: Channel, memory: ConnectionMemory, conversation: Conversation
@@ -120,18 +118,18 @@ class Connection(ABC):
         self.tx_queues: tuple[TxQueue, ...] = ()
         self._incoming_fd: ReceivedFd | None = None
         self._violation: RingViolation | None = None
-        #: What the conversation waits for.
+        #: The message that the conversation waits for.
         self._awaits = handshake.Receive()
         self._deadline: TimerHandle | None = None
-        self._overtime = False
-        self._heard = 0
+        self._deadline_extended = False
+        self._received = 0
         # A queue's thread may report a violation while the control thread ends the connection.
         self._ending = Lock()
 
     # --- the conversation ---------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Watch the channel and say what is to be said first.
+        """Watch the channel and send the first message, if this side has one.
 
         :raises MemifError: the hook or the first send failed; the connection is closed.
         """
@@ -148,16 +146,18 @@ class Connection(ABC):
             self._deadline = self._context.schedule.after(self._context.handshake_timeout, self._on_deadline)
 
     def _on_deadline(self) -> None:
-        """The handshake takes too long. What waits unread is our delay, not the peer's: for that it gets the time once
-        more, and only once."""
+        """End a handshake that takes too long.
+
+        Unread messages mean that this process was slow: handle them, and extend the deadline once.
+        """
         self._deadline = None
-        heard = self._heard
-        if not self._overtime:
-            self._overtime = True
+        received = self._received
+        if not self._deadline_extended:
+            self._deadline_extended = True
             self._on_channel(FdEvent.READ)
             if self.closed or self.established:
                 return
-            if self._heard > heard:
+            if self._received > received:
                 self._set_deadline()
                 return
         self.close(Disconnected(f"no {self._awaits.awaited} within {self._context.handshake_timeout:g} s"))
@@ -165,7 +165,7 @@ class Connection(ABC):
     def _on_channel(self, events: FdEvent) -> None:
         try:
             error, tell_peer = self._pump(events)
-        except BaseException as failure:  # the application's allocator or external region: nothing goes on from here
+        except BaseException as failure:  # the application's allocator or external region failed
             self.close(_as_error(failure))
             raise
         if error is not None:
@@ -173,13 +173,16 @@ class Connection(ABC):
                 _forget_frames(error)
             self.close(error, tell_peer=tell_peer)
             if error.code is ErrorCode.CB_FDUPDATE:
-                raise error  # the application's hook failed: that is the application's to know
+                raise error  # the application's hook failed, so the application must learn of it
         elif self._is_unannounced():
             assert self.owner is not None
             self.owner.connection_established()
 
     def _pump(self, events: FdEvent) -> tuple[MemifError | None, bool]:
-        """Send and receive what can be; the error that ends the connection, and whether the peer is to be told."""
+        """Do all non-blocking I/O.
+
+        :returns: the error that ends the connection, or None, and whether to tell the peer.
+        """
         try:
             if events & FdEvent.WRITE:
                 self._flush()
@@ -191,7 +194,7 @@ class Connection(ABC):
             ended = error
         else:
             return None, False
-        if self._violation is not None:  # the peer is told already, and this is why, whatever else it had sent
+        if self._violation is not None:  # this is the reason, whatever came later, and the peer knows it already
             return self._violation, False
         return ended, not isinstance(ended, Disconnected)
 
@@ -201,22 +204,22 @@ class Connection(ABC):
             if received is None:
                 return
             message, self._incoming_fd = received
-            self._heard += 1
+            self._received += 1
             logger.debug("%s: received %r", self, message)
             try:
                 self._advance(Received(message, self._incoming_fd is not None))
             finally:
                 self._drop_incoming_fd()
             if self.closed or self._is_unannounced():
-                return  # on_connect comes first; what else has come stays in the socket
+                return  # on_connect comes first; the other messages wait in the socket
 
     def _is_unannounced(self) -> bool:
-        """Whether on_connect is still to be called."""
+        """Return whether ``on_connect`` has still to be called."""
         owner = self.owner
         return self.established and not self.closed and owner is not None and not owner.announced
 
     def _advance(self, result: Result) -> None:
-        """Let the conversation go on until it waits for the peer."""
+        """Run the conversation until it waits for the peer."""
         while not self.closed:
             action = self._conversation.send(result)
             match action:
@@ -232,16 +235,17 @@ class Connection(ABC):
                     result = None
                 case _:
                     result = self._perform(action)
-        self._release()  # ended by the application's hook, allocator or external region: what came since goes too
+        # The application's hook, allocator or external region has closed the connection: release what was made since.
+        self._release()
 
     @abstractmethod
     def _perform(self, action: Action) -> Result:
-        """Do what only one of the sides is asked for."""
+        """Do what the handshake asks of this role alone."""
 
     def _send(self, message: Message, attach: handshake.RegionFd | RingFd | None) -> None:
         fd = -1 if attach is None else self._memory.fileno_of(attach)
         logger.debug("%s: sending %r", self, message)
-        with contextlib.suppress(ChannelClosed):  # the reader finds out, and the reason that the peer may have left
+        with contextlib.suppress(ChannelClosed):  # reading finds out, and may find the peer's reason
             self._channel.send(message, fd)
         self._watch_channel()
 
@@ -266,20 +270,21 @@ class Connection(ABC):
 
     @property
     def regions(self) -> Sequence[Region]:
+        """The regions that exist so far."""
         return self._memory.regions
 
     def rx(self) -> Iterator[tuple[RxQueue, RxRingEnd]]:
-        """Each receive queue and what is under it; none before the connection is established."""
+        """Yield each receive queue with its ring and eventfd; none before the connection is established."""
         return zip(self.rx_queues, self._memory.rx_rings if self.established else (), strict=True)
 
     def tx(self) -> Iterator[tuple[TxQueue, TxRingEnd]]:
-        """Each transmit queue and what is under it; none before the connection is established."""
+        """Yield each transmit queue with its ring and eventfd; none before the connection is established."""
         return zip(self.tx_queues, self._memory.tx_rings if self.established else (), strict=True)
 
     # --- connected ----------------------------------------------------------------------------------------------
 
     def _establish(self) -> None:
-        """Both sides agree: make queues of the rings."""
+        """Make queues of the rings, now that both sides agree."""
         owner = self.owner
         assert owner is not None
         config = owner.config
@@ -310,14 +315,14 @@ class Connection(ABC):
         self.established = True
         self._context.schedule.cancel(self._deadline)
         for queue, (_, rx_ring, _) in list(self.rx()):
-            if self.closed:  # by the hook that was told of the queue before
+            if self.closed:  # the hook did that when it was called for the queue before
                 return
             self._start_receiving(queue, rx_ring)
 
     def _start_receiving(self, queue: RxQueue, ring: RxRing) -> None:
         assert self.owner is not None
         config = self.owner.config
-        # Written at every connect: peers leave the flag as they find it, and some preset it (docs/protocol.md, rule 6).
+        # Write the flag at every connect: peers leave it as it is, and some preset it (docs/protocol.md, rule 6).
         ring.set_mask(config.rx_mode is RxMode.POLLING)
         ring.set_headroom(config.rx_headroom)
         if config.auto_refill and config.role is Role.SLAVE:
@@ -325,7 +330,7 @@ class Connection(ABC):
         self._rx_mode_changed(queue)
 
     def _rx_mode_changed(self, queue: RxQueue) -> None:
-        """Watch the eventfds of queues that want interrupts, where somebody is to be told."""
+        """Watch the queue's eventfd if the queue takes interrupts and the application wants callbacks."""
         owner, fd = self.owner, queue.fileno()
         wanted = owner is not None and owner.wants_interrupts and queue.mode is not RxMode.POLLING
         if wanted and fd not in self._registry:
@@ -334,7 +339,7 @@ class Connection(ABC):
             self._registry.remove(fd)
 
     def watch_queues(self) -> None:
-        """``on_interrupt`` has come or gone."""
+        """Watch or unwatch every queue. Called when ``on_interrupt`` changes."""
         for queue in self.rx_queues:
             self._rx_mode_changed(queue)
 
@@ -344,19 +349,21 @@ class Connection(ABC):
         try:
             self.owner.queue_interrupted(queue.qid)
         except Disconnected as error:
-            # A peer broke a ring under the callback, this one's or that of another interface to which packets are
-            # forwarded. Its connection ends with the next event of its channel, and on_disconnect tells; an
-            # application need not guard each burst against it.
+            # A peer broke a ring while the callback used it: this peer, or that of an interface that packets are
+            # forwarded to. The next event of that peer's channel ends its connection and calls on_disconnect, so an
+            # application need not guard each burst against this error.
             if not isinstance(error.__cause__, RingViolation):
                 raise
 
     def _violated(self, violation: RingViolation) -> Disconnected:
-        """The peer broke a ring. Called from the queue's thread: it says goodbye and hangs up, which wakes the
-        control thread to clear up."""
+        """Tell a peer that broke a ring why the connection ends, and shut the channel down.
+
+        Called on the queue's thread. The channel wakes the control thread, which does the rest.
+        """
         violation = self._violation or violation
         error = Disconnected(violation.message, established=True)
         error.__cause__ = violation
-        with self._ending:  # no logging in here: a handler may wait, and let somebody else come to this lock
+        with self._ending:  # no logging in here: a handler may wait while another thread needs this lock
             if self._violation is None and not self.closed:
                 self._violation = violation
                 self._channel.say_goodbye(violation.message)
@@ -366,8 +373,11 @@ class Connection(ABC):
         return error
 
     def _region_lost(self, index: int) -> None:
-        """Somebody has truncated the file of a region. Called in the middle of whatever touched that memory, which now
-        reads zeros: no lock, no log, nothing but what hangs up and wakes the control thread."""
+        """Shut the channel down after somebody has truncated the file of a region, which now reads as zeros.
+
+        Called from the signal handler, in the middle of any code. It may take no lock and log nothing. The channel
+        wakes the control thread, which does the rest.
+        """
         if self._violation is None and not self.closed:
             self._violation = RingViolation(
                 f"region {index} is gone: its file was truncated while it was in use", ErrorCode.NO_SHMFD
@@ -378,7 +388,7 @@ class Connection(ABC):
     # --- the end ------------------------------------------------------------------------------------------------
 
     def close(self, error: MemifError, *, tell_peer: bool = True) -> None:
-        """End the connection: queues first, then the peer, the hook, the application; then everything is released.
+        """End the connection: disconnect the queues, tell the peer, the hook and the application, release everything.
 
         :raises BaseException: what the hook or ``on_disconnect`` raised, after everything is released.
         """
@@ -390,7 +400,7 @@ class Connection(ABC):
         announced = self.established and self.owner is not None and self.owner.announced
         reason = Disconnected(error.message, error.code, established=announced)
         reason.__cause__ = error.__cause__ if isinstance(error, Disconnected) else error
-        if isinstance(error, ProtocolError):  # the reason is kept, and these frames had the peer's memory at hand
+        if isinstance(error, ProtocolError):  # the interface keeps the reason, and its frames hold the peer's memory
             error.__traceback__ = None
         self._disconnect_queues(reason)
         if tell_peer:
@@ -404,7 +414,10 @@ class Connection(ABC):
             self._release()
 
     def abandon(self, pid: int) -> None:
-        """In a forked child: end the queues, and touch nothing that the parent ``pid`` has as well."""
+        """In a forked child: end the queues, and touch nothing that is shared with the parent.
+
+        :param pid: the parent's process id.
+        """
         self.closed = True
         self._ending = Lock()  # a thread that the child does not have may hold it
         for rx_queue in self.rx_queues:
@@ -418,14 +431,14 @@ class Connection(ABC):
         self._channel.say_goodbye(reason.message)
 
     def _disconnect_queues(self, reason: Disconnected) -> None:
-        with self._ending:  # a queue whose end two threads see at once would count its packets twice
+        with self._ending:  # two threads that disconnect a queue at once would count its packets twice
             for rx_queue in self.rx_queues:
                 rx_queue.disconnect(reason)
             for tx_queue in self.tx_queues:
                 tx_queue.disconnect(reason)
 
     def _unregister(self) -> None:
-        """Unregister, then close. A hook that raises does not keep the others registered."""
+        """Unregister every fd while it is open. A hook that raises does not keep the others registered."""
         fds = [queue.fileno() for queue in self.rx_queues] + [self._channel.fileno()]
         failure: BaseException | None = None
         for fd in fds:
@@ -444,7 +457,7 @@ class Connection(ABC):
         self._conversation.close()
         self._drop_incoming_fd()
         with self._ending:
-            self._channel.close("answer to a disconnect")  # the peer's own: of our closes it has been told
+            self._channel.close("answer to a disconnect")  # of the peer's; a close of ours was announced before
         self._memory.close()
 
     def __str__(self) -> str:
@@ -452,7 +465,7 @@ class Connection(ABC):
 
 
 class SlaveConnection(Connection):
-    """We connect, and create the memory."""
+    """A connection that a slave makes. The slave creates the memory."""
 
     _memory: CreatedMemory
 
@@ -498,7 +511,7 @@ class SlaveConnection(Connection):
 
 
 class MasterConnection(Connection):
-    """The peer connects, and sends its memory. The connection has no owner until the peer's INIT is accepted."""
+    """A connection that a master accepts. It has no owner until the master has accepted the peer's INIT."""
 
     _memory: AcceptedMemory
 
@@ -553,7 +566,7 @@ class MasterConnection(Connection):
 
 
 def _as_error(failure: BaseException) -> MemifError:
-    """What ends a connection, as a reason that its peer can be told."""
+    """Return any exception as an error that can be sent to the peer as a reason."""
     if isinstance(failure, MemifError):
         return failure
     error = MemifError(ErrorCode.SYSCALL, f"{type(failure).__name__}: {failure}")
@@ -562,7 +575,7 @@ def _as_error(failure: BaseException) -> MemifError:
 
 
 def _forget_frames(error: BaseException) -> None:
-    """For a reason that is kept and not raised: the frames that it comes from had regions at hand, which would stay."""
+    """Drop the tracebacks of an error that is kept and not raised: their frames would keep regions mapped."""
     link: BaseException | None = error
     while link is not None:
         link.__traceback__ = None
