@@ -12,25 +12,26 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
+from types import MethodType
+from typing import cast
 
-_methods: set[weakref.WeakMethod[Callable[[], object]]] = set()
+#: Each object with the method to call. Not a list of weak methods: those complain when the interpreter ends first.
+_methods: weakref.WeakKeyDictionary[object, Callable[[object], object]] = weakref.WeakKeyDictionary()
 
 
 def abandon_after_fork(method: Callable[[], object]) -> None:
-    """Call a bound method in every forked child, as long as its object exists.
+    """Call a bound method in every forked child, as long as its object exists. An object has one such method.
 
     :param method: forgets everything that the child shares with its parent, and touches none of it.
     """
-    _methods.add(weakref.WeakMethod(method, _methods.discard))
+    bound = cast(MethodType, method)
+    _methods[bound.__self__] = bound.__func__
 
 
 def _abandon_all() -> None:
-    for reference in _methods.copy():
-        method = reference()
-        if method is None:
-            continue
+    for thing, method in list(_methods.items()):
         try:
-            method()
+            method(thing)
         except Exception:  # one failure must not leave the other objects in use
             sys.excepthook(*sys.exc_info())
     _methods.clear()
