@@ -1,7 +1,7 @@
-"""What a user holds: an interface with its state, queues and callbacks.
+"""An interface with its state, queues and callbacks: the object that applications hold.
 
-Owns what outlives a connection: configuration, callbacks, counters, the last error. Knows who connects and when, not
-how.
+Owns what outlives a connection: the configuration, the callbacks, the counters and the last error. Methods that only
+the runtime, the socket, the connection or the reconnect timer call stand in a section of their own.
 """
 
 from __future__ import annotations
@@ -11,23 +11,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from memifrt.connection.connection import Connection, SlaveConnection
+from memifrt.connection.context import RuntimeContext
+from memifrt.connection.counters import CounterTotals
 from memifrt.control import address
+from memifrt.control.address import Address
 from memifrt.control.channel import Channel, Credentials
 from memifrt.errors import Disconnected, ErrorCode, ForkedError, MemifError, MemifOSError, NoQueueYet, ProtocolError
-from memifrt.memory.layout import RingLayout
+from memifrt.memory.region import ExternalRegion
 from memifrt.options import InterfaceConfig
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import RxRing, TxRing
-from memifrt.types import Direction, Mode, QueueCounters, Role, State
+from memifrt.types import Mode, QueueCounters, Role, State
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from memifrt.connection.connection import Connection
-    from memifrt.runtime import Runtime
-    from memifrt.sockets import Socket
 
 logger = logging.getLogger("memifrt")
 
@@ -86,6 +87,44 @@ class Details:
         return self.state is State.CONNECTED
 
 
+class InterfaceSocket(Protocol):
+    """The control socket of an interface: a :class:`memifrt.Socket`."""
+
+    @property
+    def path(self) -> str:
+        """The path, or ``@name``."""
+
+    @property
+    def address(self) -> Address: ...
+
+    @property
+    def implicit(self) -> bool:
+        """Whether the socket was made for an interface, and is deleted with its last one."""
+
+    @property
+    def interfaces(self) -> tuple[Interface, ...]: ...
+
+    @property
+    def external_region(self) -> ExternalRegion | None: ...
+
+    @property
+    def listener_fd(self) -> int:
+        """The listener's fd, or -1 while the socket does not listen."""
+
+    def set_listener_fd(self, fd: int) -> None: ...
+    def register_external_region(self, region: ExternalRegion) -> None: ...
+    def delete(self) -> None: ...
+    def remove(self, interface: Interface) -> None:
+        """Forget an interface that is deleted."""
+
+
+class InterfaceOwner(Protocol):
+    """What an interface needs of its runtime."""
+
+    def forget(self, interface: Interface) -> None:
+        """Forget an interface that is deleted."""
+
+
 class Interface:
     """One memif interface. Made by :meth:`memifrt.Runtime.create_interface`; a context manager that deletes it.
 
@@ -100,15 +139,18 @@ class Interface:
 
     def __init__(
         self,
-        runtime: Runtime,
-        socket: Socket,
+        owner: InterfaceOwner,
+        runtime_context: RuntimeContext,
+        socket: InterfaceSocket,
         config: InterfaceConfig,
         on_connect: OnConnect | None,
         on_disconnect: OnDisconnect | None,
         on_interrupt: OnInterrupt | None,
         context: object,
     ) -> None:
-        self._runtime = runtime
+        #: The runtime.
+        self.owner = owner
+        self._runtime_context = runtime_context
         self.socket = socket
         self.config = config
         self.on_connect = on_connect
@@ -130,14 +172,15 @@ class Interface:
         self.connected_since: float | None = None
         self.deleted = False
         #: In a forked child: the process to which this interface belongs.
-        self._owner: int | None = None
-        #: Told of the deletion when all is done, whether or not there was a connection: a waiter's.
-        self._on_delete: Callable[[], object] | None = None
+        self._parent: int | None = None
+        #: Called at the end of the deletion, with or without a connection, to wake callers that wait on the interface.
+        self.on_delete: Callable[[], object] | None = None
         #: Whether on_connect has been called for the present connection.
         self.announced = False
         self._rx_queues: tuple[RxQueue, ...] = _NoQueues(f"{self}: there are no receive queues yet")
         self._tx_queues: tuple[TxQueue, ...] = _NoQueues(f"{self}: there are no transmit queues yet")
-        self._counters: dict[tuple[Direction, int], QueueCounters] = {}
+        self.rx_totals = CounterTotals()
+        self.tx_totals = CounterTotals()
 
     # --- what it is ---------------------------------------------------------------------------------------------
 
@@ -152,6 +195,11 @@ class Interface:
         self._on_interrupt = callback
         if self.connection is not None:
             self.connection.watch_queues()
+
+    @property
+    def wants_interrupts(self) -> bool:
+        """Whether there is an ``on_interrupt`` callback. The connection asks."""
+        return self._on_interrupt is not None
 
     @property
     def id(self) -> int:
@@ -200,7 +248,7 @@ class Interface:
         connection = self.connection
         return Details(
             name=self.name,
-            app_name=self._runtime.app_name,
+            app_name=self._runtime_context.app_name,
             remote_name=connection.peer_if_name if connection else "",
             remote_app_name=connection.peer_name if connection else "",
             id=self.id,
@@ -237,7 +285,7 @@ class Interface:
         if self.connection is not None:
             raise MemifError(ErrorCode.ALRCONN, f"{self} is {self.state.value} already")
         if self.role is Role.SLAVE:
-            self._connect()
+            self.connect()
 
     def disconnect(self, reason: str = "disconnected by the application") -> None:
         """End the present connection, if there is one; a slave then connects again with the timer."""
@@ -253,9 +301,9 @@ class Interface:
         try:
             self.disconnect("interface deleted")
         finally:
-            self._runtime._forget(self)
-            if self._on_delete is not None:
-                self._on_delete()
+            self.owner.forget(self)
+            if self.on_delete is not None:
+                self.on_delete()
 
     def __enter__(self) -> Self:
         return self
@@ -270,12 +318,15 @@ class Interface:
 
     def __repr__(self) -> str:
         state = "deleted" if self.deleted else self.state.value
-        return f"<{self}, {state if self._owner is None else f'belongs to process {self._owner}'}>"
+        return f"<{self}, {state if self._parent is None else f'belongs to process {self._parent}'}>"
 
-    # --- what its connection and its runtime tell it ------------------------------------------------------------
+    # --- called by the runtime, the connection and the reconnect timer ------------------------------------------
 
-    def _connect(self) -> None:
-        """One attempt of a slave; see :meth:`request_connection` for what it raises."""
+    def connect(self) -> None:
+        """Try once to connect a slave. Applications call :meth:`request_connection`, which checks first.
+
+        :raises MemifOSError: the attempt failed; :attr:`last_error` keeps the error.
+        """
         try:
             sock = address.connect(self.socket.address)
         except MemifOSError as error:
@@ -284,20 +335,22 @@ class Interface:
             raise
         channel = Channel(sock)
         try:
-            self._bound(self._runtime._slave_connection(self, channel))
+            self.connection_bound(SlaveConnection(self._runtime_context, channel, self, self.socket.external_region))
         except BaseException:
             channel.close()
             raise
         assert self.connection is not None
         self.connection.start()
 
-    def _bound(self, connection: Connection) -> None:
+    def connection_bound(self, connection: Connection) -> None:
+        """Take a connection that a slave has made or a master has accepted. Called by the connection's maker."""
         self.connection = connection
         self.announced = False
         logger.debug("%s: connecting", connection)
-        self._runtime._update_timer(self)
+        self._runtime_context.reconnector.update(self)
 
-    def _established(self) -> None:
+    def connection_established(self) -> None:
+        """Announce the present connection: take its queues and call ``on_connect``. Called by the connection."""
         connection = self.connection
         assert connection is not None
         self.announced = True
@@ -310,11 +363,10 @@ class Interface:
         if self.on_connect is not None:
             self.on_connect(self)
 
-    def _ended(self, connection: Connection, reason: Disconnected) -> None:
-        for rx_queue, (layout, _, _) in connection.rx():
-            self._counters[layout.direction, layout.index] = rx_queue.counters
-        for tx_queue, (layout, _, _) in connection.tx():
-            self._counters[layout.direction, layout.index] = tx_queue.counters
+    def connection_ended(self, connection: Connection, reason: Disconnected) -> None:
+        """Forget the connection and call ``on_disconnect``. Called by the connection at its end."""
+        self.rx_totals.keep(connection.rx_queues)
+        self.tx_totals.keep(connection.tx_queues)
         self.connection = None
         self.last_error = reason
         self.disconnects += 1
@@ -323,40 +375,35 @@ class Interface:
         if self.role is Role.SLAVE and not reason.established and not self.deleted:
             self._retrying(reason)
         else:
-            logger.info("%s: disconnected: %s", self, reason.message)
-        self._runtime._update_timer(self)
+            # As text: a handler that keeps the record must not keep the traceback, whose frames hold shared memory.
+            logger.info("%s: disconnected: %s", str(self), str(reason))
+        self._runtime_context.reconnector.update(self)
         if self.on_disconnect is not None:
             self.on_disconnect(self, reason)
 
+    def queue_interrupted(self, qid: int) -> None:
+        """Call ``on_interrupt``, if there is one. Called by the connection."""
+        if self._on_interrupt is not None:
+            self._on_interrupt(self, qid)
+
     def _retrying(self, reason: MemifError) -> None:
-        """Log why a slave is not connected: once when the reason begins or changes, not at every attempt."""
+        """Log why a slave is not connected, once for each new reason, not at every attempt."""
         if reason.message == self._awaited:
             return
         self._awaited = reason.message
-        interval = self._runtime.reconnect_interval
+        interval = self._runtime_context.reconnector.interval
         what_next = f"retrying every {interval:g} s" if interval else "not retrying: there is no reconnect interval"
-        # Texts alone: a handler that keeps its records (a queue, a test) would keep the frames of the error alive, and
-        # with them the peer's memory.
-        logger.warning("%s: %s; %s", str(self), reason.message, what_next)
+        logger.warning("%s: %s; %s", str(self), str(reason), what_next)
 
-    def _earlier(self, ring: RingLayout) -> QueueCounters:
-        """What the queue of this ring counted in earlier connections."""
-        return self._counters.get((ring.direction, ring.index), QueueCounters())
+    def total_counters(self) -> tuple[QueueCounters, QueueCounters]:
+        """Return what all receive and all transmit queues counted since the interface was created.
 
-    def _all_counters(self) -> tuple[QueueCounters, QueueCounters]:
-        """What all receive and all transmit queues counted, those included that the present peer does not have."""
+        Queues that earlier connections had and the present one has not are included.
+
+        :raises ForkedError: in a forked child, to which the interface does not belong.
+        """
         self.check_not_forked()
-        receives, sends = Direction.S2M, Direction.M2S
-        if self.role is Role.SLAVE:
-            receives, sends = sends, receives
-        counted = dict(self._counters)
-        counted.update(((receives, queue.qid), queue.counters) for queue in self._rx_queues)
-        counted.update(((sends, queue.qid), queue.counters) for queue in self._tx_queues)
-        rx, tx = (
-            sum((counters for (direction, _), counters in counted.items() if direction is wanted), QueueCounters())
-            for wanted in (receives, sends)
-        )
-        return rx, tx
+        return self.rx_totals.total(self._rx_queues), self.tx_totals.total(self._tx_queues)
 
     def _check_alive(self) -> None:
         if self.deleted:
@@ -364,12 +411,12 @@ class Interface:
             raise MemifError(ErrorCode.NOCONN, f"{self} is deleted")
 
     def check_not_forked(self) -> None:
-        if self._owner is not None:
-            raise ForkedError(self._owner, "interface")
+        if self._parent is not None:
+            raise ForkedError(self._parent, "interface")
 
-    def _abandon(self, pid: int) -> None:
-        """In a forked child: the interface is as good as deleted, and its callers are told why."""
-        self._owner = pid
+    def abandon(self, pid: int) -> None:
+        """In a forked child: end the interface. Later calls raise ForkedError, which names the parent ``pid``."""
+        self._parent = pid
         self.deleted = True
         self.announced = False
         connection, self.connection = self.connection, None
@@ -379,11 +426,12 @@ class Interface:
             rx_queue.abandon(pid)
         for tx_queue in self._tx_queues:
             tx_queue.abandon(pid)
-        if self._on_delete is not None:
-            self._on_delete()
+        if self.on_delete is not None:
+            self.on_delete()
 
     @property
-    def _wants_connection(self) -> bool:
+    def wants_connection(self) -> bool:
+        """Whether this is a slave without a connection that is not deleted. The reconnect timer asks."""
         return self.role is Role.SLAVE and self.connection is None and not self.deleted
 
 

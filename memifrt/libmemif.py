@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, ParamSpec, TypeVar, overload
+from typing import NamedTuple, ParamSpec, TypeVar, cast, overload
 from weakref import WeakKeyDictionary
 
 from memifrt.errors import ConfigError, Disconnected, ErrorCode, ForkedError, MemifError, strerror
@@ -365,7 +365,7 @@ def memif_init(
     :param region_allocator: ``allocate(size) -> fd``, in the place of C's ``malloc`` and its like.
     """
     global _main
-    if _main is not None and not _main._inherited:
+    if _main is not None and not _main.inherited:
         raise MemifError(ErrorCode.ALREADY, "memif_init has been called already, and memif_cleanup has not")
     _main = _new_runtime(control_fd_update, app_name, region_allocator)
 
@@ -389,7 +389,7 @@ def memif_cleanup(main: Runtime | None = None) -> None:
     A forked child only forgets its parent's."""
     global _main
     inherited = _main if main is None else main
-    runtime = inherited if inherited is not None and inherited._inherited else _runtime(None, main)
+    runtime = inherited if inherited is not None and inherited.inherited else _runtime(None, main)
     if runtime is _main:
         _main = None
     for sock in runtime.sockets:
@@ -422,10 +422,15 @@ def _checked(hook: ControlFdUpdate) -> Hook:
     return checked
 
 
+def _owner(sock: Socket) -> Runtime:
+    """Return the event loop that a socket belongs to."""
+    return cast(Runtime, sock.owner)
+
+
 def _runtime(sock: Socket | None = None, main: Runtime | None = None) -> Runtime:
     """The event loop that is meant: a socket's, a thread's, or the global one."""
     if sock is not None:
-        return sock._runtime
+        return _owner(sock)
     runtime = _main if main is None else main
     if runtime is not None:
         runtime.check_not_forked()
@@ -492,12 +497,12 @@ def _create_own_socket(args: MemifSocketArgs, private_ctx: object) -> Socket:
 @_code
 def memif_delete_socket(sock: Socket | None) -> None:
     """Forget a socket: ``INVAL_ARG`` while connections use it, or if there is none."""
-    if sock is None or sock not in sock._runtime.sockets:
+    if sock is None or sock not in _owner(sock).sockets:
         raise ConfigError("there is no such socket, or it is deleted already")
     sock.delete()
     state = _sockets.pop(sock, None)
     if state is not None and state.owns_runtime:
-        sock._runtime.close()
+        _owner(sock).close()
 
 
 def memif_get_socket_path(sock: Socket | None) -> str | None:
@@ -507,7 +512,7 @@ def memif_get_socket_path(sock: Socket | None) -> str | None:
 
 def memif_get_socket_handle(conn: Interface | None) -> Socket | None:
     """The socket that a connection uses."""
-    return None if conn is None or conn.deleted else conn.socket
+    return None if conn is None or conn.deleted else cast(Socket, conn.socket)
 
 
 def memif_get_listener_fd(sock: Socket | None) -> int:

@@ -8,7 +8,6 @@ Knows nothing of sockets or loops.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -188,6 +187,8 @@ _OPTION_NAMES = tuple(InterfaceOptions.__annotations__)
 def _check_names(given: Mapping[str, object]) -> None:
     for name in given:
         if name not in _OPTION_NAMES:
+            import difflib  # for this message alone
+
             close = difflib.get_close_matches(name, _OPTION_NAMES, 1)
             raise TypeError(
                 f"an interface has no option {name!r}; "

@@ -102,7 +102,7 @@ class MemifPort:
         self._receives = True
         #: For its state, queues and counters; what changes it is to be called with :meth:`call`.
         self.interface: Interface
-        abandon_after_fork(self)
+        abandon_after_fork(self._abandon)
 
     def _create(self, options: PortOptions) -> None:
         self._then_connect, self._then_disconnect = options.get("on_connect"), options.get("on_disconnect")

@@ -129,8 +129,8 @@ class _Queue(Generic[_R]):
         # Not the exception that is kept as the reason: its frames would keep the peer's memory with it.
         return self._disconnected()
 
-    def _disconnect(self, reason: Disconnected) -> None:
-        """From now on every operation raises."""
+    def disconnect(self, reason: Disconnected) -> None:
+        """Let every operation raise from now on. Called by the connection when it ends."""
         ring = self._ring
         if ring is not None:
             self._earlier += ring.counters
@@ -169,13 +169,13 @@ class RxQueue(_Queue[RxRing]):
         self._masked = False
         #: :meth:`drain` has read the eventfd since packets were last taken.
         self.drained = False
-        #: Told when the mode has changed: who waits for a kick would wait in vain once the queue polls.
-        self._on_mode: Callable[[], object] | None = None
+        #: Called when the mode changes, to wake callers that wait for an interrupt: a queue that polls gets none.
+        self.on_mode_change: Callable[[], object] | None = None
 
-    def _disconnect(self, reason: Disconnected) -> None:
-        """The eventfd becomes readable, so that who waits on it looks."""
+    def disconnect(self, reason: Disconnected) -> None:
+        """Let every operation raise from now on, and wake callers that wait for the eventfd."""
         was_connected = self.connected
-        super()._disconnect(reason)
+        super().disconnect(reason)
         if was_connected:
             self._event.notify()
 
@@ -198,8 +198,8 @@ class RxQueue(_Queue[RxRing]):
             # whether to kick (no peer fences its store of the index against its load of the flags): look again.
             self._event.notify()
         self._mode_changed(self)
-        if self._on_mode is not None:
-            self._on_mode()
+        if self.on_mode_change is not None:
+            self.on_mode_change()
 
     def drain(self) -> bool:
         """Make the eventfd unreadable without taking a packet; whether it was readable. For who is told of kicks and

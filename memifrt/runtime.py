@@ -1,7 +1,7 @@
 """The runtime: every interface, socket and fd of one event loop.
 
-Owns the registry of fds, the hook behind it (the application's, or our own epoll), and the timer: for reconnects, and
-for what connections and listeners wait for. The control side of a runtime belongs to one thread.
+Owns the registry of fds, the hook behind it (the application's, or an epoll set of its own) and the timer. Reconnects,
+handshake deadlines and pauses of listeners share the timer. The control side of a runtime belongs to one thread.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from memifrt.connection.connection import SlaveConnection, Surroundings
+from memifrt.connection.context import RuntimeContext
+from memifrt.connection.reconnect import Reconnector
 from memifrt.control.address import Address
-from memifrt.control.channel import Channel
 from memifrt.control.peer_policy import AcceptPeer, PeerPolicy
 from memifrt.control.permissions import FilePermissions
 from memifrt.errors import ConfigError, ErrorCode, ForkedError, MemifError, MemifOSError, PollCancelled, os_error
-from memifrt.interface import Interface, OnConnect, OnDisconnect, OnInterrupt
+from memifrt.interface import Interface, InterfaceSocket, OnConnect, OnDisconnect, OnInterrupt
 from memifrt.memory.layout import plan
 from memifrt.memory.region import allocate_memfd
 from memifrt.options import (
@@ -42,18 +42,18 @@ from memifrt.options import (
 )
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.hook import FdRegistry, Hook
-from memifrt.poll.schedule import Schedule, TimerHandle
+from memifrt.poll.schedule import Schedule
 from memifrt.rekick import LeftoverWatch
 from memifrt.ring import say_what_is_missing, unsafe_reason
 from memifrt.sockets import Socket
 from memifrt.system.forks import abandon_after_fork
-from memifrt.system.timerfd import TimerFd
 from memifrt.types import FdEvent, Role, check_callback, check_range
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from memifrt.stats.server import Server
+    from memifrt.system.timerfd import TimerFd
 
 logger = logging.getLogger("memifrt")
 
@@ -61,7 +61,7 @@ logger = logging.getLogger("memifrt")
 class InterfaceArguments(InterfaceOptions, total=False):
     """All arguments of :meth:`Runtime.create_interface`, for functions that pass them on."""
 
-    socket: str | os.PathLike[str] | Socket
+    socket: str | os.PathLike[str] | InterfaceSocket
     on_connect: OnConnect | None
     on_disconnect: OnDisconnect | None
     on_interrupt: OnInterrupt | None
@@ -118,7 +118,7 @@ class Runtime:
             raise MemifError(ErrorCode.SYSCALL, f"memif needs Linux (memfd, eventfd, epoll); this is {sys.platform}")
         _debug_from_environment()
         self.app_name = check_name("app_name", app_name)
-        self._interval = _check_seconds("reconnect_interval", reconnect_interval)
+        reconnect_interval = _check_seconds("reconnect_interval", reconnect_interval)
         handshake_timeout = _check_seconds("handshake_timeout", handshake_timeout)
         check_range("max_half_open", max_half_open, 1, 0xFFFFFFFF)
         check_callback("on_error", on_error)
@@ -131,11 +131,11 @@ class Runtime:
         assert hook is not None
         self._registry = FdRegistry(hook)
         self._schedule = Schedule(self._timer)
-        #: When slaves try to connect next; None while none is disconnected.
-        self._next_attempt: TimerHandle | None = None
-        self._around = Surroundings(
+        self._reconnector = Reconnector(self._schedule, reconnect_interval)
+        self._context = RuntimeContext(
             self._registry,
             self._schedule,
+            self._reconnector,
             LeftoverWatch(self._schedule),
             self.app_name,
             region_allocator,
@@ -145,8 +145,6 @@ class Runtime:
         )
         self._sockets: dict[str, Socket] = {}
         self._interfaces: list[Interface] = []
-        #: Those of them that want to connect: each change asks for this, and must not look through all of them.
-        self._waiting: set[Interface] = set()
         #: When it was made, in Unix time.
         self.started = time.time()
         #: Where Prometheus finds the metrics; empty if nowhere.
@@ -154,7 +152,7 @@ class Runtime:
         self._servers: list[Server] = []
         self._dispatching = False
         self._closed = False
-        abandon_after_fork(self)
+        abandon_after_fork(self._abandon)
         try:
             self._registry.add(self._timer.fileno(), FdEvent.READ, lambda events: self._schedule.run())
             self._open_servers(stats_socket, prometheus)
@@ -212,7 +210,7 @@ class Runtime:
     def create_interface(
         self,
         *,
-        socket: str | os.PathLike[str] | Socket = DEFAULT_SOCKET,
+        socket: str | os.PathLike[str] | InterfaceSocket = DEFAULT_SOCKET,
         on_connect: OnConnect | None = None,
         on_disconnect: OnDisconnect | None = None,
         on_interrupt: OnInterrupt | None = None,
@@ -248,29 +246,31 @@ class Runtime:
         if config.role is Role.SLAVE:  # says at once if the memory cannot be laid out
             plan(config.num_s2m_rings, config.num_m2s_rings, config.log2_ring_size, config.buffer_size)
         home = self._socket_for(socket)
-        if (home._master if config.role is Role.MASTER else home._slave)(config.id) is not None:
-            taken = f"there is a {config.role.name.lower()} with id {config.id} on {home} already"
-            raise ConfigError(taken, ErrorCode.CONN)
-        interface = Interface(self, home, config, on_connect, on_disconnect, on_interrupt, context)
+        taken = home.master(config.id) is not None if config.role is Role.MASTER else home.has_slave(config.id)
+        if taken:
+            raise ConfigError(
+                f"there is a {config.role.name.lower()} with id {config.id} on {home} already", ErrorCode.CONN
+            )
+        interface = Interface(self, self._context, home, config, on_connect, on_disconnect, on_interrupt, context)
         try:
-            home._add(interface)
+            home.add(interface)
             self._interfaces.append(interface)
             if config.role is Role.SLAVE:
                 with contextlib.suppress(MemifOSError):  # kept in last_error; the timer tries again
-                    interface._connect()
-            self._update_timer(interface)
+                    interface.connect()
+            self._reconnector.update(interface)
         except BaseException:
             interface.deleted = True
-            self._forget(interface)
+            self.forget(interface)
             if home.implicit and not home.interfaces:
-                self._forget_socket(home)
+                self.forget_socket(home)
             raise
         return interface
 
     @property
     def reconnect_interval(self) -> float:
         """Seconds between two attempts of a slave to connect; 0 for none."""
-        return self._interval
+        return self._reconnector.interval
 
     def set_reconnect_interval(self, seconds: float) -> None:
         """The period in which slaves try to connect; 0 for none.
@@ -278,9 +278,7 @@ class Runtime:
         :raises ConfigError: it is negative or not a number.
         """
         self._check_open()
-        self._interval = _check_seconds("reconnect_interval", seconds)
-        self._stop_trying()
-        self._update_timer()
+        self._reconnector.set_interval(_check_seconds("reconnect_interval", seconds))
 
     # --- events -------------------------------------------------------------------------------------------------
 
@@ -393,34 +391,6 @@ class Runtime:
             raise ConfigError(f"{what} is for internal mode: this runtime has a control_fd_update hook")
         return self._poller
 
-    # --- the reconnect timer ------------------------------------------------------------------------------------
-
-    def _update_timer(self, changed: Interface | None = None) -> None:
-        """Slaves try to connect while one is disconnected; ``changed`` is one that may want to now, or no longer."""
-        if changed is not None:
-            (self._waiting.add if changed._wants_connection else self._waiting.discard)(changed)
-        if self._closed:
-            return
-        wanted = self._interval > 0 and bool(self._waiting)
-        if wanted and self._next_attempt is None:
-            self._next_attempt = self._schedule.after(self._interval, self._connect_slaves)
-        elif not wanted:
-            self._stop_trying()
-
-    def _stop_trying(self) -> None:
-        self._schedule.cancel(self._next_attempt)
-        self._next_attempt = None
-
-    def _connect_slaves(self) -> None:
-        self._next_attempt = None
-        try:
-            for interface in self.interfaces:
-                if interface._wants_connection:
-                    with contextlib.suppress(MemifOSError):  # kept in last_error; the timer comes again
-                        interface._connect()
-        finally:
-            self._update_timer()
-
     def _open_servers(self, stats_socket: str | os.PathLike[str] | None, prometheus: str | None) -> None:
         # Imported here: few programs serve statistics, and these imports (HTTP, JSON) cost more than memifrt's own.
         if stats_socket is not None:
@@ -433,9 +403,6 @@ class Runtime:
 
             server, self.metrics_url = metrics.serve(lambda: snapshot(self), self._registry, self._schedule, prometheus)
             self._servers.append(server)
-
-    def _slave_connection(self, interface: Interface, channel: Channel) -> SlaveConnection:
-        return SlaveConnection(self._around, channel, interface.socket, interface)
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -455,7 +422,7 @@ class Runtime:
         steps: list[Callable[[], object]] = []
         for interface in self._interfaces:
             # An interface whose on_disconnect called this is deleted, but not forgotten yet.
-            steps += [interface.delete, functools.partial(self._forget, interface)]
+            steps += [interface.delete, functools.partial(self.forget, interface)]
         steps += [socket.delete for socket in self._sockets.values() if not socket.implicit]
         steps += [server.close for server in self._servers]
         steps += [lambda: self._registry.remove(self._timer.fileno())]
@@ -465,6 +432,7 @@ class Runtime:
             except BaseException as error:
                 failure = failure or error
         self._closed = True
+        self._reconnector.close()
         self._schedule.clear()
         self._timer.close()
         if self._poller is not None:
@@ -475,6 +443,11 @@ class Runtime:
     @property
     def closed(self) -> bool:
         return self._closed
+
+    @property
+    def polls_itself(self) -> bool:
+        """Whether the runtime is in internal mode, without a ``control_fd_update`` hook of the application."""
+        return self._poller is not None
 
     def __enter__(self) -> Self:
         return self
@@ -499,8 +472,8 @@ class Runtime:
     # --- bookkeeping --------------------------------------------------------------------------------------------
 
     @property
-    def _inherited(self) -> bool:
-        """Whether this is a forked child, to which nothing of this runtime belongs."""
+    def inherited(self) -> bool:
+        """Whether this process is a forked child, to which the runtime does not belong."""
         return self._pid != os.getpid()
 
     def _check_open(self) -> None:
@@ -519,24 +492,34 @@ class Runtime:
         self._closed = True
         self._owner = self._pid
         self._registry.abandon()
+        self._reconnector.close()
         self._schedule.abandon()
         self._dispatching = False
         for socket in self._sockets.values():
-            socket._abandon(self._pid)
+            socket.abandon(self._pid)
         for interface in self._interfaces:
-            interface._abandon(self._pid)
+            interface.abandon(self._pid)
 
     def _check_not_closing(self) -> None:
         if self._closing:
             raise MemifError(ErrorCode.INVAL_ARG, "the runtime is closing: nothing new can be created")
 
-    def _socket_for(self, socket: str | os.PathLike[str] | Socket) -> Socket:
+    def check_socket(self, socket: Socket) -> None:
+        """Check that a socket can be used. Called by the socket, and for sockets that an application gives.
+
+        :raises ConfigError: the socket belongs to another runtime, or it is deleted.
+        :raises MemifError: the runtime is closed.
+        """
+        self._check_open()
+        if self._sockets.get(socket.path) is not socket:
+            raise ConfigError(f"{socket!r} is not a socket of this runtime, or it is deleted")
+
+    def _socket_for(self, socket: str | os.PathLike[str] | InterfaceSocket) -> Socket:
         self._check_open()
         if isinstance(socket, Socket):
-            if self._sockets.get(socket.path) is not socket:
-                raise ConfigError(f"{socket!r} is not a socket of this runtime, or it is deleted")
+            self.check_socket(socket)
             return socket
-        address = Address.parse(socket)
+        address = Address.parse(cast("str | os.PathLike[str]", socket))  # which refuses everything else
         return self._sockets.get(str(address)) or self._add_socket(
             address, FilePermissions(), PeerPolicy(), implicit=True
         )
@@ -544,24 +527,29 @@ class Runtime:
     def _add_socket(
         self, address: Address, permissions: FilePermissions, policy: PeerPolicy, *, implicit: bool
     ) -> Socket:
-        socket = Socket(self, self._around, address, permissions, policy, implicit=implicit)
+        socket = Socket(self, self._context, address, permissions, policy, implicit=implicit)
         self._sockets[str(address)] = socket
         return socket
 
-    def _forget_socket(self, socket: Socket) -> None:
+    def forget_socket(self, socket: Socket) -> None:
+        """Forget a socket that is deleted. Called by the socket."""
         if self._sockets.get(socket.path) is socket:
             del self._sockets[socket.path]
 
-    def _forget(self, interface: Interface) -> None:
+    def forget(self, interface: Interface) -> None:
+        """Forget an interface that is deleted. Called by the interface."""
         if interface in self._interfaces:
             self._interfaces.remove(interface)
         try:
-            interface.socket._remove(interface)
+            interface.socket.remove(interface)
         finally:
-            self._update_timer(interface)
+            self._reconnector.update(interface)
 
 
 def _open_fds(*, internal: bool) -> tuple[EpollPoller | None, TimerFd]:
+    # Imported here because it needs ctypes, which a program that only imports memifrt does not.
+    from memifrt.system.timerfd import TimerFd
+
     poller: EpollPoller | None = None
     try:
         poller = EpollPoller() if internal else None

@@ -134,7 +134,7 @@ class MemifSocket(SuperSocket):
             self._background.release()
             raise
         self.closed = False
-        abandon_after_fork(self)
+        abandon_after_fork(self._abandon)
         if positional:
             options = _named(positional, options)
         options.setdefault("name", f"memif{options.get('id', 0)}")
@@ -510,13 +510,13 @@ _backgrounds: weakref.WeakValueDictionary[int, Background] = weakref.WeakValueDi
 
 def _acquire(interface: Interface | None) -> Background:
     """The background thread for this interface, or for new ones; to be released."""
-    key = 0 if interface is None else id(interface._runtime)
+    key = 0 if interface is None else id(interface.owner)
     with _lock:
         background = _backgrounds.get(key)
         if background is not None and background.retain():
             return background
         if interface is not None:
-            background = Background(interface._runtime, close_runtime=False)
+            background = Background(cast(Runtime, interface.owner), close_runtime=False)
         else:
             background = Background(Runtime(APP_NAME, reconnect_interval=_RECONNECT_INTERVAL))
         _backgrounds[key] = background

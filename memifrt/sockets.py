@@ -1,7 +1,7 @@
 """A control socket: the path that interfaces share, and the listener on it.
 
-Owns the listener and the peers that have not said yet whose they are. Both roles, and any number of interfaces, may
-live on one path.
+Owns the listener and the half-open connections, whose peers have not named an interface yet. Both roles, and any
+number of interfaces, may share one path.
 """
 
 from __future__ import annotations
@@ -11,29 +11,45 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from memifrt.connection.connection import Connection, MasterConnection, Surroundings
+from memifrt.connection.connection import MasterConnection
+from memifrt.connection.context import RuntimeContext
 from memifrt.control import farewell
 from memifrt.control.address import BACKLOG, Address, Listener
 from memifrt.control.channel import Channel
 from memifrt.control.peer_policy import PeerPolicy
 from memifrt.control.permissions import FilePermissions
 from memifrt.errors import ConfigError, Disconnected
+from memifrt.interface import Interface
 from memifrt.memory.region import ExternalRegion
 from memifrt.poll.acceptor import Acceptor
 from memifrt.system import original_functions
 from memifrt.system.received_fds import UNKNOWN_USER, close_channel
 from memifrt.types import Role
 
-if TYPE_CHECKING:
-    from memifrt.interface import Interface
-    from memifrt.runtime import Runtime
-
 logger = logging.getLogger("memifrt")
 
-#: Seconds between two warnings about peers that came and were nobody's: a flood of them must not flood the log.
-_COMPLAINT_INTERVAL = 1.0
+#: Seconds between two warnings about peers that were refused or named no interface: a flood of peers must not flood the
+#: log.
+_WARNING_INTERVAL = 1.0
+
+
+class SocketOwner(Protocol):
+    """What a socket needs of its runtime."""
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process is a forked child, to which the runtime does not belong."""
+
+    def check_not_forked(self) -> None:
+        """:raises ForkedError: in a forked child, to which the runtime does not belong."""
+
+    def check_socket(self, socket: Socket) -> None:
+        """:raises MemifError: the runtime is closed, or the socket is deleted."""
+
+    def forget_socket(self, socket: Socket) -> None:
+        """Forget a socket that is deleted."""
 
 
 class Socket:
@@ -41,16 +57,17 @@ class Socket:
 
     def __init__(
         self,
-        runtime: Runtime,
-        around: Surroundings,
+        owner: SocketOwner,
+        context: RuntimeContext,
         address: Address,
         permissions: FilePermissions,
         policy: PeerPolicy,
         *,
         implicit: bool,
     ) -> None:
-        self._runtime = runtime
-        self._around = around
+        #: The runtime.
+        self.owner = owner
+        self._context = context
         self.address = address
         self._permissions = permissions
         self._policy = policy
@@ -59,9 +76,9 @@ class Socket:
         self.external_region: ExternalRegion | None = None
         self._interfaces: dict[tuple[Role, int], Interface] = {}
         self._acceptor: Acceptor | None = None
-        #: Peers that have not said whose they are, the oldest first.
+        #: Connections whose peers have not named an interface yet, the oldest first.
         self._half_open: dict[MasterConnection, None] = {}
-        self._complain = _Complaints()
+        self._warn = RateLimitedWarning()
         #: Whether others may hold the listener too and go on accepting (socket activation).
         self._listener_is_shared = False
         farewell.remember(self)
@@ -86,12 +103,12 @@ class Socket:
         :raises ConfigError: ``FILE_NOT_SOCK`` if it is not a listening ``AF_UNIX`` ``SOCK_SEQPACKET`` socket; or this
             socket listens already, or has a mode or owner for a file of its own. The fd then stays the caller's.
         """
-        self._runtime._socket_for(self)  # else nobody would close the listener
+        self.owner.check_socket(self)  # a runtime does not close the listener of a socket that it has forgotten
         if self._permissions:
             raise ConfigError(f"{self} was given a mode or an owner: a listener that is brought has its own")
         if self._acceptor is not None:
             raise ConfigError(f"{self} listens already, on fd {self.listener_fd}")
-        if fd in self._around.registry:
+        if fd in self._context.registry:
             raise ConfigError(f"fd {fd} is in use by this runtime already: it cannot be the listener of {self}")
         self._listen(Listener.adopt(fd, self.address))
         self._listener_is_shared = True
@@ -101,7 +118,7 @@ class Socket:
 
         :raises ConfigError: an interface on this socket is connected already.
         """
-        self._runtime.check_not_forked()
+        self.owner.check_not_forked()
         if any(interface.connection is not None for interface in self.interfaces):
             raise ConfigError(f"an interface on {self} has a connection: external regions come before it")
         self.external_region = region
@@ -111,14 +128,14 @@ class Socket:
 
         :raises ConfigError: interfaces still use it.
         """
-        if self._runtime._inherited:
+        if self.owner.inherited:
             return
         if self._interfaces:
             raise ConfigError(f"{self} is in use by {len(self._interfaces)} interface(s): delete them first")
         try:
             self._stop_listening()
         finally:
-            self._runtime._forget_socket(self)
+            self.owner.forget_socket(self)
 
     def __str__(self) -> str:
         return f"socket {self.path}"
@@ -128,19 +145,26 @@ class Socket:
 
     # --- interfaces ---------------------------------------------------------------------------------------------
 
-    def _master(self, interface_id: int) -> Interface | None:
+    # The public names below are for the runtime and the connections; applications have no use for them.
+
+    def master(self, interface_id: int) -> Interface | None:
+        """Return the master interface with this id."""
         return self._interfaces.get((Role.MASTER, interface_id))
 
-    def _slave(self, interface_id: int) -> Interface | None:
-        return self._interfaces.get((Role.SLAVE, interface_id))
+    def has_slave(self, interface_id: int) -> bool:
+        """Return whether a slave interface has this id."""
+        return (Role.SLAVE, interface_id) in self._interfaces
 
-    def _add(self, interface: Interface) -> None:
-        """:raises MemifError: a master cannot listen; the interface is then not added."""
+    def add(self, interface: Interface) -> None:
+        """Take a new interface; listen if it is the first master.
+
+        :raises MemifError: a master cannot listen; the interface is then not added."""
         if interface.role is Role.MASTER and self._acceptor is None:
             self._listen(Listener.bind(self.address, permissions=self._permissions))
         self._interfaces[interface.role, interface.id] = interface
 
-    def _remove(self, interface: Interface) -> None:
+    def remove(self, interface: Interface) -> None:
+        """Forget an interface; stop listening after the last master, and end an implicit socket with its last."""
         if self._interfaces.get((interface.role, interface.id)) is not interface:
             return
         del self._interfaces[interface.role, interface.id]
@@ -150,32 +174,32 @@ class Socket:
                 self._stop_listening()
         finally:
             if self.implicit and not self._interfaces:
-                self._runtime._forget_socket(self)
+                self.owner.forget_socket(self)
 
     # --- the listener -------------------------------------------------------------------------------------------
 
     def _listen(self, listener: Listener) -> None:
-        self._acceptor = Acceptor(self._around.registry, self._around.schedule, listener, self._welcome, self)
+        self._acceptor = Acceptor(self._context.registry, self._context.schedule, listener, self._welcome, self)
 
     def _stop_listening(self) -> None:
         acceptor, self._acceptor = self._acceptor, None
         if acceptor is None:
             return
         reason = Disconnected("the listener was closed")
-        with contextlib.ExitStack() as steps:  # a hook that raises at one of them does not keep the others
+        with contextlib.ExitStack() as steps:  # a hook that raises at one step does not keep the others from running
             steps.callback(acceptor.close)
             steps.callback(self._dismiss_waiting, acceptor, reason.message)
             for connection in self._half_open:
                 steps.callback(connection.close, reason)
 
     def _dismiss_waiting(self, acceptor: Acceptor, reason: str) -> None:
-        """Tell the peers that wait to be accepted why nobody will."""
+        """Accept the waiting peers, to tell them why they cannot connect."""
         if not self._listener_is_shared:
             acceptor.take_waiting(lambda sock: Channel(sock).close(reason), BACKLOG)
 
     def say_farewell(self) -> None:
         """The process ends: tell the peers that wait to be accepted. Those with a channel learn it there."""
-        if self._acceptor is not None and not self._runtime._inherited:
+        if self._acceptor is not None and not self.owner.inherited:
             self._dismiss_waiting(self._acceptor, "the process ends")
 
     def _welcome(self, sock: original_functions.socket) -> None:
@@ -188,7 +212,7 @@ class Socket:
             self._greet(channel)
 
     def _admit(self, channel: Channel) -> bool:
-        """Ask who may connect; a peer that may not is told so, and its channel closed."""
+        """Return whether the policy lets the peer in. If not, tell the peer and close its channel."""
         peer = channel.credentials
         reason = f"refused: uid {peer.uid}, gid {peer.gid} may not connect here"
         admitted = False
@@ -199,48 +223,49 @@ class Socket:
                 admitted = False
                 channel.say_goodbye(reason)
                 channel.close()
-                self._complain(f"{self} (peer pid {peer.pid}): {reason}")
+                self._warn(f"{self} (peer pid {peer.pid}): {reason}")
         return admitted
 
     def _greet(self, channel: Channel) -> None:
-        connection = MasterConnection(self._around, channel, self)
+        connection = MasterConnection(self._context, channel, self)
         self._half_open[connection] = None
-        limit = self._around.max_half_open
+        limit = self._context.max_half_open
         try:
             if len(self._half_open) > limit:
-                # As long as those go who hold many, who holds one has all the time that the deadline gives.
-                _most_crowded(self._half_open).close(
+                # Evict from the busiest process first, so that a flood cannot push out other peers.
+                _oldest_of_busiest(self._half_open).close(
                     Disconnected(f"more than {limit} peers have not said which interface they want")
                 )
         finally:
             if not connection.closed:
                 connection.start()
 
-    def _abandon(self, pid: int) -> None:
-        """In a forked child: the listener and the peers are the parent's."""
+    def abandon(self, pid: int) -> None:
+        """In a forked child: forget the listener and the peers, which belong to the parent ``pid``."""
         for connection in list(self._half_open):
             connection.abandon(pid)
 
     # --- what its connections tell it ---------------------------------------------------------------------------
 
-    def _claimed(self, connection: MasterConnection) -> None:
-        """It has said whose it is."""
+    def claimed(self, connection: MasterConnection) -> None:
+        """Count a connection as half-open no longer: its peer has named an interface."""
         self._half_open.pop(connection, None)
 
-    def _ended_unclaimed(self, connection: Connection, reason: Disconnected) -> None:
-        self._complain(f"{connection}: {reason}")
+    def ended_unclaimed(self, connection: MasterConnection, reason: Disconnected) -> None:
+        """Log the end of a connection whose peer named no interface."""
+        self._warn(f"{connection}: {reason}")
 
-    def _forget(self, connection: Connection) -> None:
-        if isinstance(connection, MasterConnection):
-            self._half_open.pop(connection, None)
+    def forget(self, connection: MasterConnection) -> None:
+        """Forget a connection that has ended."""
+        self._half_open.pop(connection, None)
 
 
-class _Complaints:
-    """Warnings about peers that came and were nobody's, no more than one in a while."""
+class RateLimitedWarning:
+    """Logs a warning, but at most one in :data:`_WARNING_INTERVAL`; the next one says how many were left out."""
 
     def __init__(self) -> None:
         self.due = 0.0
-        #: Those since the last warning.
+        #: Warnings left out since the last one.
         self.kept = 0
 
     def __call__(self, text: str) -> None:
@@ -250,18 +275,18 @@ class _Complaints:
             logger.debug("%s", text)
             return
         more = f" (and {self.kept} more like it)" if self.kept else ""
-        self.due, self.kept = now + _COMPLAINT_INTERVAL, 0
+        self.due, self.kept = now + _WARNING_INTERVAL, 0
         logger.warning("%s%s", text, more)
 
 
-def _most_crowded(connections: Iterable[MasterConnection]) -> MasterConnection:
-    """The oldest connection of the process that holds the most, of the user that holds the most."""
+def _oldest_of_busiest(connections: Iterable[MasterConnection]) -> MasterConnection:
+    """Return the oldest connection of the process with the most connections, of the user with the most."""
     peers = [connection.credentials for connection in connections]
     users = Counter(peer.uid for peer in peers)
     processes = Counter((peer.uid, peer.pid) for peer in peers)
 
-    def crowd(connection: MasterConnection) -> tuple[int, int]:
+    def load(connection: MasterConnection) -> tuple[int, int]:
         peer = connection.credentials
         return users[peer.uid], processes[peer.uid, peer.pid]
 
-    return max(connections, key=crowd)
+    return max(connections, key=load)

@@ -27,7 +27,7 @@ from memifrt import (
 )
 from tests.lib.forked import NOBODY, in_child
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, assert_packets_pass, scripted_peer
-from tests.lib.support import Pair, Recorder, wait_until
+from tests.lib.support import Pair, Recorder, runtime_of, wait_until
 
 ROLES = ("master", "slave")
 MakePair = Callable[..., Pair]
@@ -389,7 +389,7 @@ def test_an_application_without_on_interrupt_watches_the_queue_itself(make_pair:
     pair = make_pair()
     queue = pair.side(role).rx_queues[0]
     sender = pair.side("slave" if role == "master" else "master").tx_queues[0]
-    assert queue.fileno() not in pair.side(role)._runtime._registry
+    assert queue.fileno() not in runtime_of(pair.side(role))._registry
     assert not readable(queue)
     sender.send([b"one", b"two"])
     assert readable(queue)
@@ -466,14 +466,14 @@ def test_the_mode_changes_while_packets_flow(make_pair: MakePair, role: str) -> 
     record = Recorder()
     pair = make_pair(**{f"{role}_on_interrupt": record.on_interrupt})
     receiver, sender = pair.side(role), pair.side("slave" if role == "master" else "master")
-    queue, registry = receiver.rx_queues[0], receiver._runtime._registry
+    queue, registry = receiver.rx_queues[0], runtime_of(receiver)._registry
     assert queue.fileno() in registry
 
     queue.set_mode("polling")
     assert receiver.details().rx_queues[0].flags == MASK_INT
     assert queue.fileno() not in registry
     sender.tx_queues[0].send([b"polled"])
-    receiver._runtime.poll_event(0)
+    runtime_of(receiver).poll_event(0)
     assert record.events == []
     assert queue.recv() == [b"polled"]
 

@@ -58,8 +58,33 @@ EXCEPTIONS = {("ports", "cli")}
 FACES = {"asyncio": "asyncio", "gevent": "gevent", "trio": "trio"}
 #: What a person runs, and what lives in scapy or pytest: extras are imported there, where they are used.
 PROGRAMS = {"capture", "ports", "cli", "scapy", "pytest_plugin"}
-#: Modules below the runtime may name the classes above them in annotations.
-ANNOTATE = {"connection", "interface", "sockets"}
+#: Layers in which no object uses another object's private names.
+CORE = {
+    "control",
+    "memory",
+    "ring",
+    "poll",
+    "rekick",
+    "system",
+    "queue",
+    "connection",
+    "interface",
+    "sockets",
+    "stats",
+    "runtime",
+}
+#: How many uses of another object's private names there still are in other modules, at most.
+PRIVATE_USES = {"gevent": 1, "libmemif": 23, "waiting.steps": 1}
+#: Underscore names of the standard library that code may use. ``_replace`` of a named tuple is public. The others have
+#: no public counterpart: the running loop, without an error where none runs; types for annotations; and accept() that
+#: returns a number instead of a socket object, whose class may be patched.
+LIBRARY_NAMES = {
+    "argparse._ArgumentGroup",
+    "asyncio._get_running_loop",
+    "ctypes._Pointer",
+    "listener._accept",
+    "packet._replace",
+}
 
 #: Modules without I/O, and what would be I/O.
 SANS_IO = ["control.wire", "control.handshake", "types", "memory.layout"]
@@ -169,11 +194,113 @@ def test_a_layer_imports_only_from_those_below_it(name: str) -> None:
     wrong = [
         str(found)
         for found in OURS
-        if layer(found.importer) == name
-        and layer(found.target.partition(".")[2]) not in allowed
-        and not (found.typing_only and name in ANNOTATE)
+        if layer(found.importer) == name and layer(found.target.partition(".")[2]) not in allowed
     ]
     assert wrong == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Imports for annotations, and those inside functions, count like any other."""
+    importers: dict[str, set[str]] = {module: set() for module in modules()}
+    for found in OURS:
+        importers[found.importer].add(found.target.partition(".")[2])
+    while leaves := {module for module, targets in importers.items() if not targets & importers.keys()}:
+        importers = {module: targets for module, targets in importers.items() if module not in leaves}
+    assert importers == {}
+
+
+def private_uses(tree: ast.Module, *, share: bool) -> Iterator[str]:
+    """Yield each use of another object's private name: ``x._name``.
+
+    An object may use the private names of ``self``, ``cls`` and ``super()``, of a class of its own module, and of a
+    variable that is annotated with such a class or made by calling one.
+
+    :param share: whether the classes of the module may use each other's private names, whatever the variable.
+    """
+    classes = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    own = classes | {"Self", "cls"}
+    shared = set(_private_names(tree)) if share else set()
+    for function in [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))]:
+        variables = {"self", "cls"} | classes | set(_variables_of(function, own))
+        for node in _within(function):
+            if not isinstance(node, ast.Attribute) or not re.match("_(?!_)", node.attr) or node.attr in shared:
+                continue
+            match node.value:
+                case ast.Name(name) if name in variables:
+                    pass
+                case ast.Call(ast.Name("super")):
+                    pass
+                case _:
+                    yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def _within(function: ast.AST) -> Iterator[ast.AST]:
+    """Yield what a function or a module has in itself, without the functions in it."""
+    for child in ast.iter_child_nodes(function):
+        if not isinstance(child, ast.FunctionDef):
+            yield child
+            yield from _within(child)
+
+
+def _variables_of(function: ast.AST, classes: set[str]) -> Iterator[str]:
+    """Yield the names of a function's parameters and variables that hold an object of one of the classes."""
+    for node in ast.walk(function):
+        match node:
+            case ast.arg(name, annotation) if annotation is not None and _names(annotation) & classes:
+                yield name
+            case ast.AnnAssign(ast.Name(name), annotation) if _names(annotation) & classes:
+                yield name
+            case ast.Assign([ast.Name(name)], ast.Call(ast.Name(called))) if called in classes:
+                yield name
+
+
+def _names(annotation: ast.expr) -> set[str]:
+    return {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
+
+
+def _private_names(tree: ast.Module) -> Iterator[str]:
+    """Yield the private names that the classes of a module define."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name):
+                yield name
+            case ast.Attribute(ast.Name("self"), name, ast.Store()):
+                yield name
+
+
+def test_uses_of_private_names_are_found() -> None:
+    source = """
+class Node:
+    def link(self, other: Node, stranger: Stranger, one_of: Node | None):
+        self._next = other._next
+        stranger._next = super()._next
+        self.stranger._secret = one_of._next
+        def late():
+            return stranger._late
+    @classmethod
+    def make(cls):
+        made = cls()
+        made._next = Node._head
+        made.other._next = None
+"""
+    tree = ast.parse(source)
+    found = [use.partition(": ")[2] for use in private_uses(tree, share=False)]
+    assert sorted(found) == ["made.other._next", "self.stranger._secret", "stranger._late", "stranger._next"]
+    found = [use.partition(": ")[2] for use in private_uses(tree, share=True)]
+    assert sorted(found) == ["self.stranger._secret", "stranger._late"]
+
+
+def test_no_object_of_the_core_uses_the_private_names_of_another() -> None:
+    """A ring and its bursts are one thing in several classes, which only their own module can see."""
+    wrong = {}
+    for module, path in modules().items():
+        if path.suffix == ".py":
+            uses = list(private_uses(ast.parse(path.read_text()), share=layer(module) == "ring"))
+            uses = [use for use in uses if use.partition(": ")[2] not in LIBRARY_NAMES]
+            if len(uses) > PRIVATE_USES.get(module, 0):
+                wrong[module] = uses
+    assert wrong == {}
+    assert not {layer(module) for module in PRIVATE_USES} & CORE
 
 
 def test_the_core_imports_nothing_outside_the_standard_library() -> None:
@@ -191,6 +318,13 @@ def test_the_core_imports_nothing_outside_the_standard_library() -> None:
 def test_importing_the_package_brings_no_loop_along() -> None:
     """Else it would need, or start, what only that loop's programs have."""
     program = f"import memifrt, sys; print([name for name in {[*FACES]} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"[]\n"
+
+
+def test_importing_the_package_brings_nothing_that_few_programs_need() -> None:
+    """ctypes comes with the first connection, the others with the statistics and the command line."""
+    late = ["ctypes", "http", "http.server", "json", "platform", "rich"]
+    program = f"import memifrt, sys; print([name for name in {late} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"[]\n"
 
 

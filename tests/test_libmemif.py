@@ -25,7 +25,7 @@ from memifrt.libmemif import MemifBuffer, MemifConnArgs, MemifConnHandle, MemifF
 from memifrt.memory.layout import buffer_stride
 from memifrt.system.fds import EventFd
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, native
-from tests.lib.support import wait_until
+from tests.lib.support import runtime_of, wait_until
 
 _T = TypeVar("_T")
 
@@ -206,7 +206,7 @@ class TestState:
         sock = got(m.memif_create_socket(socket_name))
         ends.master.create(interface_id=7)
         got(m.memif_create(MemifConnArgs(socket=sock, interface_id=7)))
-        wait_until(lambda: ends.master.connected, ends.master.main, sock._runtime)
+        wait_until(lambda: ends.master.connected, ends.master.main, runtime_of(sock))
         assert got(m.memif_get_details(ends.master.conn)).remote_inst_name == m.MEMIF_DEFAULT_APP_NAME == "libmemif-app"
 
     def test_a_name_that_does_not_fit_into_a_message_is_refused(self) -> None:

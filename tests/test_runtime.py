@@ -444,7 +444,7 @@ def test_what_allocates_may_end_it_all_and_leaves_nothing(
 
 def next_attempt(runtime: Runtime) -> float | None:
     """Seconds until slaves try to connect, None if they do not, and the timer wakes the runtime by then."""
-    appointment = runtime._next_attempt
+    appointment = runtime._reconnector.next_attempt
     if appointment is None:
         return None
     assert runtime._timer.due is not None

@@ -1,101 +1,135 @@
 """One peer on one control channel, from accept or connect to the end.
 
-Owns the channel, the regions, the eventfds and the queues of one connection, and drives one conversation: it does
-what the handshake asks for and feeds it what the peer says. Knows of its interface only whom to tell.
+Owns the channel, the shared memory and the queues of one connection. Drives the conversation: it does what the
+handshake asks for, and hands it the messages of the peer. Knows its interface and its socket by two Protocols alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from abc import ABC, abstractmethod
-from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
+from memifrt.connection.context import RuntimeContext
+from memifrt.connection.counters import CounterTotals
+from memifrt.connection.shared_memory import AcceptedMemory, ConnectionMemory, CreatedMemory, RxRingEnd, TxRingEnd
 from memifrt.control import handshake
 from memifrt.control.channel import Channel, ChannelClosed
 from memifrt.control.handshake import Action, Conversation, MasterTerms, Received, Result, RingFd, SharedMemory
 from memifrt.control.wire import AddRing, Message
 from memifrt.errors import Disconnected, ErrorCode, MemifError, ProtocolError, RingViolation
-from memifrt.memory.layout import RingLayout, plan, ring_bytes
+from memifrt.memory.layout import plan
 from memifrt.memory.region import ExternalRegion, Region
-from memifrt.options import RegionAllocator
-from memifrt.poll.hook import FdRegistry
-from memifrt.poll.schedule import Schedule, TimerHandle
+from memifrt.options import InterfaceConfig
+from memifrt.poll.schedule import TimerHandle
 from memifrt.queue import RxQueue, TxQueue
-from memifrt.rekick import LeftoverWatch
-from memifrt.ring import RingMemory, RxRing, SlaveBuffers, TxRing, implementation
-from memifrt.system.fds import EventFd
+from memifrt.ring import RxRing
 from memifrt.system.original_functions import Lock
-from memifrt.system.received_fds import ReceivedFd, SharedEventFd, is_eventfd, is_trusted
+from memifrt.system.received_fds import ReceivedFd, is_trusted
 from memifrt.types import Direction, FdEvent, Mode, Role, RxMode
-
-if TYPE_CHECKING:
-    from memifrt.interface import Interface
-    from memifrt.sockets import Socket
 
 logger = logging.getLogger("memifrt")
 
-#: Messages handled for one readiness of the channel: a peer that floods it does not starve the others.
+#: Messages handled for one event of the channel. The limit keeps a peer that floods its channel from starving others.
 _MESSAGES_PER_EVENT = 16
-#: u32 fields of a ring must not straddle an alignment boundary, or the loads of an index are not atomic.
-_RING_ALIGNMENT = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a connection gets from its runtime."""
+class ConnectionOwner(Protocol):
+    """What a connection needs of the interface that it belongs to."""
 
-    registry: FdRegistry
-    schedule: Schedule
-    leftovers: LeftoverWatch
-    app_name: str
-    allocator: RegionAllocator
-    accept_unsealed: bool
-    #: Seconds from connect to the end of the handshake; 0 for no limit.
-    handshake_timeout: float
-    #: Peers of one listener that have not said yet whose they are.
-    max_half_open: int
+    @property
+    def config(self) -> InterfaceConfig: ...
+
+    @property
+    def connection(self) -> Connection | None:
+        """The present connection of the interface."""
+
+    @property
+    def announced(self) -> bool:
+        """Whether :meth:`connection_established` was called for the present connection."""
+
+    @property
+    def wants_interrupts(self) -> bool:
+        """Whether the application wants a callback for each interrupt."""
+
+    @property
+    def rx_totals(self) -> CounterTotals: ...
+
+    @property
+    def tx_totals(self) -> CounterTotals: ...
+
+    def connection_bound(self, connection: Connection) -> None:
+        """Take the connection: its peer talks to this interface from now on."""
+
+    def connection_established(self) -> None:
+        """Announce the present connection to the application: its queues can be used."""
+
+    def queue_interrupted(self, qid: int) -> None:
+        """Tell the application that a receive queue has packets."""
+
+    def connection_ended(self, connection: Connection, reason: Disconnected) -> None:
+        """Forget the connection, and tell the application why it ended."""
+
+
+class ConnectionOrigin(Protocol):
+    """What a master's connection needs of the socket on which its peer was accepted."""
+
+    @property
+    def external_region(self) -> ExternalRegion | None:
+        """The application's own memory, if it has registered any."""
+
+    def master(self, interface_id: int) -> ConnectionOwner | None:
+        """Return the master interface with this id."""
+
+    def has_slave(self, interface_id: int) -> bool:
+        """Return whether a slave interface has this id."""
+
+    def claimed(self, connection: MasterConnection) -> None:
+        """Count the connection as half-open no longer: its peer has named an interface."""
+
+    def ended_unclaimed(self, connection: MasterConnection, reason: Disconnected) -> None:
+        """Log the end of a connection whose peer named no interface."""
+
+    def forget(self, connection: MasterConnection) -> None:
+        """Forget the connection after its end."""
 
 
 class Connection(ABC):
-    """What both sides do. The subclasses know how memory comes to be."""
+    """What both roles do. The subclasses create or accept the memory."""
 
-    def __init__(self, around: Surroundings, channel: Channel, socket: Socket, conversation: Conversation) -> None:
-        self._around = around
+    def __init__(
+        self, context: RuntimeContext, channel: Channel, memory: ConnectionMemory, conversation: Conversation
+    ) -> None:
+        self._context = context
         self._channel = channel
-        self._socket = socket
+        self._memory = memory
         self._conversation = conversation
-        self._registry = around.registry
-        self.interface: Interface | None = None
+        self._registry = context.registry
+        #: The interface that the conversation is about. A master learns it from the peer's INIT.
+        self.owner: ConnectionOwner | None = None
         self.peer_name = ""
         self.peer_if_name = ""
         self.credentials = channel.credentials
         self.established = False
         self.closed = False
-        self.regions: list[Region] = []
-        self.rx_rings: list[tuple[RingLayout, RxRing, EventFd]] = []
-        self.tx_rings: list[tuple[RingLayout, TxRing, EventFd]] = []
         self.rx_queues: tuple[RxQueue, ...] = ()
         self.tx_queues: tuple[TxQueue, ...] = ()
-        self._events: dict[RingFd, EventFd] = {}
         self._incoming_fd: ReceivedFd | None = None
         self._violation: RingViolation | None = None
-        #: What the conversation waits for.
+        #: The message that the conversation waits for.
         self._awaits = handshake.Receive()
         self._deadline: TimerHandle | None = None
-        self._overtime = False
-        self._heard = 0
+        self._deadline_extended = False
+        self._received = 0
         # A queue's thread may report a violation while the control thread ends the connection.
         self._ending = Lock()
 
     # --- the conversation ---------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Watch the channel and say what is to be said first.
+        """Watch the channel and send the first message, if this side has one.
 
         :raises MemifError: the hook or the first send failed; the connection is closed.
         """
@@ -108,28 +142,30 @@ class Connection(ABC):
             raise
 
     def _set_deadline(self) -> None:
-        if self._around.handshake_timeout and not self.closed:
-            self._deadline = self._around.schedule.after(self._around.handshake_timeout, self._on_deadline)
+        if self._context.handshake_timeout and not self.closed:
+            self._deadline = self._context.schedule.after(self._context.handshake_timeout, self._on_deadline)
 
     def _on_deadline(self) -> None:
-        """The handshake takes too long. What waits unread is our delay, not the peer's: for that it gets the time once
-        more, and only once."""
+        """End a handshake that takes too long.
+
+        Unread messages mean that this process was slow: handle them, and extend the deadline once.
+        """
         self._deadline = None
-        heard = self._heard
-        if not self._overtime:
-            self._overtime = True
+        received = self._received
+        if not self._deadline_extended:
+            self._deadline_extended = True
             self._on_channel(FdEvent.READ)
             if self.closed or self.established:
                 return
-            if self._heard > heard:
+            if self._received > received:
                 self._set_deadline()
                 return
-        self.close(Disconnected(f"no {self._awaits.awaited} within {self._around.handshake_timeout:g} s"))
+        self.close(Disconnected(f"no {self._awaits.awaited} within {self._context.handshake_timeout:g} s"))
 
     def _on_channel(self, events: FdEvent) -> None:
         try:
             error, tell_peer = self._pump(events)
-        except BaseException as failure:  # the application's allocator or external region: nothing goes on from here
+        except BaseException as failure:  # the application's allocator or external region failed
             self.close(_as_error(failure))
             raise
         if error is not None:
@@ -137,13 +173,16 @@ class Connection(ABC):
                 _forget_frames(error)
             self.close(error, tell_peer=tell_peer)
             if error.code is ErrorCode.CB_FDUPDATE:
-                raise error  # the application's hook failed: that is the application's to know
+                raise error  # the application's hook failed, so the application must learn of it
         elif self._is_unannounced():
-            assert self.interface is not None
-            self.interface._established()
+            assert self.owner is not None
+            self.owner.connection_established()
 
     def _pump(self, events: FdEvent) -> tuple[MemifError | None, bool]:
-        """Send and receive what can be; the error that ends the connection, and whether the peer is to be told."""
+        """Do all non-blocking I/O.
+
+        :returns: the error that ends the connection, or None, and whether to tell the peer.
+        """
         try:
             if events & FdEvent.WRITE:
                 self._flush()
@@ -155,7 +194,7 @@ class Connection(ABC):
             ended = error
         else:
             return None, False
-        if self._violation is not None:  # the peer is told already, and this is why, whatever else it had sent
+        if self._violation is not None:  # this is the reason, whatever came later, and the peer knows it already
             return self._violation, False
         return ended, not isinstance(ended, Disconnected)
 
@@ -165,22 +204,22 @@ class Connection(ABC):
             if received is None:
                 return
             message, self._incoming_fd = received
-            self._heard += 1
+            self._received += 1
             logger.debug("%s: received %r", self, message)
             try:
                 self._advance(Received(message, self._incoming_fd is not None))
             finally:
                 self._drop_incoming_fd()
             if self.closed or self._is_unannounced():
-                return  # on_connect comes first; what else has come stays in the socket
+                return  # on_connect comes first; the other messages wait in the socket
 
     def _is_unannounced(self) -> bool:
-        """Whether on_connect is still to be called."""
-        interface = self.interface
-        return self.established and not self.closed and interface is not None and not interface.announced
+        """Return whether ``on_connect`` has still to be called."""
+        owner = self.owner
+        return self.established and not self.closed and owner is not None and not owner.announced
 
     def _advance(self, result: Result) -> None:
-        """Let the conversation go on until it waits for the peer."""
+        """Run the conversation until it waits for the peer."""
         while not self.closed:
             action = self._conversation.send(result)
             match action:
@@ -196,22 +235,17 @@ class Connection(ABC):
                     result = None
                 case _:
                     result = self._perform(action)
-        self._release()  # ended by the application's hook, allocator or external region: what came since goes too
+        # The application's hook, allocator or external region has closed the connection: release what was made since.
+        self._release()
 
     @abstractmethod
     def _perform(self, action: Action) -> Result:
-        """Do what only one of the sides is asked for."""
+        """Do what the handshake asks of this role alone."""
 
     def _send(self, message: Message, attach: handshake.RegionFd | RingFd | None) -> None:
-        match attach:
-            case handshake.RegionFd(index):
-                fd = self.regions[index].fileno()
-            case RingFd():
-                fd = self._events[attach].fileno()
-            case None:
-                fd = -1
+        fd = -1 if attach is None else self._memory.fileno_of(attach)
         logger.debug("%s: sending %r", self, message)
-        with contextlib.suppress(ChannelClosed):  # the reader finds out, and the reason that the peer may have left
+        with contextlib.suppress(ChannelClosed):  # reading finds out, and may find the peer's reason
             self._channel.send(message, fd)
         self._watch_channel()
 
@@ -234,42 +268,61 @@ class Connection(ABC):
             self._incoming_fd.close()
             self._incoming_fd = None
 
-    def rx(self) -> Iterator[tuple[RxQueue, tuple[RingLayout, RxRing, EventFd]]]:
-        """Each receive queue and what is under it; none before the connection is established."""
-        return zip(self.rx_queues, self.rx_rings if self.established else (), strict=True)
+    @property
+    def regions(self) -> Sequence[Region]:
+        """The regions that exist so far."""
+        return self._memory.regions
 
-    def tx(self) -> Iterator[tuple[TxQueue, tuple[RingLayout, TxRing, EventFd]]]:
-        """Each transmit queue and what is under it; none before the connection is established."""
-        return zip(self.tx_queues, self.tx_rings if self.established else (), strict=True)
+    def rx(self) -> Iterator[tuple[RxQueue, RxRingEnd]]:
+        """Yield each receive queue with its ring and eventfd; none before the connection is established."""
+        return zip(self.rx_queues, self._memory.rx_rings if self.established else (), strict=True)
+
+    def tx(self) -> Iterator[tuple[TxQueue, TxRingEnd]]:
+        """Yield each transmit queue with its ring and eventfd; none before the connection is established."""
+        return zip(self.tx_queues, self._memory.tx_rings if self.established else (), strict=True)
 
     # --- connected ----------------------------------------------------------------------------------------------
 
     def _establish(self) -> None:
-        """Both sides agree: make queues of the rings."""
-        interface = self.interface
-        assert interface is not None
-        earlier, config = interface._earlier, interface.config
+        """Make queues of the rings, now that both sides agree."""
+        owner = self.owner
+        assert owner is not None
+        config = owner.config
         self.rx_queues = tuple(
-            RxQueue(ring.index, rx, event, earlier(ring), self._violated, config.rx_mode, self._rx_mode_changed)
-            for ring, rx, event in self.rx_rings
+            RxQueue(
+                ring.index,
+                rx,
+                event,
+                owner.rx_totals.before(ring.index),
+                self._violated,
+                config.rx_mode,
+                self._rx_mode_changed,
+            )
+            for ring, rx, event in self._memory.rx_rings
         )
         self.tx_queues = tuple(
             TxQueue(
-                ring.index, tx, event, earlier(ring), self._violated, config.chained_tx, self._around.leftovers.begin
+                ring.index,
+                tx,
+                event,
+                owner.tx_totals.before(ring.index),
+                self._violated,
+                config.chained_tx,
+                self._context.leftovers.begin,
             )
-            for ring, tx, event in self.tx_rings
+            for ring, tx, event in self._memory.tx_rings
         )
         self.established = True
-        self._around.schedule.cancel(self._deadline)
+        self._context.schedule.cancel(self._deadline)
         for queue, (_, rx_ring, _) in list(self.rx()):
-            if self.closed:  # by the hook that was told of the queue before
+            if self.closed:  # the hook did that when it was called for the queue before
                 return
             self._start_receiving(queue, rx_ring)
 
     def _start_receiving(self, queue: RxQueue, ring: RxRing) -> None:
-        assert self.interface is not None
-        config = self.interface.config
-        # Written at every connect: peers leave the flag as they find it, and some preset it (docs/protocol.md, rule 6).
+        assert self.owner is not None
+        config = self.owner.config
+        # Write the flag at every connect: peers leave it as it is, and some preset it (docs/protocol.md, rule 6).
         ring.set_mask(config.rx_mode is RxMode.POLLING)
         ring.set_headroom(config.rx_headroom)
         if config.auto_refill and config.role is Role.SLAVE:
@@ -277,39 +330,40 @@ class Connection(ABC):
         self._rx_mode_changed(queue)
 
     def _rx_mode_changed(self, queue: RxQueue) -> None:
-        """Watch the eventfds of queues that want interrupts, where somebody is to be told."""
-        interface, fd = self.interface, queue.fileno()
-        wanted = interface is not None and interface.on_interrupt is not None and queue.mode is not RxMode.POLLING
+        """Watch the queue's eventfd if the queue takes interrupts and the application wants callbacks."""
+        owner, fd = self.owner, queue.fileno()
+        wanted = owner is not None and owner.wants_interrupts and queue.mode is not RxMode.POLLING
         if wanted and fd not in self._registry:
             self._registry.add(fd, FdEvent.READ, lambda events: self._on_interrupt(queue))
         elif not wanted:
             self._registry.remove(fd)
 
     def watch_queues(self) -> None:
-        """``on_interrupt`` has come or gone."""
+        """Watch or unwatch every queue. Called when ``on_interrupt`` changes."""
         for queue in self.rx_queues:
             self._rx_mode_changed(queue)
 
     def _on_interrupt(self, queue: RxQueue) -> None:
-        interface = self.interface
-        if interface is None or interface.on_interrupt is None or not queue.connected:
+        if self.owner is None or not queue.connected:
             return
         try:
-            interface.on_interrupt(interface, queue.qid)
+            self.owner.queue_interrupted(queue.qid)
         except Disconnected as error:
-            # A peer broke a ring under the callback, this one's or that of another interface to which packets are
-            # forwarded. Its connection ends with the next event of its channel, and on_disconnect tells; an
-            # application need not guard each burst against it.
+            # A peer broke a ring while the callback used it: this peer, or that of an interface that packets are
+            # forwarded to. The next event of that peer's channel ends its connection and calls on_disconnect, so an
+            # application need not guard each burst against this error.
             if not isinstance(error.__cause__, RingViolation):
                 raise
 
     def _violated(self, violation: RingViolation) -> Disconnected:
-        """The peer broke a ring. Called from the queue's thread: it says goodbye and hangs up, which wakes the
-        control thread to clear up."""
+        """Tell a peer that broke a ring why the connection ends, and shut the channel down.
+
+        Called on the queue's thread. The channel wakes the control thread, which does the rest.
+        """
         violation = self._violation or violation
         error = Disconnected(violation.message, established=True)
         error.__cause__ = violation
-        with self._ending:  # no logging in here: a handler may wait, and let somebody else come to this lock
+        with self._ending:  # no logging in here: a handler may wait while another thread needs this lock
             if self._violation is None and not self.closed:
                 self._violation = violation
                 self._channel.say_goodbye(violation.message)
@@ -319,8 +373,11 @@ class Connection(ABC):
         return error
 
     def _region_lost(self, index: int) -> None:
-        """Somebody has truncated the file of a region. Called in the middle of whatever touched that memory, which now
-        reads zeros: no lock, no log, nothing but what hangs up and wakes the control thread."""
+        """Shut the channel down after somebody has truncated the file of a region, which now reads as zeros.
+
+        Called from the signal handler, in the middle of any code. It may take no lock and log nothing. The channel
+        wakes the control thread, which does the rest.
+        """
         if self._violation is None and not self.closed:
             self._violation = RingViolation(
                 f"region {index} is gone: its file was truncated while it was in use", ErrorCode.NO_SHMFD
@@ -331,7 +388,7 @@ class Connection(ABC):
     # --- the end ------------------------------------------------------------------------------------------------
 
     def close(self, error: MemifError, *, tell_peer: bool = True) -> None:
-        """End the connection: queues first, then the peer, the hook, the application; then everything is released.
+        """End the connection: disconnect the queues, tell the peer, the hook and the application, release everything.
 
         :raises BaseException: what the hook or ``on_disconnect`` raised, after everything is released.
         """
@@ -339,11 +396,11 @@ class Connection(ABC):
             return
         with self._ending:
             self.closed = True
-        self._around.schedule.cancel(self._deadline)
-        announced = self.established and self.interface is not None and self.interface.announced
+        self._context.schedule.cancel(self._deadline)
+        announced = self.established and self.owner is not None and self.owner.announced
         reason = Disconnected(error.message, error.code, established=announced)
         reason.__cause__ = error.__cause__ if isinstance(error, Disconnected) else error
-        if isinstance(error, ProtocolError):  # the reason is kept, and these frames had the peer's memory at hand
+        if isinstance(error, ProtocolError):  # the interface keeps the reason, and its frames hold the peer's memory
             error.__traceback__ = None
         self._disconnect_queues(reason)
         if tell_peer:
@@ -357,31 +414,31 @@ class Connection(ABC):
             self._release()
 
     def abandon(self, pid: int) -> None:
-        """In a forked child: end the queues, and touch nothing that the parent ``pid`` has as well."""
+        """In a forked child: end the queues, and touch nothing that is shared with the parent.
+
+        :param pid: the parent's process id.
+        """
         self.closed = True
         self._ending = Lock()  # a thread that the child does not have may hold it
         for rx_queue in self.rx_queues:
             rx_queue.abandon(pid)
         for tx_queue in self.tx_queues:
             tx_queue.abandon(pid)
-        for event in self._events.values():
-            event.abandon()
-        for region in self.regions:
-            region.abandon()
+        self._memory.abandon()
 
     def _say_goodbye(self, reason: MemifError) -> None:
         logger.debug("%s: sending a disconnect: %s", self, reason)
         self._channel.say_goodbye(reason.message)
 
     def _disconnect_queues(self, reason: Disconnected) -> None:
-        with self._ending:  # a queue whose end two threads see at once would count its packets twice
+        with self._ending:  # two threads that disconnect a queue at once would count its packets twice
             for rx_queue in self.rx_queues:
-                rx_queue._disconnect(reason)
+                rx_queue.disconnect(reason)
             for tx_queue in self.tx_queues:
-                tx_queue._disconnect(reason)
+                tx_queue.disconnect(reason)
 
     def _unregister(self) -> None:
-        """Unregister, then close. A hook that raises does not keep the others registered."""
+        """Unregister every fd while it is open. A hook that raises does not keep the others registered."""
         fds = [queue.fileno() for queue in self.rx_queues] + [self._channel.fileno()]
         failure: BaseException | None = None
         for fd in fds:
@@ -393,43 +450,31 @@ class Connection(ABC):
             raise failure
 
     def _report(self, reason: Disconnected) -> None:
-        if self.interface is not None:
-            self.interface._ended(self, reason)
-        else:
-            self._socket._ended_unclaimed(self, reason)
+        if self.owner is not None:
+            self.owner.connection_ended(self, reason)
 
     def _release(self) -> None:
         self._conversation.close()
         self._drop_incoming_fd()
         with self._ending:
-            self._channel.close("answer to a disconnect")  # the peer's own: of our closes it has been told
-        for event in self._events.values():
-            event.close()
-        self.rx_rings.clear()
-        self.tx_rings.clear()
-        self._socket._forget(self)
-        failure: Exception | None = None
-        for region in self.regions:
-            try:
-                region.close()
-            except Exception as error:  # an external region's delete callback
-                failure = failure or error
-        self.regions.clear()
-        if failure is not None:
-            raise failure
+            self._channel.close("answer to a disconnect")  # of the peer's; a close of ours was announced before
+        self._memory.close()
 
     def __str__(self) -> str:
-        peer = f"peer pid {self.credentials.pid}"
-        return f"{self.interface or self._socket} ({peer})"
+        return f"{self.owner} (peer pid {self.credentials.pid})"
 
 
 class SlaveConnection(Connection):
-    """We connect, and create the memory."""
+    """A connection that a slave makes. The slave creates the memory."""
 
-    def __init__(self, around: Surroundings, channel: Channel, socket: Socket, interface: Interface) -> None:
-        config = interface.config
+    _memory: CreatedMemory
+
+    def __init__(
+        self, context: RuntimeContext, channel: Channel, owner: ConnectionOwner, external: ExternalRegion | None
+    ) -> None:
+        config = owner.config
         offer = handshake.SlaveOffer(
-            around.app_name,
+            context.app_name,
             config.name,
             config.id,
             config.mode,
@@ -438,43 +483,24 @@ class SlaveConnection(Connection):
             config.num_m2s_rings,
             config.log2_ring_size,
         )
-        super().__init__(around, channel, socket, handshake.slave(offer))
-        self.interface = interface
+        super().__init__(context, channel, CreatedMemory(context.allocator, external), handshake.slave(offer))
+        self.owner = owner
 
     def _perform(self, action: Action) -> Result:
         assert isinstance(action, handshake.CreateMemory)
-        assert self.interface is not None
-        external = self._socket.external_region
-        buffer_size = self.interface.config.buffer_size
+        assert self.owner is not None
+        buffer_size = self.owner.config.buffer_size
         layout = plan(
             action.num_s2m_rings,
             action.num_m2s_rings,
             action.log2_ring_size,
             buffer_size,
-            separate_buffers=external is not None,
+            separate_buffers=self._memory.has_separate_buffers,
         )
-        for index, size in enumerate(layout.region_sizes):
-            if index > 0 and external is not None:
-                self.regions.append(Region.create_external(index, size, external, self._region_lost))
-            else:
-                self.regions.append(Region.create(index, size, self._around.allocator, self._region_lost))
+        self._memory.create_regions(layout, self._region_lost)
         if self.closed:  # by the application's allocator or external region
             return None
-        memories = tuple(region.memory for region in self.regions)
-        for ring in layout.rings:
-            offsets = _buffer_offsets(ring, action.log2_ring_size, layout.stride, external)
-            _check_offsets(offsets, buffer_size, len(memories[layout.buffer_region]))
-            buffers = SlaveBuffers(layout.buffer_region, buffer_size, offsets)
-            sends = ring.direction is Direction.S2M
-            name = f"{'tx' if sends else 'rx'} ring {ring.index}"
-            memory = RingMemory(memories, ring.region, ring.offset, action.log2_ring_size, name)
-            event = SharedEventFd.create(f"eventfd of {name}")
-            event.uid = self.credentials.uid
-            self._events[RingFd(ring.direction, ring.index)] = event
-            if sends:
-                self.tx_rings.append((ring, implementation.slave_tx(memory, buffers), event))
-            else:
-                self.rx_rings.append((ring, implementation.slave_rx(memory, buffers), event))
+        self._memory.create_rings(layout, action.log2_ring_size, buffer_size, self.credentials.uid)
         return SharedMemory(
             layout.region_sizes,
             [
@@ -485,11 +511,13 @@ class SlaveConnection(Connection):
 
 
 class MasterConnection(Connection):
-    """The peer connects, and sends its memory. It is nobody's until its INIT is accepted."""
+    """A connection that a master accepts. It has no owner until the master has accepted the peer's INIT."""
 
-    def __init__(self, around: Surroundings, channel: Channel, socket: Socket) -> None:
-        super().__init__(around, channel, socket, handshake.master(around.app_name))
-        self._layouts: list[tuple[RingLayout, int]] = []
+    _memory: AcceptedMemory
+
+    def __init__(self, context: RuntimeContext, channel: Channel, origin: ConnectionOrigin) -> None:
+        super().__init__(context, channel, AcceptedMemory(), handshake.master(context.app_name))
+        self._origin = origin
 
     def _perform(self, action: Action) -> Result:
         match action:
@@ -497,88 +525,48 @@ class MasterConnection(Connection):
                 return self._claim(interface_id)
             case handshake.Bind(interface_id, peer_name):
                 self.peer_name = peer_name
-                self.interface = self._socket._master(interface_id)
-                assert self.interface is not None
-                self._socket._claimed(self)
-                self.interface._bound(self)
+                self.owner = self._origin.master(interface_id)
+                assert self.owner is not None
+                self._origin.claimed(self)
+                self.owner.connection_bound(self)
             case handshake.AcceptRegion(index, size):
-                trusted = self._around.accept_unsealed or is_trusted(self.credentials.uid)
-                region = Region.accept(
-                    index,
-                    size,
-                    self._take_incoming_fd(),
-                    trusted=trusted,
-                    external=self._socket.external_region,
-                    on_loss=self._region_lost,
+                trusted = self._context.accept_unsealed or is_trusted(self.credentials.uid)
+                external = self._origin.external_region
+                self._memory.accept_region(
+                    index, size, self._take_incoming_fd(), trusted=trusted, external=external, on_loss=self._region_lost
                 )
-                self.regions.append(region)
             case handshake.AcceptRing():
-                self._accept_ring(action)
+                self._memory.check_ring(action)
+                self._memory.accept_ring(action, self._take_incoming_fd())
             case handshake.Prepare():
-                self._make_rings()
+                self._memory.make_rings()
         return None
 
     def _claim(self, interface_id: int) -> MasterTerms | None:
-        interface = self._socket._master(interface_id)
-        if interface is None:
-            if self._socket._slave(interface_id) is None:
+        owner = self._origin.master(interface_id)
+        if owner is None:
+            if not self._origin.has_slave(interface_id):
                 return None
             return MasterTerms(Mode.ETHERNET, b"", "", is_slave=True)
-        config = interface.config
-        return MasterTerms(config.mode, config.secret, config.name, connected=interface.connection is not None)
+        config = owner.config
+        return MasterTerms(config.mode, config.secret, config.name, connected=owner.connection is not None)
 
-    def _accept_ring(self, ring: handshake.AcceptRing) -> None:
-        name = f"{ring.direction.value} ring {ring.index}"
-        region, size = self.regions[ring.region], ring_bytes(ring.log2_ring_size)
-        if ring.offset + size > region.size:
-            raise ProtocolError(
-                ErrorCode.INVAL_ARG,
-                f"{name} of {size} bytes at offset {ring.offset} lies outside region {ring.region} "
-                f"of {region.size} bytes",
-            )
-        if ring.offset % _RING_ALIGNMENT:
-            raise ProtocolError(
-                ErrorCode.INVAL_ARG,
-                f"{name} lies at offset {ring.offset}, which is not a multiple of {_RING_ALIGNMENT}",
-            )
-        implementation.check_cookie(RingMemory((region.memory,), 0, ring.offset, ring.log2_ring_size, name))
-        key = RingFd(ring.direction, ring.index)
-        self._events[key] = _accept_eventfd(self._take_incoming_fd(), name)
-        self._layouts.append((RingLayout(ring.direction, ring.index, ring.region, ring.offset, 0), ring.log2_ring_size))
+    def _report(self, reason: Disconnected) -> None:
+        if self.owner is None:
+            self._origin.ended_unclaimed(self, reason)
+        else:
+            super()._report(reason)
 
-    def _make_rings(self) -> None:
-        memories = tuple(region.memory for region in self.regions)
-        for layout, log2_size in self._layouts:
-            receives = layout.direction is Direction.S2M
-            name = f"{'rx' if receives else 'tx'} ring {layout.index}"
-            memory = RingMemory(memories, layout.region, layout.offset, log2_size, name)
-            event = self._events[RingFd(layout.direction, layout.index)]
-            if receives:
-                self.rx_rings.append((layout, implementation.master_rx(memory), event))
-            else:
-                self.tx_rings.append((layout, implementation.master_tx(memory), event))
+    def _release(self) -> None:
+        self._origin.forget(self)
+        super()._release()
 
-
-def _buffer_offsets(ring: RingLayout, log2_size: int, stride: int, external: ExternalRegion | None) -> array[int]:
-    """The offset of each slot's buffer (docs/protocol.md, Shared memory: in ring order)."""
-    if external is not None and external.next_buffer_offset is not None:
-        return array("I", [external.next_buffer_offset() for _ in range(1 << log2_size)])
-    return array("I", range(ring.first_buffer, ring.first_buffer + (stride << log2_size), stride))
-
-
-def _check_offsets(offsets: array[int], buffer_size: int, region_size: int) -> None:
-    """An application's own offsets: ours always fit."""
-    highest = max(offsets)
-    if highest + buffer_size > region_size:
-        raise MemifError(
-            ErrorCode.INVAL_ARG,
-            f"next_buffer_offset() gave {highest}: a buffer of {buffer_size} bytes there does not fit into "
-            f"the external region of {region_size} bytes",
-        )
+    def __str__(self) -> str:
+        return f"{self.owner or self._origin} (peer pid {self.credentials.pid})"
 
 
 def _as_error(failure: BaseException) -> MemifError:
-    """What ends a connection, as a reason that its peer can be told."""
+    """Return any exception as an error that can be sent to the peer as a reason."""
     if isinstance(failure, MemifError):
         return failure
     error = MemifError(ErrorCode.SYSCALL, f"{type(failure).__name__}: {failure}")
@@ -587,17 +575,8 @@ def _as_error(failure: BaseException) -> MemifError:
 
 
 def _forget_frames(error: BaseException) -> None:
-    """For a reason that is kept and not raised: the frames that it comes from had regions at hand, which would stay."""
+    """Drop the tracebacks of an error that is kept and not raised: their frames would keep regions mapped."""
     link: BaseException | None = error
     while link is not None:
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
-
-
-def _accept_eventfd(fd: ReceivedFd, name: str) -> EventFd:
-    """Return the peer's eventfd as ours. Any other file could block us for ever on a write."""
-    if not is_eventfd(fd.fileno()):
-        fd.close()
-        raise ProtocolError(ErrorCode.NO_INTFD, f"{name} came with an fd that is not an eventfd")
-    os.set_blocking(fd.fileno(), False)
-    return SharedEventFd(fd.detach(), f"eventfd of {name}", fd.uid)

@@ -80,6 +80,13 @@ class SocketFile(OwnedFd):
         except OSError as error:
             logger.warning("cannot remove the socket file %s: %s", self.path, error.strerror)
 
+    def __del__(self) -> None:
+        # A runtime that is forgotten closes its listeners, but the collector may come here before it comes there.
+        if getattr(self, "path", None) is not None:
+            with contextlib.suppress(Exception):
+                self.remove()
+        super().__del__()
+
 
 def open_new(path: str) -> SocketFile:
     """The file that ``bind`` has just made at ``path``; it is removed if it cannot be opened.

@@ -10,7 +10,6 @@ which the peer can hold for as long as it likes. Unsealed memory of a trusted pe
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import functools
 import mmap
@@ -18,13 +17,16 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from memifrt.errors import ConfigError, ErrorCode, MemifError, ProtocolError, os_error
 from memifrt.memory.layout import MAX_REGION_SIZE
-from memifrt.memory.sigbus import Guard, make_private
 from memifrt.options import RegionAllocator
 from memifrt.system.fds import OwnedFd
 from memifrt.system.original_functions import close
+
+if TYPE_CHECKING:
+    from memifrt.memory.sigbus import Guard
 
 #: Called with the index of a region whose file was truncated under us.
 OnLoss = Callable[[int], object]
@@ -73,6 +75,9 @@ class Region:
     __slots__ = ("_delete", "_fd", "_guard", "index", "is_external", "memory", "size")
 
     def __init__(self, index: int, fd: OwnedFd, memory: memoryview, size: int, *, external: bool = False) -> None:
+        # Imported here because it needs ctypes, and before abandon() does: a forked child should import nothing new.
+        import memifrt.memory.sigbus  # noqa: F401
+
         self.index = index
         self.size = size
         self.is_external = external
@@ -87,7 +92,7 @@ class Region:
     @property
     def address(self) -> int:
         """The address of the mapping in this process."""
-        return ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        return _address_of(self.memory)
 
     def close(self) -> None:
         if self._fd.closed:
@@ -107,6 +112,8 @@ class Region:
         An external region is the application's own mapping, and stays as it is.
         """
         if not self.is_external and not self._fd.closed:
+            from memifrt.memory.sigbus import make_private
+
             make_private(self.address, self.size, self._fd.fileno())
 
     @classmethod
@@ -192,7 +199,7 @@ class Region:
     def _watch(self, on_loss: OnLoss | None) -> None:
         """Guard the application's own mapping, for as long as we use it."""
         if on_loss is not None and not _is_lasting(self._fd):
-            self._guard = Guard(self.address, self.size, _block(self._fd), functools.partial(on_loss, self.index))
+            self._guard = _guard(self.memory, self.size, self._fd, functools.partial(on_loss, self.index))
 
 
 class _Mapping(mmap.mmap):
@@ -268,9 +275,22 @@ def _map(fd: OwnedFd, size: int, index: int, on_loss: OnLoss | None = None) -> m
         raise MemifError(ErrorCode.NOMEM, f"cannot map region {index} of {size} bytes: {error}") from error
     memory = memoryview(mapping)
     if on_loss is not None:
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        mapping.guard = Guard(address, size, _block(fd), functools.partial(on_loss, index))
+        mapping.guard = _guard(memory, size, fd, functools.partial(on_loss, index))
     return memory
+
+
+def _guard(memory: memoryview, size: int, fd: OwnedFd, on_loss: Callable[[], object]) -> Guard:
+    """Guard the mapping ``memory`` of a file from now on."""
+    from memifrt.memory.sigbus import Guard
+
+    return Guard(_address_of(memory), size, _block(fd), on_loss)
+
+
+def _address_of(memory: memoryview) -> int:
+    """Return the address of a writable mapping in this process."""
+    import ctypes
+
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def _flat(memory: memoryview) -> memoryview:

@@ -74,7 +74,7 @@ class AsyncioPoller:
         #: Fds that were ready in vain, the oldest first; and those among them for which this round keeps room.
         self._postponed: dict[int, None] = {}
         self._reserved: set[int] = set()
-        abandon_after_fork(self)
+        abandon_after_fork(self._abandon)
 
     def __len__(self) -> int:
         """How many fds are watched."""

@@ -42,7 +42,7 @@ class EpollPoller:
         self._unyielding = 0
         #: Greenlets that wait.
         self._waits: list[ReadableWait] = []
-        abandon_after_fork(self)
+        abandon_after_fork(self._abandon)
 
     def fileno(self) -> int:
         """The epoll's own fd: readable whenever a wait would find something."""

@@ -105,7 +105,7 @@ class GeventPoller:
         self._ready: deque[_Watch] = deque()
         self._dispatcher: gevent.Greenlet | None = None
         self._parked = False
-        abandon_after_fork(self)
+        abandon_after_fork(self._abandon)
 
     def __len__(self) -> int:
         """How many fds are watched."""

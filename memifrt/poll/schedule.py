@@ -12,8 +12,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from memifrt.system.timerfd import TimerFd
+if TYPE_CHECKING:
+    from memifrt.system.timerfd import TimerFd
 
 
 @dataclass(frozen=True, order=True, slots=True)

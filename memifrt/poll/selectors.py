@@ -49,7 +49,7 @@ class SelectorPoller:
         self._selector = selector
         self._handler: FdHandler | None = None
         self._fds: set[int] = set()
-        abandon_after_fork(self)
+        abandon_after_fork(self._abandon)
 
     def __len__(self) -> int:
         """How many fds are watched."""

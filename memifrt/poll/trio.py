@@ -82,7 +82,7 @@ class TrioPoller:
         self._withdrawn: set[int] = set()
         self._epoll: original_functions.epoll | None = None
         self._scope = trio.CancelScope()
-        abandon_after_fork(self)
+        abandon_after_fork(self._abandon)
 
     def __len__(self) -> int:
         """How many fds are watched."""

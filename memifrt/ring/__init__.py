@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import platform
 from typing import cast
 
 from memifrt.ring.protocol import Burst, RingImplementation, RingMemory, RxRing, SlaveBuffers, TxRing
@@ -62,7 +61,7 @@ def unsafe_reason() -> str:
 
     Python has no memory fences. The reference relies on x86-64 keeping stores in order and loads in order.
     """
-    machine = platform.machine()
+    machine = os.uname().machine
     if __impl__ == "python" and machine not in ("x86_64", "AMD64"):
         return (
             f"the Python rings rely on x86-64's memory order and this is {machine}: packets may be read before they "

@@ -13,7 +13,6 @@ import weakref
 from typing import TYPE_CHECKING
 
 from memifrt.errors import os_error
-from memifrt.system.kick import kick_for
 from memifrt.system.original_functions import Lock, close, poll, socket
 
 if TYPE_CHECKING:
@@ -99,6 +98,9 @@ class EventFd(OwnedFd):
     __slots__ = ("_kick", "_lock", "_room", "_value")
 
     def __init__(self, fd: int, what: str) -> None:
+        # Imported here because it needs ctypes, which a program that only imports memifrt does not.
+        from memifrt.system.kick import kick_for
+
         super().__init__(fd, what)
         self._lock = Lock()
         self._value = bytearray(8)

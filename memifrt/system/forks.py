@@ -1,9 +1,9 @@
 """What a forked child inherits and does not own.
 
-Owns the hook that runs in a child after a fork, and the list of the objects that it tells. Knows nothing of memif.
+Owns the hook that runs in a child after a fork, and the list of methods that it calls. Knows nothing of memif.
 
-The child shares every fd, poll set and mapping with its parent. So the objects of the parent end there at once, each
-by its own ``_abandon``: nothing has to look at the process id later, and a call for each packet costs no more.
+The child shares every fd, poll set and mapping with its parent. The parent's objects therefore end in the child at
+once, each by a method of its own. No later call has to compare process ids, so no packet costs more.
 """
 
 from __future__ import annotations
@@ -11,31 +11,30 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from typing import Protocol
+from collections.abc import Callable
+from types import MethodType
+from typing import cast
+
+#: Each object with the method to call. Not a list of weak methods: those complain when the interpreter ends first.
+_methods: weakref.WeakKeyDictionary[object, Callable[[object], object]] = weakref.WeakKeyDictionary()
 
 
-class Inheritable(Protocol):
-    """An object that a forked child must not use."""
+def abandon_after_fork(method: Callable[[], object]) -> None:
+    """Call a bound method in every forked child, as long as its object exists. An object has one such method.
 
-    def _abandon(self) -> object:
-        """In the child: forget all that is shared with the parent, and touch none of it."""
-
-
-_things: weakref.WeakSet[Inheritable] = weakref.WeakSet()
-
-
-def abandon_after_fork(thing: Inheritable) -> None:
-    """Call ``thing._abandon()`` in every forked child, as long as the object exists."""
-    _things.add(thing)
+    :param method: forgets everything that the child shares with its parent, and touches none of it.
+    """
+    bound = cast(MethodType, method)
+    _methods[bound.__self__] = bound.__func__
 
 
 def _abandon_all() -> None:
-    for thing in list(_things):
+    for thing, method in list(_methods.items()):
         try:
-            thing._abandon()
-        except Exception:  # one that fails must not keep the others in use
+            method(thing)
+        except Exception:  # one failure must not leave the other objects in use
             sys.excepthook(*sys.exc_info())
-    _things.clear()
+    _methods.clear()
 
 
 os.register_at_fork(after_in_child=_abandon_all)

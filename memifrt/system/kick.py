@@ -14,7 +14,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import sys
 
 from memifrt.system.original_functions import close
@@ -54,9 +53,9 @@ class _Context:
 
     def __init__(self) -> None:
         """:raises OSError: the system has none to give."""
-        numbers = _SYSCALLS.get(platform.machine())
+        numbers = _SYSCALLS.get(os.uname().machine)
         if numbers is None or sys.maxsize < 1 << 32:
-            raise OSError(errno.ENOSYS, f"the numbers of io_setup's family are not known for {platform.machine()}")
+            raise OSError(errno.ENOSYS, f"the numbers of io_setup's family are not known for {os.uname().machine}")
         setup, getevents, submit = map(ctypes.c_long, numbers)
         number = ctypes.c_ulong(0)
         if ctypes.CDLL(None, use_errno=True).syscall(setup, ctypes.c_long(_SLOTS), ctypes.byref(number)):

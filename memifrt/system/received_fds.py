@@ -233,7 +233,7 @@ class _Backlog:
     def take(self, thread: object) -> list[int]:
         """Return the fds that this thread is to close."""
         taken, self.waiting = self.waiting, []
-        self._forget_parking()
+        self.forget_parking()
         self._threads[thread] = time.monotonic()
         return taken
 
@@ -278,7 +278,7 @@ class _Backlog:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
                 self._parking.sendmsg([b"fd"], rights)
             except BlockingIOError:  # this pair is full
-                self._forget_parking()
+                self.forget_parking()
             except OSError:
                 return False
             else:
@@ -286,7 +286,7 @@ class _Backlog:
                 return True
         return False
 
-    def _forget_parking(self) -> None:
+    def forget_parking(self) -> None:
         if self._parking is not None:
             self._parking.detach()
             self._parking = None
@@ -335,7 +335,7 @@ def _forget_parent() -> None:
     global _lock
     _lock = RLock()
     for backlog in _backlogs.values():
-        backlog._forget_parking()
+        backlog.forget_parking()
     _backlogs.clear()
 
 

@@ -61,7 +61,7 @@ class Background:
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name=f"events of {runtime.app_name}", daemon=True)
         _running.add(self)
-        abandon_after_fork(self)
+        abandon_after_fork(self._abandon)
         self._thread.start()
 
     # --- asking the thread --------------------------------------------------------------------------------------

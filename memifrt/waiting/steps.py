@@ -276,7 +276,7 @@ class Waiting(Generic[S]):
         self.reconnect = reconnect
         #: ``check_owner(waiting)`` raises ConfigError in a thread or loop to which the interface does not belong.
         self.check_owner = check_owner
-        abandon_after_fork(self)
+        abandon_after_fork(self._abandon)
         self._batch = check_range("batch", batch, 1, 1 << 30)
         self._passed = 0
         #: Called when the eventfds of the receive queues are watched anew.
@@ -301,7 +301,7 @@ class Waiting(Generic[S]):
             "on_interrupt": self._interrupted,
         }
         self.interface = runtime.create_interface(**ours)
-        self.interface._on_delete = self._wake_all
+        self.interface.on_delete = self._wake_all
 
     @property
     def has_interrupt_callback(self) -> bool:
@@ -527,7 +527,7 @@ class Waiting(Generic[S]):
 
     def _connected(self, interface: Interface) -> None:
         for queue in interface.rx_queues:
-            queue._on_mode = functools.partial(self._mode_changed, queue.qid)
+            queue.on_mode_change = functools.partial(self._mode_changed, queue.qid)
         if self.on_queues is not None:
             self.on_queues()
         try:
@@ -715,7 +715,7 @@ class Face(Generic[S]):
     @property
     def counters(self) -> Counters:
         """What all queues did since the interface was created, reconnects included."""
-        return Counters(*self.interface._all_counters())
+        return Counters(*self.interface.total_counters())
 
     def details(self) -> Details:
         """Everything about the interface at this moment."""
@@ -748,7 +748,7 @@ def runtime_of_this_loop(runtime: Runtime, **own: object) -> None:
 
     :raises ConfigError: it polls by itself, or an argument of ``own`` is not None.
     """
-    if runtime._poller is not None:
+    if runtime.polls_itself:
         raise ConfigError(f"{runtime!r} polls by itself, not in this loop: open_runtime() makes one that does")
     given = [name for name, value in own.items() if value is not None]
     if given:

@@ -15,7 +15,7 @@ import pytest
 from memifrt import Credentials, Interface, Runtime, State
 from memifrt.control.wire import Disconnect
 from tests.lib.peer import Peer, ScriptedMaster, ScriptedSlave, assert_packets_pass, scripted_peer
-from tests.lib.support import Pair, Recorder, wait_until
+from tests.lib.support import Pair, Recorder, runtime_of, wait_until
 
 ROLES = ("master", "slave")
 #: Long enough never to pass by itself: time is brought forward where it is to pass.
@@ -89,7 +89,7 @@ def bring_forward(runtime: Runtime) -> None:
     """Let the deadlines of handshakes come now."""
     schedule = runtime._schedule
     for handle in schedule.pending:
-        if handle is not runtime._next_attempt:
+        if handle is not runtime._reconnector.next_attempt:
             schedule.cancel(handle)
             schedule.after(0.0, handle.action)
 
@@ -255,7 +255,7 @@ def delete(interface: Interface) -> None:
 
 
 def close_runtime(interface: Interface) -> None:
-    interface._runtime.close()
+    runtime_of(interface).close()
 
 
 @pytest.mark.parametrize("role", ROLES)

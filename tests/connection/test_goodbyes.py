@@ -227,7 +227,7 @@ def test_a_listener_that_looks_whether_the_path_is_in_use_connects_to_nobody(soc
 
 def test_a_slave_that_cannot_be_bound(runtime: Runtime, socket_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with ScriptedMaster(socket_path) as peer:
-        monkeypatch.setattr("memifrt.interface.Interface._bound", lambda *_: 1 / 0)
+        monkeypatch.setattr("memifrt.interface.Interface.connection_bound", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             runtime.create_interface(socket=socket_path)
         peer.accept()

@@ -15,7 +15,7 @@ import pytest
 from memifrt import ConfigError, Disconnected, Interface, Runtime, RxQueue, TxQueue
 from memifrt.system.fds import EventFd
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, scripted_peer
-from tests.lib.support import DEADLINE, Pair, wait_until
+from tests.lib.support import DEADLINE, Pair, runtime_of, wait_until
 
 ROLES = ("master", "slave")
 MakePair = Callable[..., Pair]
@@ -196,7 +196,7 @@ def test_on_interrupt_comes_again_for_what_it_left(make_pair: MakePair, role: st
     _, tx = ends(pair, role)
     tx.send([b"a", b"b", b"c"])
     pair.wait(lambda: len(taken) == 3)
-    runtime = pair.side(role)._runtime
+    runtime = runtime_of(pair.side(role))
     assert not select.select([runtime], [], [], 0)[0]
 
 

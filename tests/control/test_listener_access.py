@@ -34,7 +34,7 @@ from memifrt.control.wire import Disconnect, Hello
 from memifrt.poll.epoll import EpollPoller
 from tests.lib.forked import NOBODY, in_child
 from tests.lib.peer import Peer, ScriptedSlave, assert_packets_pass, native
-from tests.lib.support import DEADLINE, Pair, Recorder, wait_until
+from tests.lib.support import DEADLINE, Pair, Recorder, runtime_of, wait_until
 
 US = Credentials(os.getpid(), os.geteuid(), os.getegid())
 REFUSED = f"refused: uid {US.uid}, gid {US.gid} may not connect here"
@@ -343,7 +343,7 @@ def delete_socket(master: Interface) -> None:
 
 
 @pytest.mark.parametrize("admit", [True, False])
-@pytest.mark.parametrize("act", [Interface.delete, delete_socket, lambda master: master._runtime.close()])
+@pytest.mark.parametrize("act", [Interface.delete, delete_socket, lambda master: runtime_of(master).close()])
 def test_accept_peer_may_end_it_all(socket_name: str, act: Callable[[Interface], object], admit: bool) -> None:
     with Runtime("test") as runtime:
 
@@ -518,6 +518,7 @@ def test_a_good_peer_connects_among_a_thousand_silent_ones(socket_path: str, pee
         with Runtime("besieged") as runtime:
             master = listen(runtime, socket_path)
             home = master.socket
+            assert isinstance(home, Socket)
             wait_until(lambda: len(home._half_open) == 128, runtime)
             started = time.monotonic()
             good_slave_connects(master, runtime, peer_runtime)
@@ -543,14 +544,15 @@ def crowd(path: str, size: int) -> None:
 def test_a_flood_does_not_flood_the_log(socket_name: str, caplog: pytest.LogCaptureFixture) -> None:
     with Runtime("flooded") as runtime:
         home = listen(runtime, socket_name).socket
+        assert isinstance(home, Socket)
         with caplog.at_level(logging.WARNING, "memifrt"):
             for _ in range(50):
                 with ScriptedSlave(socket_name, runtime) as peer:
                     peer.run(until="init").end("lie")
                     assert "unexpected message" in peer.reason()
             assert 1 <= len(caplog.messages) <= 10  # one in a second, on the slowest machine
-            home._complain.due = 0.0
-            kept = home._complain.kept
+            home._warn.due = 0.0
+            kept = home._warn.kept
             with ScriptedSlave(socket_name, runtime) as peer:
                 peer.run(until="init").end("lie")
                 assert "unexpected message" in peer.reason()

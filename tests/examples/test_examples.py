@@ -715,7 +715,7 @@ def test_thread_that_waits_on_a_queue_is_woken_even_if_it_drains_the_disconnect(
 
     def disconnect_first(event: EventFd) -> bool:
         monkeypatch.undo()
-        queue._disconnect(Disconnected("gone"))
+        queue.disconnect(Disconnected("gone"))
         return drain(event)
 
     monkeypatch.setattr(EventFd, "drain", disconnect_first)

@@ -21,7 +21,7 @@ from memifrt import ConfigError, Disconnected, FdEvent, Interface, MemifOSError,
 from memifrt.poll.trio import TrioPoller
 from memifrt.trio import TrioInterface, open_interface, open_runtime
 from tests.lib.flooder import BURST, flooding
-from tests.lib.support import DEADLINE
+from tests.lib.support import DEADLINE, runtime_of
 from tests.lib.ticker import ATTEMPTS, BEAT, LATE, Beats
 
 READ, DEL = FdEvent.READ, FdEvent.DEL
@@ -343,7 +343,7 @@ def test_what_a_callback_raises_comes_out_of_the_nursery_and_cancels_the_block(s
         async with open_interface(socket=socket_name, role="slave", reconnect_interval=0.02) as slave:
             options: dict[str, Any] = {callback: fail}
             async with open_interface(socket=socket_name, role="master", **options) as master:
-                runtimes.append(master.interface._runtime)
+                runtimes.append(runtime_of(master.interface))
                 await slave.wait_connected()
                 await slave.send([b"packet"])
                 if callback == "on_disconnect":

@@ -10,11 +10,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from memifrt import Disconnected, Interface, Runtime
+from memifrt import Disconnected, Interface, Runtime, Socket
 from memifrt.system import received_fds as received
 
 #: Seconds after which a wait has failed. Generous: the machine may be busy, and nothing waits that long in vain.
 DEADLINE = 20.0
+
+
+def runtime_of(thing: Interface | Socket) -> Runtime:
+    """Return the runtime that an interface or a socket belongs to."""
+    assert isinstance(thing.owner, Runtime)
+    return thing.owner
 
 
 def wait_until(predicate: Callable[[], object], *runtimes: Runtime, timeout: float = DEADLINE) -> None:

@@ -34,7 +34,7 @@ Transmit = Callable[[TxQueue], object]
 
 @pytest.fixture(params=["native", "python"])
 def each_ring(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memifrt.connection.connection.implementation", load(request.param))
+    monkeypatch.setattr("memifrt.connection.shared_memory.implementation", load(request.param))
 
 
 def receive_burst(rx: RxQueue) -> None:

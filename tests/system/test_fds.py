@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -178,7 +179,7 @@ def test_draining_does_not_block_even_if_the_peer_has_made_the_fd_blocking(event
 def kicked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[EventFd]:
     """An eventfd that is kicked as it can be on this system, or as it is where the kernel offers nothing better."""
     if request.param == "by a write":
-        monkeypatch.setattr("memifrt.system.fds.kick_for", lambda fd: None)
+        monkeypatch.setattr("memifrt.system.kick.kick_for", lambda fd: None)
     event = EventFd.create("test event")
     yield event
     event.close()
@@ -247,9 +248,9 @@ def test_kicks_that_cannot_block_come_back_when_fds_do(event: EventFd, monkeypat
 def test_a_system_without_such_kicks_is_asked_once(event: EventFd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memifrt.system.kick._context", None)
     monkeypatch.setattr("memifrt.system.kick._refused", False)
-    monkeypatch.setattr("platform.machine", lambda: "pdp11")
+    monkeypatch.setattr("os.uname", lambda: SimpleNamespace(machine="pdp11"))
     assert kick_for(event.fileno()) is None
-    monkeypatch.setattr("platform.machine", raiser(AssertionError("asked again")))
+    monkeypatch.setattr("os.uname", raiser(AssertionError("asked again")))
     assert kick_for(event.fileno()) is None
 
 

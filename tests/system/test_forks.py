@@ -27,7 +27,7 @@ from tests.lib.support import DEADLINE, Pair
 
 @pytest.fixture(params=["native", "python"])
 def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, make_pair: Callable[..., Pair]) -> Pair:
-    monkeypatch.setattr("memifrt.connection.connection.implementation", load(request.param))
+    monkeypatch.setattr("memifrt.connection.shared_memory.implementation", load(request.param))
     return make_pair()
 
 
@@ -284,3 +284,9 @@ def test_a_child_takes_nothing_out_of_an_asyncio_loop_it_shares(socket_name: str
             assert await master.recv() == [b"packet"]
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
+
+
+def test_objects_that_end_with_the_interpreter_end_in_silence() -> None:
+    program = "import memifrt; runtime = memifrt.Runtime(); runtime.cycle = runtime; runtime.close()"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert ended.stderr == b""
