@@ -11,7 +11,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -127,6 +127,8 @@ class Connection(ABC):
         self.close(Disconnected(f"no {self._awaits.awaited} within {self._around.handshake_timeout:g} s"))
 
     def _on_channel(self, events: FdEvent) -> None:
+        if self.closed:  # on_disconnect hands over events while the fd is still registered
+            return
         try:
             error, tell_peer = self._pump(events)
         except BaseException as failure:  # the application's allocator or external region: nothing goes on from here
@@ -348,11 +350,14 @@ class Connection(ABC):
         self._disconnect_queues(reason)
         if tell_peer:
             self._say_goodbye(reason)
+        steps: list[Callable[[], object]] = [self._unregister, lambda: self._report(reason)]
+        if self.interface is not None and self.interface.reports_before_unregister:
+            steps.reverse()
         try:
             try:
-                self._unregister()
+                steps[0]()
             finally:
-                self._report(reason)
+                steps[1]()
         finally:
             self._release()
 
