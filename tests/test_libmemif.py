@@ -599,7 +599,7 @@ class TestEvents:
             )
         )
 
-        def turn() -> bool:
+        def turn() -> None:
             m.memif_poll_event(0, main=ends.master.main)
             for token, events in loop.ready():
                 assert m.memif_control_fd_handler(token, events, **({"main": main} if main else {})) == OK
