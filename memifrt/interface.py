@@ -159,6 +159,10 @@ class Interface:
         #: The application's own.
         self.context = context
         self.connection: Connection | None = None
+        #: The connection that on_disconnect is being called for: its fds and memory are still there.
+        self.ending: Connection | None = None
+        #: Whether on_disconnect is called before the hook is told that the fds go, as libmemif does it.
+        self.reports_before_unregister = False
         #: Why the last connection or attempt to connect ended.
         self.last_error: MemifError | None = None
         #: The message of the failure to connect that was logged last; empty when the interface has connected since.
@@ -240,12 +244,13 @@ class Interface:
         return self._tx_queues
 
     def details(self) -> Details:
-        """Everything about the interface at this moment, libmemif's ``memif_get_details``.
+        """Everything about the interface at this moment, libmemif's ``memif_get_details``. In ``on_disconnect`` the
+        peer, the regions and the queues are those of the connection that ends.
 
         :raises ForkedError: in a forked child, to which the interface does not belong.
         """
         self.check_not_forked()
-        connection = self.connection
+        connection = self.connection or self.ending
         return Details(
             name=self.name,
             app_name=self._runtime_context.app_name,
@@ -379,7 +384,11 @@ class Interface:
             logger.info("%s: disconnected: %s", str(self), str(reason))
         self._runtime_context.reconnector.update(self)
         if self.on_disconnect is not None:
-            self.on_disconnect(self, reason)
+            before, self.ending = self.ending, connection
+            try:
+                self.on_disconnect(self, reason)
+            finally:
+                self.ending = before
 
     def queue_interrupted(self, qid: int) -> None:
         """Call ``on_interrupt``, if there is one. Called by the connection."""

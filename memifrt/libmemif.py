@@ -10,11 +10,14 @@ path, a handle, an fd, a version, a text) is returned by itself. No exception of
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, ParamSpec, TypeVar, cast, overload
 from weakref import WeakKeyDictionary
@@ -34,7 +37,19 @@ from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import Burst, implementation
 from memifrt.runtime import Runtime
 from memifrt.sockets import Socket
-from memifrt.types import VERSION, BufferFlag, FdEvent, Mode, Role, RxMode
+from memifrt.types import (
+    COOKIE,
+    MAX_INDEX,
+    MAX_LOG2_RING_SIZE,
+    SECRET_BYTES,
+    VERSION,
+    BufferFlag,
+    FdEvent,
+    Mode,
+    Role,
+    RxMode,
+    check_callback,
+)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -111,6 +126,21 @@ MEMIF_DEFAULT_TX_QUEUES = 1
 MEMIF_DEFAULT_RX_QUEUES = 1
 #: Seconds between two attempts to connect, after :func:`memif_init`.
 MEMIF_DEFAULT_RECONNECT_PERIOD_SEC = DEFAULT_RECONNECT_INTERVAL
+MEMIF_DEFAULT_RECONNECT_PERIOD_NSEC = 0
+MEMIF_DEFAULT_SOCKET_DIR, MEMIF_DEFAULT_SOCKET_FILENAME = os.path.split(DEFAULT_SOCKET)
+
+# memif.h: the protocol's.
+MEMIF_COOKIE = COOKIE
+MEMIF_VERSION = VERSION
+MEMIF_VERSION_MAJOR = VERSION >> 8
+MEMIF_VERSION_MINOR = VERSION & 0xFF
+MEMIF_MAX_M2S_RING = MEMIF_MAX_S2M_RING = MEMIF_MAX_REGION = MAX_INDEX
+MEMIF_MAX_LOG2_RING_SIZE = MAX_LOG2_RING_SIZE
+MEMIF_SECRET_SIZE = SECRET_BYTES + 1
+MEMIF_RING_S2M = 0
+MEMIF_RING_M2S = 1
+MEMIF_RING_FLAG_MASK_INT = 1
+MEMIF_DESC_FLAG_NEXT = BufferFlag.NEXT
 
 # --- handles, arguments, results ------------------------------------------------------------------------------------
 
@@ -119,10 +149,11 @@ MemifMain = Runtime
 MemifSocketHandle = Socket
 MemifConnHandle = Interface
 
-#: libmemif 2.x: ``hook(fd, events)``. Any hook fails by raising, or in C's way by returning a number that is not 0.
-ControlFdUpdate = Callable[[int, FdEvent], object]
-#: With a private context at its end: :func:`memif_per_thread_init`.
+#: libmemif 3.x: ``hook(fd, events, private_ctx)``; 3.0's :func:`memif_init` passes None.
 ControlFdUpdateWithContext = Callable[[int, FdEvent, object], object]
+#: libmemif 2.x: ``hook(fd, events)``, or 3.x's. Any hook fails by raising, or in C's way by returning a number that is
+#: not 0.
+ControlFdUpdate = Callable[[int, FdEvent], object] | ControlFdUpdateWithContext
 #: libmemif 4.0: ``hook(fd_event, private_ctx)``.
 ControlFdEventUpdate = Callable[["MemifFdEvent", object], object]
 
@@ -198,8 +229,16 @@ class MemifBuffer:
 
     @property
     def flags(self) -> BufferFlag:
-        """``MEMIF_BUFFER_FLAG_NEXT``: the packet goes on in the next buffer."""
+        """``MEMIF_BUFFER_FLAG_NEXT``: the packet goes on in the next buffer. To be set on an allocated buffer, before
+        it is sent (``tx.flags = rx.flags``).
+
+        :raises ConfigError: the buffer was received, or there is no such flag.
+        """
         return self._burst.flags(self._index)
+
+    @flags.setter
+    def flags(self, flags: int) -> None:
+        self._burst.set_flags(self._index, flags)
 
     @property
     def data(self) -> memoryview:
@@ -208,7 +247,8 @@ class MemifBuffer:
 
     @property
     def len(self) -> int:
-        """Bytes of data. To be set before it is sent: to less, or for a slave to as much as the buffer has room for.
+        """Bytes of data. To be set before it is sent: to less, or to as much as the buffer has room for. A slave knows
+        the room of its buffers; a master may use what the slave had posted when the buffer was allocated.
 
         :raises ConfigError: there is no room for it, or nothing would be left.
         """
@@ -296,6 +336,45 @@ def _failed(error: MemifError) -> int:
     return error.code
 
 
+class _CallbackError(Exception):
+    """Carries a :class:`MemifError` that a callback raised past the place where our own become codes."""
+
+    def __init__(self, error: MemifError) -> None:
+        self.error = error
+
+
+def _noting(callback: Callable[_P, _T]) -> Callable[_P, _T]:
+    """An application's callback, whose errors are known again although they are of our classes."""
+
+    @functools.wraps(callback)
+    def noted(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return callback(*args, **kwargs)
+        except MemifError as error:
+            if getattr(_last, "watched", False):
+                _last.raised = error
+            raise
+
+    return noted
+
+
+@contextlib.contextmanager
+def _callbacks_run() -> Iterator[None]:
+    """Around a call that may run callbacks: what one of them raises comes out, whatever its class."""
+    watched, outer = getattr(_last, "watched", False), getattr(_last, "raised", None)
+    _last.watched, _last.raised = True, None
+    try:
+        try:
+            yield
+        except MemifError:
+            if _last.raised is None:
+                raise
+        if _last.raised is not None:
+            raise _CallbackError(_last.raised)
+    finally:
+        _last.watched, _last.raised = watched, outer
+
+
 def _code(call: Callable[_P, None]) -> Callable[_P, int]:
     """A function without results: it returns its code."""
 
@@ -303,6 +382,8 @@ def _code(call: Callable[_P, None]) -> Callable[_P, int]:
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> int:
         try:
             call(*args, **kwargs)
+        except _CallbackError as raised:
+            raise raised.error from raised.error.__cause__
         except MemifError as error:
             return _failed(error)
         return MEMIF_ERR_SUCCESS
@@ -318,6 +399,8 @@ def _result(nothing: Callable[[], _E]) -> Callable[[Callable[_P, tuple[int, _T]]
         def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> tuple[int, _T | _E]:
             try:
                 return call(*args, **kwargs)
+            except _CallbackError as raised:
+                raise raised.error from raised.error.__cause__
             except MemifError as error:
                 return _failed(error), nothing()
 
@@ -349,6 +432,11 @@ class _SocketState:
     owns_runtime: bool
 
 
+class _NotGiven:
+    """An argument that is not there, which differs from C's NULL."""
+
+
+_NOT_GIVEN = _NotGiven()
 _main: Runtime | None = None
 _sockets: WeakKeyDictionary[Socket, _SocketState] = WeakKeyDictionary()
 
@@ -356,31 +444,68 @@ _sockets: WeakKeyDictionary[Socket, _SocketState] = WeakKeyDictionary()
 @_code
 def memif_init(
     control_fd_update: ControlFdUpdate | None = None,
-    app_name: str = MEMIF_DEFAULT_APP_NAME,
+    app_name: str | None = MEMIF_DEFAULT_APP_NAME,
     region_allocator: RegionAllocator | None = None,
+    memif_realloc: None = None,
+    memif_free: None = None,
 ) -> None:
-    """Make the global state (libmemif 2.x): ``ALREADY`` if there is one.
+    """Make the global state (libmemif 2.x and 3.x): ``ALREADY`` if there is one.
 
-    :param control_fd_update: ``hook(fd, events)``; without it memifrt polls by itself: :func:`memif_poll_event`.
+    :param control_fd_update: ``hook(fd, events)``, or ``hook(fd, events, None)`` as in 3.x; without it memifrt polls by
+        itself: :func:`memif_poll_event`.
+    :param app_name: None takes the default.
     :param region_allocator: ``allocate(size) -> fd``, in the place of C's ``malloc`` and its like.
+    :param memif_realloc: only None, as is ``memif_free``: memory is not allocated this way here.
     """
+    if memif_realloc is not None or memif_free is not None:
+        raise ConfigError("memif_realloc and memif_free must be None: a region_allocator stands in for all three")
     global _main
     if _main is not None and not _main.inherited:
         raise MemifError(ErrorCode.ALREADY, "memif_init has been called already, and memif_cleanup has not")
-    _main = _new_runtime(control_fd_update, app_name, region_allocator)
+    _main = _new_runtime(_with_context(control_fd_update, None), app_name, region_allocator)
 
 
 @_result(_none)
 def memif_per_thread_init(
     private_ctx: object = None,
-    control_fd_update: ControlFdUpdateWithContext | None = None,
-    app_name: str = MEMIF_DEFAULT_APP_NAME,
+    control_fd_update: ControlFdUpdate | None = None,
+    app_name: str | None = MEMIF_DEFAULT_APP_NAME,
     region_allocator: RegionAllocator | None = None,
+    memif_realloc: None = None,
+    memif_free: None = None,
 ) -> tuple[int, Runtime]:
     """Make a state of a thread's own, to be passed as ``main=``; its hook is ``hook(fd, events, private_ctx)``."""
-    hook = control_fd_update
-    with_context = None if hook is None else lambda fd, events: hook(fd, events, private_ctx)
-    return MEMIF_ERR_SUCCESS, _new_runtime(with_context, app_name, region_allocator)
+    if memif_realloc is not None or memif_free is not None:
+        raise ConfigError("memif_realloc and memif_free must be None: a region_allocator stands in for all three")
+    hook = _with_context(control_fd_update, private_ctx)
+    return MEMIF_ERR_SUCCESS, _new_runtime(hook, app_name, region_allocator)
+
+
+def _with_context(hook: ControlFdUpdate | None, private_ctx: object) -> Callable[[int, FdEvent], object] | None:
+    """A hook of two arguments (2.x) or three (3.x) as one of two.
+
+    :raises ConfigError: it is not a function, or takes neither.
+    """
+    check_callback("control_fd_update", hook)
+    if hook is None:
+        return None
+    call: Callable[..., object] = hook
+    if _takes(call, 3):
+        return lambda fd, events: call(fd, events, private_ctx)
+    if _takes(call, 2):
+        return call
+    raise ConfigError(f"control_fd_update is {hook!r}; it must take (fd, events) or (fd, events, private_ctx)")
+
+
+def _takes(function: Callable[..., object], count: int) -> bool:
+    """Whether a function can be called with ``count`` arguments; a built-in one that does not tell takes two."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:
+        return count == 2
+    return True
 
 
 @_code
@@ -394,24 +519,26 @@ def memif_cleanup(main: Runtime | None = None) -> None:
         _main = None
     for sock in runtime.sockets:
         _sockets.pop(sock, None)
-    runtime.close()
+    with _callbacks_run():
+        runtime.close()
 
 
 def _new_runtime(
-    hook: ControlFdUpdate | None,
-    app_name: str,
+    hook: Callable[[int, FdEvent], object] | None,
+    app_name: str | None,
     allocator: RegionAllocator | None,
     reconnect_interval: float = MEMIF_DEFAULT_RECONNECT_PERIOD_SEC,
 ) -> Runtime:
+    check_callback("region_allocator", allocator)
     return Runtime(
-        app_name,
+        MEMIF_DEFAULT_APP_NAME if app_name is None else app_name,
         control_fd_update=None if hook is None else _checked(hook),
         region_allocator=allocator or allocate_memfd,
         reconnect_interval=reconnect_interval,
     )
 
 
-def _checked(hook: ControlFdUpdate) -> Hook:
+def _checked(hook: Callable[[int, FdEvent], object]) -> Hook:
     """C's hook says by its return value that it failed, Python's by raising: both are understood."""
 
     def checked(fd: int, events: FdEvent) -> None:
@@ -472,7 +599,9 @@ def memif_create_socket(
 
     A path that starts with ``@`` or NUL is an abstract name.
     """
+    _required("args", args)
     if isinstance(args, MemifSocketArgs):
+        _required("args.path", args.path)
         return MEMIF_ERR_SUCCESS, _create_own_socket(args, private_ctx)
     sock = _runtime(None, main).create_socket(args)
     _sockets[sock] = _SocketState(private_ctx, owns_runtime=False)
@@ -481,6 +610,7 @@ def memif_create_socket(
 
 def _create_own_socket(args: MemifSocketArgs, private_ctx: object) -> Socket:
     hook = args.on_control_fd_update
+    check_callback("on_control_fd_update", hook)
     event_hook = None if hook is None else _EventHook(hook, private_ctx)
     runtime = _new_runtime(event_hook, args.app_name or MEMIF_DEFAULT_APP_NAME, None, args.connection_request_timer)
     if event_hook is not None:
@@ -510,9 +640,14 @@ def memif_get_socket_path(sock: Socket | None) -> str | None:
     return None if sock is None else sock.path
 
 
+def memif_get_socket_filename(sock: Socket | None) -> str | None:
+    """:func:`memif_get_socket_path`, as libmemif 3.x names it."""
+    return memif_get_socket_path(sock)
+
+
 def memif_get_socket_handle(conn: Interface | None) -> Socket | None:
     """The socket that a connection uses."""
-    return None if conn is None or conn.deleted else cast(Socket, conn.socket)
+    return None if conn is None or _is_gone(conn) else cast(Socket, conn.socket)
 
 
 def memif_get_listener_fd(sock: Socket | None) -> int:
@@ -523,6 +658,7 @@ def memif_get_listener_fd(sock: Socket | None) -> int:
 @_code
 def memif_set_listener_fd(sock: Socket | None, fd: int) -> None:
     """Accept peers on a listener that somebody else made, and own it from now on: ``FILE_NOT_SOCK``, ``BAD_FD``."""
+    _required("fd", fd)
     if fd < 0:
         raise MemifError(ErrorCode.BAD_FD, f"{fd} is not an fd")
     _existing(sock).set_listener_fd(fd)
@@ -531,23 +667,34 @@ def memif_set_listener_fd(sock: Socket | None, fd: int) -> None:
 @_code
 def memif_register_external_region(
     sock: Socket | None,
-    add_external_region: Callable[[int, object], tuple[int, memoryview]],
-    get_external_region_addr: Callable[[int, int, object], memoryview],
+    add_external_region: Callable[[int, object], tuple[int, memoryview]] | None,
+    get_external_region_addr: Callable[[int, int, object], memoryview] | None,
     del_external_region: Callable[[memoryview, int, int, object], object] | None = None,
     get_external_buffer_offset: Callable[[object], int] | None = None,
 ) -> None:
     """Let buffers live in the application's own memory (:class:`memifrt.ExternalRegion`); each callback gets the
     socket's private context as its last argument. ``INVAL_ARG`` once a connection exists.
 
-    :param add_external_region: slave: ``add(size, private_ctx) -> (fd, memory)``.
+    :param add_external_region: slave: ``add(size, private_ctx) -> (fd, memory)``. The fd stays the application's, as in
+        C: close it in ``delete``, which gets the same number.
     :param get_external_region_addr: master: ``map(size, fd, private_ctx) -> memory``.
     :param del_external_region: ``delete(memory, size, fd, private_ctx)``.
     :param get_external_buffer_offset: ``next_offset(private_ctx) -> offset`` of the next slot's buffer.
     """
     home = _existing(sock)
+    for what, callback in (
+        ("add_external_region", add_external_region),
+        ("get_external_region_addr", get_external_region_addr),
+        ("del_external_region", del_external_region),
+        ("get_external_buffer_offset", get_external_buffer_offset),
+    ):
+        check_callback(what, callback)
+    add, get = _noting(_required("add_external_region", add_external_region)), get_external_region_addr
+    get = _noting(_required("get_external_region_addr", get))
     state = _sockets.get(home)
     ctx = None if state is None else state.private_ctx
-    delete, offset = del_external_region, get_external_buffer_offset
+    delete = None if del_external_region is None else _noting(del_external_region)
+    offset = None if get_external_buffer_offset is None else _noting(get_external_buffer_offset)
 
     def deleted(memory: memoryview, size: int, fd: int) -> None:
         if delete is not None:
@@ -555,8 +702,8 @@ def memif_register_external_region(
 
     home.register_external_region(
         ExternalRegion(
-            add=lambda size: add_external_region(size, ctx),
-            map=lambda size, fd: get_external_region_addr(size, fd, ctx),
+            add=lambda size: add(size, ctx),
+            map=lambda size, fd: get(size, fd, ctx),
             delete=deleted,
             next_buffer_offset=None if offset is None else lambda: offset(ctx),
         )
@@ -567,6 +714,13 @@ def _existing(sock: Socket | None) -> Socket:
     if sock is None:
         raise ConfigError("there is no such socket")
     return sock
+
+
+def _required(what: str, value: _T | None) -> _T:
+    """Refuse C's NULL."""
+    if value is None:
+        raise ConfigError(f"{what} is None")
+    return value
 
 
 # --- events ---------------------------------------------------------------------------------------------------------
@@ -580,23 +734,49 @@ def memif_poll_event(timeout: float | None = None, /, *, main: Runtime | None = 
 def memif_poll_event(*, timeout: float | None, main: Runtime | None = None) -> int: ...
 @_code
 def memif_poll_event(
-    sock: Socket | float | None = None, timeout: float | None = None, *, main: Runtime | None = None
+    sock: Socket | float | _NotGiven | None = _NOT_GIVEN,
+    timeout: float | _NotGiven | None = _NOT_GIVEN,
+    *,
+    main: Runtime | None = None,
 ) -> None:
     """Wait once and handle what is ready: ``memif_poll_event(sock, timeout)`` as in 4.0, ``memif_poll_event(timeout)``
     as in 2.x. ``POLL_CANCEL`` if cancelled, ``INVAL_ARG`` with a hook.
 
-    :param timeout: in **seconds**; 0 does not wait, None or a negative number waits for as long as it takes.
+    :param timeout: in **seconds**; 0 does not wait, None or a negative number waits for as long as it takes. The first
+        whole number from 100 on, which looks like milliseconds, makes a RuntimeWarning.
     """
-    if isinstance(sock, Socket):
-        _runtime(sock).poll_event(timeout)
+    if isinstance(sock, _NotGiven):
+        runtime, seconds = _runtime(None, main), timeout
+    elif isinstance(sock, Socket) or not isinstance(timeout, _NotGiven):
+        if not isinstance(sock, Socket):
+            raise ConfigError(f"sock is {sock!r}; it must be a socket handle")
+        runtime, seconds = _runtime(sock), timeout
     else:
-        _runtime(None, main).poll_event(timeout if sock is None else sock)
+        runtime, seconds = _runtime(None, main), sock
+    _warn_of_milliseconds(seconds)
+    with _callbacks_run():
+        runtime.poll_event(None if isinstance(seconds, _NotGiven) else seconds)
+
+
+_milliseconds_warned = False
+
+
+def _warn_of_milliseconds(timeout: object) -> None:
+    """C's programs pass milliseconds, whatever its documentation says: one that waits for 1000 s seems to hang."""
+    global _milliseconds_warned
+    if isinstance(timeout, int) and timeout >= 100 and not _milliseconds_warned:
+        _milliseconds_warned = True
+        warnings.warn(
+            f"memif_poll_event waits for {timeout} seconds: its timeout is in seconds, not in milliseconds",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 @_code
-def memif_cancel_poll_event(sock: Socket | None = None, *, main: Runtime | None = None) -> None:
-    """End one poll, from any thread or signal handler; ``INVAL_ARG`` with a hook."""
-    _runtime(sock, main).cancel_poll_event()
+def memif_cancel_poll_event(sock: Socket | _NotGiven | None = _NOT_GIVEN, *, main: Runtime | None = None) -> None:
+    """End one poll, from any thread or signal handler; ``INVAL_ARG`` with a hook, and for None, which is no socket."""
+    _runtime(None if isinstance(sock, _NotGiven) else _existing(sock), main).cancel_poll_event()
 
 
 @overload
@@ -607,9 +787,11 @@ def memif_control_fd_handler(ptr: int, events: FdEvent | int, *, main: Runtime |
 def memif_control_fd_handler(ptr: MemifFdContext | int, events: FdEvent | int, *, main: Runtime | None = None) -> None:
     """Say that an fd is ready: by its number (2.x), or by the ``private_ctx`` of its :class:`MemifFdEvent` (4.0)."""
     if isinstance(ptr, MemifFdContext):
-        _runtime(None, ptr.hook.runtime).control_fd_handler(ptr.fd, events)
+        runtime, fd = _runtime(None, ptr.hook.runtime), ptr.fd
     else:
-        _runtime(None, main).control_fd_handler(ptr, events)
+        runtime, fd = _runtime(None, main), _required("fd", ptr)
+    with _callbacks_run():
+        runtime.control_fd_handler(fd, _required("events", events))
 
 
 @overload
@@ -618,16 +800,59 @@ def memif_set_connection_request_timer(sock: Socket, period: float) -> int: ...
 def memif_set_connection_request_timer(period: float, /, *, main: Runtime | None = None) -> int: ...
 @_code
 def memif_set_connection_request_timer(
-    sock: Socket | float, period: float | None = None, *, main: Runtime | None = None
+    sock: Socket | float, period: float | _NotGiven | None = _NOT_GIVEN, *, main: Runtime | None = None
 ) -> None:
     """The period in **seconds** in which slaves try to connect, 0 for none: of a socket's event loop
     (``(sock, period)``, 4.0) or the global one (``(period)``, 2.x)."""
     if isinstance(sock, Socket):
-        if period is None:
+        if period is None or isinstance(period, _NotGiven):
             raise ConfigError("there is no period")
         _runtime(sock).set_reconnect_interval(period)
+    elif isinstance(period, _NotGiven):
+        _runtime(None, main).set_reconnect_interval(_required("period", sock))
     else:
-        _runtime(None, main).set_reconnect_interval(sock)
+        raise ConfigError(f"sock is {sock!r}; it must be a socket handle")
+
+
+# --- libmemif 3.x: the same, for a thread's state --------------------------------------------------------------------
+
+
+def memif_per_thread_cleanup(main: Runtime | None) -> int:
+    """:func:`memif_cleanup` of a thread's state."""
+    return _no_main() if main is None else memif_cleanup(main)
+
+
+def memif_per_thread_create_socket(
+    main: Runtime | None, filename: str | os.PathLike[str] = MEMIF_DEFAULT_SOCKET_PATH, private_ctx: object = None
+) -> tuple[int, Socket | None]:
+    """:func:`memif_create_socket` in a thread's state."""
+    if main is None:
+        return _no_main(), None
+    return memif_create_socket(filename, private_ctx, main=main)
+
+
+def memif_per_thread_poll_event(main: Runtime | None, timeout: float | None = None) -> int:
+    """:func:`memif_poll_event` of a thread's state; ``timeout`` is in **seconds**."""
+    return _no_main() if main is None else memif_poll_event(timeout=timeout, main=main)
+
+
+def memif_per_thread_cancel_poll_event(main: Runtime | None) -> int:
+    """:func:`memif_cancel_poll_event` of a thread's state."""
+    return _no_main() if main is None else memif_cancel_poll_event(main=main)
+
+
+def memif_per_thread_control_fd_handler(main: Runtime | None, fd: int, events: FdEvent | int) -> int:
+    """:func:`memif_control_fd_handler` of a thread's state."""
+    return _no_main() if main is None else memif_control_fd_handler(fd, events, main=main)
+
+
+def memif_per_thread_set_connection_request_timer(main: Runtime | None, period: float) -> int:
+    """:func:`memif_set_connection_request_timer` of a thread's state; ``period`` is in **seconds**."""
+    return _no_main() if main is None else memif_set_connection_request_timer(period, main=main)
+
+
+def _no_main() -> int:
+    return _failed(ConfigError("main is None; it must be what memif_per_thread_init made"))
 
 
 # --- connections ----------------------------------------------------------------------------------------------------
@@ -646,8 +871,29 @@ def memif_create(
     ``CONN`` if the id is taken, ``MAX_RING`` for more than 2^14 slots. A slave receives nothing before
     ``memif_refill_queue(conn, qid, -1, 0)`` in its ``on_connect``. ``conn.last_error`` says why a connection ended.
     """
+    _required("args", args)
     runtime = _runtime(args.socket)
-    conn = runtime.create_interface(
+    for what, callback in (
+        ("on_connect", on_connect),
+        ("on_disconnect", on_disconnect),
+        ("on_interrupt", on_interrupt),
+    ):
+        check_callback(what, callback)
+    with _callbacks_run():
+        conn = _create(runtime, args, on_connect, on_disconnect, on_interrupt, private_ctx)
+    conn.reports_before_unregister = True
+    return MEMIF_ERR_SUCCESS, conn
+
+
+def _create(
+    runtime: Runtime,
+    args: MemifConnArgs,
+    on_connect: ConnectionCallback | None,
+    on_disconnect: ConnectionCallback | None,
+    on_interrupt: InterruptCallback | None,
+    private_ctx: object,
+) -> Interface:
+    return runtime.create_interface(
         socket=MEMIF_DEFAULT_SOCKET_PATH if args.socket is None else args.socket,
         id=args.interface_id,
         name=args.interface_name,
@@ -664,32 +910,37 @@ def memif_create(
         on_interrupt=_on_interrupt(on_interrupt, private_ctx),
         context=private_ctx,
     )
-    return MEMIF_ERR_SUCCESS, conn
 
 
 def _on_connect(callback: ConnectionCallback | None, ctx: object) -> OnConnect | None:
-    return None if callback is None else lambda conn: callback(conn, ctx)
+    return None if callback is None else _noting(lambda conn: callback(conn, ctx))
 
 
 def _on_disconnect(callback: ConnectionCallback | None, ctx: object) -> OnDisconnect | None:
-    return None if callback is None else lambda conn, reason: callback(conn, ctx)
+    return None if callback is None else _noting(lambda conn, reason: callback(conn, ctx))
 
 
 def _on_interrupt(callback: InterruptCallback | None, ctx: object) -> OnInterrupt | None:
-    return None if callback is None else lambda conn, qid: callback(conn, ctx, qid)
+    return None if callback is None else _noting(lambda conn, qid: callback(conn, ctx, qid))
 
 
 @_code
 def memif_delete(conn: Interface | None) -> None:
-    """Disconnect (``on_disconnect`` is called) and forget: the handle is ``NOCONN`` from then on."""
-    _live(conn).delete()
+    """Disconnect (``on_disconnect`` is called, in which the handle still works) and forget: the handle is ``NOCONN``
+    from then on."""
+    live = _live(conn)
+    if live.deleted:  # by the call that on_disconnect runs in
+        raise MemifError(ErrorCode.NOCONN, f"{live} is deleted")
+    with _callbacks_run():
+        live.delete()
 
 
 @_code
 def memif_request_connection(conn: Interface | None) -> None:
     """Connect now, without waiting for the timer: ``ALRCONN``, or the errno of the attempt (``NO_FILE``,
     ``CONNREFUSED``, ``ACCES``, …). A master that listens has nothing to do."""
-    _live(conn).request_connection()
+    with _callbacks_run():
+        _live(conn).request_connection()
 
 
 @_result(_none)
@@ -727,11 +978,16 @@ def _queue_details(queue: QueueDetails) -> MemifQueueDetails:
 
 
 def _live(conn: Interface | None) -> Interface:
-    if conn is None or conn.deleted:
+    if conn is None or _is_gone(conn):
         if conn is not None:
             conn.check_not_forked()
         raise MemifError(ErrorCode.NOCONN, "there is no such connection" if conn is None else f"{conn} is deleted")
     return conn
+
+
+def _is_gone(conn: Interface) -> bool:
+    """Whether a connection is deleted. In on_disconnect it still works, as in C."""
+    return conn.deleted and conn.ending is None
 
 
 def _member(what: str, kind: type[_M], value: int) -> _M:
@@ -779,7 +1035,11 @@ def memif_refill_queue(conn: Interface | None, qid: int, count: int = -1, headro
 
     :param headroom: bytes that stay free in front of the next packet; for a slave.
     """
-    _rx(conn, qid).refill(None if count == -1 else count, headroom)
+    queue = _rx(conn, qid)
+    try:
+        queue.refill(None if count == -1 else count, headroom)
+    except BufferError as error:
+        raise ConfigError(str(error)) from error
 
 
 @_result(_no_buffers)
@@ -813,6 +1073,8 @@ def memif_tx_burst(
                 raise ConfigError(f"buffer {sent} is not the next that is to be sent on queue {qid}")
             try:
                 queue.transmit(burst, length)
+            except BufferError as error:
+                raise ConfigError(str(error)) from error
             finally:  # a failed kick comes after the packets
                 sent += burst.done - first
     except MemifError as error:
@@ -832,7 +1094,8 @@ def memif_buffer_enq_tx(
     queue = _tx(conn, qid)
     done = 0
     for burst, first, length in _runs(buffers, count):
-        swapped = queue.enqueue(burst, first, length)
+        with _no_derived_views():
+            swapped = queue.enqueue(burst, first, length)
         for index in range(len(swapped)):
             buffer = buffers[done + index]
             buffer._queue, buffer._burst, buffer._index = queue, swapped, index
@@ -847,10 +1110,11 @@ def memif_buffer_requeue(conn: Interface | None, buffer_a: MemifBuffer, buffer_b
     """Zero copy: let two buffers change places, within a queue or across. Each keeps its data, and has the other's
     queue and index then. ``INVAL_ARG`` for a master."""
     _live(conn)
-    a, b = buffer_a, buffer_b
+    a, b = _required("buffer_a", buffer_a), _required("buffer_b", buffer_b)
     _check_held(a)
     _check_held(b)
-    implementation.exchange(a._burst, a._index, b._burst, b._index)
+    with _no_derived_views():
+        implementation.exchange(a._burst, a._index, b._burst, b._index)
     a._queue, a._burst, a._index, b._queue, b._burst, b._index = (
         b._queue, b._burst, b._index, a._queue, a._burst, a._index,
     )  # fmt: skip
@@ -861,8 +1125,9 @@ def memif_set_next_free_buffer(conn: Interface | None, qid: int, buffer: MemifBu
     """Give back this allocated buffer and all after it: the next allocation starts here. ``INVAL_ARG`` if it is not
     allocated, or sent."""
     queue = _tx(conn, qid)
-    _check_held(buffer)
-    queue.rewind(buffer._burst, buffer._index)
+    _check_held(_required("buffer", buffer))
+    with _no_derived_views():
+        queue.rewind(buffer._burst, buffer._index)
 
 
 def _rx(conn: Interface | None, qid: int) -> RxQueue:
@@ -883,8 +1148,18 @@ def _pick(conn: Interface, queues: tuple[_Q, ...], qid: int) -> _Q:
     raise MemifError(ErrorCode.QID, f"{conn} has {len(queues)} such queue(s); there is no queue {qid}")
 
 
+@contextlib.contextmanager
+def _no_derived_views() -> Iterator[None]:
+    """:raises ConfigError: a slice or the like of a buffer's ``data`` is still held."""
+    try:
+        yield
+    except BufferError as error:
+        raise ConfigError(str(error)) from error
+
+
 def _runs(buffers: Sequence[MemifBuffer], count: int | None) -> list[tuple[Burst, int, int]]:
     """The first ``count`` buffers as runs of neighbours in their bursts: burst, first index, length."""
+    _required("buffers", buffers)
     if count is not None and not 0 <= count <= len(buffers):
         raise ConfigError(f"count is {count}, of {len(buffers)} buffers")
     runs: list[tuple[Burst, int, int]] = []
@@ -900,7 +1175,8 @@ def _runs(buffers: Sequence[MemifBuffer], count: int | None) -> list[tuple[Burst
 
 
 def _check_held(buffer: MemifBuffer) -> None:
-    """:raises ConfigError: the buffer is the peer's (again)."""
+    """:raises ConfigError: the buffer is the peer's (again), or None."""
+    _required("buffer", buffer)
     try:
         buffer._burst.length(buffer._index)
     except (ValueError, IndexError) as error:

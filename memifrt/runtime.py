@@ -425,7 +425,8 @@ class Runtime:
             steps += [interface.delete, functools.partial(self.forget, interface)]
         steps += [socket.delete for socket in self._sockets.values() if not socket.implicit]
         steps += [server.close for server in self._servers]
-        steps += [lambda: self._registry.remove(self._timer.fileno())]
+        # The timer's; and those of a connection whose end is being reported, if its on_disconnect has called this.
+        steps += [self._registry.remove_all]
         for step in steps:
             try:
                 step()

@@ -11,6 +11,8 @@ import select
 import socket
 import struct
 import threading
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +20,15 @@ from typing import Any, TypeVar
 
 import pytest
 
-from memifrt import FdEvent, MemifOSError, Runtime
+from memifrt import ConfigError, Disconnected, FdEvent, MemifOSError, Runtime
 from memifrt import libmemif as m
 from memifrt.control.wire import AddRegion, AddRing, Disconnect, Hello, Message
+from memifrt.errors import os_error
 from memifrt.libmemif import MemifBuffer, MemifConnArgs, MemifConnHandle, MemifFdEvent, MemifSocketArgs
 from memifrt.memory.layout import buffer_stride
 from memifrt.system.fds import EventFd
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, native
-from tests.lib.support import runtime_of, wait_until
+from tests.lib.support import DEADLINE, runtime_of, wait_until
 
 _T = TypeVar("_T")
 
@@ -1489,3 +1492,362 @@ class TestIcmpResponder:
         assert len(replies) == PACKETS
         for number, reply in enumerate(replies):
             assert_reply(reply, number)
+
+
+# --- what a callback may do, and what it raises ---------------------------------------------------------------------
+
+
+class TestOnDisconnectOfADeletion:
+    """The handle works as in C: everything is released only afterwards."""
+
+    @pytest.mark.parametrize("how", ["memif_delete", "memif_cleanup"])
+    def test_the_handle_still_works(self, link: Callable[..., Link], role: str, how: str) -> None:
+        ends = link()
+        end, seen = ends.end(role), []
+
+        def on_disconnect(conn: MemifConnHandle, ctx: object) -> None:
+            details = got(m.memif_get_details(conn))
+            seen.append((details.remote_inst_name, len(details.regions), len(details.rx_queues)))
+            os.fstat(got(m.memif_get_queue_efd(conn, 0)))
+            os.fstat(details.regions[0].fd)
+            assert m.memif_get_socket_handle(conn) is end.sock
+            if how == "memif_delete":
+                assert m.memif_cancel_poll_event(m.memif_get_socket_handle(conn)) == OK
+            assert m.memif_rx_burst(conn, 0, 1) == (m.MEMIF_ERR_DISCONNECTED, [])
+            assert m.memif_delete(conn) == m.MEMIF_ERR_NOCONN
+            assert m.memif_request_connection(conn) == m.MEMIF_ERR_NOCONN
+
+        conn = end.handle
+        conn.on_disconnect = lambda conn, reason: on_disconnect(conn, None)
+        assert (m.memif_delete(conn) if how == "memif_delete" else m.memif_cleanup(end.main)) == OK
+        assert seen == [(f"{ends.other(role).role}-app", 1, 1)]
+        if how == "memif_delete":
+            assert m.memif_poll_event(0, main=end.main) == m.MEMIF_ERR_POLL_CANCEL
+        assert m.memif_get_details(conn) == (m.MEMIF_ERR_NOCONN, None)
+        assert m.memif_get_socket_handle(conn) is None
+        assert m.memif_get_queue_efd(conn, 0) == (m.MEMIF_ERR_NOCONN, -1)
+
+    @pytest.mark.parametrize("end", ["memif_delete", "memif_cleanup", "memif_cleanup inside", "the peer"])
+    def test_the_hook_hears_of_the_fds_afterwards(
+        self, make_end: Callable[..., End], socket_name: str, end: str
+    ) -> None:
+        told: list[object] = []
+        watched: dict[int, FdEvent] = {}
+
+        def hook(fd: int, events: FdEvent, ctx: object) -> int:
+            assert ctx == "mine"
+            told.append("del" if events & m.MEMIF_FD_EVENT_DEL else "other")
+            if events & m.MEMIF_FD_EVENT_DEL:
+                os.fstat(fd)
+                del watched[fd]
+            else:
+                watched[fd] = events
+            return 0
+
+        def on_disconnect(conn: MemifConnHandle, ctx: object) -> None:
+            told.append("disconnect")
+            for fd in list(watched):  # what the application's loop has still to hand over is harmless
+                assert m.memif_per_thread_control_fd_handler(main, fd, m.MEMIF_FD_EVENT_READ) in (
+                    OK,
+                    m.MEMIF_ERR_INVAL_ARG,  # inside the handler already
+                )
+            if end == "memif_cleanup inside":
+                assert m.memif_per_thread_cleanup(main) == OK
+
+        main = got(m.memif_per_thread_init("mine", hook))
+        sock = got(m.memif_per_thread_create_socket(main, socket_name))
+        conn = got(
+            m.memif_create(MemifConnArgs(socket=sock, is_master=True), None, on_disconnect, lambda conn, ctx, qid: None)
+        )
+        peer = make_end("slave", socket_name)
+        peer.create()
+
+        def turn() -> bool:
+            for fd in [fd for fd in watched if readable(fd)]:
+                assert m.memif_control_fd_handler(fd, m.MEMIF_FD_EVENT_READ, main=main) == OK
+            return m.memif_poll_event(0.005, main=peer.main) == OK
+
+        def drive(predicate: Callable[[], object]) -> None:
+            deadline = time.monotonic() + DEADLINE
+            while not predicate():
+                assert turn()
+                assert time.monotonic() < deadline
+
+        drive(lambda: conn.connected and peer.connected)
+        told.clear()
+        if end == "the peer":
+            assert m.memif_delete(peer.conn) == OK
+            drive(lambda: not conn.connected)
+        elif end == "memif_cleanup":
+            assert m.memif_cleanup(main) == OK
+        else:
+            assert m.memif_delete(conn) == OK
+        assert told[0] == "disconnect"
+        assert "del" in told[1:]
+        m.memif_cleanup(main)
+        assert watched == {}
+
+
+ERRORS: list[BaseException] = [
+    KeyError("mine"),
+    ConfigError("mine"),
+    Disconnected("mine"),
+    os_error("mine", FileNotFoundError(errno.ENOENT, "mine")),
+    SystemExit(3),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+class TestWhatACallbackRaises:
+    """It comes out, whatever its class: only our own errors become codes."""
+
+    @pytest.mark.parametrize("callback", ["on_connect", "on_disconnect", "on_interrupt"])
+    def test_of_a_connection(self, ends: Link, callback: str, error: BaseException) -> None:
+        def fail(*args: object) -> None:
+            raise error
+
+        def refill(conn: MemifConnHandle, ctx: object) -> None:
+            m.memif_refill_queue(conn, 0, -1, 0)
+
+        callbacks: dict[str, Any] = {"on_connect": refill, callback: fail}
+        ends.master.create()
+        conn = got(m.memif_create(MemifConnArgs(socket=ends.slave.sock), **callbacks))
+
+        def happens() -> None:
+            poll(ends, lambda: conn.connected and ends.master.connected)
+            if callback == "on_interrupt":
+                ends.master.send(b"packet")
+            else:
+                assert m.memif_delete(ends.master.conn) == OK
+            poll(ends, lambda: False)
+
+        with pytest.raises(type(error)) as caught:
+            happens()
+        assert caught.value is error
+        conn.on_disconnect = None
+
+    def test_of_a_deletion(self, link: Callable[..., Link], error: BaseException) -> None:
+        def fail(conn: MemifConnHandle, ctx: object) -> None:
+            raise error
+
+        link_ = link()
+        end = link_.slave
+        other = got(m.memif_create(MemifConnArgs(socket=end.sock, interface_id=7), None, fail))
+        link_.master.conn = got(m.memif_create(MemifConnArgs(socket=link_.master.sock, is_master=True, interface_id=7)))
+        link_.wait(lambda: other.connected)
+        with pytest.raises(type(error)) as caught:
+            m.memif_delete(other)
+        assert caught.value is error
+        assert m.memif_delete(other) == m.MEMIF_ERR_NOCONN
+
+    def test_of_an_external_region(self, ends: Link, error: BaseException) -> None:
+        def add(size: int, ctx: object) -> tuple[int, memoryview]:
+            raise error
+
+        assert m.memif_register_external_region(ends.slave.sock, add, lambda size, fd, ctx: memoryview(b"")) == OK
+        ends.master.create()
+        conn = ends.slave.create()
+        with pytest.raises(type(error)) as caught:
+            poll(ends, lambda: False)
+        assert caught.value is error
+        assert conn.connection is None
+        assert m.memif_poll_event(0, main=ends.slave.main) == OK, "it does not come twice"
+
+
+def poll(ends: Link, predicate: Callable[[], object]) -> None:
+    """Let both ends poll by libmemif's call alone."""
+    deadline = time.monotonic() + DEADLINE
+    while not predicate():
+        assert time.monotonic() < deadline, f"not within {DEADLINE} s: {predicate}"
+        for end in (ends.slave, ends.master):
+            assert m.memif_poll_event(0.005, main=end.main) == OK
+
+
+#: For what no type checker lets pass.
+untyped: Any = m
+
+
+class TestWhatIsNotThere:
+    """C's NULL gives INVAL_ARG where C gives it, and never an exception."""
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda conn, sock: untyped.memif_create_socket(None)[0],
+            lambda conn, sock: untyped.memif_create_socket(untyped.MemifSocketArgs(None))[0],
+            lambda conn, sock: untyped.memif_create(None)[0],
+            lambda conn, sock: untyped.memif_delete_socket(None),
+            lambda conn, sock: untyped.memif_set_listener_fd(sock, None),
+            lambda conn, sock: untyped.memif_poll_event(None, 0),
+            lambda conn, sock: untyped.memif_poll_event(None, -1),
+            lambda conn, sock: untyped.memif_cancel_poll_event(None),
+            lambda conn, sock: untyped.memif_control_fd_handler(None, 1),
+            lambda conn, sock: untyped.memif_set_connection_request_timer(None, 1),
+            lambda conn, sock: untyped.memif_set_connection_request_timer(None),
+            lambda conn, sock: untyped.memif_set_connection_request_timer(sock, None),
+            lambda conn, sock: untyped.memif_register_external_region(sock, None, len),
+            lambda conn, sock: untyped.memif_register_external_region(sock, len, None),
+            lambda conn, sock: untyped.memif_tx_burst(conn, 0, None)[0],
+            lambda conn, sock: untyped.memif_tx_burst(conn, 0, [None])[0],
+            lambda conn, sock: untyped.memif_buffer_enq_tx(conn, 0, None)[0],
+            lambda conn, sock: untyped.memif_buffer_requeue(conn, None, None),
+            lambda conn, sock: untyped.memif_set_next_free_buffer(conn, 0, None),
+            lambda conn, sock: untyped.memif_per_thread_cleanup(None),
+            lambda conn, sock: untyped.memif_per_thread_create_socket(None, "@x")[0],
+            lambda conn, sock: untyped.memif_per_thread_poll_event(None, 0),
+            lambda conn, sock: untyped.memif_per_thread_cancel_poll_event(None),
+            lambda conn, sock: untyped.memif_per_thread_control_fd_handler(None, 0, 1),
+            lambda conn, sock: untyped.memif_per_thread_set_connection_request_timer(None, 1),
+        ],
+    )
+    def test_it_is_an_invalid_argument(self, link: Callable[..., Link], call: Any) -> None:
+        ends = link()
+        assert m.memif_init() == OK
+        assert call(ends.slave.conn, ends.slave.sock) == m.MEMIF_ERR_INVAL_ARG
+
+    @pytest.mark.parametrize("callback", ["on_connect", "on_disconnect", "on_interrupt"])
+    def test_a_callback_that_cannot_be_called_is_refused(self, ends: Link, callback: str) -> None:
+        arguments: dict[str, Any] = {callback: 5}
+        assert m.memif_create(MemifConnArgs(socket=ends.slave.sock), **arguments) == (m.MEMIF_ERR_INVAL_ARG, None)
+        assert callback in str(m.memif_last_error())
+        assert ends.slave.main.interfaces == ()
+
+    def test_a_hook_that_cannot_be_called_is_refused(self, socket_name: str) -> None:
+        five: Any = 5
+        for hook in (five, lambda: 0, lambda fd: 0, lambda a, b, c, d: 0):
+            assert untyped.memif_init(hook) == m.MEMIF_ERR_INVAL_ARG
+            assert untyped.memif_per_thread_init(None, hook) == (m.MEMIF_ERR_INVAL_ARG, None)
+        args = MemifSocketArgs(socket_name, on_control_fd_update=five)
+        assert m.memif_create_socket(args) == (m.MEMIF_ERR_INVAL_ARG, None)
+        assert m.memif_init(None, "app", five) == m.MEMIF_ERR_INVAL_ARG
+        assert untyped.memif_init(None, "app", None, five) == m.MEMIF_ERR_INVAL_ARG
+
+
+# --- libmemif 3.x ---------------------------------------------------------------------------------------------------
+
+
+class TestLibmemif3:
+    def test_init_takes_its_arguments_and_its_hook_three(self) -> None:
+        told: list[tuple[object, ...]] = []
+        assert m.memif_init(lambda *args: told.append(args), "app", None, None, None) == OK
+        ((fd, events, ctx),) = told
+        assert (events, ctx) == (m.MEMIF_FD_EVENT_READ, None)
+        assert m.memif_cleanup() == OK
+        assert told[1] == (fd, m.MEMIF_FD_EVENT_DEL, None)
+        assert m.memif_init(None, None) == OK, "NULL takes the default name"
+
+    def test_a_hook_of_two_arguments_works_for_a_thread_as_well(self) -> None:
+        told: list[tuple[object, ...]] = []
+        main = got(m.memif_per_thread_init("mine", lambda fd, events: told.append((fd, events))))
+        assert m.memif_per_thread_cleanup(main) == OK
+        assert [events for _, events in told] == [m.MEMIF_FD_EVENT_READ, m.MEMIF_FD_EVENT_DEL]
+        assert m.memif_per_thread_cleanup(main) == m.MEMIF_ERR_INVAL_ARG
+
+    def test_a_thread_has_its_own_calls(self, socket_name: str) -> None:
+        main = got(m.memif_per_thread_init())
+        sock = got(m.memif_per_thread_create_socket(main, socket_name, "mine"))
+        assert m.memif_get_socket_filename(sock) == m.memif_get_socket_path(sock) == socket_name
+        assert m.memif_get_socket_filename(None) is None
+        assert m.memif_per_thread_set_connection_request_timer(main, 3) == OK
+        assert main.reconnect_interval == 3
+        assert m.memif_per_thread_poll_event(main, 0) == OK
+        assert m.memif_per_thread_cancel_poll_event(main) == OK
+        assert m.memif_per_thread_poll_event(main, -1) == m.MEMIF_ERR_POLL_CANCEL
+        assert m.memif_per_thread_control_fd_handler(main, 12345, m.MEMIF_FD_EVENT_READ) == OK
+        assert m.memif_per_thread_cleanup(main) == OK
+
+    def test_flags_are_copied_from_what_came_in(self, link: Callable[..., Link], role: str) -> None:
+        """A responder in C copies buffer by buffer, and the flag with each: a chain stays one."""
+        ends = link(buffer_size=64)
+        end, other = ends.end(role), ends.other(role)
+        other.send(bytes(range(150)))
+        received = got(m.memif_rx_burst(end.conn, 0, 8))
+        assert len(received) == 3
+        for rx in received:
+            (tx,) = got(m.memif_buffer_alloc(end.conn, 0, 1, 1))
+            tx.len = rx.len
+            tx.data[:] = rx.data
+            tx.flags = rx.flags
+            assert m.memif_tx_burst(end.conn, 0, [tx]) == (OK, 1)
+        assert m.memif_refill_queue(end.conn, 0, -1, 0) == OK
+        assert b"".join(other.receive()) == bytes(range(150))
+        assert other.handle.rx_queues[0].counters.packets == 1
+        (tx,) = got(m.memif_buffer_alloc(end.conn, 0, 1, 1))
+        with pytest.raises(ValueError, match="flags"):
+            tx.flags = 2
+        assert tx.flags == 0
+
+    def test_a_timeout_in_milliseconds_is_warned_of_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(m, "_milliseconds_warned", False)
+        assert m.memif_init() == OK
+        for _ in range(2):
+            assert m.memif_cancel_poll_event() == OK
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                assert m.memif_poll_event(1000) == m.MEMIF_ERR_POLL_CANCEL
+            assert [str(warning.message) for warning in caught] == (
+                [] if _ else ["memif_poll_event waits for 1000 seconds: its timeout is in seconds, not in milliseconds"]
+            )
+            assert all(warning.filename == __file__ for warning in caught)
+
+    @pytest.mark.parametrize("timeout", [0, 0.5, 99, None, -1, 100.5])
+    def test_other_timeouts_are_not(self, timeout: float | None) -> None:
+        assert m.memif_init() == OK
+        assert m.memif_cancel_poll_event() == OK
+        assert m.memif_poll_event(timeout) == m.MEMIF_ERR_POLL_CANCEL
+
+    def test_constants(self) -> None:
+        assert (m.MEMIF_COOKIE, m.MEMIF_VERSION, m.MEMIF_SECRET_SIZE) == (0x3E31F20, 0x0200, 24)
+        assert (m.MEMIF_VERSION_MAJOR, m.MEMIF_VERSION_MINOR) == (2, 0)
+        assert f"{m.MEMIF_DEFAULT_SOCKET_DIR}/{m.MEMIF_DEFAULT_SOCKET_FILENAME}" == m.MEMIF_DEFAULT_SOCKET_PATH
+        assert (m.MEMIF_MAX_REGION, m.MEMIF_MAX_S2M_RING, m.MEMIF_MAX_M2S_RING) == (255, 255, 255)
+        assert (m.MEMIF_MAX_LOG2_RING_SIZE, m.MEMIF_RING_FLAG_MASK_INT, m.MEMIF_DESC_FLAG_NEXT) == (14, 1, 1)
+
+
+class TestViewsOfBuffers:
+    """A slice of a buffer's data that is still held is a code, not another packet's bytes."""
+
+    def test_refill(self, link: Callable[..., Link], role: str) -> None:
+        ends = link()
+        ends.other(role).send(b"packet")
+        conn = ends.end(role).conn
+        (buffer,) = got(m.memif_rx_burst(conn, 0, 1))
+        header = buffer.data[:2]
+        assert m.memif_refill_queue(conn, 0, -1, 0) == m.MEMIF_ERR_INVAL_ARG
+        assert "still exported" in str(m.memif_last_error())
+        del header
+        assert m.memif_refill_queue(conn, 0, -1, 0) == OK
+
+    def test_transmission(self, link: Callable[..., Link], role: str) -> None:
+        ends = link()
+        conn = ends.end(role).conn
+        buffers = got(m.memif_buffer_alloc(conn, 0, 1, 4))
+        header = buffers[0].data[:2]
+        assert m.memif_tx_burst(conn, 0, buffers) == (m.MEMIF_ERR_INVAL_ARG, 0)
+        assert m.memif_set_next_free_buffer(conn, 0, buffers[0]) == m.MEMIF_ERR_INVAL_ARG
+        del header
+        assert m.memif_tx_burst(conn, 0, buffers) == (OK, 1)
+
+
+def test_fd_of_an_external_region_is_the_applications_to_close(ends: Link) -> None:
+    added: list[int] = []
+    deleted: list[int] = []
+
+    def add(size: int, ctx: object) -> tuple[int, memoryview]:
+        fd = os.memfd_create("memory of the application", os.MFD_CLOEXEC)
+        os.ftruncate(fd, size)
+        added.append(fd)
+        return fd, memoryview(mmap.mmap(fd, size))
+
+    def delete(memory: memoryview, size: int, fd: int, ctx: object) -> None:
+        deleted.append(fd)
+        os.close(fd)
+
+    get = OwnMemory().get
+    assert m.memif_register_external_region(ends.slave.sock, add, get, delete) == OK
+    ends.master.create()
+    ends.slave.create()
+    ends.wait(lambda: ends.master.connected and ends.slave.connected)
+    os.fstat(added[0])
+    assert m.memif_delete(ends.slave.conn) == OK
+    assert deleted == added

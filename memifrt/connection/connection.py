@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from memifrt.connection.context import RuntimeContext
@@ -59,6 +59,10 @@ class ConnectionOwner(Protocol):
 
     @property
     def tx_totals(self) -> CounterTotals: ...
+
+    @property
+    def reports_before_unregister(self) -> bool:
+        """Whether the application learns of the end before the hook is told of the fds, as with libmemif."""
 
     def connection_bound(self, connection: Connection) -> None:
         """Take the connection: its peer talks to this interface from now on."""
@@ -163,6 +167,8 @@ class Connection(ABC):
         self.close(Disconnected(f"no {self._awaits.awaited} within {self._context.handshake_timeout:g} s"))
 
     def _on_channel(self, events: FdEvent) -> None:
+        if self.closed:  # on_disconnect hands over events while the fd is still registered
+            return
         try:
             error, tell_peer = self._pump(events)
         except BaseException as failure:  # the application's allocator or external region failed
@@ -405,11 +411,14 @@ class Connection(ABC):
         self._disconnect_queues(reason)
         if tell_peer:
             self._say_goodbye(reason)
+        steps: list[Callable[[], object]] = [self._unregister, lambda: self._report(reason)]
+        if self.owner is not None and self.owner.reports_before_unregister:
+            steps.reverse()
         try:
             try:
-                self._unregister()
+                steps[0]()
             finally:
-                self._report(reason)
+                steps[1]()
         finally:
             self._release()
 

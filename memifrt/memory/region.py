@@ -50,9 +50,10 @@ class ExternalRegion:
     """The application's own shared memory for the buffers: region 1 and above; region 0 never is external.
 
     ``add(size)`` (slave) returns ``(fd, memory)``: a file and its writable mapping, each of at least ``size`` bytes.
-    ``map(size, fd)`` (master) maps a region that a peer sent; the fd stays memifrt's. ``delete(memory, size, fd)``
-    is told when memifrt is done with either. ``next_buffer_offset()`` (optional) gives the offset of the buffer of
-    each next slot; without it buffers lie one after the other.
+    The fd stays the application's: memifrt duplicates it and never closes it. ``map(size, fd)`` (master) maps a region
+    that a peer sent; that fd is memifrt's, which closes it. ``delete(memory, size, fd)`` is called when memifrt is
+    done with the region, with the fd that ``add`` returned or that ``map`` was given. ``next_buffer_offset()``
+    (optional) gives the offset of the buffer of each next slot; without it buffers lie one after the other.
     """
 
     add: Callable[[int], tuple[int, memoryview]]
@@ -147,7 +148,9 @@ class Region:
                 external.delete(memory, size, number)
             raise os_error(f"cannot share external region {index}", error) from error
         region = cls(index, fd, memory, size, external=True)
-        region._delete = external.delete
+        delete = external.delete
+        if delete is not None:  # with the application's own fd, not our duplicate: it may close it there
+            region._delete = lambda memory, size, _: delete(memory, size, number)
         held = os.fstat(number).st_size
         if held < size:
             region.close()

@@ -74,6 +74,20 @@ class FdRegistry:
         if self._registrations.pop(fd, None) is not None:
             self._tell(fd, FdEvent.DEL)
 
+    def remove_all(self) -> None:
+        """Withdraw every fd that is left.
+
+        :raises MemifError: ``CB_FDUPDATE``, the first, if the hook raises; all are withdrawn all the same.
+        """
+        failure: MemifError | None = None
+        for fd in list(self._registrations):
+            try:
+                self.remove(fd)
+            except MemifError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
     def dispatch(self, fd: int, events: FdEvent) -> bool:
         """Hand events to the fd's handler. A stale event, of an fd that is gone, is harmless: False."""
         registration = self._registrations.get(fd)

@@ -254,7 +254,7 @@ cdef class _Ring:
         cdef _Burst burst
         self.owner = pid
         for burst in list(self.open):
-            burst.release_views(burst.count)
+            burst.release_all()
             burst.ended = True
         self.open.clear()
 
@@ -322,7 +322,7 @@ cdef class _Burst:
     """A run of buffers of one ring, as copied descriptors; views are made when they are touched.
 
     A view's exporter is the burst itself, so every view, and every slice of one, keeps the burst, the ring and the
-    mapping alive.
+    mapping alive; and when our own views are released, the exports that are left are those of somebody else's.
     """
 
     cdef _Ring ring
@@ -330,10 +330,14 @@ cdef class _Burst:
     cdef int count
     cdef int sent
     cdef int exporting
+    # How many views there are, each with all that was made of it.
+    cdef int exports
     cdef bint ended
     # Whether a buffer is no longer as it was received: it cannot be put back.
     cdef bint changed
     cdef memif_descriptor *entries
+    # What a master may fill of each buffer, as the peer had posted it; NULL where the ring itself knows.
+    cdef uint32_t *posted
     cdef list views
 
     def __cinit__(self):
@@ -342,6 +346,7 @@ cdef class _Burst:
 
     def __dealloc__(self):
         free(self.entries)
+        free(self.posted)
 
     def __len__(self):
         return self.count
@@ -426,6 +431,16 @@ cdef class _Burst:
     def advance(self, index, count):
         self.trim(index, count, self.length(index) - count)
 
+    def set_flags(self, index, flags):
+        cdef int position = self.position(index)
+        if flags == (self.entries[position].flags & NEXT):
+            return
+        if not isinstance(self.ring, _TxRing):
+            raise ConfigError("only the flags of an allocated buffer can be set, not those of a received one")
+        if flags not in (0, NEXT):
+            raise ConfigError(f"the flags are {flags!r}; they must be {NEXT} (the packet goes on) or 0")
+        self.entries[position].flags = flags
+
     def drop(self, index):
         cdef int position = self.position(index)
         if not isinstance(self.ring, _RxRing):
@@ -435,20 +450,21 @@ cdef class _Burst:
     def close(self):
         if self.ended:
             return
-        cdef bint held = self.release_views(self.count)
+        cdef bint held = self.release_all()
         self.ended = True
         self.ring.burst_ended(self)
         if held:
-            raise BufferError(
-                "a view of this burst is still exported and its buffer goes back to the peer: copy what must outlive "
-                "the burst, and drop the rest before its block ends"
-            )
+            raise _still_exported()
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, trace):
-        self.close()
+        try:
+            self.close()
+        except BufferError:
+            if error is None:  # else the frames of that error hold the view: what went wrong first is to be seen
+                raise
 
     def __repr__(self):
         return f"<burst of {self.count} buffers{', ended' if self.ended else ''}>"
@@ -460,9 +476,10 @@ cdef class _Burst:
             raise BufferError("a burst is a sequence of buffers: take burst[i]")
         cdef memif_descriptor *entry = &self.entries[self.exporting]
         PyBuffer_FillInfo(buffer, self, self.ring.regions.at(entry), entry.length, 0, flags)
+        self.exports += 1
 
     def __releasebuffer__(self, Py_buffer *buffer):
-        pass
+        self.exports -= 1
 
     cdef object view(self, int position):
         cdef object view
@@ -495,6 +512,8 @@ cdef class _Burst:
         cdef int64_t start, stop, present = entry.length, offset = entry.offset
         cdef int64_t moved = _clamped(count), wanted = _clamped(length)
         self.ring.room_around(<uint16_t> (self.first + position), entry, &start, &stop)
+        if self.posted is not NULL:
+            stop = offset + self.posted[position]
         if not (start <= offset + moved and 0 < wanted <= stop - offset - moved):
             raise ConfigError(
                 f"buffer {index} has {present} bytes of data, room for {offset - start} before and "
@@ -533,9 +552,21 @@ cdef class _Burst:
                 held = True
         return held
 
+    cdef bint release_all(self) except -1:
+        """End all views; whether something that was made of one is still held."""
+        cdef bint held = self.release_views(self.count)
+        return held or self.exports > 0
+
     cdef mark_sent(self, int sent):
         self.sent = sent
         self.release_views(sent)
+
+
+cdef object _still_exported():
+    return BufferError(
+        "a view of this burst is still exported and its buffer goes back to the peer: copy what must outlive "
+        "the burst, and drop the rest (slices, casts, NumPy arrays) before it ends"
+    )
 
 
 cdef int _packet_end(const memif_descriptor *entries, int start, int count) noexcept:
@@ -681,8 +712,10 @@ cdef class _RxRing(_Ring):
             raise ConfigError(f"refill of {count} buffers; it must be at least 0")
         if wanted:
             self.give_back(<int> wanted, free)
-            self.end_returned_bursts()
+            held = self.end_returned_bursts()
             self.give_back_ended()
+            if held:
+                raise _still_exported()
         return wanted
 
     def untake(self, burst):
@@ -691,7 +724,8 @@ cdef class _RxRing(_Ring):
             raise ConfigError("only the newest burst can be put back")
         if own.changed:
             raise ConfigError("buffers of this burst have been trimmed or swapped: it cannot be put back")
-        own.release_views(own.count)
+        if own.release_all():
+            raise _still_exported()
         cdef int i
         for i in range(own.sent, own.count):
             self.packets -= not own.entries[i].flags & NEXT
@@ -792,9 +826,11 @@ cdef class _RxRing(_Ring):
             if missing <= self.size:  # else a refill has given them back already
                 self.give_back(missing, self.headroom)
 
-    cdef end_returned_bursts(self):
-        """After a refill by count: what went back to the peer is not to be looked at any more."""
+    cdef bint end_returned_bursts(self) except -1:
+        """After a refill by count: what went back to the peer is not to be looked at any more. Whether something that
+        was made of a view of a burst that has ended is still held."""
         cdef uint16_t boundary = self.boundary(), returned
+        cdef bint held = False
         cdef _Burst burst
         for burst in list(self.open):
             returned = <uint16_t> (boundary - burst.first)
@@ -802,8 +838,10 @@ cdef class _RxRing(_Ring):
                 break
             burst.mark_sent(max(burst.sent, min(<int> returned, burst.count)))
             if returned >= burst.count:
+                held |= burst.release_all()
                 burst.ended = True
                 self.open.popleft()
+        return held
 
     cdef int available(self) except -1:
         """Buffers that the peer has published and we have not taken."""
@@ -1006,14 +1044,19 @@ cdef class _TxRing(_Ring):
     # Descriptors on their way out. They reach the ring when all is well, and then at once: a master's unused
     # descriptors must keep the length that the slave posted.
     cdef memif_descriptor *staged
+    # For an allocation of a master's: the lengths of the staged rooms, as they were when they were copied.
+    cdef uint32_t *posted
+    cdef bint noting
 
     def __cinit__(self, *args):
         self.staged = <memif_descriptor *> malloc(self.size * sizeof(memif_descriptor))
-        if self.staged is NULL:
+        self.posted = <uint32_t *> malloc(self.size * sizeof(uint32_t))
+        if self.staged is NULL or self.posted is NULL:
             raise MemoryError
 
     def __dealloc__(self):
         free(self.staged)
+        free(self.posted)
 
     def free(self):
         return self.room()
@@ -1030,6 +1073,7 @@ cdef class _TxRing(_Ring):
             raise ConfigError(f"a packet of {size} bytes; a packet has at most {MAX_PACKET_SIZE}")
         self.require_not_sending()
         room = self.fresh_room()
+        self.noting = not ours
         while wanted:
             # The common case, without a call: a packet that fits into one buffer. The rest goes the way below.
             entry = &self.staged[used]
@@ -1049,6 +1093,11 @@ cdef class _TxRing(_Ring):
         cdef _Burst burst = _new_burst(self, self.next, used)
         burst.count = used
         memcpy(burst.entries, self.staged, used * sizeof(memif_descriptor))
+        if not ours:
+            burst.posted = <uint32_t *> malloc(max(1, used) * sizeof(uint32_t))
+            if burst.posted is NULL:
+                raise MemoryError
+            memcpy(burst.posted, self.posted, used * sizeof(uint32_t))
         self.next = <uint16_t> (self.next + used)
         if used:
             self.open.append(burst)
@@ -1062,6 +1111,8 @@ cdef class _TxRing(_Ring):
         if own.ended or not self.open or self.open[0] is not own:
             raise ConfigError("this burst is not the oldest allocated one that is not sent yet")
         stop = own.count if count is None else <int> min(start + max(_clamped(count), 0), <int64_t> own.count)
+        if stop == own.count and own.release_all():
+            raise _still_exported()
         self.publish(own.entries + start, stop - start)
         own.mark_sent(stop)
         if stop == own.count:
@@ -1154,11 +1205,14 @@ cdef class _TxRing(_Ring):
         cdef int64_t position = wanted + own.count if wanted < 0 else wanted
         if own.ended or own not in self.open or not own.sent <= position < own.count:
             raise ConfigError("this buffer is not allocated on this queue, or it is sent already")
+        cdef bint held = False
+        for later in list(self.open)[self.open.index(own) :]:
+            held |= later.release_all()
+        if held:
+            raise _still_exported()
         while self.open[-1] is not own:
             later = self.open.pop()
-            later.release_views(later.count)
             later.ended = True
-        own.release_views(own.count)
         own.count = <int> position
         self.next = <uint16_t> (own.first + position)
         if position == own.sent:
@@ -1246,6 +1300,7 @@ cdef class _TxRing(_Ring):
     cdef int fresh_room(self) except -1:
         """``room``, at the start of a call that stages packets into it."""
         self.prepared = 0
+        self.noting = False
         return self.room()
 
     cdef int reserve(self, int used, int room, int64_t size) except -1:
@@ -1546,7 +1601,11 @@ cdef class MasterTxRing(_TxRing):
 
     cdef void prepare(self, int position, int count) noexcept:
         # Many at a time: their cache lines come from the peer's core side by side, not one after the other.
+        cdef int i
         self.read(&self.staged[position], <uint16_t> (self.next + position), count)
+        if self.noting:
+            for i in range(position, position + count):
+                self.posted[i] = self.staged[i].length
         self.prepared = position + count
 
     cdef int check_room(self, uint16_t index, const memif_descriptor *entry) except -1:

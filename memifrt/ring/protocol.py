@@ -50,7 +50,8 @@ class Burst(Protocol):
     """Buffers of one ring, in order.
 
     ``burst[i]`` and iteration give a writable memoryview of each buffer. The views end with the burst: ``close``, or
-    leaving its ``with`` block, releases them. What a user makes of a view by slicing it is the user's to drop.
+    leaving its ``with`` block, releases them. Drop what you make of a view (a slice, a cast, a NumPy array) before the
+    burst ends: it cannot be ended with the view, and the call that ends the burst raises ``BufferError``.
     """
 
     def __len__(self) -> int: ...
@@ -67,8 +68,15 @@ class Burst(Protocol):
         """The ring's slot that the buffer sits in."""
 
     def set_length(self, index: int, length: int) -> None:
-        """Make a buffer's data ``length`` bytes long: shorter, or on a slave's ring as long as the buffer has room
-        behind the data. Its view ends: take it anew."""
+        """Make a buffer's data ``length`` bytes long: shorter, or as long as the buffer has room behind the data. The
+        room is a slave's own buffer, or what the slave had posted when a master allocated the buffer; a master's
+        received buffer has none. Its view ends: take it anew."""
+
+    def set_flags(self, index: int, flags: int) -> None:
+        """Say whether the packet of an allocated buffer goes on in the next one: ``NEXT``, or 0.
+
+        :raises ConfigError: the buffer was received, or there is no such flag.
+        """
 
     def advance(self, index: int, count: int) -> None:
         """Drop ``count`` bytes from the front of a buffer's data. On a slave's ring a negative count adds what lies
@@ -95,7 +103,12 @@ class Burst(Protocol):
     def done(self) -> int:
         """How many buffers from the front have been sent (forwarded, transmitted)."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the views, and give the buffers back.
+
+        :raises BufferError: something that was made of a view is still held; the buffers are given back all the same.
+        """
+
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -167,6 +180,7 @@ class RxRing(Ring, Protocol):
         """Put the buffers of the newest burst that are not sent back, as if they had not been taken.
 
         :raises ConfigError: it is not the newest burst, it has ended, or buffers of it have been trimmed or swapped.
+        :raises BufferError: something that was made of a view is still held; nothing is put back.
         """
 
     def refill(self, count: int | None = None, headroom: int = 0) -> int:
@@ -174,6 +188,9 @@ class RxRing(Ring, Protocol):
 
         A slave posts them with ``headroom`` bytes free in front; a master's descriptors stay as they are. Views of
         buffers that are given back end.
+
+        :raises BufferError: something that was made of a view of a burst that ends is still held; the buffers are
+            given back all the same.
         """
 
     @property
@@ -204,6 +221,8 @@ class TxRing(Ring, Protocol):
         """Publish the next ``count`` (None: all) buffers of an allocated burst; the number published.
 
         :raises ConfigError: buffers allocated earlier are still to be transmitted or given back.
+        :raises BufferError: these are the last buffers of the burst, and something that was made of a view is still
+            held; nothing is published.
         """
 
     def send(self, packets: Iterable[ReadableBuffer], *, chain: bool = True) -> int:
@@ -247,6 +266,7 @@ class TxRing(Ring, Protocol):
         """The next allocation starts at this buffer again; it and all allocated after it are given back.
 
         :raises ConfigError: the buffer is not one that is allocated and not sent.
+        :raises BufferError: something that was made of a view is still held; nothing is given back.
         """
 
 

@@ -13,8 +13,11 @@ interrupts looks at the ring again afterwards (see ``RxQueue.set_mode``).
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import operator
 import struct
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -57,6 +60,7 @@ class _Ring:
     """A ring in shared memory and what we count on it."""
 
     __slots__ = (
+        "_areas",
         "_bad",
         "_bytes",
         "_descriptors",
@@ -74,6 +78,8 @@ class _Ring:
     def __init__(self, memory: RingMemory) -> None:
         self._name = memory.name
         self._regions = tuple(memory.regions)
+        #: What makes a view of a whole region of which one can tell whether it is still in use: see ``_Burst._whole``.
+        self._areas = tuple(_area_type(len(region)) for region in self._regions)
         if not 0 <= memory.log2_size <= MAX_LOG2_RING_SIZE or not 0 <= memory.region < len(self._regions):
             raise ConfigError(f"{self._name}: there is no ring of 2^{memory.log2_size} in region {memory.region}")
         self.size = 1 << memory.log2_size
@@ -116,7 +122,7 @@ class _Ring:
     def abandon(self, pid: int) -> None:
         self._owner = pid
         for burst in self._open:
-            burst._release_views(len(burst))
+            burst._release_all()
             burst._ended = True
         self._open.clear()
 
@@ -183,10 +189,15 @@ class _Ring:
 class _Burst:
     """A run of buffers of one ring, as copied descriptors; views are made when they are touched."""
 
-    __slots__ = ("_changed", "_done", "_ended", "_entries", "_first", "_ring", "_views")
+    __slots__ = ("_areas", "_changed", "_done", "_ended", "_entries", "_first", "_ring", "_room", "_views", "_wholes")
 
-    def __init__(self, ring: _Ring, first: int, entries: list[Entry]) -> None:
+    def __init__(self, ring: _Ring, first: int, entries: list[Entry], room: list[int] | None = None) -> None:
         self._ring = ring
+        #: What a master may fill of each buffer, as the peer had posted it; None where the ring itself knows.
+        self._room = room
+        #: For each region that was viewed: our view of all of it, and what tells whether others are left.
+        self._wholes: dict[int, memoryview] = {}
+        self._areas: list[weakref.ref[ctypes.Array[ctypes.c_char]]] = []
         self._first = first
         self._entries = entries
         self._views: dict[int, memoryview] = {}
@@ -202,8 +213,21 @@ class _Burst:
         position = self._position(index)
         view = self._views.get(position)
         if view is None:
-            view = self._views[position] = self._ring._view(self._entries[position])
+            _, region, length, offset, _ = self._entries[position]
+            whole = self._wholes.get(region) or self._whole(region)
+            view = self._views[position] = whole[offset : offset + length]
         return view
+
+    def _whole(self, region: int) -> memoryview:
+        """A view of a whole region that is this burst's alone, to make all others of.
+
+        Slices and casts of a view do not keep it from being released. But they keep the object alive that exports the
+        memory, and for each burst that is one of its own: if it outlives our views, somebody holds a derived one.
+        """
+        area = self._ring._areas[region].from_buffer(self._ring._regions[region])
+        self._areas.append(weakref.ref(area))
+        whole = self._wholes[region] = memoryview(area).cast("B")
+        return whole
 
     def __iter__(self) -> Iterator[memoryview]:
         for index in range(self._done, len(self._entries)):
@@ -252,6 +276,19 @@ class _Burst:
     def advance(self, index: int, count: int) -> None:
         self._trim(index, count, self.length(index) - count)
 
+    def set_flags(self, index: int, flags: int) -> None:
+        position = self._position(index)
+        present, region, length, offset, metadata = self._entries[position]
+        if flags == present & _NEXT:
+            return
+        if not isinstance(self._ring, _TxRing):
+            raise ConfigError(
+                "only the flags of an allocated buffer can be set: those of a received one are the peer's"
+            )
+        if flags not in (0, _NEXT):
+            raise ConfigError(f"the flags are {flags!r}; they must be {_NEXT} (the packet goes on) or 0")
+        self._entries[position] = (int(flags), region, length, offset, metadata)
+
     def drop(self, index: int) -> None:
         position = self._position(index)
         if not isinstance(self._ring, _RxRing):
@@ -262,14 +299,11 @@ class _Burst:
     def close(self) -> None:
         if self._ended:
             return
-        held = self._release_views(len(self._entries))
+        held = self._release_all()
         self._ended = True
         self._ring._burst_ended(self)
         if held:
-            raise BufferError(
-                "a view of this burst is still exported and its buffer goes back to the peer: copy what must outlive "
-                "the burst, and drop the rest before its block ends"
-            )
+            raise _still_exported()
 
     def __enter__(self) -> Self:
         return self
@@ -277,7 +311,11 @@ class _Burst:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except BufferError:
+            if error is None:  # else the frames of that error hold the view: what went wrong first is to be seen
+                raise
 
     def __repr__(self) -> str:
         return f"<burst of {len(self._entries)} buffers{', ended' * self._ended}>"
@@ -315,6 +353,8 @@ class _Burst:
         entry = self._entries[position]
         flags, region, present, offset, metadata = entry
         start, stop = self._ring._room_around(self._first + position, entry)
+        if self._room is not None:
+            stop = offset + self._room[position]
         if not (start <= offset + count and 0 < length <= stop - offset - count):
             raise ConfigError(
                 f"buffer {index} has {present} bytes of data, room for {offset - start} before and "
@@ -346,6 +386,13 @@ class _Burst:
             except BufferError:
                 held = True
         return held
+
+    def _release_all(self) -> bool:
+        """End all views; whether something that was made of one is still held."""
+        held = self._release_views(len(self._entries))
+        for region in list(self._wholes):
+            self._wholes.pop(region).release()
+        return held or any(area() is not None for area in self._areas)
 
     def _sent(self, done: int) -> None:
         self._done = done
@@ -413,7 +460,8 @@ class _RxRing(_Ring):
             raise ConfigError("only the newest burst can be put back")
         if own._changed:
             raise ConfigError("buffers of this burst have been trimmed or swapped: it cannot be put back")
-        own._release_views(len(own))
+        if own._release_all():
+            raise _still_exported()
         put_back = own._entries[own._done :]
         self._packets -= sum(not entry[0] & _NEXT for entry in put_back)
         self._bytes -= sum(entry[2] for entry in put_back)
@@ -432,8 +480,10 @@ class _RxRing(_Ring):
             raise ConfigError(f"refill of {count} buffers; it must be at least 0")
         if count:
             self._give_back(count, headroom)
-            self._end_returned_bursts()
+            held = self._end_returned_bursts()
             self._give_back_ended()
+            if held:
+                raise _still_exported()
         return count
 
     def _check_headroom(self, headroom: int) -> None:
@@ -486,17 +536,20 @@ class _RxRing(_Ring):
             if missing <= self.size:  # else a refill has given them back already
                 self._give_back(missing, self._headroom)
 
-    def _end_returned_bursts(self) -> None:
-        """After a refill by count: what went back to the peer is not to be looked at any more."""
-        boundary = self._boundary()
+    def _end_returned_bursts(self) -> bool:
+        """After a refill by count: what went back to the peer is not to be looked at any more. Whether something that
+        was made of a view of a burst that has ended is still held."""
+        boundary, held = self._boundary(), False
         for burst in list(self._open):
             returned = (boundary - burst._first) & _U16
             if not 0 < returned <= self.size:
                 break
             burst._sent(max(burst._done, min(returned, len(burst))))
             if returned >= len(burst):
+                held = burst._release_all() or held
                 burst._ended = True
                 self._open.popleft()
+        return held
 
     def _available(self) -> int:
         """Buffers that the peer has published and we have not taken."""
@@ -659,7 +712,8 @@ class _TxRing(_Ring):
         self._require_not_sending()
         entries: list[Entry] = []
         free = self.free()
-        rooms = self._rooms(free)
+        posted: list[int] = []
+        rooms = _noted(self._rooms(free), posted)
         for _ in range(count):
             chain = self._reserve(rooms, size)
             if chain is None:
@@ -667,7 +721,7 @@ class _TxRing(_Ring):
                 self._full += 1
                 break
             entries += chain
-        burst = _Burst(self, self._next, entries)
+        burst = _Burst(self, self._next, entries, None if self.capacity else posted)
         self._next = (self._next + len(entries)) & _U16
         if entries:
             self._open.append(burst)
@@ -680,6 +734,8 @@ class _TxRing(_Ring):
         if own._ended or not self._open or self._open[0] is not own:
             raise ConfigError("this burst is not the oldest allocated one that is not sent yet")
         stop = len(own) if count is None else min(own._done + max(count, 0), len(own))
+        if stop == len(own) and own._release_all():
+            raise _still_exported()
         entries = own._entries[own._done : stop]
         self._publish(entries)
         own._sent(stop)
@@ -781,11 +837,12 @@ class _TxRing(_Ring):
         position = index + len(own) if index < 0 else index
         if own not in self._open or own._ended or not own._done <= position < len(own):
             raise ConfigError("this buffer is not allocated on this queue, or it is sent already")
+        newer = list(self._open)[self._open.index(own) :]
+        held = [burst._release_all() for burst in newer]
+        if any(held):
+            raise _still_exported()
         while self._open[-1] is not own:
-            later = self._open.pop()
-            later._release_views(len(later))
-            later._ended = True
-        own._release_views(len(own))
+            self._open.pop()._ended = True
         del own._entries[position:]
         self._next = (own._first + position) & _U16
         if position == own._done:
@@ -1100,6 +1157,25 @@ def _lengths(lengths: ReadableBuffer, *, writable: bool) -> memoryview:
     if view.ndim != 1 or view.format.lstrip("@") not in tuple("hHiIlLqQnN") or view.itemsize not in (2, 4, 8):
         raise ConfigError("lengths must be a 1-D buffer of whole numbers of 2, 4 or 8 bytes")
     return view
+
+
+def _noted(rooms: Iterator[Entry], sizes: list[int]) -> Iterator[Entry]:
+    """The same rooms; the size of each that is taken is appended to ``sizes``."""
+    for room in rooms:
+        sizes.append(room[2])
+        yield room
+
+
+@functools.cache
+def _area_type(size: int) -> type[ctypes.Array[ctypes.c_char]]:
+    return ctypes.c_char * size
+
+
+def _still_exported() -> BufferError:
+    return BufferError(
+        "a view of this burst is still exported and its buffer goes back to the peer: copy what must outlive "
+        "the burst, and drop the rest (slices, casts, NumPy arrays) before it ends"
+    )
 
 
 def _check_size(what: str, size: int) -> None:

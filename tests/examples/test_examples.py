@@ -189,7 +189,7 @@ def sequences(received: list[tuple[int, bytes]]) -> list[int]:
 
 # --- all three ------------------------------------------------------------------------------------------------------
 
-NAMES = ("icmp_responder", "custom_fd", "multithread")
+NAMES = ("icmp_responder", "libmemif_responder", "custom_fd", "multithread")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ NAMES = ("icmp_responder", "custom_fd", "multithread")
     [
         *[
             (name, arguments, words)
-            for name in ("icmp_responder", "multithread")
+            for name in ("icmp_responder", "libmemif_responder", "multithread")
             for arguments, words in (
                 (["--ip", "1.2.3"], "'1.2.3' is not an IPv4 address"),
                 (["--id", "x"], "invalid int value: 'x'"),
@@ -237,7 +237,7 @@ def test_signal_without_a_peer_ends_it_with_0(
     assert program.interrupt(number) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["icmp_responder", "multithread"])
+@pytest.mark.parametrize("name", ["icmp_responder", "libmemif_responder", "multithread"])
 @pytest.mark.parametrize("role", ["master", "slave"])
 def test_signal_with_a_peer_ends_it_with_0_and_a_goodbye(
     start: Callable[..., Program], runtime: Runtime, socket_path: str, name: str, role: str
@@ -253,7 +253,7 @@ def test_signal_with_a_peer_ends_it_with_0_and_a_goodbye(
     assert os.path.exists(socket_path) == (ours == "master")
 
 
-@pytest.mark.parametrize("name", ["icmp_responder", "multithread"])
+@pytest.mark.parametrize("name", ["icmp_responder", "libmemif_responder", "multithread"])
 def test_slave_finds_a_master_that_comes_later(
     start: Callable[..., Program], runtime: Runtime, socket_path: str, name: str
 ) -> None:
@@ -265,7 +265,7 @@ def test_slave_finds_a_master_that_comes_later(
     assert program.interrupt() == (0, "")
 
 
-@pytest.mark.parametrize("name", ["icmp_responder", "multithread"])
+@pytest.mark.parametrize("name", ["icmp_responder", "libmemif_responder", "multithread"])
 def test_peer_that_comes_again_is_answered_again(
     start: Callable[..., Program], runtime: Runtime, socket_path: str, name: str
 ) -> None:
@@ -274,7 +274,7 @@ def test_peer_that_comes_again_is_answered_again(
     for _ in range(3):
         peer = Peer(runtime, socket_path, "slave", num_s2m_rings=2, num_m2s_rings=2)
         peer.connect(program)
-        assert [peer.ping(program, qid=qid) for qid in (0, 1)] == ([0, 1] if name == "multithread" else [0, 0])
+        assert [peer.ping(program, qid=qid) for qid in (0, 1)] == ([0, 0] if name == "icmp_responder" else [0, 1])
         peer.interface.delete()
         program.line("disconnected: ")
     assert program.interrupt() == (0, "")
@@ -283,12 +283,13 @@ def test_peer_that_comes_again_is_answered_again(
 # --- icmp_responder -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["icmp_responder", "libmemif_responder"])
 @pytest.mark.parametrize("role", ["master", "slave"])
 def test_arp_and_icmp_are_answered_and_nothing_else(
-    start: Callable[..., Program], runtime: Runtime, socket_path: str, role: str
+    start: Callable[..., Program], runtime: Runtime, socket_path: str, role: str, name: str
 ) -> None:
     peer = Peer(runtime, socket_path, "slave" if role == "master" else "master")
-    program = start("icmp_responder", "--socket", socket_path, "--role", role)
+    program = start(name, "--socket", socket_path, "--role", role)
     peer.connect(program)
     stranger = parse_ip("192.168.1.3")
     requests = [

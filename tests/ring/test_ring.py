@@ -533,6 +533,73 @@ def test_slave_lengthens_data_up_to_the_end_of_its_buffer_and_a_master_does_not(
         burst.set_length(0, 11)
 
 
+def test_allocated_buffer_may_be_lengthened_to_its_room(lane: Lane) -> None:
+    """Programs allocate for a small packet and send what came in."""
+    burst = lane.tx.alloc(2, 5)
+    for index, length in ((0, 64), (1, 20), (1, 64)):
+        burst.set_length(index, length)
+        assert len(burst[index]) == burst.length(index) == length
+    with pytest.raises(ConfigError, match="room for 0 before and 0 behind"):
+        burst.set_length(0, 65)
+    burst[0][:], burst[1][:] = b"a" * 64, b"b" * 64
+    assert lane.tx.transmit(burst) == 2
+    assert lane.rx.recv(2) == [b"a" * 64, b"b" * 64]
+
+
+def test_room_of_an_allocated_buffer_is_what_the_peer_had_posted(ends: Ends) -> None:
+    """Neither what it writes afterwards, nor the neighbour's, nor a longer room behind the wrap."""
+    lane = ends.m2s
+    pass_packets(lane, 6)
+    lane.raw.change(6, length=40)
+    lane.raw.change(7, length=50)
+    burst = lane.tx.alloc(4, 30)
+    for slot in (6, 7):
+        lane.raw.change(slot, length=64)
+    assert [burst.length(index) for index in range(4)] == [30] * 4
+    for index, room in enumerate((40, 50, 64, 64)):
+        with pytest.raises(ConfigError):
+            burst.set_length(index, room + 1)
+        burst.set_length(index, room)
+        burst[index][:] = bytes(room)
+    assert lane.tx.transmit(burst) == 4
+    ends.check_canaries()
+    assert list(map(len, lane.rx.recv(4))) == [40, 50, 64, 64]
+
+
+def test_chains_of_an_allocation_know_the_room_of_each_buffer(lane: Lane) -> None:
+    burst = lane.tx.alloc(3, 70)
+    assert [burst.length(index) for index in range(6)] == [64, 6] * 3
+    for index in (1, 3, 5):
+        burst.set_length(index, 64)
+    lane.tx.transmit(burst)
+    assert list(map(len, lane.rx.recv(8))) == [128] * 3
+
+
+def test_flags_of_allocated_buffers_make_a_chain(lane: Lane) -> None:
+    bursts = [lane.tx.alloc(1, 3) for _ in range(3)]
+    for burst, data, flags in zip(bursts, (b"one", b"two", b"end"), (NEXT, NEXT, 0), strict=True):
+        burst[0][:] = data
+        burst.set_flags(0, flags)
+        assert burst.flags(0) == flags
+        lane.tx.transmit(burst)
+    assert lane.rx.recv(3) == [b"onetwoend"]
+    assert lane.tx.counters.packets == lane.rx.counters.packets == 1
+
+
+def test_flags_that_do_not_exist_and_those_of_received_buffers_are_refused(lane: Lane) -> None:
+    lane.tx.send([b"packet"])
+    with lane.rx.burst(1) as received:
+        received.set_flags(0, 0)
+        with pytest.raises(ConfigError, match="allocated"):
+            received.set_flags(0, NEXT)
+    with lane.tx.alloc(1, 4) as allocated:
+        for flags in (2, -1, 0x8000, NEXT | 2, 1 << 70):
+            with pytest.raises(ConfigError, match="flags"):
+                allocated.set_flags(0, flags)
+        with pytest.raises(IndexError):
+            allocated.set_flags(1, NEXT)
+
+
 def test_slave_prepends_a_header_into_the_headroom(ends: Ends) -> None:
     ends.m2s.rx.set_headroom(8)
     for round_trip in range(2 * ends.size):  # the first round's buffers were posted without headroom

@@ -36,7 +36,7 @@ class World:
         self.ends = Ends(implementation, rings=_RINGS, **shape)
         self.bursts: list[Burst] = []
         #: What keeps views from ending.
-        self.exports: list[pickle.PickleBuffer] = []
+        self.exports: list[pickle.PickleBuffer | memoryview] = []
         for lane in self.ends.lanes:
             pass_packets(lane, warm)
 
@@ -203,6 +203,10 @@ class World:
         burst = self.burst(rng)
         return burst.set_length(self.index(rng, burst), self.number(rng, self.ends.buffer_size + 1))
 
+    def set_flags(self, rng: random.Random) -> Any:
+        burst = self.burst(rng)
+        return burst.set_flags(self.index(rng, burst), self.number(rng, 2))
+
     def advance(self, rng: random.Random) -> Any:
         burst = self.burst(rng)
         return burst.advance(self.index(rng, burst), self.number(rng, 8) - 4)
@@ -218,7 +222,8 @@ class World:
         if self.exports and rng.random() < 0.7:
             return self.exports.pop().release()
         burst = self.burst(rng)
-        return self.exports.append(pickle.PickleBuffer(burst[self.index(rng, burst)]))
+        view = burst[self.index(rng, burst)]
+        return self.exports.append(pickle.PickleBuffer(view) if rng.random() < 0.5 else view[: rng.randint(0, 3)])
 
     def give_up(self, rng: random.Random) -> Any:
         """All bursts that are kept end: the next steps find the rings free."""
@@ -309,7 +314,8 @@ _WEIGHTS = {
     "exchange": 2,
     "write": 2,
     "read": 1,
-    "set_length": 1,
+    "set_length": 2,
+    "set_flags": 1,
     "advance": 1,
     "drop": 3,
     "close": 3,

@@ -307,8 +307,28 @@ class Side:
 
 
 def some(bursts: list[Burst], which: int) -> list[Burst]:
-    """One of the bursts, if there is any."""
+    """One of the bursts, if there is any. A refill may have ended it."""
     return [bursts[which % len(bursts)]] if bursts else []
+
+
+def has_ended(burst: Burst) -> bool:
+    return "ended" in repr(burst)
+
+
+def check_ended(burst: Burst) -> None:
+    """Every use of a burst that has ended is refused, and closing it again is harmless."""
+    uses: list[Callable[[], object]] = [
+        lambda: burst.pack_into(bytearray(100), b"stamp", 1),
+        *(partial(use, 0) for use in (burst.__getitem__, burst.length, burst.flags, burst.slot, burst.drop)),
+        lambda: burst.set_length(0, 1),
+        lambda: burst.advance(0, 0),
+    ]
+    for use in uses:
+        with pytest.raises(ValueError, match="has ended"):
+            use()
+    assert list(burst) == []
+    assert list(burst.packets()) == []
+    burst.close()
 
 
 ROLES = st.integers(0, 1)
@@ -429,9 +449,12 @@ class HostileMachine(RuleBasedStateMachine):
             if burst.done <= index < len(burst):
                 burst.drop(index)
 
-    @rule(role=ROLES, room=st.integers(0, 200), limit=st.integers(0, 90))
-    def pack_into(self, role: int, room: int, limit: int) -> None:
-        for burst in some(self._side(role).received, -1):
+    @rule(role=ROLES, which=st.integers(-1, 5), room=st.integers(0, 200), limit=st.integers(0, 90))
+    def pack_into(self, role: int, which: int, room: int, limit: int) -> None:
+        for burst in some(self._side(role).received, which):
+            if has_ended(burst):
+                check_ended(burst)
+                continue
             target = bytearray(room + 1)
             _, filled = burst.pack_into(memoryview(target)[:-1], b"stamp", limit)
             assert filled <= room
@@ -573,6 +596,29 @@ def test_random_writes_of_the_peer(implementation: RingImplementation, machine: 
         bound,
         settings=machine_settings(100, 60),
     )
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("role", [0, 1])
+def test_machine_knows_that_a_refill_ends_bursts(implementation: RingImplementation, role: int, separate: bool) -> None:
+    """Hypothesis found these steps: the machine took the refusal of a burst that had ended for a fault."""
+    machine = type("Bound", (HostileMachine,), {"implementation": implementation})()
+    machine.connect(log2_size=0, buffer_size=1, separate=separate)
+    machine.send_from(role=1 - role, lengths=[1])
+    machine.burst(role=role, limit=1, split=False)
+    machine.refill(role=role, count=1)
+    (burst,) = machine.sides[machine.victims[role]].received
+    assert has_ended(burst)
+    machine.pack_into(role=role, which=-1, room=0, limit=0)
+    machine.write_and_trim(role=role, which=0, limit=1)
+    machine.drop(role=role, which=0, index=0)
+    machine.forward(role=role, which=0)
+    machine.untake(role=role)
+    machine.enqueue(role=role, which=0, first=0, count=1)
+    machine.alloc(role=role, count=1, size=1)
+    machine.exchange(role=role, which=0, index=0, other=0)
+    machine.close(role=role, which=0)
+    machine.teardown()
 
 
 # --- at the same time -----------------------------------------------------------------------------------------------
