@@ -87,6 +87,16 @@ def test_a_file_in_place_of_a_directory(tmp_path: Path) -> None:
     problem(f"{tmp_path}/file/memif.sock", f"{tmp_path}/file is not a directory")
 
 
+def test_a_file_that_is_missing_but_listens_as_an_abstract_name(runtime: Runtime, socket_path: str) -> None:
+    runtime.create_interface(socket=f"@{socket_path}", role="master")
+    problem(socket_path, f"there is no file {socket_path}", f"use @{socket_path}")
+
+
+def test_an_abstract_name_that_listens_as_a_file(runtime: Runtime, socket_path: str) -> None:
+    runtime.create_interface(socket=socket_path, role="master")
+    problem(f"@{socket_path}", f"nobody listens on @{socket_path}", f"use {socket_path}")
+
+
 @pytest.mark.parametrize(
     ("make", "kind"),
     [(Path.touch, "a regular file"), (Path.mkdir, "a directory"), (os.mkfifo, "a named pipe")],

@@ -158,7 +158,18 @@ def _missing(path: str, sockets: list[UnixSocket]) -> Finding:
     if sockets:
         return _elsewhere(path, sockets, "file", f"there is no {path} here")
     todo = "start the listening end (master, server) first, or correct the path; memifrt's slaves try again"
-    return Finding(PROBLEM, "file", f"there is no file {path}", todo)
+    return Finding(PROBLEM, "file", f"there is no file {path}", _other_form(Address(path)) or todo)
+
+
+def _other_form(address: Address) -> str | None:
+    """What to do if a program listens on the same name in the other namespace, abstract or file; None if none does."""
+    path = address.path[1:] if address.is_abstract else f"@{os.path.abspath(address.path)}"
+    names = {path} if address.is_abstract else {path, f"@{address.path}"}
+    for row in unix_sockets():
+        if row.listens and row.path in names:
+            kind = "a file" if address.is_abstract else "an abstract name (the default of DPDK's net_memif)"
+            return f"a program listens on {row.path}, {kind}: use {row.path}, or change the program's socket"
+    return None
 
 
 def _elsewhere(path: str, sockets: list[UnixSocket], check: str, text: str) -> Finding:
@@ -307,7 +318,8 @@ def _refusal(address: Address, sockets: list[UnixSocket], error: MemifOSError) -
                 PROBLEM,
                 "connect",
                 f"nobody listens on {address} in this network namespace",
-                "start the master; names are compared byte for byte, and a container has its own (nsenter -t PID -n)",
+                _other_form(address)
+                or "start the master; names are compared byte for byte, a container has its own (nsenter -t PID -n)",
             )
         case ErrorCode.CONNREFUSED if sockets:
             return _elsewhere(address.path, sockets, "connect", f"nobody listens on this file {address}")
@@ -316,7 +328,8 @@ def _refusal(address: Address, sockets: list[UnixSocket], error: MemifOSError) -
                 PROBLEM,
                 "connect",
                 f"nobody listens on {address}: the file was left behind by a program that is gone",
-                f"start it again; VPP and memifrt replace the file, libmemif and DPDK need: rm {address}",
+                _other_form(address)
+                or f"start it again; VPP and memifrt replace the file, libmemif and DPDK need: rm {address}",
             )
         case ErrorCode.FILE_NOT_SOCK:
             kinds = {_KINDS.get(row.kind, "of another kind") for row in sockets}
