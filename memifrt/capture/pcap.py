@@ -532,7 +532,7 @@ class PcapngWriter(Writer):
             _block(_SECTION_HEADER, struct.pack("<IHHq", _BYTE_ORDER, 1, 0, -1) + _option(_APPLICATION, b"memifrt"))
         )
         for interface, link_type in link_types:
-            options = _option(_NAME, interface.encode()) + _option(_RESOLUTION, b"\x09")
+            options = _option(_NAME, interface.encode(errors="backslashreplace")) + _option(_RESOLUTION, b"\x09")
             self._write(_block(_INTERFACE, struct.pack("<HHI", link_type, 0, snaplen) + options))
 
     def _record(self, length: int, captured: int, time: int, interface: int) -> tuple[bytes, bytes]:

@@ -6,6 +6,7 @@ Owns the list of commands and the exit statuses. Every error is one line on stan
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ _EPILOG = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
+    _print_anything()
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(arguments)
     try:
@@ -63,6 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"memifrt {parsed.command}: {error}")
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, before or after the part that ends by itself
+
+
+def _print_anything() -> None:
+    """Print what the encoding lacks with escapes: paths are any bytes, and peers choose their names."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(line: str) -> int:

@@ -246,6 +246,13 @@ def test_output_that_nobody_reads_ends_ping_without_a_traceback(socket_name: str
         assert "Traceback" not in ping.stderr.read()
 
 
+def test_a_name_that_the_output_cannot_encode_is_printed_with_escapes(tmp_path: Path) -> None:
+    done = run("doctor", f"{tmp_path}/b\u00fcro\udcff.sock", PYTHONIOENCODING="ascii")
+    assert done.returncode == 1, done.stderr
+    assert "b\\xfcro?.sock" in done.stdout
+    assert done.stderr == ""
+
+
 # --- demo -----------------------------------------------------------------------------------------------------------
 
 
@@ -281,6 +288,19 @@ def test_demo_sends_as_many_as_it_is_told() -> None:
     done = run("demo", "-c", "20", "-i", "0.001")
     assert done.returncode == 0
     assert done.stdout.count("64 bytes from") == 20
+
+
+@pytest.mark.parametrize("name", ["logging.py", "socket.py", "memifrt/__init__.py"])
+def test_demo_imports_nothing_from_the_current_directory(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("raise SystemError('imported from the current directory')")
+    monkeypatch.chdir(tmp_path)
+    status = main(["demo", "-c1"])
+    printed, complaints = capfd.readouterr()
+    assert (status, complaints.count("Error")) == (0, 0), complaints
+    assert "1 of 1 pings" in printed
 
 
 def test_two_demos_at_once_do_not_meet() -> None:
