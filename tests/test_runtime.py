@@ -6,6 +6,8 @@ import logging
 import mmap
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -741,3 +743,30 @@ def test_what_on_error_raises_is_logged_with_its_cause(socket_path: str, caplog:
 def test_on_error_must_be_a_function() -> None:
     with pytest.raises(ConfigError, match="on_error is 'no'; it must be a function"):
         Runtime(on_error="no")  # type: ignore[arg-type]
+
+
+# --- run and signals ------------------------------------------------------------------------------------------------
+
+_RUNS = """
+import os, signal, sys, threading
+import memifrt
+number = getattr(signal, sys.argv[1])
+own = sys.argv[2] == "own"
+if own:
+    signal.signal(number, lambda number, frame: (print("mine"), runtime.cancel_poll_event()))
+before = signal.getsignal(number)
+with memifrt.Runtime("runs") as runtime:
+    threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+    runtime.run()
+assert signal.getsignal(number) is before
+print("ended")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(("handler", "printed"), [("none", "ended\n"), ("own", "mine\nended\n")])
+def test_a_signal_ends_run_quietly_and_an_own_handler_is_respected(name: str, handler: str, printed: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _RUNS, name, handler], capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, printed, "")

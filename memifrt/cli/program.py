@@ -18,7 +18,7 @@ from memifrt.interface import Interface, OnConnect, OnDisconnect, OnInterrupt
 from memifrt.options import DEFAULT_SOCKET, InterfaceConfig
 from memifrt.poll.hook import Hook
 from memifrt.runtime import Runtime
-from memifrt.types import RxMode
+from memifrt.types import RxMode, printable
 
 logger = logging.getLogger("memifrt")
 
@@ -126,12 +126,12 @@ def _deadline(runtime: Runtime, stop: Callable[[], None], seconds: float | None)
     if seconds is None:
         yield
         return
-    expired = False
+    expired: list[str] = []  # why, once it has
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
-        nonlocal expired
-        expired = not any(interface.connects for interface in runtime.interfaces)
-        if expired:
+        if not any(interface.connects for interface in runtime.interfaces):
+            reasons = [interface.last_error for interface in runtime.interfaces if interface.last_error is not None]
+            expired.append(f": {reasons[0].message}" if reasons else "")
             stop()
 
     before = signal.signal(signal.SIGALRM, on_alarm)
@@ -143,9 +143,7 @@ def _deadline(runtime: Runtime, stop: Callable[[], None], seconds: float | None)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         if expired:
-            reasons = [interface.last_error for interface in runtime.interfaces if interface.last_error is not None]
-            why = f": {reasons[0].message}" if reasons else ""
-            raise NoPeerError(ErrorCode.NOCONN, f"no peer has connected within {seconds:g} s{why}")
+            raise NoPeerError(ErrorCode.NOCONN, f"no peer has connected within {seconds:g} s{expired[0]}")
 
 
 class _Reports(logging.Handler):
@@ -173,8 +171,8 @@ def complain(text: str) -> None:
 
 
 def one_line(text: str) -> str:
-    """``text`` for a terminal: parts of it come from a peer, who may not move the cursor."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    """Return ``text`` for a terminal. A peer chose parts of it and must not move the cursor: they become escapes."""
+    return printable(text)
 
 
 @contextlib.contextmanager

@@ -290,19 +290,6 @@ def test_demo_sends_as_many_as_it_is_told() -> None:
     assert done.stdout.count("64 bytes from") == 20
 
 
-@pytest.mark.parametrize("name", ["logging.py", "socket.py", "memifrt/__init__.py"])
-def test_demo_imports_nothing_from_the_current_directory(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("raise SystemError('imported from the current directory')")
-    monkeypatch.chdir(tmp_path)
-    status = main(["demo", "-c1"])
-    printed, complaints = capfd.readouterr()
-    assert (status, complaints.count("Error")) == (0, 0), complaints
-    assert "1 of 1 pings" in printed
-
-
 def test_two_demos_at_once_do_not_meet() -> None:
     with running("demo", "-c3", "-i0.01") as one, running("demo", "-c3", "-i0.01") as other:
         assert finish(one)[0] == finish(other)[0] == 0
@@ -368,3 +355,56 @@ def test_demo_imports_nothing_from_the_current_directory(name: str, tmp_path: Pa
     )
     assert done.returncode == 0, done.stderr
     assert "1 of 1 pings were answered" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ping", TARGET],
+        ["responder"],
+        ["dump"],
+        ["bench", "echo"],
+        ["bridge"],
+    ],
+    ids=lambda arguments: str(arguments[0]),
+)
+def test_a_peer_that_does_not_come_in_time_is_status_3(
+    arguments: list[str], socket_name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if arguments == ["bridge"]:
+        ends = [f"memif:{socket_name},id={number}" for number in (0, 1)]
+        done = run("bridge", *ends, "--connect-timeout", "0.2")
+    else:
+        done = run(*arguments, "--socket", socket_name, "--connect-timeout", "0.2")
+    assert done.returncode == 3, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(
+        f"memifrt {arguments[0]}: no peer has connected within 0.2 s: cannot connect to {socket_name}"
+    )
+
+
+def test_a_peer_that_comes_in_time_is_not_hurried(socket_name: str) -> None:
+    with responder("--role", "master", "--socket", socket_name):
+        done = run("ping", TARGET, "--socket", socket_name, "-c", "3", "-i", "0.3", "--connect-timeout", "0.5")
+    assert done.returncode == 0, done.stderr
+    assert " 0% packet loss" in done.stdout
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_ctrl_c_while_the_command_still_starts_ends_it_quietly(ignored: bool) -> None:
+    """Also where SIGINT was ignored, as it is in the background of a script."""
+    code = (
+        "import os, signal, sys, memifrt_command\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'memifrt':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.exit(memifrt_command.main())\n"
+    )
+    if ignored:
+        code = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE, check=False, env={**os.environ}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
