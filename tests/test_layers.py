@@ -56,6 +56,8 @@ ORDER = [
 EXCEPTIONS = {("ports", "cli")}
 #: What programs of one loop await or wait with, and the library that each of them is for.
 FACES = {"asyncio": "asyncio", "gevent": "gevent", "trio": "trio"}
+#: Adapters without a face, and the libraries that they are for.
+ADAPTERS = {"poll.twisted": ("twisted", "zope")}
 #: What a person runs, and what lives in scapy or pytest: extras are imported there, where they are used.
 PROGRAMS = {"capture", "ports", "cli", "scapy", "pytest_plugin"}
 #: Layers in which no object uses another object's private names.
@@ -311,6 +313,7 @@ def test_the_core_imports_nothing_outside_the_standard_library() -> None:
         and found.target.partition(".")[0] not in sys.stdlib_module_names
         and not (found.typing_only and found.target == "typing_extensions")
         and found.target.partition(".")[0] != FACES.get(found.importer.removeprefix("poll."))
+        and found.target.partition(".")[0] not in ADAPTERS.get(found.importer, ())
     ]
     assert wrong == []
 

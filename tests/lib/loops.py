@@ -22,7 +22,7 @@ import selectors
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import gevent
 from gevent.hub import Hub, get_hub, set_hub
@@ -285,9 +285,48 @@ def _gevent_drivers() -> list[Driver]:
     return drivers
 
 
+# --- Twisted --------------------------------------------------------------------------------------------------------
+
+
+class TwistedDriver(Driver):
+    """One of Twisted's reactors, turned by hand."""
+
+    def __init__(self, name: str, module: str, reactor: str) -> None:
+        """:raises ImportError: Twisted is not installed."""
+        super().__init__(name)
+        # One for all tests, made before any of them: a reactor keeps its own fds as long as it exists.
+        self._reactor: Any = getattr(importlib.import_module(module), reactor)()
+
+    def run(self, scenario: Callable[[Loop], Scenario]) -> None:
+        from memifrt.poll.twisted import TwistedPoller
+
+        reactor = self._reactor
+        before = len(reactor.getReaders())
+        loop = PlainLoop(
+            # noqa because the loop comes after the poller.
+            poller := TwistedPoller(reactor, on_error=lambda error: loop.errors.append(error)),  # noqa: PLW0108
+            lambda: reactor.iterate(TICK),
+            lambda: len(reactor.getReaders()) - before + len(reactor.getWriters()),
+        )
+        try:
+            loop.run(scenario(loop))
+        finally:
+            poller.close()
+
+
+def _twisted_drivers() -> list[Driver]:
+    with contextlib.suppress(ImportError):
+        return [
+            TwistedDriver("twisted-epoll", "twisted.internet.epollreactor", "EPollReactor"),
+            TwistedDriver("twisted-poll", "twisted.internet.pollreactor", "PollReactor"),
+        ]
+    return []
+
+
 #: Every loop of this module; see also :mod:`tests.lib.loops_async`.
 DRIVERS: list[Driver] = [
     EpollDriver("internal"),
     *map(SelectorDriver, (selectors.EpollSelector, selectors.PollSelector, selectors.SelectSelector)),
     *_gevent_drivers(),
+    *_twisted_drivers(),
 ]
