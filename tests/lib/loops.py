@@ -303,7 +303,6 @@ class TwistedDriver(Driver):
         reactor = self._reactor
         before = len(reactor.getReaders())
         loop = PlainLoop(
-            # noqa because the loop comes after the poller.
             poller := TwistedPoller(reactor, on_error=lambda error: loop.errors.append(error)),  # noqa: PLW0108
             lambda: reactor.iterate(TICK),
             lambda: len(reactor.getReaders()) - before + len(reactor.getWriters()),
@@ -323,10 +322,43 @@ def _twisted_drivers() -> list[Driver]:
     return []
 
 
+# --- eventlet -------------------------------------------------------------------------------------------------------
+
+
+class EventletDriver(Driver):
+    """The scenario runs in the main green thread of this thread's hub."""
+
+    def __init__(self, name: str) -> None:
+        """:raises ImportError: eventlet is not installed."""
+        super().__init__(name)
+        self._eventlet: Any = importlib.import_module("eventlet")
+        self._hub: Any = self._eventlet.hubs.get_hub()  # made before any test: it keeps an fd of its own
+        self._eventlet.sleep(0)
+
+    def run(self, scenario: Callable[[Loop], Scenario]) -> None:
+        from memifrt.poll.eventlet import EventletPoller
+
+        loop = PlainLoop(
+            poller := EventletPoller(on_error=lambda error: loop.errors.append(error)),  # noqa: PLW0108
+            lambda: self._eventlet.sleep(0.001),
+            lambda: len(poller),
+        )
+        try:
+            loop.run(scenario(loop))
+        finally:
+            poller.close()
+
+
+def _eventlet_drivers() -> list[Driver]:
+    """In a process of its own alone (see tests/poll/test_eventlet.py): eventlet's import makes every fork warn."""
+    return [EventletDriver("eventlet")] if os.environ.get("MEMIFRT_TEST_EVENTLET") else []
+
+
 #: Every loop of this module; see also :mod:`tests.lib.loops_async`.
 DRIVERS: list[Driver] = [
     EpollDriver("internal"),
     *map(SelectorDriver, (selectors.EpollSelector, selectors.PollSelector, selectors.SelectSelector)),
     *_gevent_drivers(),
     *_twisted_drivers(),
+    *_eventlet_drivers(),
 ]

@@ -1,0 +1,155 @@
+"""memifrt's fds in eventlet's hub, and the green thread that calls back.
+
+Owns the hub's listeners for these fds. Knows nothing of memif.
+
+A listener's callback runs in the hub, which must never wait, and which forgets a listener that raises. So it only notes
+the event; a green thread hands events on, one at a time. Callbacks may sleep, lock and do I/O.
+
+::
+
+    poller = EventletPoller()
+    runtime = memifrt.Runtime(control_fd_update=poller.update)
+    poller.start(runtime.control_fd_handler)
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import eventlet
+from eventlet import hubs
+
+from memifrt.errors import ConfigError
+from memifrt.poll.hook import FdHandler
+from memifrt.system.forks import abandon_after_fork
+from memifrt.types import FdEvent
+
+
+class _Watch:
+    """One fd, what is waited for, and the hub's listeners for it."""
+
+    __slots__ = ("events", "fd", "listeners", "pending")
+
+    def __init__(self, fd: int, events: FdEvent) -> None:
+        self.fd = fd
+        self.events = events
+        self.listeners: list[Any] = []
+        #: Events that are ready and not handed on yet. Meanwhile the hub does not listen: it would call on and on.
+        self.pending = FdEvent(0)
+
+
+class EventletPoller:
+    """The hook of a runtime whose fds are in eventlet's hub of this thread.
+
+    :param on_error: called with what a callback raised. Default: its traceback is printed. The fd stays
+        watched, and an event that was not handled comes again. ``Runtime(on_error=...)`` comes first.
+    """
+
+    def __init__(self, *, on_error: Callable[[BaseException], object] | None = None) -> None:
+        self._hub: Any = hubs.get_hub()
+        self._on_error = on_error
+        self._handler: FdHandler | None = None
+        self._watches: dict[int, _Watch] = {}
+        self._ready: deque[_Watch] = deque()
+        self._dispatching = False
+        abandon_after_fork(self._abandon)
+
+    def __len__(self) -> int:
+        """How many fds are watched."""
+        return len(self._watches)
+
+    def start(self, handler: FdHandler) -> None:
+        """Hand events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
+        self._handler = handler
+
+    def update(self, fd: int, events: FdEvent) -> None:
+        """The hook.
+
+        :raises ConfigError: called from a thread that is not the hub's.
+        """
+        if hubs.get_hub() is not self._hub:
+            raise ConfigError("this runtime's fds are in the eventlet hub of another thread: it must be used there")
+        if events & FdEvent.DEL:
+            watch = self._watches.pop(fd, None)
+            if watch is not None:  # else the poller is closed, before its runtime
+                watch.pending = FdEvent(0)
+                self._ignore(watch)
+        elif events & FdEvent.MOD:
+            watch = self._watches[fd]
+            watch.events = events & ~FdEvent.MOD
+            if not watch.pending:
+                self._ignore(watch)
+                self._listen(watch)
+        else:
+            watch = self._watches[fd] = _Watch(fd, events)
+            self._listen(watch)
+
+    def close(self) -> None:
+        """Take every fd out of the hub. Closing the runtime does so too."""
+        self._handler = None
+        for fd in list(self._watches):
+            self.update(fd, FdEvent.DEL)
+
+    def _listen(self, watch: _Watch) -> None:
+        for event, kind in ((FdEvent.READ, self._hub.READ), (FdEvent.WRITE, self._hub.WRITE)):
+            if watch.events & event:
+                callback = self._callback(watch, event)
+                watch.listeners.append(self._hub.add(kind, watch.fd, callback, callback, lambda: None))
+
+    def _ignore(self, watch: _Watch) -> None:
+        for listener in watch.listeners:
+            self._hub.remove(listener)
+        watch.listeners.clear()
+
+    def _callback(self, watch: _Watch, event: FdEvent) -> Callable[..., None]:
+        def on_ready(*_: object) -> None:
+            """In the hub."""
+            if not watch.pending:
+                self._ignore(watch)
+                self._ready.append(watch)
+            watch.pending |= event
+            if not self._dispatching:
+                self._dispatching = True
+                eventlet.spawn(self._dispatch)
+
+        return on_ready
+
+    def _dispatch(self) -> None:
+        """The green thread: as long as events wait."""
+        try:
+            while self._ready:
+                watch = self._ready.popleft()
+                events, watch.pending = watch.pending, FdEvent(0)
+                if not events:  # the fd was withdrawn meanwhile
+                    continue
+                try:
+                    if self._handler is not None:
+                        self._handler(watch.fd, events)
+                except Exception as error:
+                    self._report(error)
+                finally:
+                    if self._watches.get(watch.fd) is watch and not watch.listeners:
+                        self._listen(watch)
+                eventlet.sleep(0)
+        finally:
+            self._dispatching = False
+
+    def _report(self, error: Exception) -> None:
+        if self._on_error is None:
+            traceback.print_exception(error)
+            return
+        try:
+            self._on_error(error)
+        except Exception as worse:
+            traceback.print_exception(worse)
+
+    def _abandon(self) -> None:
+        """In a forked child: the hub's poll set is the parent's too. Take nothing out of it."""
+        self._watches.clear()
+        self._ready.clear()
+
+
+__all__ = ["EventletPoller"]
