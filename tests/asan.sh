@@ -13,7 +13,7 @@ for part in memifrt tests examples benchmarks fuzz; do
     [ ! -d "$root/$part" ] || cp -R "$root/$part" "$copy/"
 done
 rm -f "$copy"/memifrt/ring/_native.c "$copy"/memifrt/ring/_native*.so
-cp "$root/setup.py" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$copy/"
+cp "$root/setup.py" "$root/memifrt_command.py" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$copy/"
 
 cd "$copy"
 CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g" \

@@ -436,7 +436,9 @@ cdef class _Burst:
         if flags == (self.entries[position].flags & NEXT):
             return
         if not isinstance(self.ring, _TxRing):
-            raise ConfigError("only the flags of an allocated buffer can be set, not those of a received one")
+            raise ConfigError(
+                "only the flags of an allocated buffer can be set: those of a received one are the peer's"
+            )
         if flags not in (0, NEXT):
             raise ConfigError(f"the flags are {flags!r}; they must be {NEXT} (the packet goes on) or 0")
         self.entries[position].flags = flags

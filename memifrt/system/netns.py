@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from memifrt.errors import os_error
-from memifrt.system.original_functions import Lock, start_new_thread
+from memifrt.system.original_functions import Lock, close, open_fd, start_new_thread
 
 _T = TypeVar("_T")
 
@@ -91,11 +91,11 @@ def call_in_namespace(name: str, function: Callable[[], _T]) -> _T:
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_fd(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield fd
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _enter(fd: int) -> None:

@@ -249,7 +249,7 @@ def test_output_that_nobody_reads_ends_ping_without_a_traceback(socket_name: str
 def test_a_name_that_the_output_cannot_encode_is_printed_with_escapes(tmp_path: Path) -> None:
     done = run("doctor", f"{tmp_path}/b\u00fcro\udcff.sock", PYTHONIOENCODING="ascii")
     assert done.returncode == 1, done.stderr
-    assert "b\\xfcro?.sock" in done.stdout
+    assert "b\\xfcro\\udcff.sock" in done.stdout
     assert done.stderr == ""
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tarfile
+import types
 import warnings
 import zipfile
 from pathlib import Path
@@ -19,7 +19,16 @@ from memifrt import Runtime
 
 PROJECT = Path(__file__).parents[2]
 #: What goes into an sdist, and all that a build needs.
-SOURCES = ["LICENSE", "MANIFEST.in", "Makefile", "README.md", "memifrt", "pyproject.toml", "setup.py"]
+SOURCES = [
+    "LICENSE",
+    "MANIFEST.in",
+    "Makefile",
+    "README.md",
+    "memifrt",
+    "memifrt_command.py",
+    "pyproject.toml",
+    "setup.py",
+]
 WHICH = "import memifrt.ring; print(memifrt.ring.__impl__)"
 SLOW = "packets go through the rings in Python"
 WITHOUT_NATIVE = "import sys; sys.modules['memifrt.ring._native'] = None; "
@@ -117,7 +126,7 @@ def test_reference_warns_where_memory_is_not_ordered(
     warned: bool,
 ) -> None:
     monkeypatch.setattr(memifrt.ring, "__impl__", name)
-    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(os, "uname", lambda: types.SimpleNamespace(machine=machine))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         runtime.create_interface(socket=socket_name, role="slave")
