@@ -126,7 +126,8 @@ def test_a_file_whose_close_never_comes_back_keeps_nobody_waiting(
         else:
             peer.send(b"\0" * 128, stubborn_file)
             assert "unknown type" in peer.reason()
-        wait_until(lambda: outstanding() == 1, runtime)
+        # The file itself; and what else of this user came with it can wait behind it in the same thread.
+        wait_until(lambda: outstanding() in (1, 2), runtime)
 
 
 # --- a connection over TCP that lingers over what nobody takes --------------------------------------------------------
