@@ -37,7 +37,6 @@ _P = ParamSpec("_P")
 #: Buffers in a burst when the caller names no number (VPP's and DPDK's habit: a vector of 256).
 DEFAULT_BURST = 256
 _MASK_INT = 1
-_POLLING = RxMode.POLLING  # looking it up in its class takes longer than receiving a few packets
 
 
 def check_packets(packets: Iterable[ReadableBuffer]) -> Iterable[ReadableBuffer]:
@@ -162,9 +161,11 @@ class RxQueue(_Queue[RxRing]):
     ) -> None:
         super().__init__(qid, ring, event, earlier, violated)
         self._mode = mode
+        #: Whether the mode is polling: an attribute, because every receiving call asks.
+        self.polling = mode is RxMode.POLLING
         self._mode_changed = mode_changed
-        #: The last burst left packets behind, and the eventfd readable.
-        self._behind = False
+        #: The last packets taken left others behind, and the eventfd readable. Always False in polling mode.
+        self.more = False
         #: Adaptive mode has masked the peer's interrupts.
         self._masked = False
         #: :meth:`drain` has read the eventfd since packets were last taken.
@@ -191,6 +192,7 @@ class RxQueue(_Queue[RxRing]):
         wanted = parse_rx_mode(mode)
         ring = self._live()
         self._mode = wanted
+        self.polling = wanted is RxMode.POLLING
         self._masked = False
         ring.set_mask(wanted is RxMode.POLLING)
         if wanted is not RxMode.POLLING:
@@ -214,17 +216,12 @@ class RxQueue(_Queue[RxRing]):
             self._event.notify()  # what was read may be the disconnect's: who waits must not miss it
         return drained
 
-    @property
-    def more(self) -> bool:
-        """Whether the last packets taken left others behind. Always False in polling mode."""
-        return self._behind
-
     def pending(self) -> int:
         """Buffers that wait in the ring.
 
         :raises Disconnected: there is no peer (any more).
         """
-        ring = self._live()
+        ring = self._ring or self._live()
         try:
             return ring.pending()
         except RingViolation as error:
@@ -238,7 +235,7 @@ class RxQueue(_Queue[RxRing]):
 
         :raises Disconnected: there is no peer (any more).
         """
-        ring = self._live()
+        ring = self._ring or self._live()
         return self._receive(ring, limit, ring.burst, limit, split)
 
     def recv(self, limit: int = DEFAULT_BURST) -> list[bytes]:
@@ -248,7 +245,7 @@ class RxQueue(_Queue[RxRing]):
 
         :raises Disconnected: there is no peer (any more).
         """
-        ring = self._live()
+        ring = self._ring or self._live()
         return self._receive(ring, limit, ring.recv, limit)
 
     def recv_into(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
@@ -282,11 +279,11 @@ class RxQueue(_Queue[RxRing]):
         next one. If packets stay behind, the fd is left readable.
         """
         try:
-            if self._mode is _POLLING:
+            if self.polling:
                 return take(*args, **kwargs)
             if self.drained:  # before the index is read, as it must be: a kick since then is a spurious wake-up later
                 self.drained = False
-            elif not (self._behind and ring.pending() > limit):
+            elif not (self.more and ring.pending() > limit):
                 self._interrupts += self._event.drain()
                 if self._ring is None:
                     self._event.notify()  # what was read may be the disconnect's: who waits must not miss it
@@ -295,8 +292,8 @@ class RxQueue(_Queue[RxRing]):
             except BaseException:
                 self._event.notify()  # what was not taken is still to be found: its kick has been read
                 raise
-            self._behind = ring.more
-            if self._behind:
+            self.more = ring.more
+            if self.more:
                 self._stay_readable(ring)
             elif self._masked:
                 self._unmask(ring)
@@ -305,7 +302,7 @@ class RxQueue(_Queue[RxRing]):
                 raise self._fail(error) from error
             # A bad argument, or a relay's other ring, whose queue knows its own connection: nothing was taken, and the
             # eventfd that told of it may have been read.
-            if self._mode is not _POLLING:
+            if not self.polling:
                 self._event.notify()
             raise
         return taken
