@@ -85,7 +85,8 @@ class RingBurst:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> memoryview:
-        return self.view(self.position(index))
+        position = self.position(index)
+        return self._views.get(position) or self.view(position)
 
     def __iter__(self) -> Iterator[memoryview]:
         for index in range(self.sent, len(self.entries)):

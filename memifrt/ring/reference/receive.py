@@ -28,8 +28,8 @@ class RxRingBase(RingBase):
 
     is_tx = False
 
-    def __init__(self, memory: RingMemory, buffers: SlaveBuffers | None = None) -> None:
-        super().__init__(memory, buffers)
+    def __init__(self, memory: RingMemory) -> None:
+        super().__init__(memory)
         #: The index up to which we have taken buffers.
         self.taken = 0
         #: Bytes that a closing burst leaves free in front of the data.
@@ -223,6 +223,7 @@ class MasterRxRing(RxRingBase):
         self.returned = 0
         #: Whether a descriptor that has not been given back has NEXT.
         self.saw_next = False
+        self.reset()
 
     def available(self) -> int:
         head = self._header[HEAD]  # acquire: memory-order.md, A1
@@ -268,7 +269,8 @@ class SlaveRxRing(RxRingBase):
     __slots__ = ("posted",)
 
     def __init__(self, memory: RingMemory, buffers: SlaveBuffers) -> None:
-        super().__init__(memory, buffers)
+        super().__init__(memory)
+        self.take_buffers(buffers)
         #: The index up to which we have posted empty buffers.
         self.posted = 0
 

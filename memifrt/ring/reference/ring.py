@@ -50,7 +50,7 @@ class RingBase:
     #: Whether this is a ring to send on.
     is_tx: ClassVar[bool]
 
-    def __init__(self, memory: RingMemory, buffers: SlaveBuffers | None = None) -> None:
+    def __init__(self, memory: RingMemory) -> None:
         self._name = memory.name
         self.regions = Regions(memory.regions)
         if not 0 <= memory.log2_size <= MAX_LOG2_RING_SIZE or not 0 <= memory.region < self.regions.count:
@@ -70,11 +70,7 @@ class RingBase:
         #: In a forked child: the id of the process to which the ring belongs.
         self._owner: int | None = None
         #: A slave's own buffers; None for a master.
-        self.buffers = buffers
-        if buffers is not None:
-            check_buffers(buffers, self.regions, self.size)
-            COOKIE_FIELD.pack_into(self._header.cast("B"), 0, COOKIE)
-        self.reset()
+        self.buffers: SlaveBuffers | None = None
 
     @property
     def head(self) -> int:
@@ -111,6 +107,13 @@ class RingBase:
         if self._owner is not None:
             return ForkedError(self._owner, "burst")
         return kind("the burst has ended: its buffers belong to the peer")
+
+    def take_buffers(self, buffers: SlaveBuffers) -> None:
+        """Become a slave's ring: check the slave's own buffers, and make the header."""
+        check_buffers(buffers, self.regions, self.size)
+        self.buffers = buffers
+        COOKIE_FIELD.pack_into(self._header.cast("B"), 0, COOKIE)
+        self.reset()
 
     def reset(self) -> None:
         """Set both indices and the flags to 0, whatever the peer's memory has in them."""

@@ -29,8 +29,8 @@ class TxRingBase(RingBase):
 
     is_tx = True
 
-    def __init__(self, memory: RingMemory, buffers: SlaveBuffers | None = None) -> None:
-        super().__init__(memory, buffers)
+    def __init__(self, memory: RingMemory) -> None:
+        super().__init__(memory)
         #: The index up to which the peer sees our buffers, and the one at which the next allocation starts.
         self.published = self.allocated = 0
         #: Buffers published since the ring was made.
@@ -271,7 +271,8 @@ class SlaveTxRing(TxRingBase):
     __slots__ = ()
 
     def __init__(self, memory: RingMemory, buffers: SlaveBuffers) -> None:
-        super().__init__(memory, buffers)
+        super().__init__(memory)
+        self.take_buffers(buffers)
 
     @property
     def in_flight(self) -> int:
@@ -358,6 +359,7 @@ class MasterTxRing(TxRingBase):
 
     def __init__(self, memory: RingMemory) -> None:
         super().__init__(memory)
+        self.reset()
 
     @property
     def in_flight(self) -> int:
