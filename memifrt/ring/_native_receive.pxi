@@ -1,5 +1,6 @@
 # The two rings to receive from: take filled buffers, check their descriptors, give the buffers back.
 # The twin of reference/receive.py: the same names, the same checks, the same order.
+# Read docs/memory-order.md before you change the order of two accesses of shared memory.
 
 
 cdef class RxRingBase(RingBase):

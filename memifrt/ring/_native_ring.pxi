@@ -1,5 +1,6 @@
 # What all four rings have in common: the header, descriptors, counters, and a slave's record of its buffers.
 # The twin of reference/ring.py: the same names, the same checks, the same order.
+# Read docs/memory-order.md before you change the order of two accesses of shared memory.
 
 
 cdef class RingBase:
@@ -50,7 +51,7 @@ cdef class RingBase:
 
     @property
     def flags(self):
-        return memif_load_fence(&self.ring.flags)
+        return memif_load_fence(&self.ring.flags)  # memory-order.md, F2
 
     @property
     def capacity(self):
@@ -61,7 +62,7 @@ cdef class RingBase:
         return QueueCounters(self.packets, self.octets, 0, self.ring_full, self.bad_descriptors)
 
     def set_mask(self, bint masked):
-        memif_store_fence(&self.ring.flags, MASK_INT if masked else 0)
+        memif_store_fence(&self.ring.flags, MASK_INT if masked else 0)  # memory-order.md, F1
 
     def abandon(self, pid):
         cdef RingBurst burst
@@ -87,7 +88,7 @@ cdef class RingBase:
         """Set both indices and the flags to 0, whatever the peer's memory has in them."""
         self.ring.flags = 0
         memif_store_release(&self.ring.head, 0)
-        memif_store_release(&self.ring.tail, 0)
+        memif_store_release(&self.ring.tail, 0)  # memory-order.md, R5
 
     cdef void read(self, memif_descriptor *into, uint16_t index, int count) noexcept:
         """Copy ``count`` descriptors from ``index`` on. The caller checks and uses only this copy."""

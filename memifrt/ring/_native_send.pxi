@@ -1,5 +1,6 @@
 # The two rings to send on: allocate free buffers, fill them, publish their descriptors.
 # The twin of reference/send.py: the same names, the same checks, the same order.
+# Read docs/memory-order.md before you change the order of two accesses of shared memory.
 
 
 cdef class TxRingBase(RingBase):
@@ -433,7 +434,7 @@ cdef class SlaveTxRing(TxRingBase):
 
     @property
     def in_flight(self):
-        cdef uint16_t in_flight = <uint16_t> (self.published - memif_load_acquire(&self.ring.tail))
+        cdef uint16_t in_flight = <uint16_t> (self.published - memif_load_acquire(&self.ring.tail))  # A5
         return in_flight if in_flight <= self.size else 0  # the next send reports the violation
 
     cdef int room(self) except -1:
@@ -568,7 +569,7 @@ cdef class MasterTxRing(TxRingBase):
 
     @property
     def in_flight(self):
-        cdef uint16_t posted = <uint16_t> (memif_load_acquire(&self.ring.head) - self.published)
+        cdef uint16_t posted = <uint16_t> (memif_load_acquire(&self.ring.head) - self.published)  # A5
         cdef uint32_t kept = self.size - posted if posted < self.size else 0
         return min(kept, self.published_total)  # a buffer never posted was never sent either
 

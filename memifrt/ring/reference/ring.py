@@ -82,7 +82,7 @@ class RingBase:
 
     @property
     def flags(self) -> int:
-        return self._header[FLAGS]
+        return self._header[FLAGS]  # no fence: memory-order.md, F2
 
     @property
     def capacity(self) -> int:
@@ -93,7 +93,7 @@ class RingBase:
         return QueueCounters(self.packets, self.octets, 0, self.ring_full, self.bad_descriptors)
 
     def set_mask(self, masked: bool) -> None:
-        self._header[FLAGS] = MASK_INT if masked else 0
+        self._header[FLAGS] = MASK_INT if masked else 0  # no fence: memory-order.md, F1
 
     def abandon(self, pid: int) -> None:
         self._owner = pid
@@ -117,14 +117,14 @@ class RingBase:
 
     def reset(self) -> None:
         """Set both indices and the flags to 0, whatever the peer's memory has in them."""
-        self._header[FLAGS] = self._header[HEAD] = self._header[TAIL] = 0
+        self._header[FLAGS] = self._header[HEAD] = self._header[TAIL] = 0  # memory-order.md, R5
 
     def read(self, index: int, count: int) -> Iterator[Entry]:
         """Copy ``count`` descriptors from ``index`` on. The caller checks and uses only this copy."""
         start = (index & self.mask) * DESCRIPTOR_SIZE
         stop = start + count * DESCRIPTOR_SIZE
         limit = len(self._descriptors)
-        data = bytes(self._descriptors[start:stop])
+        data = bytes(self._descriptors[start:stop])  # memory-order.md, B1
         if stop > limit:
             data += bytes(self._descriptors[: stop - limit])
         return DESCRIPTOR.iter_unpack(data)

@@ -276,7 +276,7 @@ class SlaveTxRing(TxRingBase):
 
     @property
     def in_flight(self) -> int:
-        in_flight = (self.published - self._header[TAIL]) & U16
+        in_flight = (self.published - self._header[TAIL]) & U16  # A5
         return in_flight if in_flight <= self.size else 0  # the next send reports the violation
 
     def room(self) -> int:
@@ -363,7 +363,7 @@ class MasterTxRing(TxRingBase):
 
     @property
     def in_flight(self) -> int:
-        posted = (self._header[HEAD] - self.published) & U16
+        posted = (self._header[HEAD] - self.published) & U16  # A5
         return min(max(self.size - posted, 0), self.published_total)  # a buffer never posted was never sent either
 
     def room(self) -> int:
