@@ -194,7 +194,8 @@ class RxQueue(_Queue[RxRing]):
         self._masked = False
         ring.set_mask(wanted is RxMode.POLLING)
         if wanted is not RxMode.POLLING:
-            # The peer may have seen the mask when it published: look again (docs/memory-order.md, The kick and the mask).
+            # The peer may have seen the mask when it published: look again (docs/memory-order.md, The kick and the
+            # mask).
             self._event.notify()
         self._mode_changed(self)
         if self.on_mode_change is not None:
@@ -315,8 +316,11 @@ class RxQueue(_Queue[RxRing]):
             self._masked = True
 
     def _unmask(self, ring: RxRing) -> None:
-        """Ask for interrupts again, in adaptive mode, when the ring has been drained. The peer has not kicked for packets
-        that came while the mask was set: look again (docs/memory-order.md, The kick and the mask)."""
+        """Ask for interrupts again, in adaptive mode, when the ring has been drained.
+
+        The peer has not kicked for packets that came while the mask was set: look again (docs/memory-order.md, The kick
+        and the mask).
+        """
         ring.set_mask(False)
         self._masked = False
         self._event.notify()

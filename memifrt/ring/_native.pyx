@@ -1,11 +1,9 @@
 # cython: language_level=3, cdivision=True, initializedcheck=False
 """The data plane, compiled: the same rings as in :mod:`memifrt.ring.reference`, byte for byte.
 
-How to read it. The parts are included below, and each is the twin of a module of the reference: the same names, the same
-checks, the same order. ``tests/ring/test_twins.py`` compares the names and knows the exceptions. What is shared with C is
-in ``memif_ring.h``. Two things differ. A descriptor is copied by memcpy behind a compiler barrier, so that a checked value
-can never be loaded from shared memory a second time. And an index is loaded and stored by real acquires and releases
-(docs/memory-order.md).
+How to read it. The parts are included below, and each is the twin of a module of the reference: the same names, the
+same checks, the same order. ``tests/ring/test_twins.py`` compares the names and knows the exceptions. ``memif_ring.h``
+has the layout of shared memory, and the loads and stores whose order matters (docs/memory-order.md).
 
 No pointer is ever made from a number in shared memory before that number, in a copy of ours, has been checked against
 the region that it points into.

@@ -7,8 +7,8 @@
 cdef class RingBurst:
     """A run of buffers of one ring, as copied descriptors. A view is made when it is first asked for.
 
-    The burst itself exports the memory of its views. So every view, and every slice of one, keeps the burst, the ring and
-    the mapping alive. Exports that are left when our own views are released belong to derived views.
+    The burst itself exports the memory of its views. So every view, and every slice of one, keeps the burst, the ring
+    and the mapping alive. Exports that are left when our own views are released belong to derived views.
     """
 
     cdef RingBase ring
@@ -80,7 +80,7 @@ cdef class RingBurst:
             raise ValueError("the burst has no buffers: no ring has made it")
         if self.ended:
             raise self.ring.ended_error(ValueError)
-        in_place(target, &held, PyBUF_SIMPLE, True, "the target")
+        in_place(target, &held, PyBUF_SIMPLE, "the target", True)
         try:
             into = <uint8_t *> held.buf
             end = into + held.len

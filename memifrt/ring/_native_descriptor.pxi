@@ -30,8 +30,8 @@ cdef extern from "memif_ring.h":
     uint64_t memif_sum(const memif_descriptor *entries, int count, uint64_t *octets) nogil
 
 cdef enum:
-    # A flag that exists only in our copies: forward leaves this packet out. A peer cannot set it, because a copy keeps no
-    # flag of the peer's but NEXT.
+    # A flag that exists only in our copies: forward leaves this packet out. A peer cannot set it, because a copy keeps
+    # no flag of the peer's but NEXT.
     DROPPED = 0x8000
     # Buffers ahead whose first cache line is fetched while the present one is copied: a miss across cores costs about
     # as much as copying a few small packets.

@@ -34,6 +34,10 @@ cdef class TxRingBase(RingBase):
         free(self.staged)
         free(self.posted_lengths)
 
+    @property
+    def in_flight(self):
+        raise NotImplementedError
+
     def free(self):
         return self.room()
 
@@ -293,8 +297,8 @@ cdef class TxRingBase(RingBase):
         return self.room()
 
     cdef int reserve(self, int used, int room, int64_t size) except -1:
-        """Stage descriptors for one packet of ``size`` bytes (negative: one whole buffer) behind ``used`` others; return
-        how many, 0 if the room does not suffice."""
+        """Stage descriptors for one packet of ``size`` bytes (negative: one whole buffer) behind ``used`` others;
+        return how many, 0 if the room does not suffice."""
         cdef int64_t left = size
         cdef int count = 0, position
         cdef memif_descriptor *entry
@@ -356,8 +360,8 @@ cdef class TxRingBase(RingBase):
     cdef int gather(
         self, int used, int room, Regions source_regions, const memif_descriptor *entries, int start, int stop
     ) except -1:
-        """Copy one received packet into free buffers and stage it; return how many, 0 if it does not fit. Both sides may
-        be chains that are cut at different places."""
+        """Copy one received packet into free buffers and stage it; return how many, 0 if it does not fit. Both sides
+        may be chains that are cut at different places."""
         cdef uint64_t total = 0
         cdef int count, i, into = used
         cdef uint32_t done, filled = 0, part

@@ -13,7 +13,7 @@ cdef class Matrix:
     cdef uint64_t width
 
     def __cinit__(self, matrix, bint writable):
-        in_place(matrix, &self.held, PyBUF_STRIDES, writable, "the matrix")
+        in_place(matrix, &self.held, PyBUF_STRIDES, "the matrix", writable)
         self.holding = True
         if self.held.ndim != 2 or self.held.itemsize != 1 or (self.held.shape[1] > 1 and self.held.strides[1] != 1):
             raise ConfigError("the matrix must be a 2-D buffer of bytes with contiguous rows")
@@ -43,7 +43,7 @@ cdef class Lengths:
     cdef uint64_t longest
 
     def __cinit__(self, lengths, bint writable):
-        in_place(lengths, &self.held, PyBUF_STRIDES | PyBUF_FORMAT, writable, "lengths")
+        in_place(lengths, &self.held, PyBUF_STRIDES | PyBUF_FORMAT, "lengths", writable)
         self.holding = True
         cdef bytes kind = (b"B" if self.held.format is NULL else <bytes> self.held.format).lstrip(b"@")
         self.signed = kind in SIGNED_FORMATS
@@ -87,7 +87,7 @@ cdef class Lengths:
         return int.from_bytes(data, "little", signed=self.signed)
 
 
-cdef int in_place(owner, Py_buffer *into, int flags, bint writable, what) except -1:
+cdef int in_place(owner, Py_buffer *into, int flags, what, bint writable) except -1:
     """Get a caller's buffer.
 
     :raises ConfigError: it must be writable and is not, or has not the layout that ``flags`` ask for.

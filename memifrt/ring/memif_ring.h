@@ -50,8 +50,8 @@ static inline uint16_t memif_load_acquire(const uint16_t *index) { return __atom
 /* Load an index to show it. Nothing may be read or written on the strength of this value. */
 static inline uint16_t memif_load(const uint16_t *index) { return __atomic_load_n(index, __ATOMIC_RELAXED); }
 
-/* Load the flags after a full fence. A sender that has stored its index sees every mask that its peer cleared before the
- * peer looked at that index. */
+/* Load the flags after a full fence. A sender that has stored its index either sees that its peer has cleared the mask,
+ * or the peer sees the index when it looks at the ring again. */
 static inline uint16_t memif_load_fence(const uint16_t *flags) {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     return __atomic_load_n(flags, __ATOMIC_RELAXED);
@@ -62,8 +62,8 @@ static inline void memif_store_release(uint16_t *index, uint16_t value) {
     __atomic_store_n(index, value, __ATOMIC_RELEASE);
 }
 
-/* Store the flags before a full fence. A receiver that has cleared the mask sees, when it looks at the ring again, every
- * index that its peer stored before the peer read the flags. */
+/* Store the flags before a full fence, for a receiver that clears the mask and then looks at the ring again: see
+ * memif_load_fence. */
 static inline void memif_store_fence(uint16_t *flags, uint16_t value) {
     __atomic_store_n(flags, value, __ATOMIC_RELAXED);
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -80,8 +80,8 @@ static inline void memif_store_fence(uint16_t *flags, uint16_t value) {
 typedef struct { uint64_t word[2]; } memif_16;
 typedef struct { uint64_t word[4]; } memif_32;
 
-/* Copy like memmove: a peer can make the memory that it sends overlap the memory that it posts. Small packets are copied
- * without a call. Both parts, which overlap in the middle, are loaded before either is stored. */
+/* Copy like memmove: a peer can make the memory that it sends overlap the memory that it posts. Small packets are
+ * copied without a call: both parts, which overlap in the middle, are loaded before either is stored. */
 static inline void memif_move(void *into, const void *from, size_t size) {
     if (size > 64 || size < 16) {
         memmove(into, from, size);

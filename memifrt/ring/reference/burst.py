@@ -33,15 +33,19 @@ class BurstRing(Protocol):
     @property
     def is_tx(self) -> bool:
         """Whether this is a ring to send on."""
+        raise NotImplementedError
 
     def buffer_bounds(self, index: int, entry: Entry) -> tuple[int, int]:
         """Return where the memory starts and stops in which the data of a buffer may be moved."""
+        raise NotImplementedError
 
     def burst_ended(self) -> None:
-        """Take note that a burst has ended."""
+        """Take back the buffers of bursts that have ended."""
+        raise NotImplementedError
 
     def ended_error(self, kind: type[ValueError]) -> Exception:
         """Return the error for a use of a burst that has ended."""
+        raise NotImplementedError
 
 
 class RingBurst:
@@ -224,10 +228,6 @@ class RingBurst:
         if start < len(self.entries) and unfinished:
             yield start, len(self.entries)
 
-    def is_dropped(self, start: int, stop: int) -> bool:
-        """Return whether the packet in these buffers has been dropped."""
-        return any(entry[0] & DROPPED for entry in self.entries[start:stop])
-
     def joined(self, start: int, stop: int) -> bytes | memoryview:
         """Return the data of the packet in these buffers."""
         at = self.ring.regions.at
@@ -289,6 +289,11 @@ class RingBurst:
         """Count the buffers before ``sent`` as sent, and end their views."""
         self.sent = sent
         self.release_views(sent)
+
+
+def is_dropped(entries: list[Entry], start: int, stop: int) -> bool:
+    """Return whether the packet in these buffers has been dropped."""
+    return any(entry[0] & DROPPED for entry in entries[start:stop])
 
 
 def own_burst(burst: object) -> RingBurst:

@@ -43,9 +43,7 @@ class RxRingBase(RingBase):
         return self.available()
 
     def burst(self, limit: int, split: bool = False) -> RingBurst:
-        if limit < 1:
-            raise ConfigError(f"a burst of {limit} buffers; it must be at least 1")
-        return self.take(limit, split)
+        return self.take(checked_limit(limit), split)
 
     def recv(self, limit: int) -> list[bytes]:
         with self.burst(limit) as burst:
@@ -319,3 +317,23 @@ class SlaveRxRing(RxRingBase):
         )
         self.posted = (first + count) & U16
         self._header[HEAD] = self.posted  # release: memory-order.md, R4
+
+
+def receive_ring(ring: object) -> RxRingBase:
+    """Return ``ring`` if it is a receive ring of this implementation.
+
+    :raises ConfigError: it is not.
+    """
+    if not isinstance(ring, RxRingBase):
+        raise ConfigError(f"{ring!r} is not a receive ring of this implementation")
+    return ring
+
+
+def checked_limit(limit: int) -> int:
+    """Return the limit of a burst.
+
+    :raises ConfigError: it is less than 1.
+    """
+    if limit < 1:
+        raise ConfigError(f"a burst of {limit} buffers; it must be at least 1")
+    return limit

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from memifrt.errors import ConfigError
 from memifrt.ring.protocol import Burst, RingMemory, RxRing, SlaveBuffers
-from memifrt.ring.reference.burst import RingBurst, own_burst, received_burst, still_exported
+from memifrt.ring.reference.burst import RingBurst, is_dropped, own_burst, received_burst, still_exported
 from memifrt.ring.reference.descriptor import HEAD, NEXT, TAIL, U16, Entry, clean
-from memifrt.ring.reference.receive import RxRingBase
+from memifrt.ring.reference.receive import receive_ring
 from memifrt.ring.reference.ring import RingBase, are_siblings, slave_buffers, swap
 from memifrt.ring.reference.vectors import check_lengths, matrix_rows, packet_bytes, row_to_send
 from memifrt.types import MAX_PACKET_SIZE
@@ -114,14 +114,13 @@ class TxRingBase(RingBase):
         return self.copy_forward(received_burst(burst))
 
     def relay(self, source: RxRing, limit: int) -> int:
-        if not isinstance(source, RxRingBase):
-            raise ConfigError(f"{source!r} is not a receive ring of this implementation")
-        with source.burst(limit) as burst:
+        ring = receive_ring(source)
+        with ring.burst(limit) as burst:
             try:
                 return self.forward(burst)
             finally:
-                if burst.done < len(burst):
-                    source.untake(burst)
+                if burst.sent < len(burst):
+                    ring.untake(burst)
 
     def enqueue(self, burst: Burst, first: int, count: int) -> RingBurst:
         raise ConfigError("a master cannot swap buffers: only the rings of one slave can")
@@ -152,7 +151,7 @@ class TxRingBase(RingBase):
         staged: list[Entry] = []
         sent, consumed = 0, own.sent
         for start, stop in own.packet_bounds(unfinished=False):
-            if not own.is_dropped(start, stop):
+            if not is_dropped(own.entries, start, stop):
                 data = own.joined(start, stop)
                 reserved = self.reserve(rooms, len(data))
                 if reserved is None:
@@ -298,7 +297,7 @@ class SlaveTxRing(TxRingBase):
         room, consumed = self.room(), own.sent
         positions: list[int] = []
         for start, stop in own.packet_bounds(unfinished=False):
-            if not own.is_dropped(start, stop):
+            if not is_dropped(own.entries, start, stop):
                 if len(positions) + stop - start > room:
                     self.ring_full += 1
                     break
