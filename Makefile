@@ -12,7 +12,7 @@ BIN    := $(VENV)/bin
 JOBS   ?= auto
 
 # What the installed package is made of; the rest of it is used where it lies.
-BUILT  := pyproject.toml setup.py $(wildcard memifrt/ring/*.pyx)
+BUILT  := pyproject.toml setup.py $(wildcard memifrt/ring/*.pyx memifrt/ring/*.pxi memifrt/ring/*.h)
 
 .PHONY: run test test-patched test-asan lint wheel bench fuzz soak docs clean help
 .DELETE_ON_ERROR:

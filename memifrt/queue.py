@@ -196,8 +196,8 @@ class RxQueue(_Queue[RxRing]):
         self._masked = False
         ring.set_mask(wanted is RxMode.POLLING)
         if wanted is not RxMode.POLLING:
-            # The peer may have published between our last look and the unmasking, and seen the mask when it decided
-            # whether to kick (no peer fences its store of the index against its load of the flags): look again.
+            # The peer may have seen the mask when it published: look again (docs/memory-order.md, The kick and the
+            # mask).
             self._event.notify()
         self._mode_changed(self)
         if self.on_mode_change is not None:
@@ -274,9 +274,8 @@ class RxQueue(_Queue[RxRing]):
     def _receive(self, ring: RxRing, limit: int, take: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Take packets from our ring, with the eventfd read in the order that loses no wake-up.
 
-        First the eventfd is read, then the index. A packet that comes in between is taken now, and its kick is a
-        spurious wake-up later. The other way round, its kick would be read away and the packet would wait for the
-        next one. If packets stay behind, the fd is left readable.
+        First the eventfd is read, then the index (docs/memory-order.md, The eventfd and the index). If packets stay
+        behind, the fd is left readable.
         """
         try:
             if self.polling:
@@ -314,9 +313,11 @@ class RxQueue(_Queue[RxRing]):
             self._masked = True
 
     def _unmask(self, ring: RxRing) -> None:
-        """Adaptive mode: the ring is drained. What came while the mask was set was not kicked, and what comes right now
-        may not be either: a peer need not fence its store of the index against its load of the flags. So we look again,
-        when the eventfd tells us to."""
+        """Ask for interrupts again, in adaptive mode, when the ring has been drained.
+
+        The peer has not kicked for packets that came while the mask was set: look again (docs/memory-order.md, The kick
+        and the mask).
+        """
         ring.set_mask(False)
         self._masked = False
         self._event.notify()
