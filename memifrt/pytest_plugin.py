@@ -39,7 +39,7 @@ from memifrt.options import InterfaceOptions, parse_rx_mode
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.runtime import InterfaceArguments, Runtime
 from memifrt.system.forks import abandon_after_fork
-from memifrt.types import PATH_BYTES, Role, RxMode
+from memifrt.types import PATH_BYTES, Counters, Role, RxMode
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -124,8 +124,13 @@ class MemifPort:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a peer."""
+        """Whether there is a peer, and ``on_connect`` has been called for it."""
         return self._up
+
+    @property
+    def counters(self) -> Counters:
+        """What all queues did since the interface was created, reconnects included."""
+        return self.interface.counters
 
     def wait_connected(self, timeout: float | None = None) -> MemifPort:
         """Wait for the peer; the port itself.
@@ -327,6 +332,20 @@ class MemifResponder:
     def socket(self) -> str:
         """The path of its socket, for the other side's configuration."""
         return self.port.socket
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a peer."""
+        return self.port.connected
+
+    @property
+    def counters(self) -> Counters:
+        """What all queues of its port did, reconnects included."""
+        return self.port.counters
+
+    def close(self) -> None:
+        """Delete the interface, before the end of the test does. A second call is harmless."""
+        self.port.close()
 
     @property
     def answered(self) -> int:
