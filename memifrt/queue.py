@@ -21,8 +21,9 @@ from memifrt.errors import (
     RingViolation,
     os_error,
 )
-from memifrt.options import parse_rx_mode
+from memifrt.options import RxModeName, parse_rx_mode
 from memifrt.rekick import BATCH, Glance
+from memifrt.renamed import warn_renamed
 from memifrt.ring import Burst, RxRing, TxRing
 from memifrt.system.fds import EventFd
 from memifrt.types import QueueCounters, RxMode
@@ -181,15 +182,29 @@ class RxQueue(_Queue[RxRing]):
             self._event.notify()
 
     @property
-    def mode(self) -> RxMode:
+    def rx_mode(self) -> RxMode:
+        """How this queue learns of packets."""
         return self._mode
 
-    def set_mode(self, mode: RxMode | str) -> None:
+    @property
+    def mode(self) -> RxMode:
+        """Return :attr:`rx_mode`, of which this is the old name."""
+        warn_renamed("RxQueue.mode", "RxQueue.rx_mode")
+        return self._mode
+
+    def set_mode(self, mode: RxMode | RxModeName) -> None:
+        """Call :meth:`set_rx_mode`, of which this is the old name."""
+        warn_renamed("RxQueue.set_mode()", "RxQueue.set_rx_mode()")
+        self.set_rx_mode(mode)
+
+    def set_rx_mode(self, rx_mode: RxMode | RxModeName) -> None:
         """Choose between interrupts and polling: tells the peer whether to kick. Belongs to the control thread.
 
+        :param rx_mode: ``"interrupt"``, ``"polling"`` or ``"adaptive"``, as for ``create_interface``.
+        :raises ConfigError: it is none of them.
         :raises Disconnected: there is no peer.
         """
-        wanted = parse_rx_mode(mode)
+        wanted = parse_rx_mode(rx_mode)
         ring = self._live()
         self._mode = wanted
         self.polling = wanted is RxMode.POLLING

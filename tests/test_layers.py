@@ -23,6 +23,7 @@ PROJECT = ROOT.parent
 ORDER = [
     "errors",
     "types",
+    "renamed",
     "options",
     "packets",
     "system",

@@ -134,6 +134,7 @@ class BaseInterface(Generic[S]):
 
     @property
     def connected(self) -> bool:
+        """Whether there is a peer, and ``on_connect`` has been called for it."""
         return self._waiting.connected
 
     @property
@@ -154,7 +155,7 @@ class BaseInterface(Generic[S]):
     @property
     def counters(self) -> Counters:
         """What all queues did since the interface was created, reconnects included."""
-        return Counters(*self.interface.total_counters())
+        return self.interface.counters
 
     def details(self) -> Details:
         """Everything about the interface at this moment."""
@@ -174,6 +175,13 @@ class BaseInterface(Generic[S]):
         """Disconnect and forget the interface: whoever waits on it gets :class:`~memifrt.Disconnected`."""
         self._waiting.check_owner(False)
         self.interface.delete()
+
+    def close(self) -> None:
+        """Delete the interface: callers that wait on it get :class:`~memifrt.Disconnected`. A second call is harmless.
+
+        :raises ConfigError: the call comes from a foreign thread or loop.
+        """
+        self.delete()
 
     def __str__(self) -> str:
         return str(self.interface)

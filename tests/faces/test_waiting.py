@@ -331,7 +331,7 @@ def test_a_change_of_mode_reaches_who_waits_already(near: Near) -> None:
     call = Call(waiting.recv(0, 10))
     pauses = [call.timeout]
     for mode in ("polling", "interrupt"):
-        waiting.interface.rx_queues[0].set_mode(mode)
+        waiting.interface.rx_queues[0].set_rx_mode(mode)
         assert not call.turn()
         pauses.append(call.timeout)
     assert pauses == [None, FIRST_PAUSE, None]
