@@ -159,10 +159,12 @@ class RxQueue(_Queue[RxRing]):
         violated: Callable[[RingViolation], Disconnected],
         mode: RxMode,
         mode_changed: Callable[[RxQueue], None],
+        check_caller: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__(qid, ring, event, earlier, violated)
         self._mode = mode
         self._mode_changed = mode_changed
+        self._check_caller = check_caller
         #: The last burst left packets behind, and the eventfd readable.
         self._behind = False
         #: Adaptive mode has masked the peer's interrupts.
@@ -187,9 +189,11 @@ class RxQueue(_Queue[RxRing]):
         """Choose between interrupts and polling: tells the peer whether to kick. Belongs to the control thread.
 
         :raises Disconnected: there is no peer.
+        :raises ConfigError: there is no such mode; or the runtime's fds are in a loop that runs in another thread.
         """
         wanted = parse_rx_mode(mode)
         ring = self._live()
+        self._check_caller()
         self._mode = wanted
         self._masked = False
         ring.set_mask(wanted is RxMode.POLLING)

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import gevent
+import pytest
 from gevent.hub import Hub, get_hub, set_hub
 
 from memifrt import FdEvent, Runtime
@@ -429,8 +430,11 @@ class QtDriver(Driver):
         super().__init__(name)
         core: Any = importlib.import_module("PySide6.QtCore")
         self._core = core
-        # Made before any test: its loop keeps an fd of its own.
-        self._application = core.QCoreApplication.instance() or core.QCoreApplication([])
+        # Made before any test: its loop keeps an fd of its own. And without GLib, whose default context is GLib's
+        # tests' here. The program of docs/loops/qt.md runs with what Qt takes by itself.
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("QT_NO_GLIB", "1")
+            self._application = core.QCoreApplication.instance() or core.QCoreApplication([])
         self._application.processEvents()
 
     def run(self, scenario: Callable[[Loop], Scenario]) -> None:
