@@ -74,7 +74,8 @@ class Runtime:
     :param app_name: what peers see of us, at most 31 bytes.
     :param control_fd_update: ``hook(fd, events)``, called with every fd that is to be watched (external mode); the
         loop then calls :meth:`control_fd_handler`. Without it the runtime polls by itself (internal mode), with
-        :meth:`poll_event` or :meth:`run`.
+        :meth:`poll_event` or :meth:`run`. If it is a method of an object with a ``check_caller()`` method, as those of
+        :mod:`memifrt.poll` are, that one is called first wherever fds may be closed, and raises in a wrong thread.
     :param reconnect_interval: seconds between two attempts of a slave to connect; 0 for none.
     :param region_allocator: ``allocate(size) -> fd`` of a file at least ``size`` bytes large, which memifrt then owns;
         default: a sealed memfd. It is sealed against shrinking if it can be, for peers can truncate what is not.
