@@ -63,8 +63,13 @@ $(VENV)/.run: $(BUILT) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
+# PyGObject has no wheel. It is built where the headers of GLib's introspection and of cairo are: before 3.52 for 1.0.
+PYGOBJECT := $(shell pkg-config --exists cairo 2>/dev/null && { pkg-config --exists girepository-2.0 && echo PyGObject || \
+	{ pkg-config --exists gobject-introspection-1.0 && echo 'PyGObject<3.52'; }; })
+
 $(VENV)/.dev: $(BUILT) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(if $(PYGOBJECT),$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(PYGOBJECT)' || echo "no PyGObject: the tests of GLib's loop are skipped" >&2)
 	touch $@ $(VENV)/.run
 
 $(VENV)/.bench: $(BUILT) | $(BIN)/python

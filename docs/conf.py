@@ -1,5 +1,7 @@
 """How the documentation is built: ``make docs`` (warnings are errors)."""
 
+import importlib.util
+
 import memifrt
 
 project = "memifrt"
@@ -14,6 +16,8 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+# PyGObject has no wheel; without it the page has the class all the same.
+autodoc_mock_imports = [] if importlib.util.find_spec("gi") else ["gi"]
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 nitpicky = False

@@ -196,7 +196,7 @@ class Interface:
 
     @on_interrupt.setter
     def on_interrupt(self, callback: OnInterrupt | None) -> None:
-        self.check_not_forked()
+        self._check_caller()
         self._on_interrupt = callback
         if self.connection is not None:
             self.connection.watch_queues()
@@ -306,15 +306,22 @@ class Interface:
             self.connect()
 
     def disconnect(self, reason: str = "disconnected by the application") -> None:
-        """End the present connection, if there is one; a slave then connects again with the timer."""
-        self.check_not_forked()
+        """End the present connection, if there is one; a slave then connects again with the timer.
+
+        :raises ConfigError: the runtime's fds are in a loop that runs in another thread. Nothing has happened.
+        """
+        self._check_caller()
         if self.connection is not None:
             self.connection.close(Disconnected(reason))
 
     def delete(self) -> None:
-        """Disconnect (``on_disconnect`` is called) and forget the interface. A second call is harmless."""
+        """Disconnect (``on_disconnect`` is called) and forget the interface. A second call is harmless.
+
+        :raises ConfigError: the runtime's fds are in a loop that runs in another thread. Nothing has happened.
+        """
         if self.deleted:
             return
+        self._check_caller()
         self.deleted = True
         try:
             self.disconnect("interface deleted")
@@ -433,6 +440,12 @@ class Interface:
         if self.deleted:
             self.check_not_forked()
             raise MemifError(ErrorCode.NOCONN, f"{self} is deleted")
+        self._check_caller()
+
+    def _check_caller(self) -> None:
+        """:raises ConfigError: the runtime's fds are in a loop that runs in another thread."""
+        self.check_not_forked()
+        self._runtime_context.registry.check_caller()
 
     def check_not_forked(self) -> None:
         if self._parent is not None:

@@ -159,6 +159,7 @@ class RxQueue(_Queue[RxRing]):
         violated: Callable[[RingViolation], Disconnected],
         mode: RxMode,
         mode_changed: Callable[[RxQueue], None],
+        check_caller: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__(qid, ring, event, earlier, violated)
         self._mode = mode
@@ -167,6 +168,7 @@ class RxQueue(_Queue[RxRing]):
         self._mode_changed = mode_changed
         #: The last packets taken left others behind, and the eventfd readable. Always False in polling mode.
         self.more = False
+        self._check_caller = check_caller
         #: Adaptive mode has masked the peer's interrupts.
         self._masked = False
         #: :meth:`drain` has read the eventfd since packets were last taken.
@@ -201,11 +203,12 @@ class RxQueue(_Queue[RxRing]):
         """Choose between interrupts and polling: tells the peer whether to kick. Belongs to the control thread.
 
         :param rx_mode: ``"interrupt"``, ``"polling"`` or ``"adaptive"``, as for ``create_interface``.
-        :raises ConfigError: it is none of them.
+        :raises ConfigError: it is none of them; or the runtime's fds are in a loop that runs in another thread.
         :raises Disconnected: there is no peer.
         """
         wanted = parse_rx_mode(rx_mode)
         ring = self._live()
+        self._check_caller()
         self._mode = wanted
         self.polling = wanted is RxMode.POLLING
         self._masked = False

@@ -74,7 +74,8 @@ class Runtime:
     :param app_name: what peers see of us, at most 31 bytes.
     :param control_fd_update: ``hook(fd, events)``, called with every fd that is to be watched (external mode); the
         loop then calls :meth:`control_fd_handler`. Without it the runtime polls by itself (internal mode), with
-        :meth:`poll_event` or :meth:`run`.
+        :meth:`poll_event` or :meth:`run`. If it is a method of an object with a ``check_caller()`` method, as those of
+        :mod:`memifrt.poll` are, that one is called first wherever fds may be closed, and raises in a wrong thread.
     :param reconnect_interval: seconds between two attempts of a slave to connect; 0 for none.
     :param region_allocator: ``allocate(size) -> fd`` of a file at least ``size`` bytes large, which memifrt then owns;
         default: a sealed memfd. It is sealed against shrinking if it can be, for peers can truncate what is not.
@@ -157,7 +158,7 @@ class Runtime:
             self._registry.add(self._timer.fileno(), FdEvent.READ, lambda events: self._schedule.run())
             self._open_servers(stats_socket, prometheus)
         except BaseException:
-            self.close()
+            self._close()
             raise
 
     # --- sockets and interfaces ---------------------------------------------------------------------------------
@@ -196,7 +197,7 @@ class Runtime:
         :raises ConfigError: the path is too long, there is a socket for it already, or an option is wrong: an abstract
             name has no file, and so no mode and no owner.
         """
-        self._check_open()
+        self._check_control_call()
         self._check_not_closing()
         address = Address.parse(path)
         if str(address) in self._sockets:
@@ -230,7 +231,7 @@ class Runtime:
         :raises TypeError: there is no option of a name.
         :raises MemifOSError: a master cannot listen.
         """
-        self._check_open()
+        self._check_control_call()
         self._check_not_closing()
         if reason := unsafe_reason():
             warnings.warn(reason, RuntimeWarning, stacklevel=2)
@@ -277,7 +278,7 @@ class Runtime:
 
         :raises ConfigError: it is negative or not a number.
         """
-        self._check_open()
+        self._check_control_call()
         self._reconnector.set_interval(_check_seconds("reconnect_interval", seconds))
 
     # --- events -------------------------------------------------------------------------------------------------
@@ -344,12 +345,15 @@ class Runtime:
         self._poller.cancel()
 
     def control_fd_handler(self, fd: int, events: FdEvent | int) -> bool:
-        """The one way back in: the loop says that ``fd`` is ready. Level-triggered; a stale event is harmless.
+        """The one way back in: the loop says that ``fd`` is ready. Level-triggered; a stale event is harmless, also
+        after :meth:`close`: a callback may close the runtime while the loop has more of its events in hand.
 
         :returns: whether the fd was one of ours.
         :raises BaseException: what a callback raised, unless ``on_error`` takes it.
         """
-        self._check_open()
+        if self._closed:
+            self.check_not_forked()
+            return False
         self._check_not_dispatching()
         return self._dispatch(fd, FdEvent(events))
 
@@ -410,6 +414,7 @@ class Runtime:
         """Delete everything: each interface disconnects with a reason, sockets and fds are closed. Closing twice is
         harmless. In a forked child nothing is touched: the fds, files and peers are the parent's.
 
+        :raises ConfigError: an adapter's loop runs in another thread. Nothing is closed.
         :raises BaseException: the first that a callback or the hook raised, after everything is closed.
         """
         if self._closed or self._closing:
@@ -417,6 +422,10 @@ class Runtime:
         if self._pid != os.getpid():  # forked without Python's hooks
             self._abandon()
             return
+        self._registry.check_caller()
+        self._close()
+
+    def _close(self) -> None:
         failure: BaseException | None = None
         self._closing = True
         steps: list[Callable[[], object]] = []
@@ -481,6 +490,11 @@ class Runtime:
         if self._closed:
             self.check_not_forked()
             raise MemifError(ErrorCode.INVAL_ARG, "the runtime is closed")
+
+    def _check_control_call(self) -> None:
+        """:raises ConfigError: the loop of an adapter's hook runs in another thread."""
+        self._check_open()
+        self._registry.check_caller()
 
     def check_not_forked(self) -> None:
         if self._owner is not None:

@@ -104,6 +104,7 @@ class Socket:
             socket listens already, or has a mode or owner for a file of its own. The fd then stays the caller's.
         """
         self.owner.check_socket(self)  # a runtime does not close the listener of a socket that it has forgotten
+        self._context.registry.check_caller()
         if self._permissions:
             raise ConfigError(f"{self} was given a mode or an owner: a listener that is brought has its own")
         if self._acceptor is not None:
@@ -126,10 +127,11 @@ class Socket:
     def delete(self) -> None:
         """Forget the socket.
 
-        :raises ConfigError: interfaces still use it.
+        :raises ConfigError: interfaces still use it; or the runtime's fds are in a loop that runs in another thread.
         """
         if self.owner.inherited:
             return
+        self._context.registry.check_caller()
         if self._interfaces:
             raise ConfigError(f"{self} is in use by {len(self._interfaces)} interface(s): delete them first")
         try:

@@ -1,12 +1,13 @@
 """Every code block of the README and of the site, run as a reader would run it.
 
 A comment above a block, which no reader sees, says how: ``<!-- run: HOW -->``. Without one a Python block is a program
-that runs to its end. See :data:`WAYS`.
+that runs to its end. See :data:`WAYS`. ``needs MODULE`` skips it where there is no such module.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ import pytest
 
 from memifrt.cli import command_line
 from tests.lib import programs
+from tests.lib.loops import MISSING
 from tests.lib.support import DEADLINE
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +98,13 @@ class Block:
 
     @property
     def way(self) -> str:
-        return re.sub(r";? *given \w+", "", self.how).strip() or "to its end"
+        return re.sub(r";? *(given|needs) \w+", "", self.how).strip() or "to its end"
+
+    @property
+    def missing(self) -> str | None:
+        """A module that the block needs and that is not installed."""
+        needed = re.findall(r"\bneeds (\w+)", self.how)
+        return next((module for module in needed if importlib.util.find_spec(module) is None), None)
 
 
 def own_sockets(code: str, socket: str) -> str:
@@ -212,6 +220,8 @@ def test_block_does_what_it_says(block: Block, tmp_path: Path) -> None:
     assert block.language == "python" or block.way != "to its end", (
         "a shell block needs a comment that says how it runs"
     )
+    if block.missing:
+        pytest.skip(MISSING.get(block.missing, f"{block.missing} is not installed (pip install -e '.[dev]')"))
     WAYS[block.way](block, str(tmp_path / "memif.sock"), tmp_path)
 
 

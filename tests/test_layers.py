@@ -58,7 +58,12 @@ EXCEPTIONS = {("ports", "cli")}
 #: What programs of one loop await or wait with, and the library that each of them is for.
 FACES = {"asyncio": "asyncio", "gevent": "gevent", "trio": "trio"}
 #: Adapters without a face, and the libraries that they are for.
-ADAPTERS = {"poll.twisted": ("twisted", "zope"), "poll.eventlet": ("eventlet",)}
+ADAPTERS = {
+    "poll.twisted": ("twisted", "zope"),
+    "poll.eventlet": ("eventlet",),
+    "poll.glib": ("gi",),
+    "poll.qt": ("PySide6",),
+}
 #: What a person runs, and what lives in scapy or pytest: extras are imported there, where they are used.
 PROGRAMS = {"capture", "ports", "cli", "scapy", "pytest_plugin"}
 #: Layers in which no object uses another object's private names.

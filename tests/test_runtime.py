@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from memifrt import (
     Disconnected,
     ErrorCode,
     ExternalRegion,
+    FdEvent,
     MemifError,
     MemifOSError,
     Runtime,
@@ -28,6 +31,7 @@ from memifrt import (
     State,
 )
 from memifrt.options import RoleName
+from memifrt.system import original_functions
 from tests.lib.peer import ScriptedSlave, assert_packets_pass, memory_file, native
 from tests.lib.support import DEADLINE, Pair, Recorder, connect, wait_until
 
@@ -593,11 +597,56 @@ def test_a_closed_runtime_refuses_everything_by_name() -> None:
         runtime.create_socket,
         runtime.poll_event,
         runtime.fileno,
-        lambda: runtime.control_fd_handler(0, 1),
         lambda: runtime.set_reconnect_interval(1),
     ):
         with pytest.raises(MemifError, match="the runtime is closed"):
             call()
+
+
+def test_an_event_for_a_closed_runtime_is_stale_and_does_nothing() -> None:
+    """A callback closes the runtime while the application's loop has more of its events in hand."""
+    fds: list[int] = []
+    runtime = Runtime(control_fd_update=lambda fd, events: fds.append(fd))
+    runtime.close()
+    assert not any(runtime.control_fd_handler(fd, FdEvent.READ) for fd in [*fds, 0])
+
+
+def test_a_hook_s_config_error_stays_one() -> None:
+    def refuse(fd: int, events: FdEvent) -> None:
+        raise ConfigError("not in this thread")
+
+    with pytest.raises(ConfigError, match=r"control_fd_update\(\d+, .*READ.*\) failed.*not in this thread") as caught:
+        Runtime(control_fd_update=refuse)
+    assert caught.value.code is ErrorCode.CB_FDUPDATE
+
+
+class _Refusing:
+    """An adapter whose loop runs in another thread, once it says so."""
+
+    refuses = False
+
+    def update(self, fd: int, events: FdEvent) -> None:
+        self.check_caller()
+
+    def check_caller(self) -> None:
+        if self.refuses:
+            raise ConfigError("in another thread")
+
+
+def test_what_an_adapter_refuses_has_not_happened(socket_name: str) -> None:
+    adapter = _Refusing()
+    with Runtime(control_fd_update=adapter.update) as runtime:
+        master = runtime.create_interface(socket=socket_name, role="master")
+        adapter.refuses = True
+        for call in (runtime.close, master.delete, master.disconnect, master.socket.delete, runtime.create_socket):
+            with pytest.raises(ConfigError, match="in another thread"):
+                call()
+        with pytest.raises(ConfigError, match="in another thread"):
+            Runtime(control_fd_update=adapter.update, stats_socket=f"{socket_name}-stats")
+        assert not runtime.closed
+        assert not master.deleted
+        assert master.socket.listener_fd >= 0
+        adapter.refuses = False
 
 
 def test_cancelling_a_closed_runtime_does_nothing() -> None:
@@ -710,6 +759,114 @@ def test_on_error_takes_what_callbacks_raise_and_the_polls_go_on(socket_path: st
         slave.tx_queues[0].send([b"packet"])
         wait_until(lambda: len(errors) == 3, runtime)
         assert {str(error) for error in errors} == {"of a callback"}
+
+
+class _External:
+    """A loop of an application's own: what comes out of ``control_fd_handler`` would end it."""
+
+    def __init__(self) -> None:
+        self._poll = original_functions.poll()
+
+    def update(self, fd: int, events: FdEvent) -> None:
+        if events & FdEvent.DEL:
+            self._poll.unregister(fd)
+        else:
+            self._poll.register(fd, select.POLLIN * bool(events & FdEvent.READ))
+
+    def turn(self, runtime: Runtime) -> None:
+        for fd, _ in self._poll.poll(10):
+            runtime.control_fd_handler(fd, FdEvent.READ)
+
+
+def _fail(*args: object) -> bool:
+    raise ValueError("on purpose")
+
+
+@contextlib.contextmanager
+def _failing_timer(runtime: Runtime, name: str, turn: Callable[[], object]) -> Iterator[None]:
+    """A peer that says nothing: its deadline comes, and on_disconnect raises in the timer's call."""
+    runtime.create_interface(socket=f"{name}-timer", on_disconnect=_fail)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+        silent.bind(native(f"{name}-timer"))
+        silent.listen()
+        runtime.interfaces[0].request_connection()
+        yield
+
+
+@contextlib.contextmanager
+def _failing_accept(runtime: Runtime, name: str, turn: Callable[[], object]) -> Iterator[None]:
+    """accept_peer raises in the listener's call."""
+    runtime.create_interface(socket=runtime.create_socket(f"{name}-accept", accept_peer=_fail), role="master")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
+        peer.connect(native(f"{name}-accept"))
+        yield
+
+
+@contextlib.contextmanager
+def _failing_statistics(runtime: Runtime, name: str, turn: Callable[[], object]) -> Iterator[None]:
+    """The snapshot raises; the client is not left to wait for it."""
+    with pytest.MonkeyPatch.context() as patch, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        patch.setattr("memifrt.stats.server.snapshot", _fail)
+        client.connect(native(f"{name}-stats"))
+        yield
+        client.settimeout(DEADLINE)
+        assert client.recv(1) == b""
+
+
+@contextlib.contextmanager
+def _failing_disconnect(runtime: Runtime, name: str, turn: Callable[[], object]) -> Iterator[None]:
+    """The peer goes, and on_disconnect raises in the call of the channel."""
+    master = runtime.create_interface(socket=f"{name}-channel", role="master", on_disconnect=_fail)
+    with Runtime("peer") as peer:
+        slave = peer.create_interface(socket=f"{name}-channel")
+        while not (master.connected and slave.connected):
+            turn()
+            peer.poll_event(0)
+    yield
+
+
+_Source = Callable[[Runtime, str, Callable[[], object]], contextlib.AbstractContextManager[None]]
+_SOURCES: list[_Source] = [_failing_timer, _failing_accept, _failing_statistics, _failing_disconnect]
+
+
+@pytest.mark.parametrize("mode", ["internal", "external"])
+@pytest.mark.parametrize("taken", [True, False], ids=["on_error", "without"])
+@pytest.mark.parametrize("source", _SOURCES, ids=lambda source: source.__name__.removeprefix("_failing_"))
+def test_on_error_takes_what_any_event_raises(socket_name: str, source: _Source, taken: bool, mode: str) -> None:
+    errors: list[BaseException] = []
+    external = _External()
+    with Runtime(
+        control_fd_update=external.update if mode == "external" else None,
+        on_error=errors.append if taken else None,
+        stats_socket=f"{socket_name}-stats",
+        handshake_timeout=0.05,
+        reconnect_interval=0,
+    ) as runtime:
+
+        def turn() -> None:
+            if mode == "external":
+                external.turn(runtime)
+            else:
+                runtime.poll_event(0.01)
+
+        with source(runtime, socket_name, turn):
+            raised: list[BaseException] = []
+            deadline = time.monotonic() + DEADLINE
+            while not errors and not raised:
+                assert time.monotonic() < deadline
+                try:
+                    turn()
+                except ValueError as error:
+                    raised.append(error)
+            assert [str(error) for error in errors + raised] == ["on purpose"]
+            assert bool(errors) == taken
+        # The loop and the runtime go on.
+        master, slave = (runtime.create_interface(socket=socket_name, role=role) for role in ROLES)
+        while not (master.connected and slave.connected):
+            assert time.monotonic() < deadline
+            turn()
+        for interface in runtime.interfaces:
+            interface.on_disconnect = None
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])

@@ -303,6 +303,7 @@ class Connection(ABC):
                 self._violated,
                 config.rx_mode,
                 self._rx_mode_changed,
+                self._registry.check_caller,
             )
             for ring, rx, event in self._memory.rx_rings
         )

@@ -84,13 +84,20 @@ class AsyncioPoller:
         """Where events go: a runtime's ``control_fd_handler``. To be called before the loop goes on."""
         self._handler = handler
 
+    def check_caller(self) -> None:
+        """Check that what is watched may be changed from here.
+
+        :raises ConfigError: the loop runs, and this is not called in it.
+        """
+        self.check_owner(False)
+
     def update(self, fd: int, events: FdEvent) -> None:
         """The hook.
 
         :raises ConfigError: the loop runs, and this is not called in it.
         :raises RuntimeError: the loop is closed, or uses this fd itself.
         """
-        self.check_owner(False)
+        self.check_caller()
         if events & FdEvent.DEL:
             self._unwatch(fd)
         elif events & FdEvent.MOD:

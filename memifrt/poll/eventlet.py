@@ -14,6 +14,7 @@ the event; a green thread hands events on, one at a time. Callbacks may sleep, l
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -50,6 +51,7 @@ class EventletPoller:
 
     def __init__(self, *, on_error: Callable[[BaseException], object] | None = None) -> None:
         self._hub: Any = hubs.get_hub()
+        self._thread = threading.get_native_id()
         self._on_error = on_error
         self._handler: FdHandler | None = None
         self._watches: dict[int, _Watch] = {}
@@ -65,13 +67,20 @@ class EventletPoller:
         """Hand events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
         self._handler = handler
 
+    def check_caller(self) -> None:
+        """Check that this thread may change what is watched.
+
+        :raises ConfigError: called from a thread that is not the hub's.
+        """
+        if threading.get_native_id() != self._thread:  # get_hub() would make a hub for a thread that has none
+            raise ConfigError("this runtime's fds are in the eventlet hub of another thread: it must be used there")
+
     def update(self, fd: int, events: FdEvent) -> None:
         """The hook.
 
         :raises ConfigError: called from a thread that is not the hub's.
         """
-        if hubs.get_hub() is not self._hub:
-            raise ConfigError("this runtime's fds are in the eventlet hub of another thread: it must be used there")
+        self.check_caller()
         if events & FdEvent.DEL:
             watch = self._watches.pop(fd, None)
             if watch is not None:  # else the poller is closed, before its runtime
@@ -107,6 +116,8 @@ class EventletPoller:
     def _callback(self, watch: _Watch, event: FdEvent) -> Callable[..., None]:
         def on_ready(*_: object) -> None:
             """In the hub."""
+            if self._watches.get(watch.fd) is not watch:  # stale: another callback of this turn has withdrawn the fd
+                return
             if not watch.pending:
                 self._ignore(watch)
                 self._ready.append(watch)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from memifrt.errors import ErrorCode, MemifError
+from memifrt.errors import ConfigError, ErrorCode, MemifError
 from memifrt.types import FdEvent
 
 #: ``control_fd_update(fd, events)``.
@@ -31,10 +31,17 @@ class _Registration:
 
 
 class FdRegistry:
-    """The fds of one runtime, and the hook that is told about them."""
+    """The fds of one runtime, and the hook that is told about them.
+
+    :param hook: if it is a method of an adapter with a ``check_caller`` method, that one tells whether the present
+        thread may change what is watched.
+    """
 
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
+        self._check_caller: Callable[[], object] = getattr(
+            getattr(hook, "__self__", None), "check_caller", _let_everybody
+        )
         self._registrations: dict[int, _Registration] = {}
 
     def __len__(self) -> int:
@@ -42,6 +49,14 @@ class FdRegistry:
 
     def __contains__(self, fd: int) -> bool:
         return fd in self._registrations
+
+    def check_caller(self) -> None:
+        """Check that this thread may change what is watched. What closes fds asks first: an fd that is closed while
+        its loop goes on watching it may be ready there for ever.
+
+        :raises ConfigError: the loop runs in another thread. Nothing has happened.
+        """
+        self._check_caller()
 
     def add(self, fd: int, events: FdEvent, handler: Handler) -> None:
         """Announce an fd.
@@ -69,9 +84,12 @@ class FdRegistry:
     def remove(self, fd: int) -> None:
         """Withdraw an fd, before it is closed; harmless if it was never announced.
 
+        :raises ConfigError: the loop runs in another thread; nothing has happened.
         :raises MemifError: ``CB_FDUPDATE`` if the hook raises; the fd is withdrawn all the same.
         """
-        if self._registrations.pop(fd, None) is not None:
+        if fd in self._registrations:
+            self._check_caller()
+            del self._registrations[fd]
             self._tell(fd, FdEvent.DEL)
 
     def remove_all(self) -> None:
@@ -100,16 +118,21 @@ class FdRegistry:
         """Forget everything without a word to the hook: for a forked child, whose poll set is its parent's."""
         self._registrations.clear()
         self._hook = _tell_nobody
+        self._check_caller = _let_everybody
 
     def _tell(self, fd: int, events: FdEvent) -> None:
         try:
             self._hook(fd, events)
         except Exception as error:
-            raise MemifError(
-                ErrorCode.CB_FDUPDATE,
-                f"control_fd_update({fd}, {events!r}) failed: {type(error).__name__}: {error}",
-            ) from error
+            message = f"control_fd_update({fd}, {events!r}) failed: {type(error).__name__}: {error}"
+            if isinstance(error, ConfigError):
+                raise ConfigError(message, ErrorCode.CB_FDUPDATE) from error
+            raise MemifError(ErrorCode.CB_FDUPDATE, message) from error
 
 
 def _tell_nobody(fd: int, events: FdEvent) -> None:
     """The hook of a forked child."""
+
+
+def _let_everybody() -> None:
+    """The check of a hook that cannot tell."""

@@ -19,8 +19,11 @@ Owns which keys are memifrt's. Knows nothing of memif.
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
+import threading
 
+from memifrt.errors import ConfigError
 from memifrt.poll.hook import FdHandler
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent
@@ -49,6 +52,8 @@ class SelectorPoller:
         self._selector = selector
         self._handler: FdHandler | None = None
         self._fds: set[int] = set()
+        #: The kernel's number of the thread that handed on the last event: it runs the selector.
+        self._thread: int | None = None
         abandon_after_fork(self._abandon)
 
     def __len__(self) -> int:
@@ -62,8 +67,10 @@ class SelectorPoller:
     def update(self, fd: int, events: FdEvent) -> None:
         """The hook.
 
+        :raises ConfigError: the selector is run by another thread.
         :raises ValueError: the number is too large for ``select()``.
         """
+        self.check_caller()
         if events & FdEvent.DEL:
             self._remove(fd)
         elif events & FdEvent.MOD:
@@ -76,11 +83,27 @@ class SelectorPoller:
             self._selector.register(fd, int(events & _WAITED), self)
             self._fds.add(fd)
 
+    def check_caller(self) -> None:
+        """Check that this thread may change what is watched. A selector does not notice a change while it waits.
+
+        The thread that handed on the last event runs the selector, until it ends.
+
+        :raises ConfigError: that is another thread.
+        """
+        if self._thread is None or self._thread == threading.get_native_id():
+            return
+        if os.path.exists(f"/proc/self/task/{self._thread}"):
+            raise ConfigError(
+                "this runtime's fds are in a selector that another thread than "
+                f"{threading.current_thread().name!r} runs: wake that thread, and let it make the call"
+            )
+
     def __call__(self, fd: int, mask: int) -> None:
         """One of our keys is ready. A stale one, whose fd is gone, is harmless.
 
         :raises BaseException: what a callback raised.
         """
+        self._thread = threading.get_native_id()
         if self._handler is not None and fd in self._fds:
             self._handler(fd, _EVENTS[mask & 3])
 
@@ -93,6 +116,7 @@ class SelectorPoller:
     def _abandon(self) -> None:
         """In a forked child: the selector's poll set is the parent's too. Take nothing out of it."""
         self._fds.clear()
+        self._thread = None
 
     def _remove(self, fd: int) -> None:
         if fd in self._fds:  # else the poller is closed, before its runtime

@@ -92,13 +92,20 @@ class TrioPoller:
         """Where events go: a runtime's ``control_fd_handler``. To be called before the next checkpoint."""
         self._handler = handler
 
+    def check_caller(self) -> None:
+        """Check that what is watched may be changed from here.
+
+        :raises ConfigError: the run goes on, and this is not called in it.
+        """
+        self.check_owner(False)
+
     def update(self, fd: int, events: FdEvent) -> None:
         """The hook.
 
         :raises ConfigError: the run goes on, and this is not called in it.
         :raises RuntimeError: the nursery is closed.
         """
-        self.check_owner(False)
+        self.check_caller()
         wanted = events & (FdEvent.READ | FdEvent.WRITE)
         if events & FdEvent.DEL:
             self._unwatch(fd)

@@ -91,8 +91,8 @@ class TwistedPoller:
         """Hand events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
         self._handler = handler
 
-    def update(self, fd: int, events: FdEvent) -> None:
-        """The hook.
+    def check_caller(self) -> None:
+        """Check that this thread may change what is watched.
 
         :raises ConfigError: the reactor runs in another thread.
         """
@@ -100,6 +100,13 @@ class TwistedPoller:
             raise ConfigError(
                 "this runtime's fds are in a Twisted reactor that runs in another thread: use reactor.callFromThread()"
             )
+
+    def update(self, fd: int, events: FdEvent) -> None:
+        """The hook.
+
+        :raises ConfigError: the reactor runs in another thread.
+        """
+        self.check_caller()
         if events & FdEvent.DEL:
             self._remove(fd)
             return

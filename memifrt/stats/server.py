@@ -150,6 +150,9 @@ class Server:
             goes_on = client.advance()
         except OSError:
             goes_on = False
+        except BaseException:  # else the client would wait for an answer that never comes
+            self._drop(client)
+            raise
         if not goes_on:
             self._drop(client)
             return

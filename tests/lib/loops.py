@@ -15,9 +15,11 @@ adapter must watch nothing any more, and nothing that a callback raised may be l
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import os
+import select
 import selectors
 import time
 from abc import ABC, abstractmethod
@@ -25,9 +27,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import gevent
+import pytest
 from gevent.hub import Hub, get_hub, set_hub
 
 from memifrt import FdEvent, Runtime
+from memifrt.options import OnError
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.gevent import GeventPoller
 from memifrt.poll.selectors import SelectorPoller
@@ -76,11 +80,19 @@ class Loop(ABC):
     def start(self, handler: Handler) -> None:
         self.adapter.start(handler)
 
-    def runtime(self, reconnect_interval: float = 0.02) -> Runtime:
+    def runtime(self, reconnect_interval: float = 0.02, on_error: OnError | None = None) -> Runtime:
         """A runtime whose fds are in this loop; the scenario closes it."""
-        runtime = Runtime("test", control_fd_update=self.update, reconnect_interval=reconnect_interval)
+        runtime = Runtime(
+            "test", control_fd_update=self.update, reconnect_interval=reconnect_interval, on_error=on_error
+        )
         self.start(runtime.control_fd_handler)
         return runtime
+
+    def check_caller(self) -> None:
+        """The check of an adapter that can tell whether its loop runs in another thread."""
+        check: Callable[[], object] | None = getattr(self.adapter, "check_caller", None)
+        if check is not None:
+            check()
 
     def update(self, fd: int, events: FdEvent) -> None:
         """The adapter's hook, held to the contract: one ADD, any number of MOD, one DEL while the fd is open."""
@@ -291,26 +303,51 @@ def _gevent_drivers() -> list[Driver]:
 class TwistedDriver(Driver):
     """One of Twisted's reactors, turned by hand."""
 
-    def __init__(self, name: str, module: str, reactor: str) -> None:
+    def __init__(self, name: str, module: str, reactor: str, *arguments: object) -> None:
         """:raises ImportError: Twisted is not installed."""
         super().__init__(name)
         # One for all tests, made before any of them: a reactor keeps its own fds as long as it exists.
-        self._reactor: Any = getattr(importlib.import_module(module), reactor)()
+        self._reactor: Any = getattr(importlib.import_module(module), reactor)(*arguments)
+
+    def turn(self) -> None:
+        self._reactor.iterate(TICK)
 
     def run(self, scenario: Callable[[Loop], Scenario]) -> None:
+        from twisted.python import threadable
+
         from memifrt.poll.twisted import TwistedPoller
 
         reactor = self._reactor
         before = len(reactor.getReaders())
         loop = PlainLoop(
             poller := TwistedPoller(reactor, on_error=lambda error: loop.errors.append(error)),  # noqa: PLW0108
-            lambda: reactor.iterate(TICK),
+            self.turn,
             lambda: len(reactor.getReaders()) - before + len(reactor.getWriters()),
         )
+        # What a reactor that runs says of itself.
+        threadable.registerAsIOThread()
+        reactor.running = True
         try:
             loop.run(scenario(loop))
         finally:
+            reactor.running = False
+            threadable.ioThread = None
             poller.close()
+
+
+class TwistedAsyncioDriver(TwistedDriver):
+    """Twisted's reactor on an asyncio loop. Its ``iterate`` takes its time, so a round of the loop is one here."""
+
+    def __init__(self, name: str) -> None:
+        """:raises ImportError: Twisted is not installed."""
+        self._selector = selectors.EpollSelector()
+        self._loop = asyncio.SelectorEventLoop(self._selector)
+        super().__init__(name, "twisted.internet.asyncioreactor", "AsyncioSelectorReactor", self._loop)
+
+    def turn(self) -> None:
+        select.select([self._selector.fileno()], [], [], TICK)
+        self._loop.call_soon(self._loop.stop)
+        self._loop.run_forever()
 
 
 def _twisted_drivers() -> list[Driver]:
@@ -318,6 +355,8 @@ def _twisted_drivers() -> list[Driver]:
         return [
             TwistedDriver("twisted-epoll", "twisted.internet.epollreactor", "EPollReactor"),
             TwistedDriver("twisted-poll", "twisted.internet.pollreactor", "PollReactor"),
+            TwistedDriver("twisted-select", "twisted.internet.selectreactor", "SelectReactor"),
+            TwistedAsyncioDriver("twisted-asyncio"),
         ]
     return []
 
@@ -354,11 +393,90 @@ def _eventlet_drivers() -> list[Driver]:
     return [EventletDriver("eventlet")] if os.environ.get("MEMIFRT_TEST_EVENTLET") else []
 
 
+# --- GLib and Qt ----------------------------------------------------------------------------------------------------
+
+
+class GLibDriver(Driver):
+    """GLib's default main context, turned by hand."""
+
+    def __init__(self, name: str) -> None:
+        """:raises ImportError: PyGObject is not installed."""
+        super().__init__(name)
+        self._glib: Any = importlib.import_module("gi.repository.GLib")
+        self._context = self._glib.MainContext.default()
+        self._context.iteration(False)  # before any test: the context keeps an fd of its own
+
+    def run(self, scenario: Callable[[Loop], Scenario]) -> None:
+        from memifrt.poll.glib import GLibPoller
+
+        loop = PlainLoop(
+            poller := GLibPoller(on_error=lambda error: loop.errors.append(error)),  # noqa: PLW0108
+            lambda: self._context.iteration(True),
+            lambda: len(poller),
+        )
+        tick = self._glib.timeout_add(int(1000 * TICK), lambda: True)
+        try:
+            loop.run(scenario(loop))
+        finally:
+            poller.close()
+            self._glib.source_remove(tick)
+
+
+class QtDriver(Driver):
+    """The event loop of a QCoreApplication, turned by hand."""
+
+    def __init__(self, name: str) -> None:
+        """:raises ImportError: PySide6 is not installed."""
+        super().__init__(name)
+        core: Any = importlib.import_module("PySide6.QtCore")
+        self._core = core
+        # Made before any test: its loop keeps an fd of its own. And without GLib, whose default context is GLib's
+        # tests' here. The program of docs/loops/qt.md runs with what Qt takes by itself.
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("QT_NO_GLIB", "1")
+            self._application = core.QCoreApplication.instance() or core.QCoreApplication([])
+        self._application.processEvents()
+
+    def run(self, scenario: Callable[[Loop], Scenario]) -> None:
+        from memifrt.poll.qt import QtPoller
+
+        wait = self._core.QEventLoop.ProcessEventsFlag.WaitForMoreEvents
+        loop = PlainLoop(
+            poller := QtPoller(on_error=lambda error: loop.errors.append(error)),  # noqa: PLW0108
+            lambda: self._application.processEvents(wait),
+            lambda: len(poller),
+        )
+        tick = self._core.QTimer()
+        tick.start(int(1000 * TICK))
+        try:
+            loop.run(scenario(loop))
+        finally:
+            poller.close()
+            tick.stop()
+
+
+#: Why a loop is not there, by the module that it needs.
+MISSING = {
+    "gi": "PyGObject is not installed: install pkg-config, libcairo2-dev and libgirepository1.0-dev (or -2.0-dev), "
+    "delete .venv/.dev and run make again",
+}
+
+
+def _desktop_drivers() -> list[Driver]:
+    drivers: list[Driver] = []
+    with contextlib.suppress(ImportError):
+        drivers.append(GLibDriver("glib"))
+    with contextlib.suppress(ImportError):
+        drivers.append(QtDriver("qt"))
+    return drivers
+
+
 #: Every loop of this module; see also :mod:`tests.lib.loops_async`.
 DRIVERS: list[Driver] = [
     EpollDriver("internal"),
     *map(SelectorDriver, (selectors.EpollSelector, selectors.PollSelector, selectors.SelectSelector)),
     *_gevent_drivers(),
     *_twisted_drivers(),
+    *_desktop_drivers(),
     *_eventlet_drivers(),
 ]

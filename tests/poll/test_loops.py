@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import select
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from memifrt import Disconnected, FdEvent, Interface, Runtime
+from memifrt import ConfigError, Disconnected, FdEvent, Interface, Role, Runtime
 from memifrt.poll.hook import FdRegistry
 from memifrt.system.original_functions import poll
 from tests.lib import loops, loops_async
@@ -23,6 +25,8 @@ DRIVERS = [*loops.DRIVERS, *loops_async.DRIVERS]
 OF_APPLICATIONS = pytest.mark.parametrize(
     "driver", [driver for driver in DRIVERS if driver.name != "internal"], indirect=True, ids=str
 )
+#: Whose adapter cannot tell: our own epoll lets any thread change it.
+UNCHECKED = ("internal", "gevent-libev", "gevent-libuv")
 End = socket.socket
 
 
@@ -52,6 +56,23 @@ def more_ends() -> Iterator[tuple[End, End]]:
 
 def nothing(fd: int, events: FdEvent) -> None:
     pass
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("gevent-libuv", "cffi"),
+        ("twisted-epoll", "twisted"),
+        ("twisted-asyncio", "twisted"),
+        ("glib", "gi"),
+        ("qt", "PySide6"),
+    ],
+)
+def test_every_loop_is_held_to_the_contract(name: str, module: str) -> None:
+    """A loop whose library is not there would be left out without a word."""
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(loops.MISSING.get(module, f"{module} is not installed (pip install -e '.[dev]')"))
+    assert name in {driver.name for driver in DRIVERS}
 
 
 # --- fds alone ------------------------------------------------------------------------------------------------------
@@ -406,6 +427,142 @@ def test_a_slave_whose_master_comes_later_connects(driver: Driver, socket_name: 
                 return slave.announced and master.announced
 
             yield connected
+
+    driver.run(scenario)
+
+
+# --- errors, threads, and the end -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taken_by", ["the runtime's on_error", "the loop"])
+def test_memif_goes_on_in_a_loop_whose_callbacks_raise_every_time(
+    driver: Driver, socket_name: str, taken_by: str
+) -> None:
+    """Some loops drop an fd when its callback raises. Each kind of callback fails, and is called again."""
+    failure = ZeroDivisionError("from a callback")
+    taken: list[BaseException] = []
+    packets: list[bytes] = []
+
+    def scenario(loop: Loop) -> Scenario:
+        errors = loop.errors if taken_by == "the loop" else taken
+
+        def fail(interface: Interface, *_: object) -> None:
+            if interface.role is Role.MASTER and interface.connected:
+                packets.extend(interface.rx_queues[0].recv())
+            raise failure
+
+        def calls() -> int:
+            return sum(error is failure for error in errors)
+
+        with loop.runtime(on_error=None if taken_by == "the loop" else taken.append) as runtime:
+            master, slave = (
+                runtime.create_interface(
+                    socket=socket_name, role=role, on_connect=fail, on_disconnect=fail, on_interrupt=fail
+                )
+                for role in ("master", "slave")
+            )
+            for turn in (1, 2):
+                yield lambda wanted=turn: master.connects == slave.connects == wanted  # type: ignore[misc]
+                for number in (1, 2, 3):
+                    before = calls()
+                    slave.tx_queues[0].send([b"packet"])
+                    yield lambda limit=before: calls() > limit  # type: ignore[misc]
+                    assert len(packets) == 3 * turn - 3 + number
+                with pytest.raises(ZeroDivisionError):  # as a call of the application raises
+                    master.disconnect()
+                yield lambda wanted=turn: slave.disconnects == wanted  # type: ignore[misc]
+            master.on_disconnect = slave.on_disconnect = None
+        assert {*map(id, errors)} == {id(failure)}
+        loop.errors.clear()
+
+    driver.run(scenario)
+
+
+def test_a_stale_event_after_close_is_harmless(driver: Driver, socket_name: str) -> None:
+    """Both ends are ready at once; the first callback closes the runtime while the loop has the other's event."""
+    closed: list[str] = []
+
+    def scenario(loop: Loop) -> Scenario:
+        def close(interface: Interface, *_: object) -> None:
+            closed.append(interface.role.name)
+            runtime.close()
+
+        recorder = Recorder()
+        runtime = loop.runtime()
+        master, slave = both_ends(runtime, socket_name, recorder)
+        yield lambda: master.announced and slave.announced
+        fds = [*loop.watched]
+        master.on_interrupt = slave.on_interrupt = close
+        for end in (master, slave):
+            end.tx_queues[0].send([b"packet"])
+        yield lambda: runtime.closed
+        loop.start(runtime.control_fd_handler)
+        assert [runtime.control_fd_handler(fd, READ) for fd in fds] == [False] * len(fds)
+        sentinel = os.eventfd(1, os.EFD_NONBLOCK)
+        seen: list[FdEvent] = []
+        loop.start(lambda fd, events: seen.append(events))
+        loop.update(sentinel, READ)
+        yield lambda: seen
+        loop.update(sentinel, FdEvent.DEL)
+        os.close(sentinel)
+        assert len(closed) == 1
+        assert loop.errors == []
+
+    driver.run(scenario)
+
+
+@pytest.mark.parametrize(
+    "driver", [driver for driver in DRIVERS if driver.name not in UNCHECKED], indirect=True, ids=str
+)
+def test_another_thread_than_the_loop_s_is_refused_at_once(driver: Driver, socket_name: str) -> None:
+    """The loop would not notice, or watch an fd on that is closed. Nothing happens to the runtime."""
+    refused: list[BaseException] = []
+    asked: list[str] = []
+
+    def scenario(loop: Loop) -> Scenario:
+        def ask(interface: Interface) -> None:
+            """In the loop: let another thread try."""
+            if interface.role is Role.MASTER:
+                thread = threading.Thread(target=call_everything, args=(interface,))
+                thread.start()
+                thread.join()
+            asked.append(interface.role.name)
+
+        def call_everything(interface: Interface) -> None:
+            calls: list[Callable[[], object]] = [
+                runtime.close,
+                runtime.create_socket,
+                lambda: runtime.create_interface(socket=f"{socket_name}-2"),
+                lambda: runtime.create_interface(socket=f"{socket_name}-2", role="master"),
+                lambda: runtime.set_reconnect_interval(1),
+                interface.delete,
+                interface.disconnect,
+                interface.request_connection,
+                lambda: setattr(interface, "on_interrupt", None),
+                lambda: interface.rx_queues[0].set_mode("polling"),
+                runtime.sockets[0].delete,
+            ]
+            for call in calls:
+                try:
+                    call()
+                except Exception as error:
+                    refused.append(error)
+                else:
+                    refused.append(AssertionError(f"{call} did not raise"))
+
+        recorder = Recorder()
+        with loop.runtime() as runtime:
+            master, slave = both_ends(runtime, socket_name, recorder)
+            master.on_connect = slave.on_connect = ask
+            yield lambda: len(asked) == 2
+            assert [error for error in refused if not isinstance(error, ConfigError)] == []
+            assert len(refused) == 11
+            assert all("thread" in str(error) for error in refused)
+            assert len(runtime.interfaces) == 2
+            assert loop.watchers() == len(loop.watched) == 6
+            slave.tx_queues[0].send([b"packet"])
+            yield lambda: ("interrupt", "master", 0) in recorder.events
+            slave.rx_queues[0].set_mode("interrupt")
 
     driver.run(scenario)
 

@@ -1,0 +1,176 @@
+"""memifrt's fds in GLib's default main context: GTK, GStreamer, D-Bus services, and Qt where it runs on GLib.
+
+Owns the context's sources for these fds. Knows nothing of memif.
+
+::
+
+    from gi.repository import GLib
+
+    poller = GLibPoller()
+    runtime = memifrt.Runtime(control_fd_update=poller.update)
+    poller.start(runtime.control_fd_handler)
+    runtime.create_interface(...)
+    GLib.MainLoop().run()
+"""
+
+from __future__ import annotations
+
+import functools
+import select
+import sys
+import threading
+from collections.abc import Callable
+
+from gi.repository import GLib
+
+from memifrt.errors import ConfigError
+from memifrt.poll.hook import FdHandler
+from memifrt.system.forks import abandon_after_fork
+from memifrt.types import FdEvent
+
+_ERRORS = select.POLLERR | select.POLLHUP | select.POLLNVAL  # whose numbers are GLib's
+
+
+#: Each event that can be waited for has a source of its own. A source does not change; to put another one in its place
+#: takes it out of the present turn of the context, and a callback that did that in every turn would starve it.
+_CONDITIONS = {FdEvent.READ: GLib.IOCondition.IN, FdEvent.WRITE: GLib.IOCondition.OUT}
+
+
+class _Watch:
+    """One fd, and the numbers of the context's sources for it."""
+
+    __slots__ = ("fd", "sources")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.sources: dict[FdEvent, int] = {}
+
+
+class GLibPoller:
+    """The hook of a runtime whose fds are in GLib's default main context.
+
+    GLib removes a source whose callback raises, for ever. So this poller reports what a callback raised and keeps the
+    fd: events that were not handled come again.
+
+    :param priority: of the sources. Default: ``GLib.PRIORITY_DEFAULT``.
+    :param on_error: called with what a callback raised. Default: ``sys.excepthook``, as for any callback of PyGObject.
+        ``Runtime(on_error=...)`` comes first.
+    """
+
+    def __init__(
+        self, *, priority: int = GLib.PRIORITY_DEFAULT, on_error: Callable[[BaseException], object] | None = None
+    ) -> None:
+        self._context = GLib.MainContext.default()
+        self._priority = priority
+        self._on_error = on_error
+        self._handler: FdHandler | None = None
+        self._watches: dict[int, _Watch] = {}
+        abandon_after_fork(self._abandon)
+
+    def __len__(self) -> int:
+        """How many fds are watched."""
+        return len(self._watches)
+
+    def start(self, handler: FdHandler) -> None:
+        """Hand events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
+        self._handler = handler
+
+    def check_caller(self) -> None:
+        """Check that this thread may change what is watched.
+
+        :raises ConfigError: the default main context runs in another thread.
+        """
+        if self._context.is_owner():
+            return
+        if self._context.acquire():  # nobody runs it
+            self._context.release()
+            return
+        raise ConfigError(
+            "this runtime's fds are in GLib's default main context, which runs in another thread than "
+            f"{threading.current_thread().name!r}: use GLib.idle_add()"
+        )
+
+    def update(self, fd: int, events: FdEvent) -> None:
+        """The hook.
+
+        :raises ConfigError: the default main context runs in another thread.
+        """
+        self.check_caller()
+        if events & FdEvent.DEL:
+            self._remove(fd)
+            return
+        watch = self._watches[fd] if events & FdEvent.MOD else _Watch(fd)
+        self._watches[fd] = watch
+        for event in _CONDITIONS:
+            if not events & event:
+                self._remove_source(watch, event)
+            elif event not in watch.sources:
+                self._add_source(watch, event)
+
+    def close(self) -> None:
+        """Take every fd out of the context. Closing the runtime does so too."""
+        self._handler = None
+        for fd in list(self._watches):
+            self._remove(fd)
+
+    def _add_source(self, watch: _Watch, event: FdEvent) -> None:
+        watch.sources[event] = GLib.unix_fd_add_full(
+            self._priority, watch.fd, _CONDITIONS[event], functools.partial(self._on_ready, watch, event)
+        )
+
+    def _remove_source(self, watch: _Watch, event: FdEvent) -> None:
+        source = watch.sources.pop(event, None)
+        if source is not None:
+            GLib.source_remove(source)
+
+    def _remove(self, fd: int) -> None:
+        watch = self._watches.pop(fd, None)
+        if watch is not None:  # else the poller is closed, before its runtime
+            for event in _CONDITIONS:
+                self._remove_source(watch, event)
+
+    def _on_ready(self, watch: _Watch, event: FdEvent, fd: int, condition: GLib.IOCondition) -> bool:
+        """In the context: hand an event on. A stale one, whose fd is gone, is harmless.
+
+        :returns: False lets GLib remove the source.
+        """
+        if self._watches.get(fd) is not watch:
+            return False
+        if self._handler is None:  # start() comes later
+            return True
+        try:
+            self._handler(fd, _from_glib(condition))
+        except Exception as error:
+            self._report(error)
+        except BaseException:
+            # PyGObject prints it or ends the program, and GLib removes the source: add another.
+            if self._watches.get(fd) is watch and event in watch.sources:
+                self._add_source(watch, event)
+            raise
+        return True
+
+    def _report(self, error: Exception) -> None:
+        try:
+            if self._on_error is not None:
+                self._on_error(error)
+                return
+        except Exception as worse:
+            error = worse
+        sys.excepthook(type(error), error, error.__traceback__)
+
+    def _abandon(self) -> None:
+        """In a forked child: the fds are the parent's. A source that fires in the child is removed there."""
+        self._watches.clear()
+
+
+def _from_glib(condition: GLib.IOCondition) -> FdEvent:
+    """The events in a condition. A hang-up is an ERROR that reading explains."""
+    mask = int(condition)
+    return (
+        (FdEvent.READ if mask & select.POLLIN else FdEvent(0))
+        | (FdEvent.WRITE if mask & select.POLLOUT else FdEvent(0))
+        | (FdEvent.ERROR if mask & _ERRORS else FdEvent(0))
+    )
+
+
+__all__ = ["GLibPoller"]

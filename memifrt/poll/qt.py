@@ -1,0 +1,159 @@
+"""memifrt's fds in the Qt event loop of a thread, with PySide6. Needs QtCore alone.
+
+Owns the socket notifiers of these fds. Knows nothing of memif.
+
+::
+
+    app = QCoreApplication([])  # or QApplication
+    poller = QtPoller()
+    runtime = memifrt.Runtime(control_fd_update=poller.update)
+    poller.start(runtime.control_fd_handler)
+    runtime.create_interface(...)
+    app.exec()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable
+
+from PySide6.QtCore import QAbstractEventDispatcher, QSocketNotifier
+
+from memifrt.errors import ConfigError
+from memifrt.poll.hook import FdHandler
+from memifrt.system.forks import abandon_after_fork
+from memifrt.types import FdEvent
+
+
+class _Watch:
+    """One fd and its two notifiers, each enabled while its event is waited for."""
+
+    def __init__(self, fd: int, poller: QtPoller) -> None:
+        self._fd = fd
+        self._poller = poller
+        #: Made when first needed: most fds are never waited for to be writable.
+        self._notifiers: dict[FdEvent, QSocketNotifier] = {}
+
+    def apply(self, events: FdEvent) -> None:
+        for event, kind, slot in (
+            (FdEvent.READ, QSocketNotifier.Type.Read, self._readable),
+            (FdEvent.WRITE, QSocketNotifier.Type.Write, self._writable),
+        ):
+            notifier = self._notifiers.get(event)
+            if notifier is not None:
+                notifier.setEnabled(bool(events & event))
+            elif events & event:
+                notifier = self._notifiers[event] = QSocketNotifier(self._fd, kind)
+                notifier.activated.connect(slot)
+
+    def remove(self) -> None:
+        for notifier in self._notifiers.values():
+            with contextlib.suppress(RuntimeError):  # the application is gone, and its objects with it
+                # Disable it now, for the fd is closed next. Delete it later: this may be its own signal.
+                notifier.setEnabled(False)
+                notifier.deleteLater()
+        self._notifiers.clear()
+
+    def _readable(self) -> None:
+        self._poller.dispatch(self._fd, FdEvent.READ)
+
+    def _writable(self) -> None:
+        self._poller.dispatch(self._fd, FdEvent.WRITE)
+
+
+class QtPoller:
+    """The hook of a runtime whose fds are in the Qt event loop of the thread that makes this.
+
+    Qt has no event for errors. A hang-up or an error shows as the READ or WRITE that was waited for, and reading or
+    writing explains it.
+
+    :param on_error: called with what a callback raised. Default: ``sys.excepthook``, as for any slot. The fd stays
+        watched, and an event that was not handled comes again. ``Runtime(on_error=...)`` comes first.
+    :raises ConfigError: there is no Qt event loop in this thread.
+    """
+
+    def __init__(self, *, on_error: Callable[[BaseException], object] | None = None) -> None:
+        if QAbstractEventDispatcher.instance() is None:
+            raise ConfigError(
+                f"there is no Qt event loop in thread {threading.current_thread().name!r}: make a QCoreApplication "
+                "first, or make this in a QThread"
+            )
+        self._thread = threading.get_native_id()
+        self._thread_name = threading.current_thread().name
+        self._on_error = on_error
+        self._handler: FdHandler | None = None
+        self._watches: dict[int, _Watch] = {}
+        #: In a forked child: what is the parent's, kept so that nothing is taken out of a loop that both may share.
+        self._inherited: list[_Watch] = []
+        abandon_after_fork(self._abandon)
+
+    def __len__(self) -> int:
+        """How many fds are watched."""
+        return len(self._watches)
+
+    def start(self, handler: FdHandler) -> None:
+        """Hand events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
+        self._handler = handler
+
+    def check_caller(self) -> None:
+        """Check that this thread may change what is watched.
+
+        :raises ConfigError: this is another thread than the one whose event loop has the fds.
+        """
+        if threading.get_native_id() != self._thread:
+            raise ConfigError(
+                f"this runtime's fds are in the Qt event loop of thread {self._thread_name!r}, but it was used in "
+                f"thread {threading.current_thread().name!r}: use a queued signal or QMetaObject.invokeMethod()"
+            )
+
+    def update(self, fd: int, events: FdEvent) -> None:
+        """The hook.
+
+        :raises ConfigError: called from another thread.
+        """
+        self.check_caller()
+        if events & FdEvent.DEL:
+            self._remove(fd)
+            return
+        watch = self._watches[fd] if events & FdEvent.MOD else _Watch(fd, self)
+        self._watches[fd] = watch
+        watch.apply(events)
+
+    def dispatch(self, fd: int, events: FdEvent) -> None:
+        """Hand an event on. A stale one, whose fd is gone, is harmless."""
+        if self._handler is None or fd not in self._watches:
+            return
+        try:
+            self._handler(fd, events)
+        except Exception as error:
+            self._report(error)
+
+    def close(self) -> None:
+        """Take every fd out of the event loop. Closing the runtime does so too."""
+        self._handler = None
+        for fd in list(self._watches):
+            self._remove(fd)
+
+    def _remove(self, fd: int) -> None:
+        watch = self._watches.pop(fd, None)
+        if watch is not None:  # else the poller is closed, before its runtime
+            watch.remove()
+
+    def _report(self, error: Exception) -> None:
+        try:
+            if self._on_error is not None:
+                self._on_error(error)
+                return
+        except Exception as worse:
+            error = worse
+        sys.excepthook(type(error), error, error.__traceback__)
+
+    def _abandon(self) -> None:
+        """In a forked child: the fds are the parent's. Take nothing out, and hand nothing on."""
+        self._inherited += self._watches.values()
+        self._watches.clear()
+
+
+__all__ = ["QtPoller"]
