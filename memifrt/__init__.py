@@ -19,7 +19,7 @@ from memifrt.errors import (
 from memifrt.interface import Details, Interface, QueueDetails, RegionDetails
 from memifrt.memory.region import ExternalRegion
 from memifrt.queue import RxQueue, TxQueue
-from memifrt.ring import Burst
+from memifrt.ring import Burst, Packet
 from memifrt.runtime import Runtime
 from memifrt.sockets import Socket
 from memifrt.types import BufferFlag, FdEvent, Mode, QueueCounters, Role, RxMode, State
@@ -41,6 +41,7 @@ __all__ = [
     "MemifError",
     "MemifOSError",
     "Mode",
+    "Packet",
     "PollCancelled",
     "ProtocolError",
     "QueueCounters",

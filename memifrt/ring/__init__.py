@@ -15,7 +15,7 @@ import logging
 import os
 from typing import cast
 
-from memifrt.ring.protocol import Burst, RingImplementation, RingMemory, RxRing, SlaveBuffers, TxRing
+from memifrt.ring.protocol import Burst, Packet, RingImplementation, RingMemory, RxRing, SlaveBuffers, TxRing
 
 logger = logging.getLogger("memifrt")
 
@@ -80,6 +80,7 @@ implementation, __impl__, _missing = _choose()
 
 __all__ = [
     "Burst",
+    "Packet",
     "RingImplementation",
     "RingMemory",
     "RxRing",

@@ -28,6 +28,7 @@ from libc.string cimport memcpy, memmove
 from collections import deque
 
 from memifrt.errors import ConfigError, ErrorCode, ForkedError, RingViolation, not_a_packet
+from memifrt.renamed import warn_renamed
 from memifrt.types import MAX_LOG2_RING_SIZE, BufferFlag, QueueCounters
 
 cdef extern from "Python.h":

@@ -53,7 +53,7 @@ cdef class RingBurst:
         cdef int start = self.sent, stop
         while start < self.count:
             stop = packet_end(self.entries, start, self.count)
-            yield tuple([self.view(self.position(i)) for i in range(start, stop)])
+            yield new_packet(self, start, stop)
             start = stop
 
     def length(self, index):
@@ -275,6 +275,52 @@ cdef class RingBurst:
         """Count the buffers before ``sent`` as sent, and end their views."""
         self.sent = sent
         self.release_views(sent)
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Packet:
+    """A whole packet of a burst: the views of its buffers, and where it starts."""
+
+    cdef RingBurst burst
+    cdef int start
+    cdef readonly tuple views
+
+    def __bytes__(self):
+        return b"".join(self.views)
+
+    def __len__(self):
+        cdef Py_ssize_t total = 0
+        for view in self.views:
+            total += len(view)
+        return total
+
+    def drop(self):
+        self.burst.drop(self.start)
+
+    def __iter__(self):
+        warn_renamed("iterating over a packet", "iterating over packet.views", stacklevel=2)
+        return iter(self.views)
+
+    def __getitem__(self, index):
+        warn_renamed("packet[i]", "packet.views[i]", stacklevel=2)
+        return self.views[index]
+
+    def __repr__(self):
+        return f"<packet in {len(self.views)} buffers>"
+
+
+cdef Packet new_packet(RingBurst burst, int start, int stop):
+    """Return the packet in these buffers."""
+    cdef Packet packet = Packet.__new__(Packet)
+    cdef int i
+    packet.burst = burst
+    packet.start = start
+    if stop == start + 1:
+        packet.views = (burst.view(burst.position(start)),)
+    else:
+        packet.views = tuple([burst.view(burst.position(i)) for i in range(start, stop)])
+    return packet
 
 
 cdef object still_exported():

@@ -47,6 +47,41 @@ class SlaveBuffers:
     offsets: array[int]
 
 
+class Packet(Protocol):
+    """A whole packet of a burst. It ends with the burst: what must outlive that is copied, with ``bytes(packet)``.
+
+    ``len(packet)`` is the number of its bytes.
+    """
+
+    @property
+    def views(self) -> tuple[memoryview, ...]:
+        """The packet's bytes in the peer's memory, a writable view of each of its buffers. There is one, unless the
+        packet is a chain."""
+        raise NotImplementedError
+
+    def __bytes__(self) -> bytes:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def drop(self) -> None:
+        """Leave the packet out of what ``forward`` sends.
+
+        :raises ConfigError: the burst was allocated, not received.
+        :raises ValueError: the burst has ended, or the packet has been sent.
+        """
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Iterate over :attr:`views`. Deprecated: packets were tuples of views."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> memoryview:
+        """Return a view of :attr:`views`. Deprecated: packets were tuples of views."""
+        raise NotImplementedError
+
+
 class Burst(Protocol):
     """Buffers of one ring, in order.
 
@@ -65,8 +100,8 @@ class Burst(Protocol):
     def __iter__(self) -> Iterator[memoryview]:
         raise NotImplementedError
 
-    def packets(self) -> Iterator[tuple[memoryview, ...]]:
-        """Yield each packet as the views of its buffers: one view, unless the packet is chained."""
+    def packets(self) -> Iterator[Packet]:
+        """Iterate over the packets that have not been sent, each of them whole."""
         raise NotImplementedError
 
     def length(self, index: int) -> int:

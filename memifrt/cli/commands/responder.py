@@ -69,18 +69,16 @@ def serve(interface: Interface, qid: int, answer: Answer) -> None:
 
 def send_back(burst: Burst, tx: TxQueue, answer: Answer) -> None:
     """Send the packets of a received burst that are answered, and nothing else. What finds no room is dropped."""
-    start = 0
-    for views in burst.packets():
-        if len(views) == 1:
-            answered = answer(views[0])
+    for packet in burst.packets():
+        if len(packet.views) == 1:
+            answered = answer(packet.views[0])
         else:  # answered in one piece, and put back where it was
-            packet = memoryview(bytearray().join(views))
-            answered = answer(packet)
-            for view in views:
-                view[:], packet = packet[: len(view)], packet[len(view) :]
+            whole = memoryview(bytearray(bytes(packet)))
+            answered = answer(whole)
+            for view in packet.views:
+                view[:], whole = whole[: len(view)], whole[len(view) :]
         if not answered:
-            burst.drop(start)
-        start += len(views)
+            packet.drop()
     tx.forward(burst)
 
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from memifrt.errors import ConfigError
+from memifrt.renamed import warn_renamed
 from memifrt.ring.protocol import SlaveBuffers
 from memifrt.ring.reference.descriptor import DROPPED, NEXT, Entry, Regions, clean
 from memifrt.types import BufferFlag
@@ -96,9 +97,9 @@ class RingBurst:
         for index in range(self.sent, len(self.entries)):
             yield self.view(self.position(index))
 
-    def packets(self) -> Iterator[tuple[memoryview, ...]]:
+    def packets(self) -> Iterator[Packet]:
         for start, stop in self.packet_bounds():
-            yield tuple(self.view(self.position(index)) for index in range(start, stop))
+            yield Packet(self, start, tuple(self.view(self.position(index)) for index in range(start, stop)))
 
     def length(self, index: int) -> int:
         return self.entries[self.position(index)][2]
@@ -289,6 +290,37 @@ class RingBurst:
         """Count the buffers before ``sent`` as sent, and end their views."""
         self.sent = sent
         self.release_views(sent)
+
+
+class Packet:
+    """A whole packet of a burst: the views of its buffers, and where it starts."""
+
+    __slots__ = ("_burst", "_start", "views")
+
+    def __init__(self, burst: RingBurst, start: int, views: tuple[memoryview, ...]) -> None:
+        self._burst = burst
+        self._start = start
+        self.views = views
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.views)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.views))
+
+    def drop(self) -> None:
+        self._burst.drop(self._start)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        warn_renamed("iterating over a packet", "iterating over packet.views")
+        return iter(self.views)
+
+    def __getitem__(self, index: int) -> memoryview:
+        warn_renamed("packet[i]", "packet.views[i]")
+        return self.views[index]
+
+    def __repr__(self) -> str:
+        return f"<packet in {len(self.views)} buffers>"
 
 
 def is_dropped(entries: list[Entry], start: int, stop: int) -> bool:
