@@ -340,7 +340,7 @@ cdef int packet_end(const memif_descriptor *entries, int start, int count) noexc
 
 
 cdef int whole_packet_end(const memif_descriptor *entries, int start, int count) noexcept:
-    """As ``packet_end``, but return -1 for a packet that the burst cuts off (``split``)."""
+    """Do as ``packet_end``, but return -1 for a packet that the burst cuts off (``split``)."""
     cdef int stop = packet_end(entries, start, count)
     return -1 if entries[stop - 1].flags & NEXT else stop
 
