@@ -2,6 +2,7 @@
 # make test  sets up .venv and runs the tests         make wheel builds an sdist and a wheel into dist/
 # make bench measures, and writes docs/benchmarks.md   make clean removes what these made
 # make fuzz  hostile peers and memory, TIME=60 seconds  make soak  traffic and killed peers, TIME=600 seconds
+# make test-patched  the tests in a process that gevent has patched, one after the other
 # make test-asan  the rings' tests under AddressSanitizer and UBSan
 # make docs  builds the documentation into build/docs  make help  this list
 
@@ -11,9 +12,9 @@ BIN    := $(VENV)/bin
 JOBS   ?= auto
 
 # What the installed package is made of; the rest of it is used where it lies.
-BUILT  := pyproject.toml setup.py $(wildcard memifrt/ring/*.pyx)
+BUILT  := pyproject.toml setup.py $(wildcard memifrt/ring/*.pyx memifrt/ring/*.pxi memifrt/ring/*.h)
 
-.PHONY: run test test-asan lint wheel bench fuzz soak docs clean help
+.PHONY: run test test-patched test-asan lint wheel bench fuzz soak docs clean help
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -21,6 +22,10 @@ run: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+# Not in parallel: what runs pytest's workers waits in threads that gevent would have patched too late.
+test-patched: $(VENV)/.dev
+	$(BIN)/python -m gevent.monkey --module pytest -n 0 $(ARGS)
 
 # The rings' tests on rings that AddressSanitizer and UBSan watch over, built in build/asan.
 test-asan: $(VENV)/.dev

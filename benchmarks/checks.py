@@ -49,12 +49,24 @@ Echo = Callable[[], object]
 # --- a build without checks -------------------------------------------------------------------------------------------
 
 
-def without_checks(source: str) -> str:
-    """The rings' source with every ``if`` that leads to a violation never holding, and every descriptor inside its
-    region.
+def remove_checks(folder: Path) -> None:
+    """Rewrite the parts of the compiled rings so that no ``if`` that leads to a violation ever holds, and every
+    descriptor is inside its region.
 
-    :raises ValueError: the source is not what this function knows.
+    :raises ValueError: the sources are not what this function knows.
     """
+    checks = bounds = 0
+    for path in folder.glob("_native_*.pxi"):
+        text, found, holds = without_checks(path.read_text())
+        path.write_text(text)
+        checks += found
+        bounds += holds
+    if checks < _LEAST_CHECKS or bounds != 1:
+        raise ValueError("these rings are not those that this script knows")
+
+
+def without_checks(source: str) -> tuple[str, int, int]:
+    """Return a part of the rings without its checks, how many checks there were, and how many bounds of regions."""
     lines = source.split("\n")
     found = 0
     for number, line in enumerate(lines):
@@ -63,9 +75,7 @@ def without_checks(source: str) -> str:
             found += 1
     text = "\n".join(lines)
     text, holds = re.subn(r"(cdef inline bint holds\(.*\n *\"\"\".*\"\"\"\n)", r"\1        return True\n", text)
-    if found < _LEAST_CHECKS or holds != 1:
-        raise ValueError("these rings are not those that this script knows")
-    return text
+    return text, found, holds
 
 
 def _switch_off(lines: list[str], number: int) -> None:
@@ -94,9 +104,8 @@ def build(folder: Path) -> dict[str, Path]:
         )
         for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(_ROOT / name, tree)
-        source = tree / "memifrt" / "ring" / "_native.pyx"
         if variant == "unchecked":
-            source.write_text(without_checks(source.read_text()))
+            remove_checks(tree / "memifrt" / "ring")
         print(f"building the {variant} rings", file=sys.stderr)
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         subprocess.run(command, cwd=tree, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

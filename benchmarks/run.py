@@ -413,6 +413,7 @@ GROUPS: dict[str, Callable[[float], Group]] = {
     "loops-rr": loops_round_trip,
     "loops-echo": loops_echo,
     "loops-cpu": loops_cpu,
+    "wake-ups": wake_ups,
     "idle": idle,
     "dump": captures,
     "bridge": bridges,

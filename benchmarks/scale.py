@@ -25,6 +25,7 @@ from benchmarks.survivor import Broken, Facing, Held, Survivor
 from fuzz.leaks import Held as HeldExactly
 from fuzz.leaks import resident_bytes
 from memifrt import Interface, Runtime
+from memifrt.options import RoleName
 from tests.lib.peer import native
 from tests.lib.support import wait_until
 
@@ -45,7 +46,8 @@ class Crowd:
         self.masters, self.slaves = Runtime("crowd", reconnect_interval=0.1), Runtime("peers", reconnect_interval=0.1)
         self.interrupts = self.connected = 0
         started, cpu = time.perf_counter(), time.process_time()
-        for runtime, role in ((self.masters, "master"), (self.slaves, "slave")):
+        ends: list[tuple[Runtime, RoleName]] = [(self.masters, "master"), (self.slaves, "slave")]
+        for runtime, role in ends:
             for number in range(count):
                 runtime.create_interface(
                     socket=path,
@@ -184,9 +186,10 @@ def reconnects(options: argparse.Namespace) -> None:
     numbers = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="memifrt-scale-") as folder, contextlib.ExitStack() as stack:
         runtimes = [stack.enter_context(Runtime(name, reconnect_interval=60)) for name in ("one", "other")]
+        roles: tuple[RoleName, ...] = ("master", "slave")
         ends = [
             runtime.create_interface(socket=f"{folder}/memif.sock", role=role)
-            for runtime, role in zip(runtimes, ("master", "slave"), strict=True)
+            for runtime, role in zip(runtimes, roles, strict=True)
         ]
         started, first, held = time.monotonic(), 0, None
         wait_until(lambda: all(end.connected for end in ends), *runtimes)

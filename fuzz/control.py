@@ -36,6 +36,7 @@ from memifrt.control.wire import (
     decode,
     encode,
 )
+from memifrt.options import RoleName
 from memifrt.types import COOKIE, Role, RxMode
 from tests.lib.peer import RawRing, memory_file, native
 from tests.lib.support import connect
@@ -582,7 +583,8 @@ class ControlTarget:
         self._held.check()
         assert self._witness.master.connected
         assert self._witness.slave.connected
-        for sender, receiver in (("master", "slave"), ("slave", "master")):
+        directions: list[tuple[RoleName, RoleName]] = [("master", "slave"), ("slave", "master")]
+        for sender, receiver in directions:
             assert self._witness.side(sender).tx_queues[0].send([b"witness"]) == 1
             assert self._witness.side(receiver).rx_queues[0].recv() == [b"witness"]
 
@@ -618,7 +620,7 @@ def _raise(interface: Interface) -> None:
 def _poll_by_itself(interface: Interface) -> None:
     for queue in interface.rx_queues:
         with contextlib.suppress(Disconnected):
-            queue.set_mode("polling" if queue.mode is not RxMode.POLLING else "adaptive")
+            queue.set_rx_mode("polling" if queue.rx_mode is not RxMode.POLLING else "adaptive")
 
 
 def _turn_interrupts_off(interface: Interface) -> None:

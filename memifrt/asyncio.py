@@ -19,18 +19,12 @@ from typing import TYPE_CHECKING, TypeVar
 from memifrt.options import DEFAULT_APP_NAME, DEFAULT_RECONNECT_INTERVAL, RuntimeOptions
 from memifrt.poll.asyncio import DEFAULT_BATCH as DEFAULT_EVENTS
 from memifrt.poll.asyncio import AsyncioPoller, LoopCheck
+from memifrt.queue import DEFAULT_BURST
 from memifrt.ring import Burst
 from memifrt.runtime import InterfaceArguments, Runtime
-from memifrt.waiting.steps import (
-    DEFAULT_BATCH,
-    DEFAULT_BURST,
-    BurstHolder,
-    Face,
-    Steps,
-    Wait,
-    Waiting,
-    runtime_of_this_loop,
-)
+from memifrt.waiting.base_interface import BaseInterface, BurstHolder, runtime_of_this_loop
+from memifrt.waiting.steps import DEFAULT_BATCH, Waiting
+from memifrt.waiting.wakeup import Steps, Wait
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -99,7 +93,7 @@ async def open_interface(
         yield interface
 
 
-class AsyncioInterface(Face["_Signal"]):
+class AsyncioInterface(BaseInterface["_Signal"]):
     """An interface whose calls are awaited, in the loop's own thread. Made by :func:`open_interface`.
 
     Any number of tasks may wait, also for the same queue; each packet goes to one of them. Cancelling a call is safe at

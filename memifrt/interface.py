@@ -23,8 +23,9 @@ from memifrt.errors import Disconnected, ErrorCode, ForkedError, MemifError, Mem
 from memifrt.memory.region import ExternalRegion
 from memifrt.options import InterfaceConfig
 from memifrt.queue import RxQueue, TxQueue
+from memifrt.renamed import warn_renamed
 from memifrt.ring import RxRing, TxRing
-from memifrt.types import Mode, QueueCounters, Role, State
+from memifrt.types import Counters, Mode, QueueCounters, Role, State
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -229,7 +230,19 @@ class Interface:
 
     @property
     def connected(self) -> bool:
-        return self.state is State.CONNECTED
+        """Whether there is a peer, and ``on_connect`` has been called for it."""
+        return self.announced and self.state is State.CONNECTED
+
+    @property
+    def counters(self) -> Counters:
+        """What all queues did since the interface was created, reconnects included.
+
+        Queues that earlier connections had and the present one has not are included.
+
+        :raises ForkedError: in a forked child, to which the interface does not belong.
+        """
+        self.check_not_forked()
+        return Counters(self.rx_totals.total(self._rx_queues), self.tx_totals.total(self._tx_queues))
 
     @property
     def rx_queues(self) -> tuple[RxQueue, ...]:
@@ -317,13 +330,20 @@ class Interface:
             if self.on_delete is not None:
                 self.on_delete()
 
+    def close(self) -> None:
+        """Delete the interface. Everything that holds an interface has this method; :meth:`delete` is libmemif's word.
+
+        A second call is harmless.
+        """
+        self.delete()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.delete()
+        self.close()
 
     def __str__(self) -> str:
         return f"memif {self.id} ({self.role.name.lower()}) on {self.socket.path}"
@@ -411,15 +431,10 @@ class Interface:
         what_next = f"retrying every {interval:g} s" if interval else "not retrying: there is no reconnect interval"
         logger.warning("%s: %s; %s", str(self), str(reason), what_next)
 
-    def total_counters(self) -> tuple[QueueCounters, QueueCounters]:
-        """Return what all receive and all transmit queues counted since the interface was created.
-
-        Queues that earlier connections had and the present one has not are included.
-
-        :raises ForkedError: in a forked child, to which the interface does not belong.
-        """
-        self.check_not_forked()
-        return self.rx_totals.total(self._rx_queues), self.tx_totals.total(self._tx_queues)
+    def total_counters(self) -> Counters:
+        """Return :attr:`counters`, of which this is the old name."""
+        warn_renamed("Interface.total_counters()", "Interface.counters")
+        return self.counters
 
     def _check_alive(self) -> None:
         if self.deleted:

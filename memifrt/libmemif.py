@@ -1009,7 +1009,7 @@ def memif_get_queue_efd(conn: Interface | None, qid: int) -> tuple[int, int]:
 @_code
 def memif_set_rx_mode(conn: Interface | None, rx_mode: int, qid: int) -> None:
     """Interrupts or polling, for one receive queue."""
-    _rx(conn, qid).set_mode(_member("rx_mode", RxMode, rx_mode))
+    _rx(conn, qid).set_rx_mode(_member("rx_mode", RxMode, rx_mode))
 
 
 @_result(_no_buffers)

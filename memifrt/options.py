@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 
 from memifrt.errors import ConfigError, ErrorCode
 from memifrt.types import (
@@ -46,9 +46,9 @@ DEFAULT_HANDSHAKE_TIMEOUT = 5.0
 DEFAULT_MAX_HALF_OPEN = 128
 
 #: The spellings of a role. ``server`` and ``client`` are DPDK's words.
-RoleName = str
-ModeName = str
-RxModeName = str
+RoleName = Literal["master", "server", "slave", "client"]
+ModeName = Literal["ethernet", "ip", "punt-inject"]
+RxModeName = Literal["interrupt", "polling", "adaptive"]
 #: Called with what a callback raised.
 OnError = Callable[[BaseException], object]
 #: ``allocate(size)`` returns an fd of a file at least ``size`` bytes large, which memifrt then owns.
@@ -206,9 +206,18 @@ def _not_together(given: Mapping[str, object], name: str, *others: str) -> None:
 
 # --- one value ------------------------------------------------------------------------------------------------------
 
-_ROLES = {"master": Role.MASTER, "server": Role.MASTER, "slave": Role.SLAVE, "client": Role.SLAVE}
-_MODES = {"ethernet": Mode.ETHERNET, "ip": Mode.IP, "punt-inject": Mode.PUNT_INJECT}
-_RX_MODES = {"interrupt": RxMode.INTERRUPT, "polling": RxMode.POLLING, "adaptive": RxMode.ADAPTIVE}
+_ROLES: dict[RoleName, Role] = {
+    "master": Role.MASTER,
+    "server": Role.MASTER,
+    "slave": Role.SLAVE,
+    "client": Role.SLAVE,
+}
+_MODES: dict[ModeName, Mode] = {"ethernet": Mode.ETHERNET, "ip": Mode.IP, "punt-inject": Mode.PUNT_INJECT}
+_RX_MODES: dict[RxModeName, RxMode] = {
+    "interrupt": RxMode.INTERRUPT,
+    "polling": RxMode.POLLING,
+    "adaptive": RxMode.ADAPTIVE,
+}
 
 
 def parse_role(value: Role | str) -> Role:
@@ -226,7 +235,7 @@ def parse_rx_mode(value: RxMode | str) -> RxMode:
     return _parse("rx_mode", value, RxMode, _RX_MODES)
 
 
-def _parse(what: str, value: object, kind: type[_E], names: dict[str, _E]) -> _E:
+def _parse(what: str, value: object, kind: type[_E], names: Mapping[Any, _E]) -> _E:
     if isinstance(value, kind):
         return value
     if isinstance(value, str) and value.lower() in names:

@@ -35,11 +35,11 @@ import pytest
 
 from memifrt.errors import ConfigError, Disconnected, ForkedError, packet_bytes
 from memifrt.interface import Interface, OnConnect, OnDisconnect
-from memifrt.options import parse_rx_mode
+from memifrt.options import InterfaceOptions, parse_rx_mode
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.runtime import InterfaceArguments, Runtime
 from memifrt.system.forks import abandon_after_fork
-from memifrt.types import PATH_BYTES, Mode, Role, RxMode
+from memifrt.types import PATH_BYTES, Counters, Role, RxMode
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -124,8 +124,13 @@ class MemifPort:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a peer."""
+        """Whether there is a peer, and ``on_connect`` has been called for it."""
         return self._up
+
+    @property
+    def counters(self) -> Counters:
+        """What all queues did since the interface was created, reconnects included."""
+        return self.interface.counters
 
     def wait_connected(self, timeout: float | None = None) -> MemifPort:
         """Wait for the peer; the port itself.
@@ -238,7 +243,7 @@ class MemifPort:
 
     def _wait_for_rings(self, seconds: float) -> None:
         queues = self.interface.rx_queues
-        wait = _TICK if any(queue.mode is RxMode.POLLING for queue in queues) else _LONGEST_POLL
+        wait = _TICK if any(queue.rx_mode is RxMode.POLLING for queue in queues) else _LONGEST_POLL
         poll = select.poll()
         with self._named():
             for queue in queues:
@@ -327,6 +332,20 @@ class MemifResponder:
     def socket(self) -> str:
         """The path of its socket, for the other side's configuration."""
         return self.port.socket
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a peer."""
+        return self.port.connected
+
+    @property
+    def counters(self) -> Counters:
+        """What all queues of its port did, reconnects included."""
+        return self.port.counters
+
+    def close(self) -> None:
+        """Delete the interface, before the end of the test does. A second call is harmless."""
+        self.port.close()
 
     @property
     def answered(self) -> int:
@@ -437,16 +456,15 @@ class Memif:
         self,
         *,
         socket: str | None = None,
-        id: int = 0,
-        role: Role | str = Role.SLAVE,
-        mode: Mode | str = Mode.ETHERNET,
-        secret: str | bytes | None = None,
         timeout: float | None = None,
         reconnect: bool = True,
+        **options: Unpack[InterfaceOptions],
     ) -> MemifSocket:
-        """A :class:`memifrt.scapy.MemifSocket`, closed after the test; on a new socket by default.
+        """Open a :class:`memifrt.scapy.MemifSocket`, on a new socket by default, and close it after the test.
 
-        :param timeout: seconds to wait for its peer; 0 does not wait.
+        :param timeout: seconds to wait for its peer; 0 does not wait. None is the ini option ``memif_timeout``.
+        :param reconnect: whether the socket outlives its connection.
+        :param options: as for every interface: ``role``, ``queues``, ``ring_size``, …
         :raises ImportError: scapy is missing: install ``memifrt[scapy]``.
         """
         __tracebackhide__ = True
@@ -454,7 +472,7 @@ class Memif:
 
         path = self.socket() if socket is None else socket
         limit = self._timeout if timeout is None else timeout
-        made = MemifSocket(path, id=id, role=role, mode=mode, secret=secret, timeout=limit, reconnect=reconnect)
+        made = MemifSocket(path, timeout=limit, reconnect=reconnect, **options)
         self._stack.callback(made.close)
         return made
 

@@ -21,8 +21,9 @@ from memifrt.errors import (
     RingViolation,
     os_error,
 )
-from memifrt.options import parse_rx_mode
+from memifrt.options import RxModeName, parse_rx_mode
 from memifrt.rekick import BATCH, Glance
+from memifrt.renamed import warn_renamed
 from memifrt.ring import Burst, RxRing, TxRing
 from memifrt.system.fds import EventFd
 from memifrt.types import QueueCounters, RxMode
@@ -37,7 +38,6 @@ _P = ParamSpec("_P")
 #: Buffers in a burst when the caller names no number (VPP's and DPDK's habit: a vector of 256).
 DEFAULT_BURST = 256
 _MASK_INT = 1
-_POLLING = RxMode.POLLING  # looking it up in its class takes longer than receiving a few packets
 
 
 def check_packets(packets: Iterable[ReadableBuffer]) -> Iterable[ReadableBuffer]:
@@ -163,10 +163,12 @@ class RxQueue(_Queue[RxRing]):
     ) -> None:
         super().__init__(qid, ring, event, earlier, violated)
         self._mode = mode
+        #: Whether the mode is polling: an attribute, because every receiving call asks.
+        self.polling = mode is RxMode.POLLING
         self._mode_changed = mode_changed
+        #: The last packets taken left others behind, and the eventfd readable. Always False in polling mode.
+        self.more = False
         self._check_caller = check_caller
-        #: The last burst left packets behind, and the eventfd readable.
-        self._behind = False
         #: Adaptive mode has masked the peer's interrupts.
         self._masked = False
         #: :meth:`drain` has read the eventfd since packets were last taken.
@@ -182,24 +184,38 @@ class RxQueue(_Queue[RxRing]):
             self._event.notify()
 
     @property
-    def mode(self) -> RxMode:
+    def rx_mode(self) -> RxMode:
+        """How this queue learns of packets."""
         return self._mode
 
-    def set_mode(self, mode: RxMode | str) -> None:
+    @property
+    def mode(self) -> RxMode:
+        """Return :attr:`rx_mode`, of which this is the old name."""
+        warn_renamed("RxQueue.mode", "RxQueue.rx_mode")
+        return self._mode
+
+    def set_mode(self, mode: RxMode | RxModeName) -> None:
+        """Call :meth:`set_rx_mode`, of which this is the old name."""
+        warn_renamed("RxQueue.set_mode()", "RxQueue.set_rx_mode()")
+        self.set_rx_mode(mode)
+
+    def set_rx_mode(self, rx_mode: RxMode | RxModeName) -> None:
         """Choose between interrupts and polling: tells the peer whether to kick. Belongs to the control thread.
 
+        :param rx_mode: ``"interrupt"``, ``"polling"`` or ``"adaptive"``, as for ``create_interface``.
+        :raises ConfigError: it is none of them; or the runtime's fds are in a loop that runs in another thread.
         :raises Disconnected: there is no peer.
-        :raises ConfigError: there is no such mode; or the runtime's fds are in a loop that runs in another thread.
         """
-        wanted = parse_rx_mode(mode)
+        wanted = parse_rx_mode(rx_mode)
         ring = self._live()
         self._check_caller()
         self._mode = wanted
+        self.polling = wanted is RxMode.POLLING
         self._masked = False
         ring.set_mask(wanted is RxMode.POLLING)
         if wanted is not RxMode.POLLING:
-            # The peer may have published between our last look and the unmasking, and seen the mask when it decided
-            # whether to kick (no peer fences its store of the index against its load of the flags): look again.
+            # The peer may have seen the mask when it published: look again (docs/memory-order.md, The kick and the
+            # mask).
             self._event.notify()
         self._mode_changed(self)
         if self.on_mode_change is not None:
@@ -218,17 +234,12 @@ class RxQueue(_Queue[RxRing]):
             self._event.notify()  # what was read may be the disconnect's: who waits must not miss it
         return drained
 
-    @property
-    def more(self) -> bool:
-        """Whether the last packets taken left others behind. Always False in polling mode."""
-        return self._behind
-
     def pending(self) -> int:
         """Buffers that wait in the ring.
 
         :raises Disconnected: there is no peer (any more).
         """
-        ring = self._live()
+        ring = self._ring or self._live()
         try:
             return ring.pending()
         except RingViolation as error:
@@ -242,7 +253,7 @@ class RxQueue(_Queue[RxRing]):
 
         :raises Disconnected: there is no peer (any more).
         """
-        ring = self._live()
+        ring = self._ring or self._live()
         return self._receive(ring, limit, ring.burst, limit, split)
 
     def recv(self, limit: int = DEFAULT_BURST) -> list[bytes]:
@@ -252,7 +263,7 @@ class RxQueue(_Queue[RxRing]):
 
         :raises Disconnected: there is no peer (any more).
         """
-        ring = self._live()
+        ring = self._ring or self._live()
         return self._receive(ring, limit, ring.recv, limit)
 
     def recv_into(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
@@ -281,16 +292,15 @@ class RxQueue(_Queue[RxRing]):
     def _receive(self, ring: RxRing, limit: int, take: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Take packets from our ring, with the eventfd read in the order that loses no wake-up.
 
-        First the eventfd is read, then the index. A packet that comes in between is taken now, and its kick is a
-        spurious wake-up later. The other way round, its kick would be read away and the packet would wait for the
-        next one. If packets stay behind, the fd is left readable.
+        First the eventfd is read, then the index (docs/memory-order.md, The eventfd and the index). If packets stay
+        behind, the fd is left readable.
         """
         try:
-            if self._mode is _POLLING:
+            if self.polling:
                 return take(*args, **kwargs)
             if self.drained:  # before the index is read, as it must be: a kick since then is a spurious wake-up later
                 self.drained = False
-            elif not (self._behind and ring.pending() > limit):
+            elif not (self.more and ring.pending() > limit):
                 self._interrupts += self._event.drain()
                 if self._ring is None:
                     self._event.notify()  # what was read may be the disconnect's: who waits must not miss it
@@ -299,8 +309,8 @@ class RxQueue(_Queue[RxRing]):
             except BaseException:
                 self._event.notify()  # what was not taken is still to be found: its kick has been read
                 raise
-            self._behind = ring.more
-            if self._behind:
+            self.more = ring.more
+            if self.more:
                 self._stay_readable(ring)
             elif self._masked:
                 self._unmask(ring)
@@ -309,7 +319,7 @@ class RxQueue(_Queue[RxRing]):
                 raise self._fail(error) from error
             # A bad argument, or a relay's other ring, whose queue knows its own connection: nothing was taken, and the
             # eventfd that told of it may have been read.
-            if self._mode is not _POLLING:
+            if not self.polling:
                 self._event.notify()
             raise
         return taken
@@ -321,9 +331,11 @@ class RxQueue(_Queue[RxRing]):
             self._masked = True
 
     def _unmask(self, ring: RxRing) -> None:
-        """Adaptive mode: the ring is drained. What came while the mask was set was not kicked, and what comes right now
-        may not be either: a peer need not fence its store of the index against its load of the flags. So we look again,
-        when the eventfd tells us to."""
+        """Ask for interrupts again, in adaptive mode, when the ring has been drained.
+
+        The peer has not kicked for packets that came while the mask was set: look again (docs/memory-order.md, The kick
+        and the mask).
+        """
         ring.set_mask(False)
         self._masked = False
         self._event.notify()

@@ -35,7 +35,7 @@ from memifrt.sockets import Socket
 from memifrt.system.fds import OwnedFd
 from memifrt.system.forks import abandon_after_fork
 from memifrt.threaded.runtime_thread import Background
-from memifrt.types import Mode, RxMode, check_range
+from memifrt.types import Counters, Mode, RxMode, check_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,8 +163,13 @@ class MemifSocket(SuperSocket):
 
     @property
     def connected(self) -> bool:
-        """Whether there is a peer."""
+        """Whether there is a peer, and ``on_connect`` has been called for it."""
         return not self.closed and self._link.up.is_set()
+
+    @property
+    def counters(self) -> Counters:
+        """What all queues of the interface did since it was created, reconnects included."""
+        return self.interface.counters
 
     @property
     def waiting(self) -> int:
@@ -360,7 +365,7 @@ class _Link:
         interface.on_interrupt = self.on_interrupt
         self._undo = undo
         _adopted.add(interface)
-        if interface.connected and interface.announced:
+        if interface.connected:
             self.up.set()
 
     def close(self) -> None:

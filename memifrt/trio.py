@@ -20,18 +20,12 @@ import trio
 from memifrt.options import DEFAULT_APP_NAME, DEFAULT_RECONNECT_INTERVAL, RuntimeOptions
 from memifrt.poll.trio import DEFAULT_BATCH as DEFAULT_EVENTS
 from memifrt.poll.trio import RunCheck, TrioPoller
+from memifrt.queue import DEFAULT_BURST
 from memifrt.ring import Burst
 from memifrt.runtime import InterfaceArguments, Runtime
-from memifrt.waiting.steps import (
-    DEFAULT_BATCH,
-    DEFAULT_BURST,
-    BurstHolder,
-    Face,
-    Steps,
-    Wait,
-    Waiting,
-    runtime_of_this_loop,
-)
+from memifrt.waiting.base_interface import BaseInterface, BurstHolder, runtime_of_this_loop
+from memifrt.waiting.steps import DEFAULT_BATCH, Waiting
+from memifrt.waiting.wakeup import Steps, Wait
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -111,7 +105,7 @@ async def open_interface(
         yield interface
 
 
-class TrioInterface(Face["_Signal"]):
+class TrioInterface(BaseInterface["_Signal"]):
     """An interface whose calls are awaited. Made by :func:`open_interface`.
 
     Any number of tasks may wait, also for the same queue; each packet goes to one of them. Every call is a cancellation

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum, IntFlag
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from memifrt.errors import ConfigError, ErrorCode
 
@@ -143,3 +143,10 @@ class QueueCounters:
             self.bad_descriptors + other.bad_descriptors,
             self.repeated_kicks + other.repeated_kicks,
         )
+
+
+class Counters(NamedTuple):
+    """What all queues of an interface did since it was created, reconnects included."""
+
+    rx: QueueCounters
+    tx: QueueCounters

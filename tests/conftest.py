@@ -17,6 +17,7 @@ import pytest
 from memifrt import Runtime
 from memifrt.ring import load
 from tests.lib.exploring import choose_profile
+from tests.lib.patched import let_patched_closes_happen
 from tests.lib.support import Pair, connect, wait_for_closes
 
 choose_profile()
@@ -67,9 +68,11 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     fds = _fds()
     yield
     # Only then: a collection takes longer than most tests. What a cycle of garbage keeps open is open until it runs.
+    let_patched_closes_happen()
     wait_for_closes()
     if _fds().keys() - fds.keys() or _mappings():
         gc.collect()
+        let_patched_closes_happen()
         wait_for_closes()
     left = {fd: what for fd, what in _fds().items() if fd not in fds}
     assert not left, f"open fds: {left}"

@@ -27,12 +27,13 @@ from memifrt import (
     State,
 )
 from memifrt.control.wire import AddRegion
+from memifrt.options import RoleName
 from memifrt.poll.epoll import from_epoll, to_epoll
 from tests.lib.peer import ScriptedSlave, assert_packets_pass
 from tests.lib.support import DEADLINE, Pair, Recorder, connect, wait_until
 
 READ, WRITE, MOD, DEL = FdEvent.READ, FdEvent.WRITE, FdEvent.MOD, FdEvent.DEL
-ROLES = ("master", "slave")
+ROLES: tuple[RoleName, ...] = ("master", "slave")
 
 
 class HookFailed(Exception):
@@ -109,7 +110,7 @@ def external(loop: Loop) -> Iterator[Runtime]:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_hook_is_told_of_a_whole_life_in_order(peer_runtime: Runtime, socket_name: str, role: str) -> None:
+def test_the_hook_is_told_of_a_whole_life_in_order(peer_runtime: Runtime, socket_name: str, role: RoleName) -> None:
     loop, record = Loop(), Recorder()
     with Runtime("external", control_fd_update=loop.hook, reconnect_interval=3600) as runtime:
         expected = [("timerfd", READ)]
@@ -131,12 +132,12 @@ def test_the_hook_is_told_of_a_whole_life_in_order(peer_runtime: Runtime, socket
         far.tx_queues[1].send([b"packet"])
         loop.wait(runtime, lambda: record.events)
         assert near.rx_queues[1].recv() == [b"packet"]
-        near.rx_queues[0].set_mode("polling")
+        near.rx_queues[0].set_rx_mode("polling")
         expected += [("eventfd", DEL)]
         assert loop.calls == expected
-        near.rx_queues[0].set_mode("polling")
+        near.rx_queues[0].set_rx_mode("polling")
         assert loop.calls == expected
-        near.rx_queues[0].set_mode("interrupt")
+        near.rx_queues[0].set_rx_mode("interrupt")
         expected += [("eventfd", READ)]
         assert loop.calls == expected
 
@@ -156,8 +157,8 @@ def test_a_queue_that_nobody_is_told_of_is_not_announced(
     far = peer_runtime.create_interface(socket=socket_name)
     loop.wait(external, lambda: near.connected and far.connected, peer_runtime)
     assert {kind for kind, _ in loop.calls} == {"timerfd", "socket"}
-    near.rx_queues[0].set_mode("polling")
-    near.rx_queues[0].set_mode("interrupt")
+    near.rx_queues[0].set_rx_mode("polling")
+    near.rx_queues[0].set_rx_mode("interrupt")
     assert {kind for kind, _ in loop.calls} == {"timerfd", "socket"}
 
 
@@ -200,8 +201,8 @@ def life(loop: Loop, runtime: Runtime, path: str) -> None:
         near.tx_queues[0].send([b"packet"])
         loop.wait(runtime, lambda: record.events)
         assert far.rx_queues[0].recv() == [b"packet"]
-    master.rx_queues[0].set_mode("polling")
-    master.rx_queues[0].set_mode("interrupt")
+    master.rx_queues[0].set_rx_mode("polling")
+    master.rx_queues[0].set_rx_mode("interrupt")
     slave.disconnect("once")
     loop.wait(runtime, lambda: master.connected and slave.connected)
     slave.delete()
@@ -297,7 +298,7 @@ def test_a_hook_may_delete_every_interface(socket_name: str, kind: str, events: 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_conversation_that_the_hook_ended_was_not_established(
-    peer_runtime: Runtime, socket_name: str, role: str
+    peer_runtime: Runtime, socket_name: str, role: RoleName
 ) -> None:
     # The queue's eventfd is announced before on_connect: what fails there ends what the application never saw begin.
     failing = 3 if role == "master" else 2
@@ -380,7 +381,7 @@ def ready(runtime: Runtime) -> bool:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_fileno_is_readable_exactly_while_there_is_something_to_do(
-    runtime: Runtime, peer_runtime: Runtime, socket_name: str, role: str
+    runtime: Runtime, peer_runtime: Runtime, socket_name: str, role: RoleName
 ) -> None:
     runtime.set_reconnect_interval(0)
     handled: list[bytes] = []

@@ -25,11 +25,12 @@ from memifrt import (
     RxQueue,
     State,
 )
+from memifrt.options import RoleName
 from tests.lib.forked import NOBODY, in_child
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, assert_packets_pass, scripted_peer
 from tests.lib.support import Pair, Recorder, runtime_of, wait_until
 
-ROLES = ("master", "slave")
+ROLES: tuple[RoleName, ...] = ("master", "slave")
 MakePair = Callable[..., Pair]
 MASK_INT = 1
 
@@ -42,7 +43,7 @@ def readable(queue: RxQueue) -> bool:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_disconnect_gives_both_sides_its_reason_and_the_slave_returns(make_pair: MakePair, role: str) -> None:
+def test_a_disconnect_gives_both_sides_its_reason_and_the_slave_returns(make_pair: MakePair, role: RoleName) -> None:
     records = {side: Recorder() for side in ROLES}
     pair = make_pair(
         master_on_connect=records["master"].on_connect,
@@ -65,7 +66,7 @@ def test_a_disconnect_gives_both_sides_its_reason_and_the_slave_returns(make_pai
 
 @pytest.mark.parametrize("role", ROLES)
 def test_deleting_an_interface_tells_both_sides_and_frees_the_id(
-    runtime: Runtime, peer_runtime: Runtime, make_pair: MakePair, role: str
+    runtime: Runtime, peer_runtime: Runtime, make_pair: MakePair, role: RoleName
 ) -> None:
     near, far = Recorder(), Recorder()
     far_role = ROLES[1 - ROLES.index(role)]
@@ -91,7 +92,9 @@ def test_deleting_an_interface_tells_both_sides_and_frees_the_id(
     ("end", "told"),
     [("hangs up", "peer closed the connection without a reason"), ("gives no reason", "no reason given")],
 )
-def test_a_peer_that_goes_without_a_reason(runtime: Runtime, socket_name: str, role: str, end: str, told: str) -> None:
+def test_a_peer_that_goes_without_a_reason(
+    runtime: Runtime, socket_name: str, role: RoleName, end: str, told: str
+) -> None:
     record = Recorder()
     interface, peer = meet(runtime, socket_name, role, record)
     with peer:
@@ -104,7 +107,9 @@ def test_a_peer_that_goes_without_a_reason(runtime: Runtime, socket_name: str, r
     assert interface.last_error is record.reasons[0]
 
 
-def meet(runtime: Runtime, path: str, role: str, record: Recorder) -> tuple[Interface, ScriptedMaster | ScriptedSlave]:
+def meet(
+    runtime: Runtime, path: str, role: RoleName, record: Recorder
+) -> tuple[Interface, ScriptedMaster | ScriptedSlave]:
     """An interface of ``role`` that is connected to a scripted peer."""
 
     def create() -> Interface:
@@ -130,7 +135,9 @@ def meet(runtime: Runtime, path: str, role: str, record: Recorder) -> tuple[Inte
 
 @pytest.mark.parametrize("read", [True, False], ids=["after reading us", "with our message unread"])
 @pytest.mark.parametrize("role", ROLES)
-def test_the_reason_arrives_however_the_peer_closes(runtime: Runtime, socket_name: str, role: str, read: bool) -> None:
+def test_the_reason_arrives_however_the_peer_closes(
+    runtime: Runtime, socket_name: str, role: RoleName, read: bool
+) -> None:
     # A socket closed with unread messages resets its peer, and that must not hide the reason in front of it.
     record = Recorder()
     reason = b"\x08\x00\x00\x00\x00\x00go away".ljust(128, b"\0")
@@ -185,7 +192,7 @@ def test_a_reason_is_cut_to_the_message_and_comes_whole_at_home(make_pair: MakeP
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_asking_while_connected_is_alrconn(make_pair: MakePair, role: str) -> None:
+def test_asking_while_connected_is_alrconn(make_pair: MakePair, role: RoleName) -> None:
     interface = make_pair().side(role)
     with pytest.raises(MemifError, match="is connected already") as caught:
         interface.request_connection()
@@ -268,7 +275,7 @@ def test_a_socket_that_we_may_not_use_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_details_tell_everything_on_both_sides(make_pair: MakePair, socket_name: str, role: str) -> None:
+def test_details_tell_everything_on_both_sides(make_pair: MakePair, socket_name: str, role: RoleName) -> None:
     pair = make_pair(
         id=7,
         secret="shared",
@@ -321,7 +328,7 @@ def test_details_follow_the_rings(make_pair: MakePair) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_details_of_an_interface_without_a_peer(runtime: Runtime, socket_name: str, role: str) -> None:
+def test_details_of_an_interface_without_a_peer(runtime: Runtime, socket_name: str, role: RoleName) -> None:
     details = runtime.create_interface(socket=socket_name, role=role, name="alone").details()
     assert (details.state, details.link_up, details.peer) == (State.DISCONNECTED, False, None)
     assert (details.remote_name, details.remote_app_name) == ("", "")
@@ -330,7 +337,7 @@ def test_details_of_an_interface_without_a_peer(runtime: Runtime, socket_name: s
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_counters_outlive_a_connection(make_pair: MakePair, role: str) -> None:
+def test_counters_outlive_a_connection(make_pair: MakePair, role: RoleName) -> None:
     pair = make_pair()
     assert_packets_pass(pair)
     interface = pair.side(role)
@@ -369,7 +376,7 @@ def test_a_master_takes_the_rings_that_its_slave_offers(make_pair: MakePair) -> 
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_interrupt_names_the_queue(make_pair: MakePair, role: str) -> None:
+def test_the_interrupt_names_the_queue(make_pair: MakePair, role: RoleName) -> None:
     record = Recorder()
     pair = make_pair(num_s2m_rings=3, num_m2s_rings=3, **{f"{role}_on_interrupt": record.on_interrupt})
     receiver, sender = pair.side(role), pair.side("slave" if role == "master" else "master")
@@ -385,7 +392,7 @@ def test_the_interrupt_names_the_queue(make_pair: MakePair, role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_an_application_without_on_interrupt_watches_the_queue_itself(make_pair: MakePair, role: str) -> None:
+def test_an_application_without_on_interrupt_watches_the_queue_itself(make_pair: MakePair, role: RoleName) -> None:
     pair = make_pair()
     queue = pair.side(role).rx_queues[0]
     sender = pair.side("slave" if role == "master" else "master").tx_queues[0]
@@ -402,7 +409,7 @@ def test_an_application_without_on_interrupt_watches_the_queue_itself(make_pair:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_eventfd_of_a_queue_is_open_until_on_disconnect_returned(make_pair: MakePair, role: str) -> None:
+def test_the_eventfd_of_a_queue_is_open_until_on_disconnect_returned(make_pair: MakePair, role: RoleName) -> None:
     seen = []
 
     def on_disconnect(interface: Interface, reason: Disconnected) -> None:
@@ -423,11 +430,11 @@ def test_the_eventfd_of_a_queue_is_open_until_on_disconnect_returned(make_pair: 
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("mode", ["interrupt", "polling"])
-def test_the_mode_stands_on_the_ring_from_the_start(make_pair: MakePair, role: str, mode: str) -> None:
+def test_the_mode_stands_on_the_ring_from_the_start(make_pair: MakePair, role: RoleName, mode: str) -> None:
     pair = make_pair(**{f"{role}_rx_mode": mode})
     receiver, sender = pair.side(role), pair.side("slave" if role == "master" else "master")
     queue = receiver.rx_queues[0]
-    assert queue.mode is RxMode[mode.upper()]
+    assert queue.rx_mode is RxMode[mode.upper()]
     assert receiver.details().rx_queues[0].flags == (MASK_INT if mode == "polling" else 0)
     sender.tx_queues[0].send([b"packet"])
     assert readable(queue) == (mode == "interrupt")
@@ -436,15 +443,15 @@ def test_the_mode_stands_on_the_ring_from_the_start(make_pair: MakePair, role: s
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_flag_that_the_peer_has_preset_is_overwritten(runtime: Runtime, socket_name: str, role: str) -> None:
+def test_a_flag_that_the_peer_has_preset_is_overwritten(runtime: Runtime, socket_name: str, role: RoleName) -> None:
     # gomemif's slave presets MASK_INT on the ring that its peer receives from.
     interface, peer = meet_with_flags(runtime, socket_name, role)
     with peer:
         assert peer.tx.flags == 0
-        assert interface.rx_queues[0].mode is RxMode.INTERRUPT
+        assert interface.rx_queues[0].rx_mode is RxMode.INTERRUPT
 
 
-def meet_with_flags(runtime: Runtime, path: str, role: str) -> tuple[Interface, ScriptedMaster | ScriptedSlave]:
+def meet_with_flags(runtime: Runtime, path: str, role: RoleName) -> tuple[Interface, ScriptedMaster | ScriptedSlave]:
     if role == "master":
         interface = runtime.create_interface(socket=path, role=role)
         peer = scripted_peer(role, path, runtime)
@@ -462,14 +469,14 @@ def meet_with_flags(runtime: Runtime, path: str, role: str) -> tuple[Interface, 
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_mode_changes_while_packets_flow(make_pair: MakePair, role: str) -> None:
+def test_the_mode_changes_while_packets_flow(make_pair: MakePair, role: RoleName) -> None:
     record = Recorder()
     pair = make_pair(**{f"{role}_on_interrupt": record.on_interrupt})
     receiver, sender = pair.side(role), pair.side("slave" if role == "master" else "master")
     queue, registry = receiver.rx_queues[0], runtime_of(receiver)._registry
     assert queue.fileno() in registry
 
-    queue.set_mode("polling")
+    queue.set_rx_mode("polling")
     assert receiver.details().rx_queues[0].flags == MASK_INT
     assert queue.fileno() not in registry
     sender.tx_queues[0].send([b"polled"])
@@ -477,7 +484,7 @@ def test_the_mode_changes_while_packets_flow(make_pair: MakePair, role: str) -> 
     assert record.events == []
     assert queue.recv() == [b"polled"]
 
-    queue.set_mode(RxMode.INTERRUPT)
+    queue.set_rx_mode(RxMode.INTERRUPT)
     assert receiver.details().rx_queues[0].flags == 0
     assert queue.fileno() in registry
     queue.recv()  # ends the look that unmasking asks for
@@ -487,12 +494,12 @@ def test_the_mode_changes_while_packets_flow(make_pair: MakePair, role: str) -> 
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_mode_of_a_lost_connection_cannot_be_changed(make_pair: MakePair, role: str) -> None:
+def test_the_mode_of_a_lost_connection_cannot_be_changed(make_pair: MakePair, role: RoleName) -> None:
     pair = make_pair()
     queue = pair.side(role).rx_queues[0]
     pair.side(role).disconnect("gone")
     with pytest.raises(Disconnected, match="gone"):
-        queue.set_mode("polling")
+        queue.set_rx_mode("polling")
 
 
 def test_a_slave_that_refills_itself_receives_nothing_before(make_pair: MakePair) -> None:

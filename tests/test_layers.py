@@ -23,6 +23,7 @@ PROJECT = ROOT.parent
 ORDER = [
     "errors",
     "types",
+    "renamed",
     "options",
     "packets",
     "system",
@@ -81,7 +82,7 @@ CORE = {
     "runtime",
 }
 #: How many uses of another object's private names there still are in other modules, at most.
-PRIVATE_USES = {"gevent": 1, "libmemif": 23, "waiting.steps": 1}
+PRIVATE_USES = {"gevent": 2, "libmemif": 23}
 #: Underscore names of the standard library that code may use. ``_replace`` of a named tuple is public. The others have
 #: no public counterpart: the running loop, without an error where none runs; types for annotations; and accept() that
 #: returns a number instead of a socket object, whose class may be patched.

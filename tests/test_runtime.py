@@ -30,14 +30,15 @@ from memifrt import (
     Socket,
     State,
 )
+from memifrt.options import RoleName
 from memifrt.system import original_functions
 from tests.lib.peer import ScriptedSlave, assert_packets_pass, memory_file, native
 from tests.lib.support import DEADLINE, Pair, Recorder, connect, wait_until
 
-ROLES = ("master", "slave")
+ROLES: tuple[RoleName, ...] = ("master", "slave")
 
 
-def other(role: str) -> str:
+def other(role: RoleName) -> RoleName:
     return "slave" if role == "master" else "master"
 
 
@@ -314,7 +315,7 @@ def own_memory() -> Iterator[OwnMemory]:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_buffers_live_in_the_applications_memory(
-    runtime: Runtime, peer_runtime: Runtime, socket_name: str, own_memory: OwnMemory, role: str
+    runtime: Runtime, peer_runtime: Runtime, socket_name: str, own_memory: OwnMemory, role: RoleName
 ) -> None:
     sockets: dict[str, Socket] = {
         "master": runtime.create_socket(socket_name),
@@ -693,7 +694,7 @@ SECRET = "correct horse battery"
 
 @pytest.mark.parametrize("role", ROLES)
 def test_the_log_tells_every_message_and_state_and_never_the_secret(
-    make_pair: Callable[..., Pair], caplog: pytest.LogCaptureFixture, role: str
+    make_pair: Callable[..., Pair], caplog: pytest.LogCaptureFixture, role: RoleName
 ) -> None:
     with caplog.at_level("DEBUG", logger="memifrt"):
         pair = make_pair(secret=SECRET)

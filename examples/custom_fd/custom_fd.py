@@ -32,6 +32,7 @@ from memifrt import (
     RxQueue,
     TxQueue,
 )
+from memifrt.options import parse_rx_mode
 from memifrt.packets import (
     echo_request,
     format_ip,
@@ -247,7 +248,7 @@ class Connection:
         such a ring."""
         if not self.interface.connected:
             return False
-        polling = [queue for queue in self.interface.rx_queues if queue.mode is RxMode.POLLING]
+        polling = [queue for queue in self.interface.rx_queues if queue.rx_mode is RxMode.POLLING]
         with contextlib.suppress(Disconnected):  # on_disconnect will tell
             self._send_waiting(self.interface.tx_queues[REPLIES])
             for queue in polling:
@@ -353,7 +354,7 @@ class Prompt:
             "del": Command(self.delete, "<index>", "delete a connection"),
             "show": Command(self.show, "", "the connections and their queues"),
             "ip-set": Command(self.ip_set, "<index> <ip>", "the address to answer for"),
-            "rx-mode": Command(self.rx_mode, "<index> <qid> <polling|interrupt>", "until the connection ends"),
+            "rx-mode": Command(self.rx_mode, "<index> <qid> <interrupt|polling|adaptive>", "until the connection ends"),
             "sh-count": Command(self.sh_count, "", "show the counters"),
             "cl-count": Command(self.cl_count, "", "clear the counters"),
             "send": Command(self.send, "<index> <count> <ip> <mac>", "send ICMP echo requests from a thread"),
@@ -426,7 +427,7 @@ class Prompt:
                 f"ip {format_ip(connection.ip)}, mac {format_mac(connection.mac)}"
             )
             for rx in interface.rx_queues if interface.connected else ():
-                say(f"  rx {rx.qid}: {rx.ring_size} slots, {rx.mode.name.lower()}")
+                say(f"  rx {rx.qid}: {rx.ring_size} slots, {rx.rx_mode.name.lower()}")
             for tx in interface.tx_queues if interface.connected else ():
                 say(f"  tx {tx.qid}: {tx.ring_size} slots")
         say(f"{len(self.connections)} connection(s)")
@@ -440,7 +441,7 @@ class Prompt:
         connection = self._connected(index)
         queues = connection.interface.rx_queues
         queue = queues[parse_number("qid", qid, 0, len(queues) - 1)]
-        queue.set_mode(parse_choice("the mode", mode, ("polling", "interrupt")))
+        queue.set_rx_mode(parse_rx_mode(mode))
         say(f"connection {connection.index}: rx {queue.qid} is in {mode} mode")
 
     def sh_count(self) -> None:

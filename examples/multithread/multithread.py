@@ -33,7 +33,7 @@ class Workers:
         self._threads = []
         for rx, tx in self._queues:
             polls = rx.qid % 2 == 1
-            rx.set_mode(RxMode.POLLING if polls else RxMode.INTERRUPT)  # here: it is the control thread's to call
+            rx.set_rx_mode(RxMode.POLLING if polls else RxMode.INTERRUPT)  # here: it is the control thread's to call
             self._threads.append(threading.Thread(target=self._poll if polls else self._wait, args=(rx, tx)))
             print(f"queue {rx.qid}: a thread {'polls' if polls else 'waits for interrupts'}")
         for thread in self._threads:

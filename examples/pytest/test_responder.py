@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from memifrt.options import ModeName
 from memifrt.packets import arp_request, echo_request, parse_arp_reply, parse_echo_reply, parse_ip, parse_mac
 from memifrt.pytest_plugin import Memif, MemifPair, MemifPort, MemifResponder
 
@@ -67,7 +68,7 @@ def test_program_says_goodbye(program: subprocess.Popen[bytes], memif_listener: 
 
 @pytest.mark.parametrize("mode", ["ethernet", "ip"])
 @pytest.mark.parametrize("queues", [1, 4])
-def test_every_queue_carries_packets(memif: Memif, queues: int, mode: str) -> None:
+def test_every_queue_carries_packets(memif: Memif, queues: int, mode: ModeName) -> None:
     """No program at all: two ports of the test's own, with options."""
     master, slave = memif.pair(queues=queues, mode=mode, slave={"rx_mode": "polling"})
     for queue in range(queues):

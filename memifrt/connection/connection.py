@@ -339,7 +339,7 @@ class Connection(ABC):
     def _rx_mode_changed(self, queue: RxQueue) -> None:
         """Watch the queue's eventfd if the queue takes interrupts and the application wants callbacks."""
         owner, fd = self.owner, queue.fileno()
-        wanted = owner is not None and owner.wants_interrupts and queue.mode is not RxMode.POLLING
+        wanted = owner is not None and owner.wants_interrupts and queue.rx_mode is not RxMode.POLLING
         if wanted and fd not in self._registry:
             self._registry.add(fd, FdEvent.READ, lambda events: self._on_interrupt(queue))
         elif not wanted:

@@ -103,7 +103,8 @@ class GeventPoller:
         self._handler: FdHandler | None = None
         self._watches: dict[int, _Watch] = {}
         self._ready: deque[_Watch] = deque()
-        self._dispatcher: gevent.Greenlet | None = None
+        #: The greenlet that calls back, if there is one: it must not wait for what it has to do itself.
+        self.dispatcher: gevent.Greenlet | None = None
         self._parked = False
         abandon_after_fork(self._abandon)
 
@@ -112,14 +113,9 @@ class GeventPoller:
         return len(self._watches)
 
     @property
-    def dispatching(self) -> bool:
-        """Whether the current greenlet is the dispatcher: whether we are inside a callback."""
-        return self._dispatcher is not None and gevent.getcurrent() is self._dispatcher
-
-    @property
     def idle(self) -> bool:
         """Whether there is no dispatcher: none is needed before the first event, nor after the last fd."""
-        return self._dispatcher is None
+        return self.dispatcher is None
 
     def start(self, handler: FdHandler) -> None:
         """Hand events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
@@ -201,17 +197,17 @@ class GeventPoller:
     # --- the dispatcher -----------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        if self._dispatcher is None:
-            self._dispatcher = gevent.spawn(self._dispatch)
-            self._dispatcher.rawlink(self._on_end)
+        if self.dispatcher is None:
+            self.dispatcher = gevent.spawn(self._dispatch)
+            self.dispatcher.rawlink(self._on_end)
         elif self._parked:
             self._parked = False
-            self._hub.loop.run_callback(self._dispatcher.switch)
+            self._hub.loop.run_callback(self.dispatcher.switch)
 
     def _on_end(self, dispatcher: object) -> None:
         """A dispatcher that is killed before it runs leaves no other trace."""
-        if self._dispatcher is dispatcher:
-            self._dispatcher = None
+        if self.dispatcher is dispatcher:
+            self.dispatcher = None
             if self._ready:
                 self._wake()
 
@@ -240,7 +236,7 @@ class GeventPoller:
         finally:
             turn.stop()
             turn.close()
-            self._dispatcher = None
+            self.dispatcher = None
             if self._ready:
                 self._wake()
 

@@ -79,21 +79,21 @@ class Direction:
         self.blocked = False
         moved = False
         with contextlib.suppress(Disconnected):  # the next event of the control channel tells
-            for queue in range(self.source.queues):
+            for qid in range(self.source.queues):
                 for _ in range(_TURNS):
-                    count = self._turn(queue) if self.target.connected else self._discard(queue)
+                    count = self._turn(qid) if self.target.can_send else self._discard(qid)
                     moved = moved or count > 0
                     if count < _BURST // 2:  # little: more would have to come first
                         break
         return moved
 
-    def _turn(self, queue: int) -> int:
+    def _turn(self, qid: int) -> int:
         """Move one burst; how many packets, or buffers."""
         raise NotImplementedError
 
-    def _discard(self, queue: int) -> int:
+    def _discard(self, qid: int) -> int:
         """There is nobody to send to. What piles up in the source would be stale when somebody comes."""
-        count = self.source.discard(queue, _BURST)
+        count = self.source.discard(_BURST, qid=qid)
         self._without_peer += count
         return count
 
@@ -124,9 +124,9 @@ class Forward(Direction):
     source: MemifPort
     target: MemifPort
 
-    def _turn(self, queue: int) -> int:
-        rx = self.source.rx(queue)
-        sent = self.target.tx(queue).forward(rx, _BURST)
+    def _turn(self, qid: int) -> int:
+        rx = self.source.rx(qid)
+        sent = self.target.tx(qid).forward(rx, _BURST)
         if not sent and rx.pending():
             self.blocked = True
         return sent
@@ -141,39 +141,39 @@ class Watch(Forward):
         #: Bursts that have been recorded, and that the target did not take whole, by their queue.
         self._held: dict[int, Burst] = {}
 
-    def _turn(self, queue: int) -> int:
-        tx = self.target.tx(queue)
-        burst = self._held.get(queue)
+    def _turn(self, qid: int) -> int:
+        tx = self.target.tx(qid)
+        burst = self._held.get(qid)
         if burst is None:
             room = tx.free()
-            burst = self._take(queue, min(room, _LONG_BURST)) if room > 0 else None
+            burst = self._take(qid, min(room, _LONG_BURST)) if room > 0 else None
             if burst is None:
-                self.blocked = room <= 0 and self.source.rx(queue).pending() > 0
+                self.blocked = room <= 0 and self.source.rx(qid).pending() > 0
                 return 0
         sent = tx.forward(burst)
         if burst.done < len(burst):
             self.blocked = True
         else:
-            del self._held[queue]
+            del self._held[qid]
             burst.close()
         return sent
 
-    def _discard(self, queue: int) -> int:
-        burst = self._held.get(queue) or self._take(queue, _BURST)
+    def _discard(self, qid: int) -> int:
+        burst = self._held.get(qid) or self._take(qid, _BURST)
         if burst is None:
             return 0
-        del self._held[queue]
+        del self._held[qid]
         count = sum(1 for _ in burst.packets())
         burst.close()
         self._without_peer += count
         return count
 
-    def _take(self, queue: int, limit: int) -> Burst | None:
-        burst = self.source.rx(queue).burst(limit)
+    def _take(self, qid: int, limit: int) -> Burst | None:
+        burst = self.source.rx(qid).burst(limit)
         if not len(burst):
             burst.close()
             return None
-        self._held[queue] = burst
+        self._held[qid] = burst
         self._record(burst)
         return burst
 
@@ -196,36 +196,36 @@ class Carry(Direction):
         #: What the target did not take, by the queue that it came from.
         self._left: dict[int, Sequence[bytes]] = {}
 
-    def _turn(self, queue: int) -> int:
+    def _turn(self, qid: int) -> int:
         target = self.target
-        left = self._left.pop(queue, None)
+        left = self._left.pop(qid, None)
         if left is not None:
-            sent = self._send(queue, left)
-            if queue in self._left:
+            sent = self._send(qid, left)
+            if qid in self._left:
                 return sent
-        room = target.room(queue)
+        room = target.room(qid)
         if room <= 0:
             self.blocked = True
             return 0
-        packets = self.source.receive(queue, min(room, _BURST))
+        packets = self.source.recv(min(room, _BURST), qid=qid)
         if not packets:
             return 0
         if self._record is not None:
             self._record(packets)
-        return self._send(queue, packets)
+        return self._send(qid, packets)
 
-    def _send(self, queue: int, packets: Sequence[bytes]) -> int:
-        taken = self.target.send(queue, packets)
+    def _send(self, qid: int, packets: Sequence[bytes]) -> int:
+        taken = self.target.send(packets, qid=qid)
         if taken < len(packets):
-            self._left[queue] = packets[taken:]
+            self._left[qid] = packets[taken:]
             self.blocked = True
         return taken
 
-    def _discard(self, queue: int) -> int:
-        self._left.pop(queue, None)
+    def _discard(self, qid: int) -> int:
+        self._left.pop(qid, None)
         if self._record is None:
-            return super()._discard(queue)
-        packets = self.source.receive(queue, _BURST)
+            return super()._discard(qid)
+        packets = self.source.recv(_BURST, qid=qid)
         self._record(packets)
         self._without_peer += len(packets)
         return len(packets)
@@ -265,7 +265,7 @@ class Pump:
         for way in directions:
             way.source.on_packets = functools.partial(self._step, way)
             way.target.on_link = way.source.link_changed
-            way.source.link_changed(way.target.connected)
+            way.source.link_changed(way.target.can_send)
 
     def _step(self, way: Direction) -> None:
         """There may be packets for this direction."""

@@ -126,10 +126,10 @@ class PacketPort(Port):
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def room(self, queue: int) -> int:
+    def room(self, qid: int = 0) -> int:
         return 1 << 16
 
-    def receive(self, queue: int, limit: int) -> list[bytes]:
+    def recv(self, limit: int, *, qid: int = 0) -> list[bytes]:
         """A frame that is cut into segments may take the number above the limit."""
         packets: list[bytes] = []
         buffer, receive = self._buffer, self._socket.recvmsg_into
@@ -200,7 +200,7 @@ class PacketPort(Port):
             self._name = name  # it has been renamed
             self._socket.sendmsg((NOTHING_TO_DO, packet), (), 0, (self._name, protocol))
 
-    def send(self, queue: int, packets: Sequence[bytes]) -> int:
+    def send(self, packets: Sequence[bytes], *, qid: int = 0) -> int:
         for packet in packets:
             try:
                 self._write(packet)
@@ -212,8 +212,8 @@ class PacketPort(Port):
                 self._sent_bytes += len(packet)
         return len(packets)
 
-    def discard(self, queue: int, limit: int) -> int:
-        return len(self.receive(queue, limit))
+    def discard(self, limit: int, *, qid: int = 0) -> int:
+        return len(self.recv(limit, qid=qid))
 
     def close(self) -> None:
         self._socket.close()

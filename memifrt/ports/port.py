@@ -18,6 +18,7 @@ from memifrt.errors import ConfigError
 from memifrt.interface import Interface
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.runtime import Runtime
+from memifrt.types import Counters
 
 logger = logging.getLogger("memifrt")
 
@@ -52,8 +53,8 @@ class Port(ABC):
         self.on_link: Callable[[bool], object] = _nothing
 
     @property
-    def connected(self) -> bool:
-        """Whether packets can be sent."""
+    def can_send(self) -> bool:
+        """Whether the port has an open way for packets: a link, or a peer with a queue for them."""
         return True
 
     @property
@@ -74,20 +75,20 @@ class Port(ABC):
         """What becomes readable when packets come; -1 if the runtime sees to that."""
 
     @abstractmethod
-    def room(self, queue: int) -> int:
+    def room(self, qid: int = 0) -> int:
         """Packets that can probably be sent now."""
 
     @abstractmethod
-    def receive(self, queue: int, limit: int) -> list[bytes]:
-        """At most ``limit`` packets, or buffers of them."""
+    def recv(self, limit: int, *, qid: int = 0) -> list[bytes]:
+        """Take at most ``limit`` packets, or buffers of them."""
 
     @abstractmethod
-    def send(self, queue: int, packets: Sequence[bytes]) -> int:
-        """How many are dealt with: sent, or refused; the others can be sent later."""
+    def send(self, packets: Sequence[bytes], *, qid: int = 0) -> int:
+        """Send packets; return how many are dealt with: sent, or refused. The others can be sent later."""
 
     @abstractmethod
-    def discard(self, queue: int, limit: int) -> int:
-        """Take packets and forget them; how many they were, or their buffers."""
+    def discard(self, limit: int, *, qid: int = 0) -> int:
+        """Take at most ``limit`` packets and forget them; return how many they were, or their buffers."""
 
     def count_losses(self) -> None:  # noqa: B027 - most ports lose nothing
         """Add to ``unusable`` what was lost on the way to this port since the last call."""
@@ -110,7 +111,7 @@ class MemifPort(Port):
         super().__init__(str(endpoint))
         self.interface: Interface = runtime.create_interface(
             socket=endpoint.socket,
-            on_connect=lambda interface: self.on_link(self.connected),
+            on_connect=lambda interface: self.on_link(self.can_send),
             on_disconnect=lambda interface, reason: self.on_link(False),
             on_interrupt=lambda interface, qid: self.on_packets(),
             **endpoint.config.replace(name=str(endpoint.config.name or f"memif{endpoint.config.id}")).options(),
@@ -118,20 +119,30 @@ class MemifPort(Port):
 
     @property
     def connected(self) -> bool:
+        """Whether there is a peer, and ``on_connect`` has been called for it."""
+        return self.interface.connected
+
+    @property
+    def counters(self) -> Counters:
+        """What all queues of the interface did since it was created, reconnects included."""
+        return self.interface.counters
+
+    @property
+    def can_send(self) -> bool:
         # A slave need not offer any queue in the other direction.
-        return self.interface.connected and bool(self.interface.tx_queues)
+        return self.connected and bool(self.interface.tx_queues)
 
     @property
     def queues(self) -> int:
         return len(self.interface.rx_queues)
 
-    def rx(self, queue: int) -> RxQueue:
-        return self.interface.rx_queues[queue]
+    def rx(self, qid: int = 0) -> RxQueue:
+        return self.interface.rx_queues[qid]
 
-    def tx(self, queue: int) -> TxQueue:
+    def tx(self, qid: int = 0) -> TxQueue:
         """The transmit queue for packets that came on this queue of another port."""
         queues = self.interface.tx_queues
-        return queues[queue % len(queues)]
+        return queues[qid % len(queues)]
 
     @property
     def received(self) -> Traffic:
@@ -144,14 +155,14 @@ class MemifPort(Port):
     def fileno(self) -> int:
         return -1
 
-    def room(self, queue: int) -> int:
-        return self.tx(queue).free()
+    def room(self, qid: int = 0) -> int:
+        return self.tx(qid).free()
 
-    def receive(self, queue: int, limit: int) -> list[bytes]:
-        return self.rx(queue).recv(limit)
+    def recv(self, limit: int, *, qid: int = 0) -> list[bytes]:
+        return self.rx(qid).recv(limit)
 
-    def send(self, queue: int, packets: Sequence[bytes]) -> int:
-        tx = self.tx(queue)
+    def send(self, packets: Sequence[bytes], *, qid: int = 0) -> int:
+        tx = self.tx(qid)
         try:
             return tx.send(packets)
         except ConfigError:
@@ -167,12 +178,12 @@ class MemifPort(Port):
                 self.refused["empty" if not packet else "longer than the ring has room for"] += 1
         return len(packets)
 
-    def discard(self, queue: int, limit: int) -> int:
-        with self.rx(queue).burst(limit) as burst:
+    def discard(self, limit: int, *, qid: int = 0) -> int:
+        with self.rx(qid).burst(limit) as burst:
             return len(burst)
 
     def close(self) -> None:
-        self.interface.delete()
+        self.interface.close()
 
 
 class LossWarning:

@@ -138,10 +138,10 @@ class TapPort(Port):
     def fileno(self) -> int:
         return self._fd
 
-    def room(self, queue: int) -> int:
+    def room(self, qid: int = 0) -> int:
         return 1 << 16
 
-    def receive(self, queue: int, limit: int) -> list[bytes]:
+    def recv(self, limit: int, *, qid: int = 0) -> list[bytes]:
         packets: list[bytes] = []
         read, fd = os.read, self._fd
         try:
@@ -167,7 +167,7 @@ class TapPort(Port):
                 self.unusable[LOST] += dropped - self._dropped
             self._dropped = dropped
 
-    def send(self, queue: int, packets: Sequence[bytes]) -> int:
+    def send(self, packets: Sequence[bytes], *, qid: int = 0) -> int:
         write, fd = os.write, self._fd
         for number, packet in enumerate(packets):
             try:
@@ -183,8 +183,8 @@ class TapPort(Port):
                 self._sent_bytes += len(packet)
         return len(packets)
 
-    def discard(self, queue: int, limit: int) -> int:
-        return len(self.receive(queue, limit))
+    def discard(self, limit: int, *, qid: int = 0) -> int:
+        return len(self.recv(limit, qid=qid))
 
     def link_changed(self, up: bool) -> None:
         """The device has a carrier while the other port has a peer."""

@@ -1,8 +1,11 @@
-"""The data plane: one Protocol, and the implementation that is in use.
+"""The data plane: the contract of the rings, and the implementation that is in use.
 
-``__impl__`` names it: ``"native"`` (compiled) or ``"python"`` (the reference). ``MEMIFRT_RING=native|python`` forces
-one. Memory in, bursts out: nothing in this folder knows of sockets, callbacks or configuration, and all that must be
-distrusted in shared memory is distrusted here.
+``protocol`` is the contract. ``reference`` fulfils it in Python, ``_native`` compiled. Read docs/memory-order.md before
+you change either. ``__impl__`` names the one in use, ``"native"`` or ``"python"``; ``MEMIFRT_RING=native|python``
+forces one.
+
+This folder knows nothing of sockets, callbacks and configuration. Everything in shared memory that must not be trusted
+is checked here.
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ _MODULES = {"native": "memifrt.ring._native", "python": "memifrt.ring.reference"
 
 
 def load(name: str) -> RingImplementation:
-    """An implementation by its name.
+    """Import an implementation by its name.
 
-    :raises ImportError: there is none of this name, or it is not to be had here; the message says why.
+    :raises ImportError: there is none of this name, or it cannot be imported; the message says why.
     """
     if name not in _MODULES:
         raise ImportError(f"MEMIFRT_RING is {name!r}; it must be one of {', '.join(_MODULES)}")
@@ -37,7 +40,7 @@ def load(name: str) -> RingImplementation:
 
 
 def _choose() -> tuple[RingImplementation, str, str]:
-    """An implementation, its name, and why it is not the compiled one although nobody chose another."""
+    """Return an implementation, its name, and why it is not the compiled one (empty if it is, or if one was forced)."""
     forced = os.environ.get("MEMIFRT_RING", "")
     if forced:
         return load(forced), forced, ""
@@ -48,8 +51,10 @@ def _choose() -> tuple[RingImplementation, str, str]:
 
 
 def say_what_is_missing() -> None:
-    """Log, once in a process, that packets take the slow way for want of the compiled rings. An installation without a
-    compiler succeeds, and installers hide what a build says."""
+    """Log, once in a process, that the slow rings are in use because the compiled ones are missing.
+
+    An installation without a compiler succeeds, and installers hide the messages of a build.
+    """
     global _missing
     if _missing:
         logger.warning("packets go through the rings in Python, many times slower: %s", _missing)
@@ -57,9 +62,9 @@ def say_what_is_missing() -> None:
 
 
 def unsafe_reason() -> str:
-    """Why the implementation in use cannot be trusted with a live interface on this machine; empty if it can.
+    """Return why the implementation in use is not safe with a live peer on this machine; empty if it is safe.
 
-    Python has no memory fences. The reference relies on x86-64 keeping stores in order and loads in order.
+    The reference relies on the memory order of x86-64 (docs/memory-order.md, The reference).
     """
     machine = os.uname().machine
     if __impl__ == "python" and machine not in ("x86_64", "AMD64"):

@@ -192,7 +192,7 @@ def _queue(interface: Interface, queue: RxQueue | TxQueue, ring: RxRing | TxRing
         "head": head,
         "tail": tail,
         "masked": None if ring is None else bool(ring.flags & _MASK_INT),
-        "rx_mode": queue.mode.name.lower() if isinstance(queue, RxQueue) else None,
+        "rx_mode": queue.rx_mode.name.lower() if isinstance(queue, RxQueue) else None,
         "packets": counters.packets,
         "bytes": counters.bytes,
         "interrupts": counters.interrupts,

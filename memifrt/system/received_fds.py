@@ -27,7 +27,6 @@ import resource
 import select
 import socket
 import time
-from collections.abc import Iterable, Iterator
 
 from memifrt.system.fds import EventFd, OwnedFd
 from memifrt.system.original_functions import Lock, RLock, poll, start_new_thread
@@ -36,8 +35,10 @@ from memifrt.system.original_functions import Lock, RLock, poll, start_new_threa
 MAX_CLOSING = 64
 #: Threads that close the fds of one user. More than one: a lingering socket must not hold up all others.
 _THREADS = 4
-#: Seconds after which a thread is stuck: the next close of that user starts another one.
+#: Seconds after which a thread is stuck: then another one takes what waits behind its fd.
 _STUCK_AFTER = 0.01
+#: Seconds between two looks of the thread that stands by.
+_LOOK_EVERY = 0.01
 #: Seconds for which a thread without work waits for more: starting one costs more than a close.
 _IDLE = 0.002
 #: Waiting fds of one user above which sockets, memory and eventfds are parked (see :meth:`_Backlog._park`). So the end
@@ -219,8 +220,10 @@ class _Backlog:
         self.waiting: list[int] = []
         #: Those, and those that a thread has taken and not closed yet.
         self.outstanding = 0
-        #: Each thread, and since when it has closed nothing.
+        #: Each thread that closes, and since when it has closed nothing.
         self._threads: dict[object, float] = {}
+        #: The thread that takes what waits when all of those are stuck.
+        self.standby: object | None = None
         self._parking: _socket.socket | None = None
 
     def add(self, fds: list[int], *, may_park: bool) -> None:
@@ -230,36 +233,59 @@ class _Backlog:
         self.outstanding += len(fds)
         self._start_thread()
 
-    def take(self, thread: object) -> list[int]:
-        """Return the fds that this thread is to close."""
-        taken, self.waiting = self.waiting, []
+    def take(self, thread: object) -> int:
+        """Return the fd that this thread is to close; -1: none. The others are left to the other threads: this one may
+        never come back."""
         self.forget_parking()
         self._threads[thread] = time.monotonic()
-        return taken
+        if not self.waiting:
+            return -1
+        fd = self.waiting.pop(0)
+        if self.waiting:
+            self._start_thread()
+        return fd
 
     def end(self, thread: object) -> bool:
         """Forget this thread, unless there is something to close; return whether it is to end."""
         if self.waiting:
             return False
-        del self._threads[thread]
-        if not self.outstanding and _backlogs.get(self.uid) is self:
+        if thread is self.standby:
+            self.standby = None
+        else:
+            del self._threads[thread]
+        if not (self.outstanding or self._threads or self.standby) and _backlogs.get(self.uid) is self:
             del _backlogs[self.uid]
         return True
 
-    def closed(self, thread: object, count: int) -> None:
-        self.outstanding -= count
+    def closed(self, thread: object) -> None:
+        self.outstanding -= 1
         self._threads[thread] = time.monotonic()
 
-    def _start_thread(self) -> None:
+    def step_in(self, thread: object) -> bool:
+        """Let the thread that stands by close, if all others are stuck; return whether it is to."""
         now = time.monotonic()
-        if len(self._threads) >= _THREADS or any(now - since < _STUCK_AFTER for since in self._threads.values()):
-            return
-        thread = object()
+        if any(now - since < _STUCK_AFTER for since in self._threads.values()):
+            return False
+        self.standby = None
         self._threads[thread] = now
+        return True
+
+    def _start_thread(self) -> None:
+        """Start a thread that closes, or one that stands by in case those that close hang."""
+        thread = object()
+        if not self._threads:
+            run = _close_all
+            self._threads[thread] = time.monotonic()
+        elif self.standby is None and len(self._threads) < _THREADS:
+            run = _stand_by
+            self.standby = thread
+        else:
+            return
         try:
-            start_new_thread(_close_all, (self, thread))
+            start_new_thread(run, (self, thread))
         except RuntimeError:  # no more threads: the next close tries again, and until then the fds stay open
-            del self._threads[thread]
+            if self._threads.pop(thread, None) is None:
+                self.standby = None
 
     def _park(self, fd: int) -> bool:
         """Send a waiting fd to ourselves, and give up its number: a flood of such fds then takes no numbers from us.
@@ -304,30 +330,30 @@ def _close_all(backlog: _Backlog, thread: object) -> None:
     """Close what waits, until nothing does. Runs on a thread of its own."""
     while True:
         with _lock:
-            fds = backlog.take(thread)
-        for first, end in _runs(fds):
-            _close_range(first, end)
+            fd = backlog.take(thread)
+        if fd >= 0:
+            _close_range(fd, fd + 1)  # without the interpreter's lock
             with _lock:
-                backlog.closed(thread, end - first)
-        if not fds:
+                backlog.closed(thread)
+                is_idle = not backlog.waiting
+            if is_idle:
+                _never.acquire(timeout=_IDLE)  # a connection that ends brings several, one after the other
+        else:
             with _lock:
                 if backlog.end(thread):
                     return
-        elif not backlog.waiting:
-            _never.acquire(timeout=_IDLE)  # a connection that ends brings several, one after the other
 
 
-def _runs(fds: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Yield each run of consecutive numbers as (first, last + 1): one call closes it without the interpreter's lock."""
-    first = end = -1
-    for fd in sorted(fds):
-        if fd != end:
-            if end >= 0:
-                yield first, end
-            first = fd
-        end = fd + 1
-    if end >= 0:
-        yield first, end
+def _stand_by(backlog: _Backlog, thread: object) -> None:
+    """Close what waits once the threads that close are all stuck. Runs on a thread of its own."""
+    while True:
+        _never.acquire(timeout=_LOOK_EVERY)
+        with _lock:
+            if backlog.end(thread):
+                return
+            if backlog.step_in(thread):
+                break
+    _close_all(backlog, thread)
 
 
 def _forget_parent() -> None:

@@ -30,17 +30,16 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import chain
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from memifrt.errors import ConfigError, Disconnected, ErrorCode, MemifError
-from memifrt.interface import Details, Interface
-from memifrt.queue import DEFAULT_BURST, RxQueue, TxQueue, check_packets
+from memifrt.errors import ConfigError, Disconnected, ErrorCode
+from memifrt.interface import Interface
+from memifrt.queue import RxQueue, TxQueue, check_packets
 from memifrt.system.forks import abandon_after_fork
-from memifrt.types import Mode, QueueCounters, Role, RxMode, State, check_callback, check_range
+from memifrt.types import check_callback, check_range
+from memifrt.waiting.wakeup import PASS, Line, Pause, Place, Signal, Steps, Wakeup
 
 if TYPE_CHECKING:
     from memifrt.ring import Burst
@@ -51,189 +50,36 @@ if TYPE_CHECKING:
 #: uvloop, 6 in asyncio, 10 in trio, so 8 to 40 ns a packet. Larger batches gain nothing that can be measured; one of
 #: 16384 packets keeps the others waiting for tens of milliseconds.
 DEFAULT_BATCH = 256
-#: Seconds between two looks at what no fd tells (room in a ring, packets in a queue that polls): the first pause, and
-#: the longest that doubling it comes to.
-FIRST_PAUSE, LONGEST_PAUSE = 0.0001, 0.005
-
-
-_POLLING = RxMode.POLLING  # looking it up in its class takes longer than receiving a packet
-
-
-class Signal(Protocol):
-    """What one waiter waits for."""
-
-    def set(self) -> object: ...
 
 
 S = TypeVar("S", bound=Signal)
-T = TypeVar("T")
 _Q = TypeVar("_Q", RxQueue, TxQueue)
 
 
-@dataclass(slots=True)  # not frozen: that takes three times as long to make, and one is made for each wake-up
-class Wait(Generic[S]):
-    """Wait until ``signal`` is set, for at most ``timeout`` seconds; None: for as long as it takes."""
-
-    signal: S
-    timeout: float | None
+_Taken = TypeVar("_Taken", bound=Sized)
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """Let everybody else run once, and the loop look at its fds."""
+class Receiving(Place[S], Generic[S, _Taken]):
+    """One call that waits for packets; see :meth:`Waiting.receiving`."""
 
+    __slots__ = ("begun", "ends", "hand_over", "joined", "limit", "line", "pause", "qid", "take", "waits")
 
-#: A call in steps: what it waits for, and in the end its result.
-Steps = Generator["Wait[S] | Pass", None, T]
-
-
-class Counters(NamedTuple):
-    """What all queues of an interface did since it was created, reconnects included."""
-
-    rx: QueueCounters
-    tx: QueueCounters
-
-
-class Wakeup(Generic[S]):
-    """Something that happens again and again, and those who wait for the next time.
-
-    A waiter notes ``count``, looks whether what it wants is there, and waits unless the count has moved since.
-    """
-
-    def __init__(self, make_signal: Callable[[], S]) -> None:
-        self.count = 0
-        self._make_signal = make_signal
-        self._signals: dict[S, None] = {}
-
-    def wake(self) -> None:
-        """It happens: everybody who waits looks again."""
-        self.count += 1
-        for signal in list(self._signals):
-            signal.set()
-
-    def wait(self, seen: int, timeout: float | None = None) -> Steps[S, None]:
-        """Wait for it to happen, unless it has since ``count`` was ``seen``."""
-        if self.count != seen:
-            return
-        signal = self._make_signal()
-        self._signals[signal] = None
-        try:
-            yield Wait(signal, timeout)
-        finally:
-            del self._signals[signal]
-
-    @property
-    def waiters(self) -> int:
-        return len(self._signals)
-
-
-class Place(Generic[S]):
-    """The place of one caller in a :class:`Line`."""
-
-    __slots__ = ("_make_signal", "signal", "woken")
-
-    def __init__(self, make_signal: Callable[[], S]) -> None:
-        self._make_signal = make_signal
-        #: What the caller waits for at this moment.
-        self.signal: S | None = None
-        #: Something has happened since the caller set this to False.
-        self.woken = False
-
-    def wake(self) -> None:
-        """Let the caller look again."""
-        self.woken = True
-        if self.signal is not None:
-            self.signal.set()
-
-    def wait(self, timeout: float | None) -> Steps[S, None]:
-        """Wait to be woken, for at most ``timeout`` seconds."""
-        self.signal = signal = self._make_signal()
-        try:
-            yield Wait(signal, timeout)
-        finally:
-            self.signal = None
-
-
-class Line(Generic[S, _Q]):
-    """The callers that wait for one queue, in the order in which they came.
-
-    The first alone may use the queue. When it leaves, with or without what it came for, the next one looks: a wake-up
-    that hit a caller which was cancelled, killed or timed out is not lost.
-    """
-
-    def __init__(self, make_signal: Callable[[], S]) -> None:
-        self._make_signal = make_signal
-        self._places: OrderedDict[Place[S], None] = OrderedDict()
-        #: The place of the caller whose turn it is.
-        self.first: Place[S] | None = None
-        #: How often somebody was to be woken, whether or not anybody waited.
-        self.wakes = 0
-        #: The queue of the present connection, once a caller has found it.
-        self.queue: _Q | None = None
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def join(self) -> Place[S]:
-        """A new place at the end."""
-        place = Place(self._make_signal)
-        self._places[place] = None
-        if self.first is None:
-            self.first = place
-        return place
-
-    def note_wake(self) -> S | None:
-        """Like :meth:`wake`, but leave it to the caller to set the signal that is returned, if anybody waits."""
-        self.wakes += 1
-        first = self.first
-        if first is None:
-            return None
-        first.woken = True
-        return first.signal
-
-    def leave(self, place: Place[S], *, hand_over: bool = True) -> None:
-        """Give up a place.
-
-        :param hand_over: whether the next one is to look. False: there is nothing to look for now, and what comes next
-            will wake it.
-        """
-        del self._places[place]
-        if self.first is place:
-            self.first = next(iter(self._places), None) if self._places else None
-            if hand_over:
-                self._wake_first()
-
-    def wake(self) -> None:
-        """Something has come: the first looks."""
-        self.wakes += 1
-        self._wake_first()
-
-    def wake_all(self) -> None:
-        """The connection has come or gone: everybody looks."""
-        self.wakes += 1
-        self.queue = None
-        for place in list(self._places):
-            place.wake()
-
-    def _wake_first(self) -> None:
-        first = self.first
-        if first is not None:
-            first.wake()
-
-
-class Pause:
-    """The pauses between two looks at what no fd tells: short, growing, bounded."""
-
-    def __init__(self) -> None:
-        self._next = FIRST_PAUSE
-
-    def reset(self) -> None:
-        self._next = FIRST_PAUSE
-
-    def next(self) -> float:
-        """In seconds."""
-        pause, self._next = self._next, min(2 * self._next, LONGEST_PAUSE)
-        return pause
+    def __init__(
+        self, line: Line[S, RxQueue], qid: int, limit: int, take: Callable[[RxQueue, int], _Taken], ends: int
+    ) -> None:
+        self.line = line
+        self.qid = qid
+        self.limit = limit
+        self.take = take
+        #: How many conversations had ended when the call began.
+        self.ends = ends
+        self.begun = False
+        self.joined = False
+        #: Whether the call waits now: else it lets others run.
+        self.waits = False
+        #: Whether the next in the line is to look when this call is over.
+        self.hand_over = True
+        self.pause: Pause | None = None
 
 
 def _no_owner(waiting: bool) -> None:
@@ -301,7 +147,7 @@ class Waiting(Generic[S]):
             "on_interrupt": self._interrupted,
         }
         self.interface = runtime.create_interface(**ours)
-        self.interface.on_delete = self._wake_all
+        self.interface.on_delete = self.wake_all
 
     @property
     def has_interrupt_callback(self) -> bool:
@@ -394,8 +240,8 @@ class Waiting(Generic[S]):
                         return sent
                     if self._passed >= self._batch:
                         self._passed = 0
-                        place = place or line.join()  # callers that come meanwhile are served later
-                        yield Pass()
+                        place = place or self._new_place(line)  # callers that come meanwhile are served later
+                        yield PASS
                         continue  # others have run: look at everything anew
                     batch = packets[sent : sent + self._batch]
                     self._passed += len(batch)
@@ -414,77 +260,122 @@ class Waiting(Generic[S]):
                     if taken == len(batch):
                         if place is not None:
                             line.leave(place)
-                            place = line.join() if line else None  # a turn is one batch: to the end of the line
+                            place = (
+                                self._new_place(line) if line else None
+                            )  # a turn is one batch: to the end of the line
                         continue
                     timeout = pause.next()  # nothing tells of room in a ring: look again after a while
                 if place is None:
-                    place = line.join()
+                    place = self._new_place(line)
                     place.woken = line.wakes != wakes
+                elif not place.woken:
+                    place.signal = self._make_signal()  # the one before may be set
                 if not place.woken:
-                    yield from place.wait(timeout)
+                    place.timeout = timeout
+                    yield place
                     self._passed = 0
         finally:
             if place is not None:
                 line.leave(place)
 
     def _receive(self, qid: int, limit: int, take: Callable[[RxQueue, int], _Taken]) -> Steps[S, _Taken]:
+        call = self.receiving(qid, limit, take)
+        try:
+            while True:
+                taken = self.look(call)
+                if taken is not None:  # no yield from here on: what is taken is returned
+                    return taken
+                yield call if call.waits else PASS
+        finally:
+            self.leave(call)
+
+    def receiving(self, qid: int, limit: int, take: Callable[[RxQueue, int], _Taken]) -> Receiving[S, _Taken]:
+        """One call that waits for packets, for a face that takes the steps itself because a generator costs too much::
+
+            call = waiting.receiving(qid, limit, take)
+            try:
+                while (taken := waiting.look(call)) is None:
+                    ...  # if call.waits, wait as for any Wait; else let others run, as for a Pass
+                return taken
+            finally:
+                waiting.leave(call)
+
+        :param take: takes packets of a queue, up to a limit.
+        :raises ConfigError: there is no such queue, or the call comes from a foreign thread or loop.
+        """
+        self.check_owner(True)
         if type(qid) is not int or qid < 0:
             self._check_qid("receive", qid)
-        line, ends = self._line(self._receivers, qid), self._ends
-        place: Place[S] | None = None
-        pause: Pause | None = None
-        hand_over = True
-        try:
-            if self._passed >= self._batch:
-                self._passed = 0
-                place = line.join()  # callers that come meanwhile are served later
-                yield Pass()
+        line = self._receivers.get(qid)
+        return Receiving(self._line(self._receivers, qid) if line is None else line, qid, limit, take, self._ends)
+
+    def look(self, call: Receiving[S, _Taken]) -> _Taken | None:
+        """Take packets if it is the caller's turn and there are some; None: there is something to wait for.
+
+        :raises ConfigError: there is no such queue.
+        :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is deleted.
+        """
+        line = call.line
+        if call.waits:  # and has done so
+            self._passed = 0
+        elif call.begun or self._passed < self._batch:
+            call.begun = True
             self._passed += 1
-            while True:
-                # In this order: note that nobody has woken us, then look at the ring, then wait unless we have been
-                # woken since. A packet that comes before the look is taken. One that comes after it kicks, and the
-                # interrupt wakes us. Were the note made after the look, an interrupt in between, which reads the kick
-                # away, would wake nobody.
-                wakes, timeout = line.wakes, None
-                if place is not None:
-                    place.woken = False
-                queue = line.queue
-                if queue is None or ends != self._ends:
-                    queue = line.queue = self._queue("receive", qid, self.interface.rx_queues, ends)
-                # Only the first in the line may look: a caller that finds others waiting joins them at the end.
-                if queue is not None and (line.first is place):
-                    polling = queue.mode is _POLLING
-                    if self._on_interrupt is not None:
-                        queue.drained = True  # the callback is called for each kick: all are left to it
-                    try:
-                        # The eventfd is left to the interrupt, unless there are packets whose interrupt is still to
-                        # come: one read of it for each kick.
-                        taken = take(queue, limit) if polling or queue.drained or limit < 1 or queue.pending() else None
-                    except Disconnected:
-                        if not self.reconnect:
-                            raise
-                        line.queue = None
-                        continue
-                    if taken:  # no yield from here on: what is taken is returned
-                        self._passed += len(taken) - 1
-                        hand_over = polling or queue.more
-                        return taken
-                    if polling:
-                        pause = pause or Pause()
-                        timeout = pause.next()
-                if place is None:
-                    place = line.join()
-                    place.woken = line.wakes != wakes
-                if not place.woken:
-                    place.signal = signal = self._make_signal()
-                    try:
-                        yield Wait(signal, timeout)
-                    finally:
-                        place.signal = None
-                    self._passed = 0
-        finally:
-            if place is not None:
-                line.leave(place, hand_over=hand_over)
+        else:
+            call.begun = True
+            self._passed = 0
+            call.signal = self._make_signal()
+            call.joined = True
+            line.join(call)  # callers that come meanwhile are served later
+            return None
+        # In this order: note that nobody has woken us, then look at the ring, then wait unless we have been woken
+        # since. A packet that comes before the look is taken. One that comes after it kicks, and that wakes us. Were
+        # the note made after the look, an interrupt in between, which reads the kick away, would wake nobody.
+        while True:
+            wakes, timeout = line.wakes, None
+            call.woken = False
+            queue = line.queue
+            if queue is None or call.ends != self._ends:
+                queue = line.queue = self._queue("receive", call.qid, self.interface.rx_queues, call.ends)
+            # Only the first in the line may look: a caller that finds others waiting joins them at the end.
+            if queue is not None and (line.first is call or line.first is None):
+                polling = queue.polling
+                if self._on_interrupt is not None:
+                    queue.drained = True  # the callback is called for each kick: all are left to it
+                try:
+                    # The eventfd is left to the interrupt, unless that left it to us, or there are packets whose
+                    # interrupt is still to come: one read of it for each kick.
+                    if line.kicked or queue.drained or polling or call.limit < 1 or queue.pending():
+                        line.kicked = False
+                        taken = call.take(queue, call.limit)
+                        if taken:
+                            self._passed += len(taken) - 1
+                            call.hand_over = polling or queue.more
+                            return taken
+                except Disconnected:
+                    if not self.reconnect:
+                        raise
+                    line.queue = None
+                    continue
+                if polling:
+                    call.pause = call.pause or Pause()
+                    timeout = call.pause.next()
+            if not call.joined:
+                call.signal = self._make_signal()
+                call.joined = True
+                line.join(call)
+                call.woken = line.wakes != wakes
+            elif not call.woken:
+                call.signal = self._make_signal()  # the one before may be set
+            if not call.woken:
+                call.timeout = timeout
+                call.waits = True
+                return None
+
+    def leave(self, call: Receiving[S, _Taken]) -> None:
+        """The call is over, with or without packets: the next in the line looks."""
+        if call.joined:
+            call.line.leave(call, hand_over=call.hand_over)
 
     def _queue(self, what: str, qid: int, present: tuple[_Q, ...], ends: int) -> _Q | None:
         """The queue of a connection that works; None: there is none now, and the caller waits for the next one.
@@ -520,8 +411,13 @@ class Waiting(Generic[S]):
     def _line(self, lines: dict[int, Line[S, _Q]], qid: int) -> Line[S, _Q]:
         line = lines.get(qid)
         if line is None:
-            line = lines[qid] = Line[S, _Q](self._make_signal)
+            line = lines[qid] = Line[S, _Q]()
         return line
+
+    def _new_place(self, line: Line[S, TxQueue]) -> Place[S]:
+        place = Place(self._make_signal())
+        line.join(place)
+        return place
 
     # --- what wakes them ----------------------------------------------------------------------------------------
 
@@ -534,7 +430,7 @@ class Waiting(Generic[S]):
             if self._on_connect is not None:
                 self._on_connect(interface)
         finally:
-            self._wake_all()
+            self.wake_all()
 
     def _mode_changed(self, qid: int) -> None:
         """A caller that waits for an interrupt must look at a queue that polls now by itself."""
@@ -545,7 +441,7 @@ class Waiting(Generic[S]):
     def _disconnected(self, interface: Interface, reason: Disconnected) -> None:
         self._ends += 1
         self._reason = reason
-        self._wake_all()
+        self.wake_all()
         if self._on_disconnect is not None:
             self._on_disconnect(interface, reason)
 
@@ -557,7 +453,7 @@ class Waiting(Generic[S]):
         if self._on_interrupt is not None:
             self._on_interrupt(interface, qid)
 
-    def _wake_all(self) -> None:
+    def wake_all(self) -> None:
         self._changed.wake()
         for line in list(self._lines()):
             line.wake_all()
@@ -581,193 +477,4 @@ class Waiting(Generic[S]):
         return error
 
 
-class _Sized(Protocol):
-    def __len__(self) -> int: ...
-
-
-_Taken = TypeVar("_Taken", bound=_Sized)
-
-
-class BurstHolder(Generic[S]):
-    """One burst after the other from one queue: what a face's iteration over bursts has in common.
-
-    Taking the next one gives the one before it back, and so does ``close``. A loop that is left (by ``break``, an
-    exception, a cancellation) drops its iterator: then the collector closes it, in CPython at once.
-    """
-
-    def __init__(self, waiting: Waiting[S], qid: int, limit: int) -> None:
-        self._waiting = waiting
-        self._qid = qid
-        self._limit = limit
-        self._burst: Burst | None = None
-        self._taking = False
-        self._closed = False
-
-    def _next(self) -> Steps[S, Burst | None]:
-        """The next burst; None if this is closed.
-
-        :raises ConfigError: somebody else waits for it already.
-        """
-        self._waiting.check_owner(True)
-        if self._taking:
-            raise ConfigError(
-                f"{self._waiting.interface}: somebody waits for the next of these bursts already: "
-                "who shares a queue calls bursts() for an iteration of their own"
-            )
-        self._give_back()
-        self._taking = True
-        steps = self._waiting.burst(self._qid, self._limit)
-        try:
-            while not self._closed:  # who closes this wakes us
-                yield next(steps)
-        except StopIteration as end:
-            self._burst = end.value
-        finally:
-            self._taking = False
-            steps.close()
-        return self._burst
-
-    def close(self) -> None:
-        """Give the present burst back, and end the iteration, also for somebody who waits for its next burst. A second
-        call is harmless.
-
-        :raises BufferError: a slice of one of its views is still held; it is given back all the same.
-        :raises ConfigError: the call comes from a foreign thread or loop.
-        """
-        self._waiting.check_owner(False)
-        self._close()
-
-    def _close(self) -> None:
-        self._closed = True
-        if self._taking:
-            self._waiting._wake_all()
-        self._give_back()
-
-    def _give_back(self) -> None:
-        burst, self._burst = self._burst, None
-        if burst is not None:
-            burst.close()
-
-    def __del__(self) -> None:
-        self._close()
-
-
-class Face(Generic[S]):
-    """What the interfaces of every loop have in common: all that does not wait.
-
-    Everything else of the interface is that of :attr:`interface`.
-    """
-
-    def __init__(self, waiting: Waiting[S]) -> None:
-        self._waiting = waiting
-
-    @property
-    def interface(self) -> Interface:
-        """The interface itself. Its callbacks are taken: give yours to ``open_interface``."""
-        return self._waiting.interface
-
-    @property
-    def runtime(self) -> Runtime:
-        """The runtime of the interface."""
-        return self._waiting.runtime
-
-    _runtime = runtime  # its name in programs that were written before it was public
-
-    @property
-    def id(self) -> int:
-        return self.interface.id
-
-    @property
-    def name(self) -> str:
-        return self.interface.name
-
-    @property
-    def role(self) -> Role:
-        return self.interface.role
-
-    @property
-    def mode(self) -> Mode:
-        return self.interface.mode
-
-    @property
-    def state(self) -> State:
-        return self.interface.state
-
-    @property
-    def connected(self) -> bool:
-        return self._waiting.connected
-
-    @property
-    def last_error(self) -> MemifError | None:
-        """Why the last connection or attempt to connect ended."""
-        return self.interface.last_error
-
-    @property
-    def rx_queues(self) -> tuple[RxQueue, ...]:
-        """The receive queues of the present connection, or of the last one."""
-        return self.interface.rx_queues
-
-    @property
-    def tx_queues(self) -> tuple[TxQueue, ...]:
-        """The transmit queues of the present connection, or of the last one."""
-        return self.interface.tx_queues
-
-    @property
-    def counters(self) -> Counters:
-        """What all queues did since the interface was created, reconnects included."""
-        return Counters(*self.interface.total_counters())
-
-    def details(self) -> Details:
-        """Everything about the interface at this moment."""
-        return self.interface.details()
-
-    def request_connection(self) -> None:
-        """A slave connects now, without waiting for the timer; see :meth:`memifrt.Interface.request_connection`."""
-        self._waiting.check_owner(False)
-        self.interface.request_connection()
-
-    def disconnect(self, reason: str = "disconnected by the application") -> None:
-        """End the present connection, if there is one; a slave then connects again with the timer."""
-        self._waiting.check_owner(False)
-        self.interface.disconnect(reason)
-
-    def delete(self) -> None:
-        """Disconnect and forget the interface: whoever waits on it gets :class:`~memifrt.Disconnected`."""
-        self._waiting.check_owner(False)
-        self.interface.delete()
-
-    def __str__(self) -> str:
-        return str(self.interface)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__module__}.{type(self).__name__} {self}, {self._waiting.waiters} waiting>"
-
-
-def runtime_of_this_loop(runtime: Runtime, **own: object) -> None:
-    """Check a runtime that interfaces share, and that nothing is asked for which only a new one could give.
-
-    :raises ConfigError: it polls by itself, or an argument of ``own`` is not None.
-    """
-    if runtime.polls_itself:
-        raise ConfigError(f"{runtime!r} polls by itself, not in this loop: open_runtime() makes one that does")
-    given = [name for name, value in own.items() if value is not None]
-    if given:
-        raise ConfigError(f"{given[0]} is {own[given[0]]!r}, but the runtime that is given has its own: leave it out")
-
-
-__all__ = [
-    "DEFAULT_BATCH",
-    "DEFAULT_BURST",
-    "BurstHolder",
-    "Counters",
-    "Face",
-    "Line",
-    "Pass",
-    "Place",
-    "Signal",
-    "Steps",
-    "Wait",
-    "Waiting",
-    "Wakeup",
-    "runtime_of_this_loop",
-]
+__all__ = ["DEFAULT_BATCH", "Receiving", "Waiting"]

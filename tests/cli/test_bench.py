@@ -18,6 +18,7 @@ from memifrt import Runtime
 from memifrt.cli.command_line import main
 from memifrt.cli.commands import bench
 from memifrt.cli.commands.bench import APIS, Bench, Options
+from memifrt.options import RxModeName
 from tests.lib.programs import Program, command, end, finish, read_until, run, running
 from tests.lib.support import DEADLINE, wait_until
 
@@ -300,7 +301,7 @@ def test_what_a_slow_peer_gives_back_late_is_not_lost(
 @pytest.mark.parametrize("mode", ["gen", "rr"])
 @pytest.mark.parametrize("rx_mode", ["polling", "interrupt"])
 def test_peer_that_gives_nothing_back_is_given_up(
-    mode: str, rx_mode: str, socket_name: str, monkeypatch: pytest.MonkeyPatch
+    mode: str, rx_mode: RxModeName, socket_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "_PATIENCE", 0.1)
     monkeypatch.setattr(bench, "_LOST", 0.02)

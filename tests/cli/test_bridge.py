@@ -265,7 +265,7 @@ class Shelf(Port):
         self.packets, self.taken, self.space, self.up = [*packets], list[bytes](), space, True
 
     @property
-    def connected(self) -> bool:
+    def can_send(self) -> bool:
         return self.up
 
     @property
@@ -279,21 +279,21 @@ class Shelf(Port):
     def fileno(self) -> int:
         return -1
 
-    def room(self, queue: int) -> int:
+    def room(self, qid: int = 0) -> int:
         return min(self.space, 5)
 
-    def receive(self, queue: int, limit: int) -> list[bytes]:
+    def recv(self, limit: int, *, qid: int = 0) -> list[bytes]:
         found, self.packets = self.packets[:limit], self.packets[limit:]
         return found
 
-    def send(self, queue: int, packets: Sequence[bytes]) -> int:
+    def send(self, packets: Sequence[bytes], *, qid: int = 0) -> int:
         fits = min(len(packets), self.space)
         self.taken += packets[:fits]
         self.space -= fits
         return fits
 
-    def discard(self, queue: int, limit: int) -> int:
-        return len(self.receive(queue, limit))
+    def discard(self, limit: int, *, qid: int = 0) -> int:
+        return len(self.recv(limit, qid=qid))
 
     def close(self) -> None:
         pass
@@ -676,7 +676,7 @@ def arrived(port: Port, count: int) -> list[bytes]:
     found: list[bytes] = []
 
     def enough() -> bool:
-        found.extend(packet for packet in port.receive(0, 64) if packet in (IP4, IP6))
+        found.extend(packet for packet in port.recv(64) if packet in (IP4, IP6))
         return len(found) >= count
 
     try_until(enough)
@@ -686,9 +686,9 @@ def arrived(port: Port, count: int) -> list[bytes]:
 @needs_namespaces
 def test_an_interface_without_ethernet_is_a_port_in_mode_ip() -> None:
     with tun_and_port() as (_, device, port):
-        assert device.send(0, [IP4, IP6]) == 2
+        assert device.send([IP4, IP6]) == 2
         assert arrived(port, 2) == [IP4, IP6]
-        assert port.send(0, [IP6, b"\x10 no IP", b"", IP4]) == 4
+        assert port.send([IP6, b"\x10 no IP", b"", IP4]) == 4
         assert arrived(device, 2) == [IP6, IP4]
         assert (port.sent, port.refused) == (Traffic(2, len(IP4 + IP6)), {"no IP packet": 2})
 
@@ -697,7 +697,7 @@ def test_an_interface_without_ethernet_is_a_port_in_mode_ip() -> None:
 def test_an_interface_without_ethernet_may_be_renamed() -> None:
     with tun_and_port() as (host, device, port):
         host.ip("link", "set", "tu0", "name", "tu1")
-        assert port.send(0, [IP4]) == 1
+        assert port.send([IP4]) == 1
         assert arrived(device, 1) == [IP4]
 
 

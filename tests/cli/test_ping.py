@@ -15,6 +15,7 @@ from memifrt import Interface, Mode, Runtime
 from memifrt.cli.command_line import main
 from memifrt.cli.commands.ping import Statistics, _milliseconds
 from memifrt.cli.commands.responder import serve
+from memifrt.options import RoleName
 from memifrt.packets import (
     arp_request,
     echo_request,
@@ -446,7 +447,7 @@ def question(payload: bytes, sequence: int = 1, target: bytes = TARGET_IP) -> by
     )
 
 
-def exchange(pair: Pair, role: str, packets: list[bytes]) -> list[bytes]:
+def exchange(pair: Pair, role: RoleName, packets: list[bytes]) -> list[bytes]:
     """Send packets to the end in this role, let it serve one burst; what comes back."""
     answering, asking = pair.side(role), pair.side("slave" if role == "master" else "master")
     assert asking.tx_queues[0].send(packets) == len(packets)
@@ -464,13 +465,13 @@ roles = pytest.mark.parametrize("role", ["master", "slave"])
 
 
 @roles
-def test_burst_that_is_answered_whole_goes_back_in_order(role: str, make_pair: Callable[..., Pair]) -> None:
+def test_burst_that_is_answered_whole_goes_back_in_order(role: RoleName, make_pair: Callable[..., Pair]) -> None:
     back = exchange(make_pair(), role, [question(b"x" * n, n) for n in range(1, 100)])
     assert sequences(back) == list(range(1, 100))
 
 
 @roles
-def test_of_a_mixed_burst_only_the_answers_go_back(role: str, make_pair: Callable[..., Pair]) -> None:
+def test_of_a_mixed_burst_only_the_answers_go_back(role: RoleName, make_pair: Callable[..., Pair]) -> None:
     other = question(b"", target=OWN_IP)
     arp = arp_request(OWN_MAC, OWN_IP, TARGET_IP)
     back = exchange(make_pair(), role, [b"\0" * 60, question(b"a", 1), other, arp, question(b"b", 2), b"\1"])
@@ -479,12 +480,12 @@ def test_of_a_mixed_burst_only_the_answers_go_back(role: str, make_pair: Callabl
 
 
 @roles
-def test_burst_without_answers_sends_nothing(role: str, make_pair: Callable[..., Pair]) -> None:
+def test_burst_without_answers_sends_nothing(role: RoleName, make_pair: Callable[..., Pair]) -> None:
     assert exchange(make_pair(), role, [b"\0" * 60] * 3) == []
 
 
 @roles
-def test_chained_request_gets_a_chained_reply(role: str, make_pair: Callable[..., Pair]) -> None:
+def test_chained_request_gets_a_chained_reply(role: RoleName, make_pair: Callable[..., Pair]) -> None:
     payload = bytes(range(256)) * 4
     back = exchange(make_pair(buffer_size=128), role, [question(payload, 1), question(b"", 2), question(payload, 3)])
     assert sequences(back) == [1, 2, 3]
@@ -494,7 +495,7 @@ def test_chained_request_gets_a_chained_reply(role: str, make_pair: Callable[...
 
 
 @roles
-def test_answers_that_find_no_room_are_dropped(role: str, make_pair: Callable[..., Pair]) -> None:
+def test_answers_that_find_no_room_are_dropped(role: RoleName, make_pair: Callable[..., Pair]) -> None:
     pair = make_pair(log2_ring_size=2)
     answering = pair.side(role)
     assert answering.tx_queues[0].send([b"\0" * 60] * 3) == 3  # the peer has not taken these

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from memifrt import ConfigError, Interface, Runtime, RxQueue, TxQueue
+from memifrt.options import RoleName
 from tests.lib.support import DEADLINE, Pair, wait_until
 
 MakePair = Callable[..., Pair]
@@ -28,7 +29,7 @@ def readable(queue: RxQueue) -> bool:
     return bool(select.select([queue], [], [], 0)[0])
 
 
-def ends(pair: Pair, role: str) -> tuple[RxQueue, TxQueue]:
+def ends(pair: Pair, role: RoleName) -> tuple[RxQueue, TxQueue]:
     """The receive queue of one side and the queue that the other side sends on."""
     far = pair.slave if role == "master" else pair.master
     return pair.side(role).rx_queues[0], far.tx_queues[0]
@@ -43,7 +44,7 @@ def is_masked(interface: Interface) -> bool:
 
 @ROLES
 def test_mask_is_set_while_packets_stay_behind_and_cleared_when_the_ring_is_drained(
-    make_pair: MakePair, role: str
+    make_pair: MakePair, role: RoleName
 ) -> None:
     pair = make_pair(rx_mode="adaptive")
     receiver = pair.side(role)
@@ -61,7 +62,7 @@ def test_mask_is_set_while_packets_stay_behind_and_cleared_when_the_ring_is_drai
 
 
 @ROLES
-def test_sender_is_spared_its_kicks_while_the_receiver_is_behind(make_pair: MakePair, role: str) -> None:
+def test_sender_is_spared_its_kicks_while_the_receiver_is_behind(make_pair: MakePair, role: RoleName) -> None:
     pair = make_pair(rx_mode="adaptive")
     rx, tx = ends(pair, role)
     tx.send([b"packet"] * 2)
@@ -80,7 +81,7 @@ def test_sender_is_spared_its_kicks_while_the_receiver_is_behind(make_pair: Make
 
 
 @ROLES
-def test_receiver_looks_again_after_it_cleared_the_mask(make_pair: MakePair, role: str) -> None:
+def test_receiver_looks_again_after_it_cleared_the_mask(make_pair: MakePair, role: RoleName) -> None:
     """A packet that is published while the mask is being cleared comes without a kick."""
     pair = make_pair(rx_mode="adaptive")
     rx, tx = ends(pair, role)
@@ -93,21 +94,21 @@ def test_receiver_looks_again_after_it_cleared_the_mask(make_pair: MakePair, rol
 
 
 @ROLES
-def test_leaving_adaptive_mode_clears_the_mask(make_pair: MakePair, role: str) -> None:
+def test_leaving_adaptive_mode_clears_the_mask(make_pair: MakePair, role: RoleName) -> None:
     pair = make_pair(rx_mode="adaptive")
     rx, tx = ends(pair, role)
     tx.send([b"packet"] * 2)
     rx.recv(1)
-    rx.set_mode("interrupt")
+    rx.set_rx_mode("interrupt")
     assert not is_masked(pair.side(role))
     assert readable(rx)
-    rx.set_mode("polling")
+    rx.set_rx_mode("polling")
     assert is_masked(pair.side(role))
 
 
 @ROLES
 @pytest.mark.parametrize("mode", ["interrupt", "adaptive"])
-def test_refused_arguments_lose_no_wake_up(make_pair: MakePair, role: str, mode: str) -> None:
+def test_refused_arguments_lose_no_wake_up(make_pair: MakePair, role: RoleName, mode: str) -> None:
     pair = make_pair(rx_mode=mode)
     rx, tx = ends(pair, role)
     tx.send([b"packet"])
@@ -122,7 +123,7 @@ def test_refused_arguments_lose_no_wake_up(make_pair: MakePair, role: str, mode:
 _PACKET = struct.Struct("=Q")
 
 
-def send_numbers(socket: str, role: str, count: int) -> None:
+def send_numbers(socket: str, role: RoleName, count: int) -> None:
     """The sending process: ``count`` numbered packets in bursts, between which it pauses, or waits until the receiver
     has taken them all: a wake-up that was lost then is not made good by the next kick. Says what it did."""
     rng = random.Random(count)
@@ -166,7 +167,7 @@ def linger(seconds: float) -> None:
 @ROLES
 @pytest.mark.parametrize(("rings", "count"), [("native", 1_000_000), ("python", 100_000)], indirect=["rings"])
 def test_no_packet_is_lost_or_waits_for_the_next_kick(
-    runtime: Runtime, socket_name: str, role: str, count: int
+    runtime: Runtime, socket_name: str, role: RoleName, count: int
 ) -> None:
     rng = random.Random(count)
     received = 0

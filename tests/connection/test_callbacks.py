@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 
 from memifrt import Disconnected, ErrorCode, Interface, MemifError, RingViolation, Runtime, State
+from memifrt.options import RoleName
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, assert_packets_pass, scripted_peer
 from tests.lib.support import Pair, Recorder, connect, wait_until
 
-ROLES = ("master", "slave")
+ROLES: tuple[RoleName, ...] = ("master", "slave")
 CALLBACKS = ("on_connect", "on_disconnect", "on_interrupt")
 
 
-def far_of(pair: Pair, role: str) -> Interface:
+def far_of(pair: Pair, role: RoleName) -> Interface:
     return pair.slave if role == "master" else pair.master
 
 
-def trigger(pair: Pair, role: str, callback: str) -> None:
+def trigger(pair: Pair, role: RoleName, callback: str) -> None:
     """Cause the callback of the interface of ``role``, which is connected."""
     match callback:
         case "on_connect" | "on_disconnect":  # the slave comes back
@@ -50,7 +51,9 @@ class Once:
 
 @pytest.mark.parametrize("callback", CALLBACKS)
 @pytest.mark.parametrize("role", ROLES)
-def test_a_callback_deletes_its_own_interface(runtime: Runtime, socket_name: str, role: str, callback: str) -> None:
+def test_a_callback_deletes_its_own_interface(
+    runtime: Runtime, socket_name: str, role: RoleName, callback: str
+) -> None:
     record = Recorder()
     once = Once(Interface.delete)
     options: dict[str, Any] = {f"{role}_on_disconnect": record.on_disconnect, f"{role}_{callback}": once}
@@ -68,7 +71,9 @@ def test_a_callback_deletes_its_own_interface(runtime: Runtime, socket_name: str
 
 @pytest.mark.parametrize("callback", CALLBACKS)
 @pytest.mark.parametrize("role", ROLES)
-def test_a_callback_deletes_every_other_interface(runtime: Runtime, socket_name: str, role: str, callback: str) -> None:
+def test_a_callback_deletes_every_other_interface(
+    runtime: Runtime, socket_name: str, role: RoleName, callback: str
+) -> None:
     def delete_others(interface: Interface) -> None:
         for each in runtime.interfaces:
             if each is not interface:
@@ -88,7 +93,7 @@ def test_a_callback_deletes_every_other_interface(runtime: Runtime, socket_name:
 
 @pytest.mark.parametrize("callback", CALLBACKS)
 @pytest.mark.parametrize("role", ROLES)
-def test_a_callback_closes_the_runtime(socket_path: str, role: str, callback: str) -> None:
+def test_a_callback_closes_the_runtime(socket_path: str, role: RoleName, callback: str) -> None:
     with Runtime("closing", reconnect_interval=0.02) as runtime:
         once = Once(lambda interface: runtime.close())
         runtime.create_socket(socket_path)
@@ -106,7 +111,7 @@ def test_a_callback_closes_the_runtime(socket_path: str, role: str, callback: st
 @pytest.mark.parametrize("explicit", [False, True])
 @pytest.mark.parametrize("role", ROLES)
 def test_the_runtime_is_closed_by_the_end_of_an_interface_that_is_deleted(
-    socket_path: str, role: str, explicit: bool
+    socket_path: str, role: RoleName, explicit: bool
 ) -> None:
     with Runtime("closing", reconnect_interval=0.02) as runtime:
         if explicit:
@@ -119,7 +124,7 @@ def test_the_runtime_is_closed_by_the_end_of_an_interface_that_is_deleted(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_closing_the_runtime_while_it_closes_is_harmless(socket_path: str, role: str) -> None:
+def test_closing_the_runtime_while_it_closes_is_harmless(socket_path: str, role: RoleName) -> None:
     with Runtime("closing", reconnect_interval=0.02) as runtime:
         runtime.create_socket(socket_path)
         callbacks: dict[str, Any] = {f"{role}_on_disconnect": lambda interface, reason: runtime.close()}
@@ -143,7 +148,7 @@ def test_nothing_is_created_while_the_runtime_closes(socket_path: str, create: s
 
 @pytest.mark.parametrize("callback", CALLBACKS)
 @pytest.mark.parametrize("role", ROLES)
-def test_a_callback_creates_interfaces(runtime: Runtime, socket_name: str, role: str, callback: str) -> None:
+def test_a_callback_creates_interfaces(runtime: Runtime, socket_name: str, role: RoleName, callback: str) -> None:
     made: list[Interface] = []
 
     def create(interface: Interface) -> None:
@@ -160,7 +165,7 @@ def test_a_callback_creates_interfaces(runtime: Runtime, socket_name: str, role:
 
 @pytest.mark.parametrize("callback", ["on_connect", "on_interrupt"])
 @pytest.mark.parametrize("role", ROLES)
-def test_a_callback_disconnects(runtime: Runtime, socket_name: str, role: str, callback: str) -> None:
+def test_a_callback_disconnects(runtime: Runtime, socket_name: str, role: RoleName, callback: str) -> None:
     record = Recorder()
     once = Once(lambda interface: interface.disconnect("enough"))
     options: dict[str, Any] = {f"{role}_on_disconnect": record.on_disconnect, f"{role}_{callback}": once}
@@ -199,7 +204,9 @@ def oops(interface: Interface) -> None:
 
 @pytest.mark.parametrize("callback", CALLBACKS)
 @pytest.mark.parametrize("role", ROLES)
-def test_what_a_callback_raises_comes_out_once(runtime: Runtime, socket_name: str, role: str, callback: str) -> None:
+def test_what_a_callback_raises_comes_out_once(
+    runtime: Runtime, socket_name: str, role: RoleName, callback: str
+) -> None:
     once = Once(oops)
     pair = connect(runtime, runtime, socket_name, **{f"{role}_{callback}": once})
     once.armed = True
@@ -224,7 +231,7 @@ def test_what_a_callback_raises_comes_out_once(runtime: Runtime, socket_name: st
 
 @pytest.mark.parametrize("role", ROLES)
 def test_what_on_disconnect_raises_comes_out_of_the_call_that_ends_it(
-    runtime: Runtime, socket_name: str, role: str
+    runtime: Runtime, socket_name: str, role: RoleName
 ) -> None:
     once = Once(oops)
     pair = connect(runtime, runtime, socket_name, **{f"{role}_on_disconnect": once})
@@ -260,7 +267,7 @@ def test_an_error_does_not_lose_what_is_ready_beside_it(runtime: Runtime, socket
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_on_disconnect_is_called_once_for_each_conversation(runtime: Runtime, socket_name: str, role: str) -> None:
+def test_on_disconnect_is_called_once_for_each_conversation(runtime: Runtime, socket_name: str, role: RoleName) -> None:
     record = Recorder()
     options: dict[str, Any] = {
         "role": role,
@@ -305,7 +312,7 @@ def test_on_disconnect_is_called_once_for_each_conversation(runtime: Runtime, so
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_every_operation_after_the_end_raises_its_reason(make_pair: Callable[..., Pair], role: str) -> None:
+def test_every_operation_after_the_end_raises_its_reason(make_pair: Callable[..., Pair], role: RoleName) -> None:
     pair = make_pair()
     rx, tx = pair.side(role).rx_queues[0], pair.side(role).tx_queues[0]
     counters = rx.counters, tx.counters
@@ -316,7 +323,7 @@ def test_every_operation_after_the_end_raises_its_reason(make_pair: Callable[...
         rx.recv,
         rx.refill,
         rx.fileno,
-        lambda: rx.set_mode("polling"),
+        lambda: rx.set_rx_mode("polling"),
         tx.free,
         tx.fileno,
         lambda: tx.send([b"packet"]),
@@ -334,7 +341,7 @@ def test_every_operation_after_the_end_raises_its_reason(make_pair: Callable[...
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_bursts_that_are_held_over_the_end_stay_usable(make_pair: Callable[..., Pair], role: str) -> None:
+def test_bursts_that_are_held_over_the_end_stay_usable(make_pair: Callable[..., Pair], role: RoleName) -> None:
     pair = make_pair()
     near, far = pair.side(role), far_of(pair, role)
     far.tx_queues[0].send([b"one", b"two"])
@@ -366,7 +373,7 @@ def break_ring(peer: ScriptedMaster | ScriptedSlave) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_ring_broken_under_on_interrupt_shows_itself_as_on_disconnect_alone(
-    runtime: Runtime, socket_name: str, role: str
+    runtime: Runtime, socket_name: str, role: RoleName
 ) -> None:
     record = Recorder()
 
@@ -407,7 +414,9 @@ def test_a_ring_broken_under_on_interrupt_shows_itself_as_on_disconnect_alone(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_broken_ring_ends_every_queue_at_once_and_is_told_once(runtime: Runtime, socket_name: str, role: str) -> None:
+def test_a_broken_ring_ends_every_queue_at_once_and_is_told_once(
+    runtime: Runtime, socket_name: str, role: RoleName
+) -> None:
     record = Recorder()
     options: dict[str, Any] = {
         "socket": socket_name,
@@ -435,7 +444,7 @@ def test_a_broken_ring_ends_every_queue_at_once_and_is_told_once(runtime: Runtim
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_memory_of_a_peer_that_broke_a_ring_is_given_up(runtime: Runtime, socket_name: str, role: str) -> None:
+def test_the_memory_of_a_peer_that_broke_a_ring_is_given_up(runtime: Runtime, socket_name: str, role: RoleName) -> None:
     options: dict[str, Any] = {"socket": socket_name, "role": role, "log2_ring_size": 4, "buffer_size": 256}
     interface = runtime.create_interface(**options) if role == "master" else None
     with scripted_peer(role, socket_name, runtime) as peer:

@@ -14,10 +14,11 @@ import pytest
 
 from memifrt import Credentials, Interface, Runtime, State
 from memifrt.control.wire import Disconnect
+from memifrt.options import RoleName
 from tests.lib.peer import Peer, ScriptedMaster, ScriptedSlave, assert_packets_pass, scripted_peer
 from tests.lib.support import Pair, Recorder, runtime_of, wait_until
 
-ROLES = ("master", "slave")
+ROLES: tuple[RoleName, ...] = ("master", "slave")
 #: Long enough never to pass by itself: time is brought forward where it is to pass.
 TIMEOUT = 3600.0
 
@@ -30,7 +31,7 @@ OFFERS = "ADD_REGION, ADD_RING or CONNECT"
 class Fault:
     """A peer of our ``role`` that takes all steps before ``step`` and ends there."""
 
-    role: str
+    role: RoleName
     step: str | None
     ending: str
     #: What we wait for then, in the words of the reason.
@@ -58,7 +59,7 @@ class Fault:
 
 
 #: For each step, what we wait for while the peer does not take it.
-MASTER_WAITS = {
+MASTER_WAITS: dict[str | None, str] = {
     "hello": "INIT",
     "init": "INIT",
     "region": OFFERS,
@@ -67,7 +68,7 @@ MASTER_WAITS = {
     "connect": OFFERS,
     None: "DISCONNECT",
 }
-SLAVE_WAITS = {
+SLAVE_WAITS: dict[str | None, str] = {
     "accept": "HELLO",
     "init": "ACK to INIT",
     "region": "ACK to ADD_REGION 0",
@@ -76,9 +77,10 @@ SLAVE_WAITS = {
     "connect": "CONNECTED",
     None: "DISCONNECT",
 }
+WAITS: dict[RoleName, dict[str | None, str]] = {"master": MASTER_WAITS, "slave": SLAVE_WAITS}
 FAULTS = [
     Fault(role, step, ending, awaited)
-    for role, waits in (("master", MASTER_WAITS), ("slave", SLAVE_WAITS))
+    for role, waits in WAITS.items()
     for step, awaited in waits.items()
     for ending in Peer.ENDINGS
     if (step, ending) != (None, "silence")  # a peer that is connected may be as silent as it likes
@@ -101,9 +103,9 @@ def farewell(peer: Peer) -> str:
     return message.reason
 
 
-def connect_good_peer(role: str, path: str, interface: Interface, runtime: Runtime, peer_runtime: Runtime) -> None:
+def connect_good_peer(role: RoleName, path: str, interface: Interface, runtime: Runtime, peer_runtime: Runtime) -> None:
     """The interface is free for its next peer, and packets pass."""
-    other = "slave" if role == "master" else "master"
+    other: RoleName = "slave" if role == "master" else "master"
     peer = peer_runtime.create_interface(socket=path, role=other)
     wait_until(lambda: interface.connected and peer.connected, runtime, peer_runtime)
     ends = (interface, peer) if role == "master" else (peer, interface)
@@ -231,7 +233,7 @@ def test_no_timeout_is_no_deadline(socket_name: str) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_what_on_disconnect_raises_at_a_deadline_comes_out_of_the_poll(socket_name: str, role: str) -> None:
+def test_what_on_disconnect_raises_at_a_deadline_comes_out_of_the_poll(socket_name: str, role: RoleName) -> None:
     def fail(interface: Interface, reason: object) -> None:
         raise ZeroDivisionError(str(reason))
 
@@ -261,7 +263,7 @@ def close_runtime(interface: Interface) -> None:
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("act", [delete, close_runtime])
 def test_on_disconnect_at_a_deadline_may_end_it_all(
-    socket_name: str, role: str, act: Callable[[Interface], None]
+    socket_name: str, role: RoleName, act: Callable[[Interface], None]
 ) -> None:
     with Runtime("test", reconnect_interval=3600, handshake_timeout=TIMEOUT) as runtime:
         told = []
@@ -287,7 +289,7 @@ def test_on_disconnect_at_a_deadline_may_end_it_all(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_details_name_the_peer_from_the_start(runtime: Runtime, socket_name: str, role: str) -> None:
+def test_details_name_the_peer_from_the_start(runtime: Runtime, socket_name: str, role: RoleName) -> None:
     if role == "master":
         interface = runtime.create_interface(socket=socket_name, role=role)
     with scripted_peer(role, socket_name, runtime) as peer:

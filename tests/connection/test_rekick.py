@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from memifrt import Interface, Runtime
+from memifrt.options import RoleName
 from memifrt.poll.schedule import Schedule
 from memifrt.stats.prometheus import metrics
 from memifrt.stats.snapshot import snapshot
@@ -50,7 +51,7 @@ def link(request: pytest.FixtureRequest, runtime: Runtime, socket_path: str) -> 
         yield Link(runtime, runtime.interfaces[0], peer)
 
 
-def connected(role: str, runtime: Runtime, path: str) -> VppMaster | VppSlave:
+def connected(role: RoleName, runtime: Runtime, path: str) -> VppMaster | VppSlave:
     """A peer that is connected to a new interface of ``role``."""
     if role == "master":
         runtime.create_interface(socket=path, role=role)

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from memifrt import ConfigError, Disconnected, Interface, Runtime, RxQueue, TxQueue
+from memifrt.options import RoleName
 from memifrt.system.fds import EventFd
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, scripted_peer
 from tests.lib.support import DEADLINE, Pair, runtime_of, wait_until
 
-ROLES = ("master", "slave")
+ROLES: tuple[RoleName, ...] = ("master", "slave")
 MakePair = Callable[..., Pair]
 Take = Callable[[RxQueue, int], list[bytes]]
 
@@ -38,7 +39,7 @@ def by_burst(queue: RxQueue, limit: int) -> list[bytes]:
 TAKES = pytest.mark.parametrize("take", [by_recv, by_burst], ids=["recv", "burst"])
 
 
-def ends(pair: Pair, role: str) -> tuple[RxQueue, TxQueue]:
+def ends(pair: Pair, role: RoleName) -> tuple[RxQueue, TxQueue]:
     """The receive queue of the side under test and the queue that the other side sends on."""
     far = pair.slave if role == "master" else pair.master
     return pair.side(role).rx_queues[0], far.tx_queues[0]
@@ -114,7 +115,7 @@ def meddler(monkeypatch: pytest.MonkeyPatch) -> Meddler:
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("moment", ["before the drain", "after the drain", "after the take"])
 def test_a_packet_that_comes_while_others_are_taken_is_taken_or_wakes_us(
-    make_pair: MakePair, meddler: Meddler, role: str, take: Take, moment: str
+    make_pair: MakePair, meddler: Meddler, role: RoleName, take: Take, moment: str
 ) -> None:
     rx, tx = ends(make_pair(), role)
     tx.send([b"first"])
@@ -143,7 +144,7 @@ def test_a_packet_that_comes_while_others_are_taken_is_taken_or_wakes_us(
 @TAKES
 @pytest.mark.parametrize("role", ROLES)
 def test_a_spurious_look_at_an_empty_ring_does_not_eat_the_next_wake_up(
-    make_pair: MakePair, meddler: Meddler, role: str, take: Take
+    make_pair: MakePair, meddler: Meddler, role: RoleName, take: Take
 ) -> None:
     rx, tx = ends(make_pair(), role)
     meddler.after_the_take(rx, take, lambda: tx.send([b"packet"]))
@@ -159,7 +160,9 @@ def test_a_spurious_look_at_an_empty_ring_does_not_eat_the_next_wake_up(
 @TAKES
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("limit", [1, 2, 3, 7])
-def test_packets_that_stay_behind_leave_the_fd_readable(make_pair: MakePair, role: str, take: Take, limit: int) -> None:
+def test_packets_that_stay_behind_leave_the_fd_readable(
+    make_pair: MakePair, role: RoleName, take: Take, limit: int
+) -> None:
     rx, tx = ends(make_pair(log2_ring_size=4, buffer_size=64), role)
     packets = [bytes([number]) for number in range(7)]
     assert tx.send(packets) == 7
@@ -173,7 +176,7 @@ def test_packets_that_stay_behind_leave_the_fd_readable(make_pair: MakePair, rol
 
 @TAKES
 @pytest.mark.parametrize("role", ROLES)
-def test_packets_that_come_while_others_wait_are_not_lost(make_pair: MakePair, role: str, take: Take) -> None:
+def test_packets_that_come_while_others_wait_are_not_lost(make_pair: MakePair, role: RoleName, take: Take) -> None:
     rx, tx = ends(make_pair(log2_ring_size=4, buffer_size=64), role)
     taken: list[bytes] = []
     for number in range(64):
@@ -186,7 +189,7 @@ def test_packets_that_come_while_others_wait_are_not_lost(make_pair: MakePair, r
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_on_interrupt_comes_again_for_what_it_left(make_pair: MakePair, role: str) -> None:
+def test_on_interrupt_comes_again_for_what_it_left(make_pair: MakePair, role: RoleName) -> None:
     taken: list[bytes] = []
 
     def on_interrupt(interface: Interface, qid: int) -> None:
@@ -201,7 +204,7 @@ def test_on_interrupt_comes_again_for_what_it_left(make_pair: MakePair, role: st
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_an_application_that_reads_the_eventfd_itself_loses_nothing(make_pair: MakePair, role: str) -> None:
+def test_an_application_that_reads_the_eventfd_itself_loses_nothing(make_pair: MakePair, role: RoleName) -> None:
     # libmemif's own examples do not read it, but a program that waits on an fd may.
     rx, tx = ends(make_pair(log2_ring_size=4, buffer_size=64), role)
     tx.send([b"a", b"b", b"c"])
@@ -222,7 +225,7 @@ FAILING: dict[str, Callable[[RxQueue, TxQueue], object]] = {
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("call", FAILING)
-def test_a_call_that_fails_leaves_the_wake_up(make_pair: MakePair, role: str, call: str) -> None:
+def test_a_call_that_fails_leaves_the_wake_up(make_pair: MakePair, role: RoleName, call: str) -> None:
     pair = make_pair()
     rx, tx = ends(pair, role)
     tx.send([b"packet"])
@@ -234,7 +237,7 @@ def test_a_call_that_fails_leaves_the_wake_up(make_pair: MakePair, role: str, ca
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_relay_onto_a_broken_ring_leaves_the_wake_up(
-    runtime: Runtime, make_pair: MakePair, socket_name: str, role: str
+    runtime: Runtime, make_pair: MakePair, socket_name: str, role: RoleName
 ) -> None:
     rx, tx = ends(make_pair(), role)
     out, peer = meet(runtime, socket_name + "-out", "slave", auto_refill=False)
@@ -250,7 +253,9 @@ def test_a_relay_onto_a_broken_ring_leaves_the_wake_up(
 # --- chains ---------------------------------------------------------------------------------------------------------
 
 
-def meet(runtime: Runtime, path: str, role: str, **options: Any) -> tuple[Interface, ScriptedMaster | ScriptedSlave]:
+def meet(
+    runtime: Runtime, path: str, role: RoleName, **options: Any
+) -> tuple[Interface, ScriptedMaster | ScriptedSlave]:
     """An interface of ``role`` that is connected to a scripted peer with rings of 16 slots."""
     options = {"log2_ring_size": 4, "buffer_size": 256, "socket": path, "role": role, **options}
     interface = runtime.create_interface(**options) if role == "master" else None
@@ -265,7 +270,7 @@ def meet(runtime: Runtime, path: str, role: str, **options: Any) -> tuple[Interf
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("limit", [1, 2, 8])
 def test_an_unfinished_chain_waits_without_spinning(
-    runtime: Runtime, socket_name: str, role: str, take: Take, limit: int
+    runtime: Runtime, socket_name: str, role: RoleName, take: Take, limit: int
 ) -> None:
     interface, peer = meet(runtime, socket_name, role)
     rx = interface.rx_queues[0]
@@ -283,7 +288,7 @@ def test_an_unfinished_chain_waits_without_spinning(
 @TAKES
 @pytest.mark.parametrize("role", ROLES)
 def test_a_packet_before_an_unfinished_chain_is_taken(
-    runtime: Runtime, socket_name: str, role: str, take: Take
+    runtime: Runtime, socket_name: str, role: RoleName, take: Take
 ) -> None:
     interface, peer = meet(runtime, socket_name, role)
     rx = interface.rx_queues[0]
@@ -306,7 +311,7 @@ def test_a_packet_before_an_unfinished_chain_is_taken(
 @TAKES
 @pytest.mark.parametrize("role", ROLES)
 def test_kicks_without_packets_are_taken_and_forgotten(
-    runtime: Runtime, socket_name: str, role: str, take: Take
+    runtime: Runtime, socket_name: str, role: RoleName, take: Take
 ) -> None:
     # DPDK writes the eventfd even when it sent nothing.
     interface, peer = meet(runtime, socket_name, role)
@@ -323,7 +328,7 @@ def test_kicks_without_packets_are_taken_and_forgotten(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_kick_that_comes_late_is_spurious(runtime: Runtime, socket_name: str, role: str) -> None:
+def test_a_kick_that_comes_late_is_spurious(runtime: Runtime, socket_name: str, role: RoleName) -> None:
     interface, peer = meet(runtime, socket_name, role)
     rx = interface.rx_queues[0]
     with peer:
@@ -340,18 +345,18 @@ def test_a_kick_that_comes_late_is_spurious(runtime: Runtime, socket_name: str, 
 
 @TAKES
 @pytest.mark.parametrize("role", ROLES)
-def test_unmasking_looks_at_the_ring_again(make_pair: MakePair, role: str, take: Take) -> None:
+def test_unmasking_looks_at_the_ring_again(make_pair: MakePair, role: RoleName, take: Take) -> None:
     rx, tx = ends(make_pair(**{f"{role}_rx_mode": "polling"}), role)
     tx.send([b"not kicked"])
     assert not readable(rx)
-    rx.set_mode("interrupt")
+    rx.set_rx_mode("interrupt")
     assert readable(rx)
     assert take(rx, 8) == [b"not kicked"]
     assert not readable(rx)
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_unmasking_brings_on_interrupt(make_pair: MakePair, role: str) -> None:
+def test_unmasking_brings_on_interrupt(make_pair: MakePair, role: RoleName) -> None:
     taken: list[bytes] = []
 
     def on_interrupt(interface: Interface, qid: int) -> None:
@@ -360,21 +365,21 @@ def test_unmasking_brings_on_interrupt(make_pair: MakePair, role: str) -> None:
     pair = make_pair(**{f"{role}_rx_mode": "polling", f"{role}_on_interrupt": on_interrupt})
     rx, tx = ends(pair, role)
     tx.send([b"not kicked"])
-    rx.set_mode("interrupt")
+    rx.set_rx_mode("interrupt")
     pair.wait(lambda: taken)
     assert taken == [b"not kicked"]
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_mode_that_goes_to_polling_and_back_forgets_nothing_that_stayed_behind(
-    make_pair: MakePair, role: str
+    make_pair: MakePair, role: RoleName
 ) -> None:
     rx, tx = ends(make_pair(), role)
     tx.send([b"a", b"b", b"c", b"d"])
     assert rx.recv(1) == [b"a"]
-    rx.set_mode("polling")
+    rx.set_rx_mode("polling")
     assert rx.recv(1) == [b"b"]
-    rx.set_mode("interrupt")
+    rx.set_rx_mode("interrupt")
     assert readable(rx)
     assert rx.recv(1) == [b"c"]
     assert readable(rx)
@@ -388,7 +393,7 @@ PACKETS = 100_000
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_every_one_of_many_packets_arrives_by_interrupts_alone(make_pair: MakePair, role: str) -> None:
+def test_every_one_of_many_packets_arrives_by_interrupts_alone(make_pair: MakePair, role: RoleName) -> None:
     rx, tx = ends(make_pair(log2_ring_size=7, buffer_size=64), role)
     stop = threading.Event()
 

@@ -26,6 +26,7 @@ from memifrt.control.wire import (
     Message,
     encode,
 )
+from memifrt.options import RoleName
 from tests.lib.forked import NOBODY, in_child
 from tests.lib.peer import LOG2_SIZE, ScriptedMaster, ScriptedSlave, assert_packets_pass, memory_file
 from tests.lib.support import Pair, Recorder, connect, wait_until
@@ -431,7 +432,7 @@ def test_an_fd_from_a_master_is_closed(runtime: Runtime, socket_name: str) -> No
     ],
 )
 def test_what_cannot_be_is_refused_at_once(
-    runtime: Runtime, socket_name: str, role: str, options: dict[str, Any], reason: str, code: ErrorCode
+    runtime: Runtime, socket_name: str, role: RoleName, options: dict[str, Any], reason: str, code: ErrorCode
 ) -> None:
     before = (runtime.interfaces, runtime.sockets)
     with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
@@ -458,7 +459,7 @@ def test_a_layout_that_no_region_holds_is_refused_at_once(runtime: Runtime, sock
 
 
 @pytest.mark.parametrize("role", ["master", "slave"])
-def test_an_id_that_is_taken_is_refused(runtime: Runtime, socket_name: str, role: str) -> None:
+def test_an_id_that_is_taken_is_refused(runtime: Runtime, socket_name: str, role: RoleName) -> None:
     first = runtime.create_interface(socket=socket_name, role=role, id=3)
     with pytest.raises(ConfigError, match=f"there is a {role} with id 3 on socket {socket_name} already") as caught:
         runtime.create_interface(socket=socket_name, role=role, id=3)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from memifrt import Runtime
+from memifrt.options import RoleName
 from tests.examples.test_examples import Peer, Program
 from tests.lib.flooder import flooding
 from tests.lib.support import DEADLINE, wait_until
@@ -105,7 +106,7 @@ def test_signal_ends_it_without_a_peer_and_in_spite_of_clients(start: Start, soc
 
 @pytest.mark.parametrize("role", ["master", "slave"])
 def test_http_shows_the_state_and_the_counters(start: Start, runtime: Runtime, socket_path: str, role: str) -> None:
-    ours = "slave" if role == "master" else "master"
+    ours: RoleName = "slave" if role == "master" else "master"
     program, url = started(start, socket_path, "--role", role)
     before = get(url)
     assert before["state"] == "disconnected"

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from memifrt import Disconnected, Interface, Runtime
+from memifrt.options import RoleName
 from memifrt.packets import (
     arp_request,
     echo_request,
@@ -125,7 +126,9 @@ def start() -> Iterator[Callable[..., Program]]:
 class Peer:
     """The other end of an example's connection: sends requests and keeps what comes back, with its queue."""
 
-    def __init__(self, runtime: Runtime, socket: str, role: str, *, listening: bool = True, **options: Any) -> None:
+    def __init__(
+        self, runtime: Runtime, socket: str, role: RoleName, *, listening: bool = True, **options: Any
+    ) -> None:
         self.runtime = runtime
         self.received: list[tuple[int, bytes]] = []
         self.reason: Disconnected | None = None
@@ -240,9 +243,9 @@ def test_signal_without_a_peer_ends_it_with_0(
 @pytest.mark.parametrize("name", ["icmp_responder", "libmemif_responder", "multithread"])
 @pytest.mark.parametrize("role", ["master", "slave"])
 def test_signal_with_a_peer_ends_it_with_0_and_a_goodbye(
-    start: Callable[..., Program], runtime: Runtime, socket_path: str, name: str, role: str
+    start: Callable[..., Program], runtime: Runtime, socket_path: str, name: str, role: RoleName
 ) -> None:
-    ours = "slave" if role == "master" else "master"
+    ours: RoleName = "slave" if role == "master" else "master"
     peer = Peer(runtime, socket_path, ours)
     program = start(name, "--socket", socket_path, "--role", role)
     peer.connect(program)
@@ -286,7 +289,7 @@ def test_peer_that_comes_again_is_answered_again(
 @pytest.mark.parametrize("name", ["icmp_responder", "libmemif_responder"])
 @pytest.mark.parametrize("role", ["master", "slave"])
 def test_arp_and_icmp_are_answered_and_nothing_else(
-    start: Callable[..., Program], runtime: Runtime, socket_path: str, role: str, name: str
+    start: Callable[..., Program], runtime: Runtime, socket_path: str, role: RoleName, name: str
 ) -> None:
     peer = Peer(runtime, socket_path, "slave" if role == "master" else "master")
     program = start(name, "--socket", socket_path, "--role", role)
@@ -431,7 +434,7 @@ def test_bad_command_gives_one_line_and_changes_nothing(prompt: Program, command
     ("command", "words"),
     [
         ("rx-mode 0 2 polling", "qid is '2'; it must be a number from 0 to 1"),
-        ("rx-mode 0 0 lazy", "the mode is 'lazy'; it must be polling or interrupt"),
+        ("rx-mode 0 0 lazy", "rx_mode is 'lazy'; it must be one of interrupt, polling, adaptive"),
         ("send 0 0 1.2.3.4 02:00:00:00:00:01", "count is '0'"),
         ("send 0 1 1.2.3 02:00:00:00:00:01", "'1.2.3' is not an IPv4 address"),
         ("send 0 1 1.2.3.4 02:00", "'02:00' is not a MAC address"),
@@ -464,7 +467,8 @@ def test_many_connections_of_both_roles_in_every_loop(
     theirs, ours = str(tmp_path / "theirs"), str(tmp_path / "ours")
     program = start("custom_fd", "--socket", ours, "--listen", theirs, "--loop", loop)
     peers = []
-    for index, (role, theirs_first) in enumerate([("slave", True), ("master", False)] * 3):
+    turns: list[tuple[RoleName, bool]] = [("slave", True), ("master", False)] * 3
+    for index, (role, theirs_first) in enumerate(turns):
         if not theirs_first:
             peers.append(Peer(runtime, ours, role, id=index))
         program.tell(f"conn {index} {int(theirs_first)}")

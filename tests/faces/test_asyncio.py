@@ -20,6 +20,7 @@ import uvloop
 
 from memifrt import ConfigError, Disconnected, ErrorCode, FdEvent, Interface, MemifError, MemifOSError, Runtime, State
 from memifrt.asyncio import AsyncioInterface, open_interface, open_runtime
+from memifrt.options import RoleName
 from memifrt.poll.asyncio import AsyncioPoller
 from tests.lib.flooder import BURST, flooding
 from tests.lib.support import DEADLINE
@@ -103,9 +104,9 @@ async def cancelled(task: asyncio.Task[T]) -> list[T]:
 
 
 @pytest.mark.parametrize("role", ["master", "slave"])
-def test_an_echo_of_each_level(run: Runner, socket_path: str, role: str) -> None:
+def test_an_echo_of_each_level(run: Runner, socket_path: str, role: RoleName) -> None:
     async def main() -> None:
-        other = "slave" if role == "master" else "master"
+        other: RoleName = "slave" if role == "master" else "master"
         async with (
             open_interface(socket=socket_path, role=role, app_name="near", reconnect_interval=0.02) as near,
             open_interface(socket=socket_path, role=other, app_name="far", reconnect_interval=0.02) as far,
@@ -255,7 +256,7 @@ def test_cancelling_at_any_point_loses_no_packet(run: Runner, socket_name: str) 
 def test_a_cancelled_program_leaves_nothing(run: Runner, socket_path: str) -> None:
     """Whatever it waits for: the fixtures see what is left open."""
 
-    async def wait(role: str, what: str) -> None:
+    async def wait(role: RoleName, what: str) -> None:
         async with open_interface(socket=socket_path, role=role, reconnect=True) as interface:
             if what == "recv":
                 await interface.recv()
@@ -398,7 +399,7 @@ def test_wrong_arguments_are_named_and_leave_nothing(run: Runner, socket_name: s
             ("batch is 0", open_runtime(batch=0)),
             ("reconnect_interval is -1", open_runtime(reconnect_interval=-1)),
             ("batch is 1.5", open_interface(socket=socket_name, batch=1.5)),  # type: ignore[arg-type]
-            ("role is 'boss'", open_interface(socket=socket_name, role="boss")),
+            ("role is 'boss'", open_interface(socket=socket_name, role="boss")),  # type: ignore[arg-type]
             ("app_name", open_interface(socket=socket_name, app_name="x" * 32)),
         ]
         for words, context in wrong:

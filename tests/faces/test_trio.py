@@ -18,6 +18,7 @@ import trio
 import trio.testing
 
 from memifrt import ConfigError, Disconnected, FdEvent, Interface, MemifOSError, Runtime, State
+from memifrt.options import RoleName
 from memifrt.poll.trio import TrioPoller
 from memifrt.trio import TrioInterface, open_interface, open_runtime
 from tests.lib.flooder import BURST, flooding
@@ -64,13 +65,13 @@ async def until(predicate: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("role", ["master", "slave"])
-def test_an_echo_of_each_level(socket_path: str, role: str) -> None:
+def test_an_echo_of_each_level(socket_path: str, role: RoleName) -> None:
     async def echo(far: TrioInterface) -> None:
         async for burst in far.bursts():
             await far.send(burst)
 
     async def main() -> None:
-        other = "slave" if role == "master" else "master"
+        other: RoleName = "slave" if role == "master" else "master"
         async with (
             open_interface(socket=socket_path, role=role, app_name="near", reconnect_interval=0.02) as near,
             open_interface(socket=socket_path, role=other, app_name="far", reconnect_interval=0.02) as far,
@@ -241,7 +242,7 @@ def test_every_call_is_a_cancellation_point(socket_name: str) -> None:
 def test_a_cancelled_program_leaves_nothing(socket_path: str) -> None:
     """Whatever it waits for: the fixtures see what is left open."""
 
-    async def wait(role: str, what: str) -> None:
+    async def wait(role: RoleName, what: str) -> None:
         async with open_interface(socket=socket_path, role=role, reconnect=True) as interface:
             if what == "recv":
                 await interface.recv()
@@ -369,7 +370,7 @@ def test_wrong_arguments_are_named_and_leave_nothing(socket_name: str) -> None:
         wrong: list[tuple[str, Any]] = [
             ("batch is 0", open_runtime(batch=0)),
             ("batch is 0", open_interface(socket=socket_name, batch=0)),
-            ("role is 'boss'", open_interface(socket=socket_name, role="boss")),
+            ("role is 'boss'", open_interface(socket=socket_name, role="boss")),  # type: ignore[arg-type]
         ]
         for words, context in wrong:
             with pytest.raises(ConfigError, match=words):

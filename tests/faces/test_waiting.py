@@ -14,19 +14,10 @@ from memifrt import ConfigError, Disconnected, Interface, MemifError, Runtime, R
 from memifrt.options import RuntimeOptions
 from memifrt.ring import Burst
 from memifrt.system.fds import EventFd
-from memifrt.waiting.steps import (
-    FIRST_PAUSE,
-    LONGEST_PAUSE,
-    BurstHolder,
-    Counters,
-    Face,
-    Pass,
-    Steps,
-    Wait,
-    Waiting,
-    Wakeup,
-    runtime_of_this_loop,
-)
+from memifrt.types import Counters
+from memifrt.waiting.base_interface import BaseInterface, BurstHolder, runtime_of_this_loop
+from memifrt.waiting.steps import Waiting
+from memifrt.waiting.wakeup import FIRST_PAUSE, LONGEST_PAUSE, Pass, Steps, Wait, Wakeup
 from tests.lib.peer import ScriptedSlave
 from tests.lib.support import Recorder, connect, wait_until
 
@@ -340,7 +331,7 @@ def test_a_change_of_mode_reaches_who_waits_already(near: Near) -> None:
     call = Call(waiting.recv(0, 10))
     pauses = [call.timeout]
     for mode in ("polling", "interrupt"):
-        waiting.interface.rx_queues[0].set_mode(mode)
+        waiting.interface.rx_queues[0].set_rx_mode(mode)
         assert not call.turn()
         pauses.append(call.timeout)
     assert pauses == [None, FIRST_PAUSE, None]
@@ -468,7 +459,7 @@ def test_calls_from_where_the_interface_does_not_belong_are_refused(near: Near) 
     waiting = near.connect()
     bursts = BurstHolder(waiting, 0, 1)
     waiting.check_owner = refuse
-    face = Face(waiting)
+    face = BaseInterface(waiting)
     calls: list[Callable[[], object]] = [
         waiting.wait_connected,
         lambda: waiting.recv(0, 1),
@@ -894,7 +885,7 @@ def test_what_only_a_new_runtime_could_give_is_refused() -> None:
 
 def test_a_face_shows_what_its_interface_is(near: Near) -> None:
     waiting = near.connect(id=7, name="seven")
-    face = Face(waiting)
+    face = BaseInterface(waiting)
     interface = waiting.interface
     assert face.interface is interface
     for name in ("id", "name", "role", "mode", "state", "connected", "last_error", "rx_queues", "tx_queues"):
@@ -916,7 +907,7 @@ def test_a_face_shows_what_its_interface_is(near: Near) -> None:
 
 def test_counters_go_on_over_connections(near: Near) -> None:
     waiting = near.connect(num_s2m_rings=2, num_m2s_rings=2)
-    face = Face(waiting)
+    face = BaseInterface(waiting)
     for _ in range(2):
         near.publish(b"x", qid=0)
         near.publish(b"yz", qid=1)
@@ -937,7 +928,7 @@ def test_counters_keep_queues_that_the_next_peer_does_not_have(near: Near) -> No
     near.publish(b"x")
     assert Call(waiting.recv(0, 1)).result == [b"x"]
     assert len(waiting.interface.rx_queues) == 1
-    counters = Face(waiting).counters
+    counters = BaseInterface(waiting).counters
     assert (counters.rx.packets, counters.tx.packets) == (2, 1)
 
 

@@ -32,6 +32,7 @@ from memifrt import ConfigError, Disconnected, Interface, Runtime, RxQueue, TxQu
 from memifrt.errors import RingViolation
 from memifrt.memory import region
 from memifrt.memory.layout import buffer_stride, plan
+from memifrt.options import RoleName
 from memifrt.ring import Burst, __impl__
 from memifrt.types import QueueCounters
 from tests.lib.forked import beside
@@ -247,7 +248,7 @@ def _forget(peer: ScriptedMaster) -> None:
 class Victim:
     """An interface that does all that its queues offer, in any order."""
 
-    def __init__(self, runtime: Runtime, path: str, role: str, seed: int) -> None:
+    def __init__(self, runtime: Runtime, path: str, role: RoleName, seed: int) -> None:
         self.random = random.Random(seed)
         self.runtime = runtime
         self.violations: Counter[str] = Counter()
@@ -384,7 +385,7 @@ class Victim:
         tx.free()
 
     def change_mode(self, rx: RxQueue, tx: TxQueue) -> None:
-        rx.set_mode(self.random.choice(("interrupt", "polling", "adaptive")))
+        rx.set_rx_mode(self.random.choice(("interrupt", "polling", "adaptive")))
 
 
 _OPERATIONS: list[Callable[[Victim, RxQueue, TxQueue], None]] = [
@@ -441,14 +442,14 @@ def _reserve(size: int) -> int:
 
 
 @contextlib.contextmanager
-def attacked(path: str, role: str, seed: int) -> Iterator[Callable[[], int]]:
+def attacked(path: str, role: RoleName, seed: int) -> Iterator[Callable[[], int]]:
     """An attacker on ``path`` for a victim of ``role``; what it yields tells how often it has written."""
     with mmap.mmap(-1, _PAGE) as mutations, beside(Attacker(path, role, seed, mutations).run) as pid:
         yield lambda: int(struct.unpack("<Q", mutations[:8])[0])
         assert os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None, "the attacker has given up"
 
 
-def attack(role: str, seconds: float, seed: int) -> dict[str, Any]:
+def attack(role: RoleName, seconds: float, seed: int) -> dict[str, Any]:
     """Let an interface of ``role`` be attacked; what happened.
 
     :raises AssertionError: what must not happen.

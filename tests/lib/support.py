@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memifrt import Disconnected, Interface, Runtime, Socket
+from memifrt.options import RoleName
 from memifrt.system import received_fds as received
 
 #: Seconds after which a wait has failed. Generous: the machine may be busy, and nothing waits that long in vain.
@@ -77,7 +78,7 @@ class Pair:
     def wait(self, predicate: Callable[[], object], timeout: float = DEADLINE) -> None:
         wait_until(predicate, *self.runtimes, timeout=timeout)
 
-    def side(self, role: str) -> Interface:
+    def side(self, role: RoleName) -> Interface:
         return self.master if role == "master" else self.slave
 
 
@@ -88,7 +89,8 @@ def connect(master_runtime: Runtime, slave_runtime: Runtime, socket: str, **opti
     """
     common = {key: value for key, value in options.items() if not key.startswith(("master_", "slave_"))}
     ends = []
-    for runtime, role in ((master_runtime, "master"), (slave_runtime, "slave")):
+    sides: list[tuple[Runtime, RoleName]] = [(master_runtime, "master"), (slave_runtime, "slave")]
+    for runtime, role in sides:
         own = {key.removeprefix(f"{role}_"): value for key, value in options.items() if key.startswith(f"{role}_")}
         ends.append(runtime.create_interface(socket=socket, role=role, **{**common, **own}))
     runtimes = (master_runtime,) if master_runtime is slave_runtime else (master_runtime, slave_runtime)

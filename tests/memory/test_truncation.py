@@ -22,6 +22,7 @@ from memifrt import Disconnected, ErrorCode, ExternalRegion, Interface, Runtime,
 from memifrt.memory.sigbus import Guard
 from memifrt.ring import load
 from tests.lib.forked import in_child
+from tests.lib.patched import needs_threads
 from tests.lib.peer import BUFFER_SIZE, LOG2_SIZE, ScriptedMaster, ScriptedSlave, memory_file
 from tests.lib.support import DEADLINE, Recorder, wait_until
 
@@ -125,6 +126,7 @@ def test_truncated_memory_ends_the_connection_and_not_the_process(socket_name: s
     in_child(check)
 
 
+@needs_threads
 @pytest.mark.usefixtures("each_ring")
 def test_memory_that_is_truncated_by_another_process_during_traffic(socket_name: str) -> None:
     """A thread receives and sends as fast as it can; the peer's process truncates in the middle, again and again."""

@@ -243,9 +243,9 @@ def test_a_whole_connection_keeps_to_the_contract(poller: EpollPoller, socket_na
         slave.tx_queues[0].send([b"packet"])
         pump(runtime, lambda: recorder.count("interrupt"))
         watched = {*hook.watched}
-        master.rx_queues[0].set_mode("polling")
+        master.rx_queues[0].set_rx_mode("polling")
         assert watched - {*hook.watched} == {master.rx_queues[0].fileno()}
-        master.rx_queues[0].set_mode("interrupt")
+        master.rx_queues[0].set_rx_mode("interrupt")
         assert {*hook.watched} == watched
         master.disconnect()
         pump(runtime, lambda: not slave.connected)

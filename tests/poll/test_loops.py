@@ -336,7 +336,7 @@ def test_a_whole_life_of_a_runtime(driver: Driver, socket_name: str) -> None:
             slave.tx_queues[0].send([b"packet"])
             yield lambda: ("interrupt", "master", 0) in recorder.events
             assert master.rx_queues[0].recv() == [b"packet"]
-            slave.rx_queues[0].set_mode("polling")
+            slave.rx_queues[0].set_rx_mode("polling")
             assert loop.watchers() == watched - 1
             master.disconnect()
             yield lambda: recorder.count("connect") == 4

@@ -507,6 +507,10 @@ def test_compiled_objects_that_no_ring_made_are_harmless() -> None:
     stray = type(burst)()
     with stray:
         assert len(stray) == 0
+        with pytest.raises(ValueError, match="no ring has made it"):
+            stray.pack_into(bytearray(64), b"", 64)
+        with pytest.raises(ConfigError):
+            load("native").exchange(stray, 0, burst, 0)
     for lane in ends.lanes:
         for refused in (lane.tx.transmit, lane.tx.forward, lane.rx.untake):
             with pytest.raises(ConfigError):

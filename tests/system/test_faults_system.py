@@ -24,13 +24,14 @@ from memifrt import ErrorCode, FdEvent, Interface, MemifError, Runtime, State
 from memifrt.control.channel import Channel
 from memifrt.control.wire import Ack, AddRegion, AddRing, Connected
 from memifrt.memory import region
+from memifrt.options import RoleName
 from memifrt.poll.epoll import EpollPoller
 from tests.lib.forked import beside, in_child
 from tests.lib.peer import LOG2_SIZE, ScriptedSlave, assert_packets_pass
 from tests.lib.support import Pair, Recorder, wait_until
 
-ROLES = ("master", "slave")
-other = {"master": "slave", "slave": "master"}
+ROLES: tuple[RoleName, ...] = ("master", "slave")
+other: dict[RoleName, RoleName] = {"master": "slave", "slave": "master"}
 
 
 def fds() -> set[str]:
@@ -44,7 +45,7 @@ FDS_OF_A_CONNECTION = 5
 _LIMIT = 256
 
 
-def serve(role: str, path: str) -> None:
+def serve(role: RoleName, path: str) -> None:
     """The other end, in a process of its own."""
     runtime = Runtime("peer", reconnect_interval=0.02)
     runtime.create_interface(socket=path, role=role)
@@ -72,7 +73,7 @@ def room_for(count: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("room", range(FDS_OF_A_CONNECTION + 1))
-def test_a_process_that_runs_out_of_fds_says_so_and_recovers(socket_name: str, role: str, room: int) -> None:
+def test_a_process_that_runs_out_of_fds_says_so_and_recovers(socket_name: str, role: RoleName, room: int) -> None:
     def check() -> None:
         record = Recorder()
         with Runtime("exhausted", reconnect_interval=0.02) as runtime:
@@ -146,13 +147,14 @@ def test_a_call_that_the_system_refuses_ends_the_attempt(
     runtime: Runtime,
     peer_runtime: Runtime,
     socket_name: str,
-    role: str,
+    role: RoleName,
     module: Any,
     name: str,
     number: int,
     words: str,
 ) -> None:
     ours, theirs = Recorder(), Recorder()
+    ends: list[tuple[Runtime, RoleName]] = [(runtime, "master"), (peer_runtime, "slave")]
     master, slave = (
         end.create_interface(
             socket=socket_name,
@@ -160,7 +162,7 @@ def test_a_call_that_the_system_refuses_ends_the_attempt(
             on_disconnect=(ours if kind == role else theirs).on_disconnect,
             on_connect=(ours if kind == role else theirs).on_connect,
         )
-        for end, kind in ((runtime, "master"), (peer_runtime, "slave"))
+        for end, kind in ends
     )
     slave.disconnect()
     wait_until(lambda: master.state is State.DISCONNECTED, runtime)
@@ -314,7 +316,7 @@ def test_an_fd_that_does_not_arrive_for_want_of_room_is_named(socket_name: str, 
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_storm_of_signals_disturbs_nothing(socket_name: str, role: str) -> None:
+def test_a_storm_of_signals_disturbs_nothing(socket_name: str, role: RoleName) -> None:
     def check() -> None:
         signals = itertools.count(1)
         seen = 0
@@ -432,7 +434,7 @@ def live(hook: FailingHook, path: str) -> list[str]:
     return errors
 
 
-def create(runtime: Runtime, path: str, role: str) -> Interface:
+def create(runtime: Runtime, path: str, role: RoleName) -> Interface:
     return runtime.create_interface(socket=path, role=role, on_interrupt=lambda interface, qid: None)
 
 

@@ -69,7 +69,7 @@ def test_each_call_on_a_queue_is_refused_and_the_parent_goes_on(pair: Pair) -> N
             rx.drain,
             rx.fileno,
             lambda: rx.recv_into(matrix, lengths),
-            lambda: rx.set_mode("polling"),
+            lambda: rx.set_rx_mode("polling"),
             lambda: rx.counters,
             lambda: tx.send([b"from the child"]),
             lambda: tx.send_from(matrix, lengths),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,12 @@ SOURCES = [
     "pyproject.toml",
     "setup.py",
 ]
+#: What the compiled rings are made of.
+RING_SOURCES = {
+    path.relative_to(PROJECT).as_posix()
+    for pattern in ("*.pyx", "*.pxi", "*.h")
+    for path in (PROJECT / "memifrt" / "ring").glob(pattern)
+}
 WHICH = "import memifrt.ring; print(memifrt.ring.__impl__)"
 SLOW = "packets go through the rings in Python"
 WITHOUT_NATIVE = "import sys; sys.modules['memifrt.ring._native'] = None; "
@@ -140,6 +147,13 @@ def test_reference_warns_where_memory_is_not_ordered(
 # --- an installation ------------------------------------------------------------------------------------------------
 
 
+def test_every_source_of_the_compiled_rings_builds_them_anew_when_it_changes() -> None:
+    included = [*re.findall(r'include "(.+)"', (PROJECT / "memifrt/ring/_native.pyx").read_text()), "memif_ring.h"]
+    assert {f"memifrt/ring/{name}" for name in ["_native.pyx", *included]} == RING_SOURCES
+    built = succeeded(run("make", "--silent", "--eval", "show: ; @echo $(BUILT)", "show", cwd=PROJECT)).split()
+    assert set(built) >= RING_SOURCES
+
+
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """A copy of what an sdist is made of; nothing in it is built."""
@@ -179,7 +193,7 @@ def test_wheel_runs_in_an_empty_environment_without_a_compiler(sources: Path, ve
     (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
     with tarfile.open(sdist) as archive:
         shipped = {name.partition("/")[2] for name in archive.getnames()}
-    package = {"memifrt/ring/_native.pyx", "memifrt/ring/_native.pyi", "memifrt/py.typed"}
+    package = {*RING_SOURCES, "memifrt/ring/_native.pyi", "memifrt/py.typed"}
     assert shipped >= {"LICENSE", "README.md", "pyproject.toml", "setup.py", *package}
     assert not [name for name in shipped if name.endswith((".c", ".so"))]
     with zipfile.ZipFile(wheel) as contents:

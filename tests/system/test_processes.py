@@ -16,14 +16,15 @@ from pathlib import Path
 import pytest
 
 from memifrt import ForkedError, Interface, MemifError, Runtime, State
+from memifrt.options import RoleName
 from tests.lib.forked import in_child
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, assert_packets_pass
 from tests.lib.support import DEADLINE, Pair, Recorder, connect, wait_until
 
-ROLES = ("master", "slave")
+ROLES: tuple[RoleName, ...] = ("master", "slave")
 
 
-def other(role: str) -> str:
+def other(role: RoleName) -> RoleName:
     return "slave" if role == "master" else "master"
 
 
@@ -132,7 +133,7 @@ def test_a_master_killed_at_any_step_leaves_nothing_and_may_come_back(
     assert_packets_pass(Pair(master, slave, (runtime, peer_runtime)))
 
 
-def echo(path: str, role: str) -> None:
+def echo(path: str, role: RoleName) -> None:
     """A peer in a process of its own: gives every packet back."""
 
     def on_interrupt(interface: Interface, qid: int) -> None:
@@ -145,7 +146,7 @@ def echo(path: str, role: str) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_peer_killed_while_packets_flow_is_noticed_and_welcome_again(
-    runtime: Runtime, socket_path: str, children: Children, role: str
+    runtime: Runtime, socket_path: str, children: Children, role: RoleName
 ) -> None:
     record, answers = Recorder(), []
 
@@ -319,7 +320,7 @@ def test_two_runtimes_run_in_two_threads(socket_name: str) -> None:
     def serve(interface: Interface) -> None:
         interface.tx_queues[0].send([bytes(4)])
 
-    def work(role: str) -> None:
+    def work(role: RoleName) -> None:
         try:
             runtimes[role].create_interface(
                 socket=socket_name,

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from memifrt import Disconnected, ErrorCode, Interface, Runtime, RxMode
+from memifrt.options import RoleName
 from memifrt.packets import arp_request, echo_request, parse_arp_reply, parse_echo_reply
 from tests.lib.support import DEADLINE, Recorder, wait_until
 from tests.lib.testpmd import DpdkTestpmd, missing
@@ -38,11 +39,11 @@ TARGET_IP = bytes([192, 168, 1, 2])
 class Kind:
     """What testpmd is to us; our role is the other one."""
 
-    role: str
+    role: RoleName
     zero_copy: bool = False
 
     @property
-    def our_role(self) -> str:
+    def our_role(self) -> RoleName:
         return "slave" if self.role == "server" else "master"
 
 
@@ -91,7 +92,7 @@ class Link:
         """From now on, call this for every interrupt."""
         self.interface.on_interrupt = callback
         for queue in self.interface.rx_queues:
-            queue.set_mode("interrupt")  # watches the eventfd, now that there is somebody to tell
+            queue.set_rx_mode("interrupt")  # watches the eventfd, now that there is somebody to tell
 
     def wait_until_connected(self) -> None:
         """Until packets may flow in both directions."""
@@ -232,7 +233,7 @@ class Stream:
         """All of it, in the mode of the interface's queues."""
         interface = link.interface
         self.begin(interface)
-        if interface.rx_queues[0].mode is RxMode.POLLING:
+        if interface.rx_queues[0].rx_mode is RxMode.POLLING:
             link.spin_until(lambda: self.go_on_everywhere(interface), STREAM_DEADLINE)
         else:
             link.on_interrupt(self.go_on)

@@ -60,7 +60,7 @@ def test_call_runs_in_the_thread_and_brings_back_what_happens(background: Backgr
     assert background.call(threading.current_thread) is not threading.current_thread()
     assert background.call(lambda: background.call(lambda: 5)) == 5  # from the thread itself too
     with pytest.raises(ConfigError, match="role is 'boss'"):
-        background.call(lambda: background.runtime.create_interface(role="boss"))
+        background.call(lambda: background.runtime.create_interface(role="boss"))  # type: ignore[arg-type]
     assert background.failure is None
 
 

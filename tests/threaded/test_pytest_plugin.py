@@ -316,7 +316,7 @@ def test_peer_that_stays_is_told(memif: Memif) -> None:
 
 def test_wrong_option_is_named_and_the_rest_goes_on(memif: Memif) -> None:
     with pytest.raises(ConfigError, match="role is 'boss'"):
-        memif.port(role="boss")
+        memif.port(role="boss")  # type: ignore[arg-type]
     memif.pair()
 
 

@@ -28,7 +28,7 @@ from memifrt.cli.program import SessionOptions
 from memifrt.cli.run_in_loop import LOOPS, Waiter, run
 from memifrt.errors import ConfigError, Disconnected, PollCancelled
 from memifrt.interface import Interface
-from memifrt.options import DEFAULT_BUFFER_SIZE, DEFAULT_RING_SIZE, parse_rx_mode
+from memifrt.options import DEFAULT_BUFFER_SIZE, DEFAULT_RING_SIZE, RoleName, RxModeName, parse_rx_mode
 from memifrt.packets import echo_request, parse_ip
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import __impl__
@@ -67,7 +67,7 @@ class Options:
 
     mode: str
     socket: str
-    role: Role | str = "slave"
+    role: Role | RoleName = "slave"
     id: int = 0
     size: int = 64
     burst: int = 256
@@ -75,7 +75,7 @@ class Options:
     queues: int = 1
     ring_size: int = DEFAULT_RING_SIZE
     buffer_size: int = DEFAULT_BUFFER_SIZE
-    rx_mode: RxMode | str = "polling"
+    rx_mode: RxMode | RxModeName = "polling"
     api: str = "burst"
     check: str = "content"
     payload: str = "zeros"

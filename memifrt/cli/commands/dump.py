@@ -292,16 +292,16 @@ class _Nowhere(Port):
     def fileno(self) -> int:
         return -1
 
-    def room(self, queue: int) -> int:
+    def room(self, qid: int = 0) -> int:
         return 1 << 16
 
-    def receive(self, queue: int, limit: int) -> list[bytes]:
+    def recv(self, limit: int, *, qid: int = 0) -> list[bytes]:
         return []
 
-    def send(self, queue: int, packets: Sequence[bytes]) -> int:
+    def send(self, packets: Sequence[bytes], *, qid: int = 0) -> int:
         return len(packets)
 
-    def discard(self, queue: int, limit: int) -> int:
+    def discard(self, limit: int, *, qid: int = 0) -> int:
         return 0
 
     def close(self) -> None:

@@ -365,11 +365,11 @@ class _Player:
         port.on_packets = self._discard
 
     def wait_for_peer(self) -> None:
-        while not self._port.connected:
+        while not self._port.can_send:
             self._runtime.poll_event()
         # A slave posts its buffers once it knows that it is connected. What is due before is not due for nothing.
         deadline = time.monotonic() + _BUFFERS_WAIT
-        while not self._port.room(0) and time.monotonic() < deadline:
+        while not self._port.room() and time.monotonic() < deadline:
             self._sleep(_BACKOFF)
 
     def play(self, packets: Iterable[Packet], clock: Clock | None, position: Callable[[], int]) -> None:
@@ -402,7 +402,7 @@ class _Player:
         # In microseconds, where an epoll counts in milliseconds.
         if select.select((self._runtime.fileno(),), (), (), min(seconds, 3600))[0]:
             self._runtime.poll_event(0)
-        if not self._port.connected:
+        if not self._port.can_send:
             raise Disconnected("the peer is gone")
 
     def _send(self, packets: Sequence[bytes]) -> None:
@@ -411,7 +411,7 @@ class _Player:
         while packets:
             refused = sum(port.refused.values())
             before = port.sent
-            taken = port.send(0, packets)
+            taken = port.send(packets)
             after = port.sent
             outcome.accepted += after.packets - before.packets
             outcome.bytes += after.bytes - before.bytes
@@ -433,8 +433,8 @@ class _Player:
             self.outcome.unread = drain.left(self._port.interface)
 
     def _discard(self) -> None:
-        for queue in range(self._port.queues):
-            while self._port.discard(queue, _BURST):
+        for qid in range(self._port.queues):
+            while self._port.discard(_BURST, qid=qid):
                 pass
 
 

@@ -1,0 +1,344 @@
+# A burst: buffers of one ring, as checked copies of their descriptors.
+# The twin of reference/burst.py: the same names, the same checks, the same order.
+
+
+@cython.final
+@cython.freelist(16)
+cdef class RingBurst:
+    """A run of buffers of one ring, as copied descriptors. A view is made when it is first asked for.
+
+    The burst itself exports the memory of its views. So every view, and every slice of one, keeps the burst, the ring
+    and the mapping alive. Exports that are left when our own views are released belong to derived views.
+    """
+
+    cdef RingBase ring
+    # The ring's index of the first buffer.
+    cdef uint16_t first
+    cdef int count
+    # Buffers from the front that have been sent.
+    cdef int sent
+    # The buffer whose view is being made; -1 at all other times.
+    cdef int exporting
+    # Exports that exist: one for each view, until everything that was made of the view is gone.
+    cdef int exports
+    # Whether the burst is over: its buffers can no longer be used.
+    cdef bint ended
+    # Whether a buffer has been trimmed or swapped since it was received: it cannot be put back then.
+    cdef bint changed
+    cdef memif_descriptor *entries
+    # On a master's transmit ring: the lengths that the peer posted, which are the room in each buffer. Otherwise NULL.
+    cdef uint32_t *posted_lengths
+    cdef list views
+
+    def __cinit__(self):
+        self.exporting = -1
+        self.ended = True  # until a ring gives it buffers: Python code can make one, too
+
+    def __dealloc__(self):
+        free(self.entries)
+        free(self.posted_lengths)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return self.view(self.position(index))
+
+    def __iter__(self):
+        cdef int i
+        for i in range(self.sent, self.count):
+            yield self.view(self.position(i))
+
+    def packets(self):
+        cdef int start = self.sent, stop
+        while start < self.count:
+            stop = packet_end(self.entries, start, self.count)
+            yield tuple([self.view(self.position(i)) for i in range(start, stop)])
+            start = stop
+
+    def length(self, index):
+        return self.entries[self.position(index)].length
+
+    def flags(self, index):
+        return BufferFlag(self.entries[self.position(index)].flags & NEXT)
+
+    def slot(self, index):
+        return (self.first + self.position(index)) & self.ring.mask
+
+    def pack_into(self, target, bytes stamp, limit, first=0):
+        cdef Py_buffer held
+        cdef uint8_t *into
+        cdef uint8_t *end
+        cdef const char *mark = PyBytes_AS_STRING(stamp)
+        cdef size_t marked = len(stamp)
+        cdef int64_t most = max(clamped(limit), 0), wanted = clamped(first)
+        cdef int start = self.sent, stop, i
+        cdef uint64_t total, left, part
+        cdef uint32_t lengths[2]
+        cdef memif_descriptor *entries = self.entries
+        if self.ring is None:
+            raise ValueError("the burst has no buffers: no ring has made it")
+        if self.ended:
+            raise self.ring.ended_error(ValueError)
+        in_place(target, &held, PyBUF_SIMPLE, "the target", True)
+        try:
+            into = <uint8_t *> held.buf
+            end = into + held.len
+            while start < self.count:
+                stop = start + 1 if not entries[start].flags & NEXT else packet_end(entries, start, self.count)
+                if start >= wanted:
+                    if stop + AHEAD <= self.count:
+                        memif_prefetch_read(self.ring.regions.at(&entries[stop + AHEAD - 1]))
+                    total = 0
+                    for i in range(start, stop):
+                        total += entries[i].length
+                    left = min(total, <uint64_t> most)
+                    if <uint64_t> (end - into) < marked + sizeof(lengths) + left:
+                        break
+                    if marked == 8:  # the usual size, without a call
+                        memcpy(into, mark, 8)
+                    else:
+                        memcpy(into, mark, marked)
+                    into += marked
+                    lengths[0], lengths[1] = <uint32_t> left, <uint32_t> min(total, <uint64_t> 0xFFFFFFFF)
+                    memcpy(into, lengths, sizeof(lengths))
+                    into += sizeof(lengths)
+                    for i in range(start, stop):
+                        part = min(left, <uint64_t> entries[i].length)
+                        memif_move(into, self.ring.regions.at(&entries[i]), part)
+                        into += part
+                        left -= part
+                start = stop
+            return start, into - <uint8_t *> held.buf
+        finally:
+            PyBuffer_Release(&held)
+
+    @property
+    def done(self):
+        return self.sent
+
+    def set_length(self, index, length):
+        self.trim(index, 0, length)
+
+    def advance(self, index, count):
+        self.trim(index, count, self.length(index) - count)
+
+    def set_flags(self, index, flags):
+        cdef int position = self.position(index)
+        if flags == (self.entries[position].flags & NEXT):
+            return
+        if not self.ring.is_tx:
+            raise ConfigError(
+                "only the flags of an allocated buffer can be set: those of a received one are the peer's"
+            )
+        if flags not in (0, NEXT):
+            raise ConfigError(f"the flags are {flags!r}; they must be {NEXT} (the packet goes on) or 0")
+        self.entries[position].flags = flags
+
+    def drop(self, index):
+        cdef int position = self.position(index)
+        if self.ring.is_tx:
+            raise ConfigError("only a received packet can be dropped: an allocated one is not transmitted, or rewound")
+        self.entries[position].flags |= DROPPED
+
+    def close(self):
+        if self.ended:
+            return
+        cdef bint held = self.release_all()
+        self.ended = True
+        self.ring.burst_ended()
+        if held:
+            raise still_exported()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        try:
+            self.close()
+        except BufferError:
+            if error is None:  # otherwise the frames of that error hold the view: the user must see that error
+                raise
+
+    def __repr__(self):
+        return f"<burst of {self.count} buffers{', ended' if self.ended else ''}>"
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        # Only view() may ask, which says first which buffer it means.
+        if self.exporting < 0:
+            buffer.obj = None
+            raise BufferError("a burst is a sequence of buffers: take burst[i]")
+        cdef memif_descriptor *entry = &self.entries[self.exporting]
+        PyBuffer_FillInfo(buffer, self, self.ring.regions.at(entry), entry.length, 0, flags)
+        self.exports += 1
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        self.exports -= 1
+
+    cdef object view(self, int position):
+        """Return the view of a buffer, a new one if there is none yet."""
+        cdef object view
+        if self.views is None:
+            self.views = [None] * self.count
+        view = self.views[position]
+        if view is None:
+            self.exporting = position
+            try:
+                view = PyMemoryView_FromObject(self)
+            finally:
+                self.exporting = -1
+            self.views[position] = view
+        return view
+
+    cdef int position(self, index) except -1:
+        """Return the position of a buffer that may be used; negative indices count from the end."""
+        cdef int64_t wanted = clamped(index)
+        cdef int64_t position = wanted + self.count if wanted < 0 else wanted
+        if not 0 <= position < self.count:
+            raise IndexError(f"buffer {index} of a burst of {self.count}")
+        if self.ended:
+            raise self.ring.ended_error(ValueError)
+        if position < self.sent:
+            raise ValueError(f"buffer {index} has been sent: it belongs to the peer")
+        return <int> position
+
+    cdef object joined(self, int start, int stop):
+        """Return the data of the packet in these buffers."""
+        cdef Regions regions = self.ring.regions
+        cdef uint64_t total = 0
+        cdef int i
+        for i in range(start, stop):
+            total += self.entries[i].length
+        cdef bytes packet = PyBytes_FromStringAndSize(NULL, total)
+        cdef char *into = PyBytes_AS_STRING(packet)
+        for i in range(start, stop):
+            memcpy(into, regions.at(&self.entries[i]), self.entries[i].length)
+            into += self.entries[i].length
+        return packet
+
+    cdef trim(self, index, count, length):
+        """Move the start of a buffer's data by ``count`` bytes, and make the data ``length`` bytes long."""
+        cdef int position = self.position(index)
+        cdef memif_descriptor *entry = &self.entries[position]
+        cdef int64_t start, stop, present = entry.length, offset = entry.offset
+        cdef int64_t moved = clamped(count), wanted = clamped(length)
+        self.ring.buffer_bounds(<uint16_t> (self.first + position), entry, &start, &stop)
+        if self.posted_lengths is not NULL:
+            stop = offset + self.posted_lengths[position]
+        if not (start <= offset + moved and 0 < wanted <= stop - offset - moved):
+            raise ConfigError(
+                f"buffer {index} has {present} bytes of data, room for {offset - start} before and "
+                f"{stop - offset - present} behind them: they cannot start {count} bytes further and be {length} long"
+            )
+        if moved and self.ring.is_tx and self.ring.buffers is None:
+            raise ConfigError("a master sends from the start of a buffer: only a slave moves data inside it")
+        self.release_view(position)
+        self.changed = True
+        entry.length = <uint32_t> wanted
+        entry.offset = <uint32_t> (offset + moved)
+
+    cdef void replace_entry(self, int position, const memif_descriptor *entry) noexcept:
+        """Take over a buffer that comes from another slot."""
+        if self.ring.is_tx:
+            clean(&self.entries[position], entry)
+        else:
+            self.entries[position] = entry[0]
+
+    cdef release_view(self, int position):
+        """End the view of one buffer.
+
+        :raises BufferError: something still uses it.
+        """
+        if self.views is not None and self.views[position] is not None:
+            self.views[position].release()
+            self.views[position] = None
+
+    cdef bint release_views(self, int stop) except -1:
+        """End the views of the buffers before ``stop``, as far as possible; return whether one is still in use."""
+        cdef bint held = False
+        cdef int i
+        if self.views is None:
+            return False
+        for i in range(min(stop, <int> len(self.views))):
+            try:
+                self.release_view(i)
+            except BufferError:  # close() tries this one again
+                held = True
+        return held
+
+    cdef bint release_all(self) except -1:
+        """End all views; return whether something that was made of one is still held."""
+        cdef bint held = self.release_views(self.count)
+        return held or self.exports > 0
+
+    cdef mark_sent(self, int sent):
+        """Count the buffers before ``sent`` as sent, and end their views."""
+        self.sent = sent
+        self.release_views(sent)
+
+
+cdef object still_exported():
+    return BufferError(
+        "a view of this burst is still exported and its buffer goes back to the peer: copy what must outlive "
+        "the burst, and drop the rest (slices, casts, NumPy arrays) before it ends"
+    )
+
+
+cdef int packet_end(const memif_descriptor *entries, int start, int count) noexcept:
+    """Return where the packet that starts here stops; an unfinished one stops with the last descriptor."""
+    while start < count:
+        start += 1
+        if not entries[start - 1].flags & NEXT:
+            break
+    return start
+
+
+cdef int whole_packet_end(const memif_descriptor *entries, int start, int count) noexcept:
+    """As ``packet_end``, but return -1 for a packet that the burst cuts off (``split``)."""
+    cdef int stop = packet_end(entries, start, count)
+    return -1 if entries[stop - 1].flags & NEXT else stop
+
+
+cdef bint is_dropped(const memif_descriptor *entries, int start, int stop) noexcept:
+    """Return whether the packet in these buffers has been dropped."""
+    while start < stop:
+        if entries[start].flags & DROPPED:
+            return True
+        start += 1
+    return False
+
+
+cdef RingBurst new_burst(RingBase ring, uint16_t first, int room):
+    """Return a burst with memory for ``room`` descriptors, which the caller fills in."""
+    cdef RingBurst burst = RingBurst.__new__(RingBurst)
+    burst.ring = ring
+    burst.first = first
+    burst.entries = <memif_descriptor *> malloc(max(1, room) * sizeof(memif_descriptor))
+    if burst.entries is NULL:
+        raise MemoryError
+    burst.ended = False
+    return burst
+
+
+cdef RingBurst own_burst(burst):
+    """Return ``burst`` if this implementation made it.
+
+    :raises ConfigError: it did not.
+    """
+    if not isinstance(burst, RingBurst):
+        raise ConfigError(f"{burst!r} is not a burst of this ring implementation")
+    return burst
+
+
+
+cdef RingBurst received_burst(burst):
+    """Return ``burst`` if it was received and has not ended.
+
+    :raises ConfigError: it was not, or has ended.
+    """
+    cdef RingBurst own = own_burst(burst)
+    if own.ring is None or own.ring.is_tx:
+        raise ConfigError("only a received burst can be forwarded: transmit an allocated one")
+    if own.ended:
+        raise own.ring.ended_error(ConfigError)
+    return own

@@ -1,0 +1,415 @@
+# The two rings to receive from: take filled buffers, check their descriptors, give the buffers back.
+# The twin of reference/receive.py: the same names, the same checks, the same order.
+# Read docs/memory-order.md before you change the order of two accesses of shared memory.
+
+
+cdef class RxRingBase(RingBase):
+    """What both receiving sides do."""
+
+    # The index up to which we have taken buffers.
+    cdef uint16_t taken
+    # Bytes that a closing burst leaves free in front of the data.
+    cdef int64_t headroom
+    cdef readonly bint more
+    # Copies of descriptors for recv_into and relay, which make no burst.
+    cdef memif_descriptor *scratch
+
+    def __cinit__(self, *args):
+        self.scratch = <memif_descriptor *> malloc(self.size * sizeof(memif_descriptor))
+        if self.scratch is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.scratch)
+
+    def set_headroom(self, headroom):
+        self.headroom = self.checked_headroom(headroom)
+
+    def pending(self):
+        return self.available()
+
+    def burst(self, limit, bint split=False):
+        return self.take(checked_limit(limit), split)
+
+    def recv(self, limit):
+        cdef RingBurst burst = self.take(checked_limit(limit), False)
+        cdef list packets = []
+        cdef int start = 0, stop, i
+        cdef memif_descriptor *entries = burst.entries
+        for i in range(min(AHEAD, burst.count)):
+            memif_prefetch_read(self.regions.at(&entries[i]))
+        try:
+            while start < burst.count:
+                stop = start + 1 if not entries[start].flags & NEXT else packet_end(entries, start, burst.count)
+                if stop + AHEAD <= burst.count:
+                    memif_prefetch_read(self.regions.at(&entries[stop + AHEAD - 1]))
+                if stop == start + 1:
+                    packets.append(
+                        PyBytes_FromStringAndSize(<char *> self.regions.at(&entries[start]), entries[start].length)
+                    )
+                else:
+                    packets.append(burst.joined(start, stop))
+                start = stop
+        finally:
+            burst.close()
+        return packets
+
+    def recv_into(self, matrix, lengths):
+        cdef Matrix rows = Matrix(matrix, True)
+        cdef Lengths sizes = Lengths(lengths, True)
+        cdef int limit = <int> min(rows.rows, sizes.count, 0x7FFF), count, start, stop, row = 0, i
+        cdef uint64_t total, part
+        cdef memif_descriptor *entries = self.scratch
+        if not limit:
+            return 0
+        if self.open:  # their buffers go back first, and this way keeps the order
+            return self.recv_into_from_burst(rows, sizes, limit)
+        count = self.take_entries(entries, limit, False)
+        for i in range(min(AHEAD, count)):
+            memif_prefetch_read(self.regions.at(&entries[i]))
+        start = 0
+        while start < count:
+            if start + AHEAD < count:
+                memif_prefetch_read(self.regions.at(&entries[start + AHEAD]))
+            total = 0
+            while True:
+                part = min(<uint64_t> entries[start].length, rows.width - min(total, rows.width))
+                memif_move(rows.row(row) + min(total, rows.width), self.regions.at(&entries[start]), part)
+                total += entries[start].length
+                start += 1
+                if start == count or not entries[start - 1].flags & NEXT:
+                    break
+            sizes.set(row, total)
+            row += 1
+        if count:
+            self.taken = <uint16_t> (self.taken + count)
+            self.tally(entries, count)
+            self.give_back(self.refillable(), self.headroom)  # also buffers that were never posted
+        return row
+
+    cdef object recv_into_from_burst(self, Matrix rows, Lengths sizes, int limit):
+        """Do as ``recv_into`` while bursts are held."""
+        cdef int row = 0
+        cdef uint64_t size
+        for packet in self.recv(limit):
+            size = min(<uint64_t> len(packet), rows.width)
+            memcpy(rows.row(row), PyBytes_AS_STRING(packet), size)
+            sizes.set(row, len(packet))
+            row += 1
+        return row
+
+    cdef int64_t checked_headroom(self, headroom) except -1:
+        """Return ``headroom``, if a buffer has so much room.
+
+        :raises ConfigError: it has not.
+        """
+        cdef int64_t wanted = clamped(headroom), capacity = self.capacity
+        if wanted < 0 or 0 < capacity <= wanted:
+            raise ConfigError(f"headroom is {headroom} bytes; it must be less than the buffer's {capacity}")
+        return wanted
+
+    def refill(self, count=None, headroom=0):
+        cdef int64_t free = self.checked_headroom(headroom)
+        cdef int refillable = self.refillable()
+        cdef int64_t wanted = refillable if count is None else min(clamped(count), <int64_t> refillable)
+        if wanted < 0:
+            raise ConfigError(f"refill of {count} buffers; it must be at least 0")
+        if wanted:
+            self.give_back(<int> wanted, free)
+            held = self.end_returned_bursts()
+            self.give_back_ended()
+            if held:
+                raise still_exported()
+        return wanted
+
+    def untake(self, burst):
+        cdef RingBurst own = own_burst(burst)
+        if own.ended or own.ring is not self or not self.open or self.open[-1] is not own:
+            raise ConfigError("only the newest burst can be put back")
+        if own.changed:
+            raise ConfigError("buffers of this burst have been trimmed or swapped: it cannot be put back")
+        if own.release_all():
+            raise still_exported()
+        cdef int i
+        for i in range(own.sent, own.count):
+            self.packets -= not own.entries[i].flags & NEXT
+            self.octets -= own.entries[i].length
+        own.count = own.sent
+        self.taken = <uint16_t> (own.first + own.count)
+        if not own.count:  # it holds no buffers that later bursts would have to wait for
+            own.ended = True
+            self.open.pop()
+        self.more = True
+
+    cdef RingBurst take(self, int limit, bint split):
+        """Take a burst of up to ``limit`` buffers."""
+        cdef int available = self.available()
+        cdef RingBurst burst = new_burst(self, self.taken, min(available, limit))
+        burst.count = self.collect(&burst.entries, available, limit, split)
+        # An unfinished chain can leave us with no entries although some are available. That is not "more": the peer
+        # kicks again when it has finished the chain.
+        self.more = available > limit and burst.count and available > burst.count
+        self.taken = <uint16_t> (self.taken + burst.count)
+        if burst.count:
+            self.open.append(burst)
+            self.tally(burst.entries, burst.count)
+        return burst
+
+    cdef int take_entries(self, memif_descriptor *into, int limit, bint split) except -1:
+        """Copy the descriptors that ``take`` would take into memory for a whole ring, and take nothing."""
+        cdef int available = self.available()
+        cdef int count = self.collect(&into, available, limit, split)
+        self.more = available > limit and count and available > count
+        return count
+
+    cdef int collect(self, memif_descriptor **entries, int available, int limit, bint split) except -1:
+        """Copy checked descriptors of whole packets: at most ``limit``, but at least the first packet; return how many.
+
+        :param entries: memory for ``limit`` descriptors. If it is not ``scratch``, more is allocated when needed.
+        """
+        cdef int count = min(available, limit)
+        cdef int whole = count
+        cdef memif_descriptor *longer
+        self.snapshot(entries[0], self.taken, count)
+        if split or not count:
+            return count
+        self.check_packets(entries[0], count)
+        while whole and entries[0][whole - 1].flags & NEXT:
+            whole -= 1
+        if whole:
+            return whole
+        # The first packet alone is longer than the limit, or the peer has not finished it yet.
+        if entries[0] != self.scratch:
+            longer = <memif_descriptor *> realloc(entries[0], available * sizeof(memif_descriptor))
+            if longer is NULL:
+                raise MemoryError
+            entries[0] = longer
+        self.snapshot(entries[0] + count, <uint16_t> (self.taken + count), available - count)
+        self.check_packets(entries[0], available)
+        for whole in range(count, available):
+            if not entries[0][whole].flags & NEXT:
+                return whole + 1
+        if available == self.size:
+            raise self.violation(f"a chain of {available} descriptors fills the ring and has no end")
+        return 0
+
+    cdef int check_packets(self, const memif_descriptor *entries, int count) except -1:
+        """Check that no chain is longer than a packet may be. The buffers of a chain may all be the same memory, so the
+        size of the regions does not limit it."""
+        cdef uint64_t size = 0
+        cdef int i
+        if count <= MAX_PACKET_SIZE // MAX_RECEIVED_BUFFER:
+            return 0
+        for i in range(count):
+            size += entries[i].length
+            if size > MAX_PACKET_SIZE:
+                raise self.violation(
+                    f"the packet that goes on in descriptor {<uint16_t> (self.taken + i) & self.mask} has {size} bytes "
+                    f"or more; a packet has at most {MAX_PACKET_SIZE}"
+                )
+            if not entries[i].flags & NEXT:
+                size = 0
+        return 0
+
+    cdef burst_ended(self):
+        self.give_back_ended()
+
+    cdef give_back_ended(self):
+        """Give back the buffers of ended bursts. Buffers go back in the order in which they came, so a burst that ends
+        before an older one waits for it."""
+        cdef RingBurst oldest
+        cdef uint16_t missing
+        while self.open and (<RingBurst> self.open[0]).ended:
+            oldest = self.open.popleft()
+            missing = <uint16_t> (oldest.first + oldest.count - self.returned_index())
+            if missing <= self.size:  # otherwise a refill has given them back already
+                self.give_back(missing, self.headroom)
+
+    cdef bint end_returned_bursts(self) except -1:
+        """After a refill by count: end the views of buffers that the peer has again.
+
+        :returns: whether something that was made of a view of an ended burst is still held.
+        """
+        cdef uint16_t returned_index = self.returned_index(), returned
+        cdef bint held = False
+        cdef RingBurst burst
+        for burst in list(self.open):
+            returned = <uint16_t> (returned_index - burst.first)
+            if not 0 < returned <= self.size:
+                break
+            burst.mark_sent(max(burst.sent, min(<int> returned, burst.count)))
+            if returned >= burst.count:
+                held |= burst.release_all()
+                burst.ended = True
+                self.open.popleft()
+        return held
+
+    cdef int available(self) except -1:
+        """Return how many buffers the peer has published and we have not taken."""
+        raise NotImplementedError
+
+    cdef int snapshot(self, memif_descriptor *into, uint16_t index, int count) except -1:
+        """Set ``into`` to checked copies of ``count`` descriptors from ``index`` on."""
+        raise NotImplementedError
+
+    cdef int refillable(self) except -1:
+        """Return how many taken buffers have not been given back."""
+        raise NotImplementedError
+
+    cdef int returned_index(self) except -1:
+        """Return the index up to which taken buffers have been given back."""
+        raise NotImplementedError
+
+    cdef int give_back(self, int count, int64_t headroom) except -1:
+        """Give the oldest ``count`` taken buffers back to the peer."""
+        raise NotImplementedError
+
+
+@cython.final
+cdef class MasterRxRing(RxRingBase):
+    """S2M, read by the master: it takes buffers up to head and gives them back by advancing tail.
+
+    It leaves region and offset of each descriptor alone, because slaves do not write them again (docs/protocol.md,
+    rule 5). It clears the flag NEXT: DPDK's client never does, and its next packet in that slot would look chained.
+    """
+
+    # The index up to which we have given buffers back.
+    cdef uint16_t returned
+    # Whether a descriptor that has not been given back has NEXT.
+    cdef uint16_t saw_next
+
+    def __cinit__(self, memory):
+        self.reset()
+
+    cdef int available(self) except -1:
+        cdef uint16_t head = memif_load_acquire(&self.ring.head)  # acquire: memory-order.md, A1
+        if <uint16_t> (head - self.returned) > self.size:
+            raise self.violation(f"head {head} is more than {self.size} descriptors ahead of tail {self.returned}")
+        cdef uint16_t available = <uint16_t> (head - self.taken)
+        if available > self.size:
+            raise self.violation(f"head {head} went back behind {self.taken}, which it had reached before")
+        return available
+
+    cdef int snapshot(self, memif_descriptor *into, uint16_t index, int count) except -1:
+        cdef int i
+        cdef uint16_t chained = 0
+        cdef Regions regions = self.regions
+        self.read(into, index, count)
+        for i in range(count):
+            into[i].flags &= NEXT
+            if not regions.holds(&into[i]):
+                raise self.out_of_bounds(<uint16_t> (index + i), &into[i])
+            if into[i].length > MAX_RECEIVED_BUFFER:
+                raise self.violation(
+                    f"descriptor {<uint16_t> (index + i) & self.mask} has {into[i].length} bytes; "
+                    f"a buffer has at most {MAX_RECEIVED_BUFFER}"
+                )
+            chained |= into[i].flags
+        self.saw_next |= chained
+        return 0
+
+    cdef int refillable(self) except -1:
+        return <uint16_t> (self.taken - self.returned)
+
+    cdef int returned_index(self) except -1:
+        return self.returned
+
+    cdef int give_back(self, int count, int64_t headroom) except -1:
+        cdef int i
+        if self.saw_next:
+            for i in range(count):
+                self.ring.descriptors[<uint16_t> (self.returned + i) & self.mask].flags = 0
+        self.returned = <uint16_t> (self.returned + count)
+        if self.returned == self.taken:
+            self.saw_next = 0
+        memif_store_release(&self.ring.tail, self.returned)  # release: memory-order.md, R3
+        return 0
+
+
+@cython.final
+cdef class SlaveRxRing(RxRingBase):
+    """M2S, read by the slave: it posts empty buffers by advancing head and takes filled ones up to tail."""
+
+    # The index up to which we have posted empty buffers.
+    cdef uint16_t posted
+
+    def __cinit__(self, memory, buffers):
+        self.take_buffers(buffers)
+
+    cdef int available(self) except -1:
+        cdef uint16_t tail = memif_load_acquire(&self.ring.tail)  # acquire: memory-order.md, A2
+        cdef uint16_t available = <uint16_t> (tail - self.taken)
+        if available > <uint16_t> (self.posted - self.taken):
+            raise self.violation(f"tail {tail} is not between {self.taken} and head {self.posted}")
+        return available
+
+    cdef int snapshot(self, memif_descriptor *into, uint16_t index, int count) except -1:
+        """Set ``into`` to checked copies of ``count`` descriptors from ``index`` on.
+
+        A descriptor must stay inside the buffer that we posted in its slot. The peer may move the start of the data. It
+        must not name another buffer, which would then be in two slots at once.
+        """
+        cdef int i
+        cdef uint64_t start
+        cdef OwnBuffers own = self.buffers
+        cdef const uint32_t *offsets = own.offsets
+        cdef uint16_t region = own.region, mask = self.mask
+        cdef uint64_t size = own.size
+        self.read(into, index, count)
+        for i in range(count):
+            start = offsets[<uint16_t> (index + i) & mask]
+            into[i].flags &= NEXT
+            if (
+                into[i].region != region
+                or into[i].offset < start
+                or <uint64_t> into[i].offset + into[i].length > start + size
+            ):
+                if not self.regions.holds(&into[i]):  # then this is the clearer message
+                    raise self.out_of_bounds(<uint16_t> (index + i), &into[i])
+                raise self.outside(<uint16_t> (index + i), &into[i], f"its buffer of {own.size} bytes at {start}")
+        return 0
+
+    cdef int refillable(self) except -1:
+        return self.size - <uint16_t> (self.posted - self.taken)
+
+    cdef int returned_index(self) except -1:
+        return <uint16_t> (self.posted - self.size)
+
+    cdef int give_back(self, int count, int64_t headroom) except -1:
+        cdef int i
+        cdef uint16_t slot, first = self.posted, mask = self.mask
+        cdef const uint32_t *offsets = self.buffers.offsets
+        cdef memif_descriptor *into = self.ring.descriptors
+        cdef memif_descriptor fresh
+        fresh.flags = 0
+        fresh.region = self.buffers.region
+        fresh.length = self.buffers.size - <uint32_t> headroom  # most masters take it as the room
+        fresh.metadata = 0
+        for i in range(count):
+            slot = <uint16_t> (first + i) & mask
+            fresh.offset = offsets[slot] + <uint32_t> headroom
+            into[slot] = fresh
+        self.posted = <uint16_t> (self.posted + count)
+        memif_store_release(&self.ring.head, self.posted)  # release: memory-order.md, R4
+        return 0
+
+
+cdef RxRingBase receive_ring(ring):
+    """Return ``ring`` if it is a receive ring of this implementation.
+
+    :raises ConfigError: it is not.
+    """
+    if not isinstance(ring, RxRingBase):
+        raise ConfigError(f"{ring!r} is not a receive ring of this implementation")
+    return ring
+
+
+cdef int checked_limit(limit) except -1:
+    """Return the limit of a burst, at most the size of the largest ring.
+
+    :raises ConfigError: it is less than 1.
+    """
+    cdef int64_t wanted = clamped(limit)
+    if wanted < 1:
+        raise ConfigError(f"a burst of {limit} buffers; it must be at least 1")
+    return <int> min(wanted, 0x7FFF)

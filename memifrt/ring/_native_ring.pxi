@@ -1,0 +1,229 @@
+# What all four rings have in common: the header, descriptors, counters, and a slave's record of its buffers.
+# The twin of reference/ring.py: the same names, the same checks, the same order.
+# Read docs/memory-order.md before you change the order of two accesses of shared memory.
+
+
+cdef class RingBase:
+    """A ring in shared memory, and what we count on it."""
+
+    cdef readonly int size
+    cdef uint16_t mask
+    cdef memif_ring *ring
+    cdef Regions regions
+    cdef object name
+    # Bursts that hold buffers, oldest first.
+    cdef object open
+    # In a forked child: the id of the process to which the ring belongs.
+    cdef object owner
+    # A slave's own buffers; None for a master.
+    cdef OwnBuffers buffers
+    # Whether this is a ring to send on.
+    cdef bint is_tx
+    cdef uint64_t packets, octets, ring_full, bad_descriptors
+
+    # Everything is set up in __cinit__, here and below. It runs once for every object, whatever Python code does with
+    # __new__ and __init__, so that methods can rely on it.
+    def __cinit__(self, memory, *args):
+        cdef int64_t log2_size = clamped(memory.log2_size), region = clamped(memory.region)
+        cdef int64_t offset = clamped(memory.offset)
+        self.name = memory.name
+        self.open = deque()
+        self.regions = Regions(memory.regions)
+        if not 0 <= log2_size <= MAX_LOG2_RING_SIZE or not 0 <= region < self.regions.count:
+            raise ConfigError(f"{self.name}: there is no ring of 2^{memory.log2_size} in region {memory.region}")
+        self.size = 1 << log2_size
+        self.mask = <uint16_t> (self.size - 1)
+        if (
+            offset < 0
+            or offset % 4
+            or offset + HEADER_SIZE + self.size * <int64_t> sizeof(memif_descriptor) > self.regions.held[region].len
+        ):
+            raise ConfigError(f"{self.name}: the ring at {memory.offset} lies outside its region, or is not aligned")
+        self.ring = <memif_ring *> (<uint8_t *> self.regions.held[region].buf + offset)
+
+    @property
+    def head(self):
+        return memif_load(&self.ring.head)
+
+    @property
+    def tail(self):
+        return memif_load(&self.ring.tail)
+
+    @property
+    def flags(self):
+        return memif_load_fence(&self.ring.flags)  # memory-order.md, F2
+
+    @property
+    def capacity(self):
+        return 0 if self.buffers is None else self.buffers.size
+
+    @property
+    def counters(self):
+        return QueueCounters(self.packets, self.octets, 0, self.ring_full, self.bad_descriptors)
+
+    def set_mask(self, bint masked):
+        memif_store_fence(&self.ring.flags, MASK_INT if masked else 0)  # memory-order.md, F1
+
+    def abandon(self, pid):
+        cdef RingBurst burst
+        self.owner = pid
+        for burst in list(self.open):
+            burst.release_all()
+            burst.ended = True
+        self.open.clear()
+
+    cdef object ended_error(self, kind):
+        """Return the error for a use of a burst that has ended."""
+        if self.owner is not None:
+            return ForkedError(self.owner, "burst")
+        return kind("the burst has ended: its buffers belong to the peer")
+
+    cdef void take_buffers(self, buffers) except *:
+        """Become a slave's ring: check the slave's own buffers, and make the header."""
+        self.buffers = OwnBuffers(self.regions, buffers, self.size)
+        self.ring.cookie = COOKIE
+        self.reset()
+
+    cdef void reset(self) noexcept:
+        """Set both indices and the flags to 0, whatever the peer's memory has in them."""
+        self.ring.flags = 0
+        memif_store_release(&self.ring.head, 0)
+        memif_store_release(&self.ring.tail, 0)  # memory-order.md, R5
+
+    cdef void read(self, memif_descriptor *into, uint16_t index, int count) noexcept:
+        """Copy ``count`` descriptors from ``index`` on. The caller checks and uses only this copy."""
+        cdef int start = index & self.mask
+        cdef int fits = min(count, self.size - start)
+        memcpy(into, &self.ring.descriptors[start], fits * sizeof(memif_descriptor))
+        memcpy(into + fits, self.ring.descriptors, (count - fits) * sizeof(memif_descriptor))
+        memif_barrier()  # memory-order.md, B1
+
+    cdef void write(self, const memif_descriptor *entries, uint16_t index, int count) noexcept:
+        """Write descriptors into the slots from ``index`` on."""
+        cdef int start = index & self.mask
+        cdef int fits = min(count, self.size - start)
+        memcpy(&self.ring.descriptors[start], entries, fits * sizeof(memif_descriptor))
+        memcpy(self.ring.descriptors, entries + fits, (count - fits) * sizeof(memif_descriptor))
+
+    cdef void buffer_bounds(
+        self, uint16_t index, const memif_descriptor *entry, int64_t *start, int64_t *stop
+    ) noexcept:
+        """Set where the memory starts and stops in which the data of a buffer may be moved: a slave's own buffer, or
+        just the present data of a master's."""
+        if self.buffers is None:
+            start[0] = entry.offset
+            stop[0] = <int64_t> entry.offset + entry.length
+        else:
+            start[0] = self.buffers.offsets[index & self.mask]
+            stop[0] = start[0] + self.buffers.size
+
+    cdef void tally(self, const memif_descriptor *entries, int count) noexcept:
+        """Count packets and bytes of received or sent descriptors."""
+        cdef uint64_t octets = 0
+        self.packets += count - memif_sum(entries, count, &octets)
+        self.octets += octets
+
+    cdef object violation(self, what):
+        """Count a violation, and return the error that reports it."""
+        self.bad_descriptors += 1
+        return RingViolation(f"{self.name}: {what}", sending=self.is_tx)
+
+    cdef object outside(self, uint16_t index, const memif_descriptor *entry, where):
+        """Return the error for a descriptor that points outside ``where``."""
+        return self.violation(
+            f"descriptor {index & self.mask} points outside {where} "
+            f"(region {entry.region}, offset {entry.offset}, length {entry.length})"
+        )
+
+    cdef object out_of_bounds(self, uint16_t index, const memif_descriptor *entry):
+        """Return the error for a descriptor that does not lie inside its region."""
+        if entry.region >= self.regions.count:
+            return self.outside(index, entry, f"the {self.regions.count} region(s)")
+        return self.outside(
+            index, entry, f"region {entry.region} of {self.regions.held[entry.region].len} bytes"
+        )
+
+    cdef burst_ended(self):
+        """Take back the buffers of bursts that have ended, as far as the order of the ring allows."""
+        raise NotImplementedError
+
+
+# --- a slave's record of its buffers ---------------------------------------------------------------------------------
+
+
+@cython.final
+@cython.no_gc
+cdef class OwnBuffers:
+    """A slave's own record of which buffer sits in which slot. It is never read from shared memory."""
+
+    cdef uint16_t region
+    cdef uint32_t size
+    cdef uint32_t *offsets
+    cdef Py_buffer held
+    cdef bint holding
+
+    def __cinit__(self, Regions regions not None, buffers, int slots):
+        cdef int i
+        self.region = buffers.region
+        self.size = buffers.size
+        PyObject_GetBuffer(buffers.offsets, &self.held, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        self.holding = True
+        self.offsets = <uint32_t *> self.held.buf
+        if (
+            self.held.len != <Py_ssize_t> (slots * sizeof(uint32_t))
+            or self.region >= regions.count
+            or not self.size
+        ):
+            raise ConfigError(f"{slots} slots need {slots} offsets of buffers in a region that exists")
+        for i in range(slots):  # once: afterwards they are only swapped between slots
+            if <uint64_t> self.offsets[i] + self.size > <uint64_t> regions.held[self.region].len:
+                raise ConfigError(f"the buffer of slot {i} lies outside its region")
+
+    def __dealloc__(self):
+        if self.holding:
+            PyBuffer_Release(&self.held)
+
+
+def check_cookie(memory):
+    """Check that there is a ring.
+
+    :raises RingViolation: with the code ``COOKIE``, if there is none.
+    """
+    cookie = int.from_bytes(memory.regions[memory.region][memory.offset : memory.offset + 4], "little")
+    if cookie != COOKIE:
+        raise RingViolation(
+            f"{memory.name}: the header's cookie is {cookie:#x}, not {COOKIE:#x}", ErrorCode.COOKIE
+        )
+
+
+def exchange(burst_a, index_a, burst_b, index_b):
+    """Swap two buffers of one slave's rings, received or allocated, between their slots.
+
+    :raises ConfigError: the rings are not of one slave.
+    """
+    cdef RingBurst a = own_burst(burst_a), b = own_burst(burst_b)
+    if not are_siblings(a.ring, b.ring):
+        raise ConfigError("buffers can be exchanged only between the rings of one slave")
+    cdef int at_a = a.position(index_a), at_b = b.position(index_b)
+    cdef memif_descriptor entry = a.entries[at_a]
+    a.release_view(at_a)
+    b.release_view(at_b)
+    swap(a.ring.buffers, <uint16_t> (a.first + at_a) & a.ring.mask,
+          b.ring.buffers, <uint16_t> (b.first + at_b) & b.ring.mask)
+    a.changed = b.changed = True
+    a.replace_entry(at_a, &b.entries[at_b])
+    b.replace_entry(at_b, &entry)
+
+
+cdef inline void swap(OwnBuffers a, uint16_t slot_a, OwnBuffers b, uint16_t slot_b) noexcept:
+    """Swap, in the slave's own record, the buffers of two slots."""
+    cdef uint32_t offset = a.offsets[slot_a]
+    a.offsets[slot_a] = b.offsets[slot_b]
+    b.offsets[slot_b] = offset
+
+
+cdef bint are_siblings(RingBase a, RingBase b):
+    """Return whether both are rings of one slave, and a buffer of one fits into a slot of the other."""
+    if a is None or b is None or a.buffers is None or b.buffers is None or not a.regions.is_same(b.regions):
+        return False
+    return a.buffers.region == b.buffers.region and a.buffers.size == b.buffers.size

@@ -1,0 +1,608 @@
+# The two rings to send on: allocate free buffers, fill them, publish their descriptors.
+# The twin of reference/send.py: the same names, the same checks, the same order.
+# Read docs/memory-order.md before you change the order of two accesses of shared memory.
+
+
+cdef class TxRingBase(RingBase):
+    """What both sending sides do."""
+
+    # The index up to which the peer sees our buffers, and the one at which the next allocation starts.
+    cdef uint16_t published, allocated
+    # Buffers published since the ring was made; the count stops at 65535, more than any ring has.
+    cdef uint32_t published_total
+    # How many of the staged descriptors hold rooms, in the call that is under way.
+    cdef int rooms_staged
+    # Whether the rooms are a slave's own. Those of a master come from the peer, and must be checked.
+    cdef bint buffers_are_ours
+    # Whether send asks Python code for packets. That code must not use the ring that they are staged for.
+    cdef bint sending
+    # Descriptors that are to be published. They are written to the ring at the end, if all went well: a master's unused
+    # descriptors must keep the length that the slave posted.
+    cdef memif_descriptor *staged
+    # For an allocation of a master's: the lengths of the staged rooms, as they were when they were copied.
+    cdef uint32_t *posted_lengths
+    cdef bint notes_lengths
+
+    def __cinit__(self, *args):
+        self.is_tx = True
+        self.staged = <memif_descriptor *> malloc(self.size * sizeof(memif_descriptor))
+        self.posted_lengths = <uint32_t *> malloc(self.size * sizeof(uint32_t))
+        if self.staged is NULL or self.posted_lengths is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.staged)
+        free(self.posted_lengths)
+
+    @property
+    def in_flight(self):
+        raise NotImplementedError
+
+    def free(self):
+        return self.room()
+
+    def alloc(self, count, size=None):
+        cdef int64_t wanted = clamped(count), bytes_each = -1 if size is None else clamped(size)
+        cdef int room, used = 0, chain
+        cdef bint ours = self.buffers_are_ours
+        cdef Regions regions = self.regions
+        cdef memif_descriptor *entry
+        if wanted < 1 or (size is not None and bytes_each < 1):
+            raise ConfigError(f"room for {count} packets of {size} bytes; both must be at least 1")
+        if bytes_each > MAX_PACKET_SIZE:
+            raise ConfigError(f"a packet of {size} bytes; a packet has at most {MAX_PACKET_SIZE}")
+        self.require_not_sending()
+        room = self.fresh_room()
+        self.notes_lengths = not ours
+        while wanted:
+            # The common case, without a call: a packet that fits into one buffer. The code below does the rest.
+            entry = &self.staged[used]
+            if used < self.rooms_staged and 0 < bytes_each <= entry.length and (ours or regions.holds(entry)):
+                entry.flags = 0
+                entry.length = <uint32_t> bytes_each
+                used += 1
+                wanted -= 1
+                continue
+            chain = self.reserve(used, room, bytes_each)
+            if not chain:
+                self.check_can_ever_fit(size, bytes_each, room - used)
+                self.ring_full += 1
+                break
+            used += chain
+            wanted -= 1
+        cdef RingBurst burst = new_burst(self, self.allocated, used)
+        burst.count = used
+        memcpy(burst.entries, self.staged, used * sizeof(memif_descriptor))
+        if not ours:
+            burst.posted_lengths = <uint32_t *> malloc(max(1, used) * sizeof(uint32_t))
+            if burst.posted_lengths is NULL:
+                raise MemoryError
+            memcpy(burst.posted_lengths, self.posted_lengths, used * sizeof(uint32_t))
+        self.allocated = <uint16_t> (self.allocated + used)
+        if used:
+            self.open.append(burst)
+        return burst
+
+    def transmit(self, burst, count=None):
+        cdef RingBurst own = own_burst(burst)
+        cdef int start = own.sent, stop
+        if not own.ended and own.ring is self and not own.count:
+            return 0
+        if own.ended or not self.open or self.open[0] is not own:
+            raise ConfigError("this burst is not the oldest allocated one that is not sent yet")
+        stop = own.count if count is None else <int> min(start + max(clamped(count), 0), <int64_t> own.count)
+        if stop == own.count and own.release_all():
+            raise still_exported()
+        self.publish(own.entries + start, stop - start)
+        own.mark_sent(stop)
+        if stop == own.count:
+            own.ended = True
+            self.open.popleft()
+        return stop - start
+
+    def send(self, packets, *, bint chain=True):
+        cdef int room, used = 0, got
+        cdef Py_ssize_t sent = 0
+        self.require_nothing_open()
+        room = self.fresh_room()
+        self.sending = True
+        try:
+            for packet in packets:
+                if PyBytes_CheckExact(packet):
+                    got = self.put(
+                        used, room, <uint8_t *> PyBytes_AS_STRING(packet), PyBytes_GET_SIZE(packet), chain, sent
+                    )
+                else:
+                    got = self.put_buffer(used, room, packet, chain, sent)
+                if not got:
+                    self.ring_full += 1
+                    break
+                used += got
+                sent += 1
+        finally:
+            self.sending = False
+        self.publish_staged(used)
+        return sent
+
+    def send_from(self, matrix, lengths, *, bint chain=True):
+        cdef Matrix rows = Matrix(matrix, False)
+        cdef Lengths sizes = Lengths(lengths, False)
+        cdef int room, used = 0, got
+        cdef Py_ssize_t row, count = min(rows.rows, sizes.count)
+        cdef uint64_t size
+        self.require_nothing_open()
+        room = self.fresh_room()
+        for row in range(count):
+            size = sizes.get(row)
+            if size > rows.width:
+                raise ConfigError(f"packet {row} has {sizes.shown(row)} bytes, a row only {rows.width}")
+            got = self.put(used, room, rows.row(row), size, chain, row)
+            if not got:
+                self.ring_full += 1
+                count = row
+                break
+            used += got
+        self.publish_staged(used)
+        return count
+
+    def forward(self, burst):
+        return self.copy_forward(received_burst(burst))
+
+    def relay(self, source, limit):
+        """Check, copy, publish and give back in one pass over the descriptors."""
+        cdef RxRingBase ring = receive_ring(source)
+        cdef int count, consumed = 0, sent
+        if ring.open:  # their buffers go back first, and this way keeps the order
+            return self.relay_as_burst(ring, limit)
+        count = ring.take_entries(ring.scratch, checked_limit(limit), False)
+        try:
+            sent = self.copy_entries(ring.regions, ring.scratch, 0, count, &consumed)
+        except BaseException:
+            ring.more |= count > 0
+            raise
+        ring.more |= consumed < count
+        if consumed:
+            ring.taken = <uint16_t> (ring.taken + consumed)
+            ring.tally(ring.scratch, consumed)
+            ring.give_back(ring.refillable(), ring.headroom)  # also buffers that were never posted
+        return sent
+
+    cdef object relay_as_burst(self, RxRingBase ring, limit):
+        """Do as ``relay`` while bursts of the other ring are held."""
+        cdef RingBurst burst = ring.take(checked_limit(limit), False)
+        try:
+            return self.forward(burst)
+        finally:
+            if burst.sent < burst.count:
+                ring.untake(burst)
+            burst.close()
+
+    def enqueue(self, burst, first, count):
+        raise ConfigError("a master cannot swap buffers: only the rings of one slave can")
+
+    def rewind(self, burst, index):
+        cdef RingBurst own = own_burst(burst), later
+        cdef int64_t wanted = clamped(index)
+        cdef int64_t position = wanted + own.count if wanted < 0 else wanted
+        if own.ended or own not in self.open or not own.sent <= position < own.count:
+            raise ConfigError("this buffer is not allocated on this queue, or it is sent already")
+        cdef bint held = False
+        for later in list(self.open)[self.open.index(own) :]:
+            held |= later.release_all()
+        if held:
+            raise still_exported()
+        while self.open[-1] is not own:
+            later = self.open.pop()
+            later.ended = True
+        own.count = <int> position
+        self.allocated = <uint16_t> (own.first + position)
+        if position == own.sent:
+            own.ended = True
+            self.burst_ended()
+
+    cdef int copy_forward(self, RingBurst own) except -1:
+        """Copy the packets of a received burst that are not sent yet into free buffers, and publish them; return how
+        many buffers were sent."""
+        cdef int consumed = own.sent
+        cdef int sent = self.copy_entries(own.ring.regions, own.entries, own.sent, own.count, &consumed)
+        own.mark_sent(consumed)
+        return sent
+
+    cdef int copy_entries(
+        self, Regions source, const memif_descriptor *entries, int start, int count, int *consumed
+    ) except -1:
+        """Copy the packets of received descriptors, from ``start`` on, into free buffers, and publish them.
+
+        :param consumed: is set to the descriptor up to which packets were sent or dropped.
+        :returns: how many buffers were sent.
+        """
+        cdef int room, used = 0, got, sent = 0, stop, prepared
+        self.require_nothing_open()
+        room = self.fresh_room()
+        prepared = self.rooms_staged
+        cdef bint ours = self.buffers_are_ours
+        cdef Regions into = self.regions
+        cdef memif_descriptor *staged = self.staged
+        cdef const memif_descriptor *entry
+        cdef memif_descriptor *target
+        while start < count:
+            if start + AHEAD < count:
+                memif_prefetch_read(source.at(&entries[start + AHEAD]))
+            # The common case, without a call: one buffer into one buffer. The code below does the rest.
+            entry = &entries[start]
+            if used < prepared and not entry.flags & (NEXT | DROPPED):
+                target = &staged[used]
+                if (ours or into.holds(target)) and target.length >= max(entry.length, 1):
+                    memif_move(into.at(target), source.at(entry), entry.length)
+                    target.flags = 0
+                    target.length = entry.length
+                    used += 1
+                    sent += 1
+                    start += 1
+                    continue
+            stop = whole_packet_end(entries, start, count)
+            if stop < 0:
+                break
+            if not is_dropped(entries, start, stop):
+                got = self.gather(used, room, source, entries, start, stop)
+                prepared = self.rooms_staged
+                if not got:
+                    self.ring_full += 1
+                    if used or room < self.size:  # otherwise the whole ring is too small for this packet: it is dropped
+                        break
+                else:
+                    used += got
+                    sent += stop - start
+            start = stop
+        self.publish_staged(used)
+        consumed[0] = start
+        return sent
+
+    cdef burst_ended(self):
+        """Take back what ended bursts had allocated, from the newest on: a burst that ends while a newer one is open
+        waits for that one."""
+        cdef RingBurst newest
+        while self.open and (<RingBurst> self.open[-1]).ended:
+            newest = self.open.pop()
+            self.allocated = <uint16_t> (newest.first + newest.sent)
+
+    cdef require_nothing_open(self):
+        """:raises ConfigError: allocated buffers are not sent yet, or a ``send`` is under way."""
+        if self.open:
+            raise ConfigError("buffers allocated earlier must be transmitted or given back first")
+        self.require_not_sending()
+
+    cdef require_not_sending(self):
+        """:raises ConfigError: a ``send`` on this ring is under way."""
+        if self.sending:
+            raise ConfigError("the packets of a send that has not ended come from code that uses the ring itself")
+
+    cdef check_can_ever_fit(self, shown, int64_t size, int room):
+        """Check that waiting for room can help a packet that has just not fitted.
+
+        :param shown: the size, as the caller gave it.
+        :param room: the buffers that were free for it.
+        :raises ConfigError: the whole ring was free, or the packet is longer than all of a slave's buffers together.
+        """
+        cdef int64_t capacity = self.capacity
+        if room == self.size or (capacity and size > capacity * self.size):
+            raise ConfigError(
+                f"a packet of {shown} bytes is longer than all {self.size} buffers of the ring together"
+            )
+
+    cdef int fresh_room(self) except -1:
+        """Return ``room()``, at the start of a call that stages packets."""
+        self.rooms_staged = 0
+        self.notes_lengths = False
+        return self.room()
+
+    cdef int reserve(self, int used, int room, int64_t size) except -1:
+        """Stage descriptors for one packet of ``size`` bytes (negative: one whole buffer) behind ``used`` others;
+        return how many, 0 if the room does not suffice."""
+        cdef int64_t left = size
+        cdef int count = 0, position
+        cdef memif_descriptor *entry
+        while used + count < room:
+            position = used + count
+            if position >= self.rooms_staged:
+                self.prepare(position, min(CHUNK, room - position))
+            entry = &self.staged[position]
+            if not self.buffers_are_ours:
+                self.check_room(<uint16_t> (self.allocated + position), entry)
+            entry.flags = 0
+            count += 1
+            if left < 0:
+                return count
+            if entry.length > left:
+                entry.length = <uint32_t> left
+            left -= entry.length
+            if not left:
+                return count
+            entry.flags = NEXT
+        return 0
+
+    cdef int put(self, int used, int room, const uint8_t *data, uint64_t size, bint chain, Py_ssize_t number) except -1:
+        """Copy one of the caller's packets into free buffers and stage it; return how many, 0 if it does not fit."""
+        cdef int count, i
+        cdef memif_descriptor *entry
+        if not size:
+            raise ConfigError(f"packet {number} is empty")
+        if size > MAX_PACKET_SIZE:
+            raise ConfigError(f"packet {number} of {size} bytes; a packet has at most {MAX_PACKET_SIZE}")
+        count = self.reserve(used, room, <int64_t> size)
+        if not count:
+            self.check_can_ever_fit(size, <int64_t> size, room - used)
+            return 0
+        if count > 1 and not chain:
+            raise ConfigError(
+                f"packet {number} has {size} bytes, a buffer {self.staged[used].length}, and chains are switched off"
+            )
+        for i in range(used, used + count):
+            entry = &self.staged[i]
+            memif_move(self.regions.at(entry), data, entry.length)
+            data += entry.length
+        return count
+
+    cdef int put_buffer(self, int used, int room, packet, bint chain, Py_ssize_t number) except -1:
+        """Do as ``put`` with a packet that is any buffer."""
+        cdef Py_buffer held
+        try:
+            PyObject_GetBuffer(packet, &held, PyBUF_SIMPLE)
+        except BufferError as error:
+            raise ConfigError(f"packet {number} is not contiguous") from error
+        except TypeError as error:
+            raise not_a_packet(number, packet) from error
+        try:
+            return self.put(used, room, <uint8_t *> held.buf, held.len, chain, number)
+        finally:
+            PyBuffer_Release(&held)
+
+    cdef int gather(
+        self, int used, int room, Regions source_regions, const memif_descriptor *entries, int start, int stop
+    ) except -1:
+        """Copy one received packet into free buffers and stage it; return how many, 0 if it does not fit. Both sides
+        may be chains that are cut at different places."""
+        cdef uint64_t total = 0
+        cdef int count, i, into = used
+        cdef uint32_t done, filled = 0, part
+        cdef const memif_descriptor *source
+        cdef memif_descriptor *target
+        if stop - start == 1:
+            source = &entries[start]
+            count = self.reserve(used, room, source.length)
+            if count == 1:
+                memmove(self.regions.at(&self.staged[used]), source_regions.at(source), source.length)
+                return 1
+            if not count:
+                return 0
+        else:
+            for i in range(start, stop):
+                total += entries[i].length
+            count = self.reserve(used, room, <int64_t> total)
+            if not count:
+                return 0
+        for i in range(start, stop):
+            source = &entries[i]
+            done = 0
+            while done < source.length:
+                target = &self.staged[into]
+                part = min(source.length - done, target.length - filled)
+                # memmove, here and above: a peer can make the memory that it sends overlap the memory that it posts.
+                memmove(self.regions.at(target) + filled, source_regions.at(source) + done, part)
+                done += part
+                filled += part
+                if filled == target.length:
+                    into += 1
+                    filled = 0
+        return count
+
+    cdef int publish_staged(self, int used) except -1:
+        """Allocate and publish staged descriptors in one step."""
+        self.allocated = <uint16_t> (self.allocated + used)
+        return self.publish(self.staged, used)
+
+    cdef int publish(self, const memif_descriptor *entries, int count) except -1:
+        """Write descriptors into the ring, then move the index that shows them to the peer."""
+        if count:
+            self.write(entries, self.published, count)
+            self.published = <uint16_t> (self.published + count)
+            self.published_total = min(self.published_total + <uint32_t> count, <uint32_t> 0xFFFF)
+            self.publish_index(self.published)
+            self.tally(entries, count)
+        return 0
+
+    cdef int room(self) except -1:
+        """Return how many buffers could be allocated now."""
+        raise NotImplementedError
+
+    cdef int prepare(self, int position, int count) except -1:
+        """Stage the ``count`` free buffers from ``position`` on as descriptors of their whole room, not checked."""
+        raise NotImplementedError
+
+    cdef int check_room(self, uint16_t index, const memif_descriptor *entry) except -1:
+        """Check a staged room that the peer has posted. Only a master has any."""
+        raise NotImplementedError
+
+    cdef int publish_index(self, uint16_t index) except -1:
+        """Store our index of the ring, after everything that it publishes."""
+        raise NotImplementedError
+
+
+@cython.final
+cdef class SlaveTxRing(TxRingBase):
+    """S2M, written by the slave: it fills its own buffers and advances head."""
+
+    def __cinit__(self, memory, buffers):
+        self.take_buffers(buffers)
+        self.buffers_are_ours = True
+
+    @property
+    def in_flight(self):
+        cdef uint16_t in_flight = <uint16_t> (self.published - memif_load_acquire(&self.ring.tail))  # A5
+        return in_flight if in_flight <= self.size else 0  # the next send reports the violation
+
+    cdef int room(self) except -1:
+        cdef uint16_t tail = memif_load_acquire(&self.ring.tail)  # acquire: memory-order.md, A3
+        cdef uint16_t in_flight = <uint16_t> (self.published - tail)
+        if in_flight > self.size:
+            raise self.violation(f"tail {tail} is more than {self.size} away from head {self.published}")
+        cdef int free = self.size - in_flight - <uint16_t> (self.allocated - self.published)
+        if free < 0:
+            raise self.violation(f"tail {tail} went back: buffers that it had returned are allocated")
+        return free
+
+    cdef int prepare(self, int position, int count) except -1:
+        cdef int i
+        cdef uint16_t first = self.allocated, mask = self.mask
+        cdef const uint32_t *offsets = self.buffers.offsets
+        cdef memif_descriptor *into = self.staged
+        cdef memif_descriptor fresh
+        fresh.flags = 0
+        fresh.region = self.buffers.region
+        fresh.length = self.buffers.size
+        fresh.metadata = 0
+        for i in range(position, position + count):
+            fresh.offset = offsets[<uint16_t> (first + i) & mask]
+            into[i] = fresh
+        self.rooms_staged = position + count
+        return 0
+
+    cdef int publish_index(self, uint16_t index) except -1:
+        memif_store_release(&self.ring.head, index)  # release: memory-order.md, R1
+        return 0
+
+    def forward(self, burst):
+        cdef RingBurst own = received_burst(burst)
+        if not are_siblings(own.ring, self):
+            return self.copy_forward(own)
+        cdef OwnBuffers theirs = own.ring.buffers
+        cdef int room, sent = 0, start = own.sent, stop, i
+        self.require_nothing_open()
+        room = self.room()
+        while start < own.count:
+            stop = whole_packet_end(own.entries, start, own.count)
+            if stop < 0:
+                break
+            if not is_dropped(own.entries, start, stop):
+                if sent + stop - start > room:
+                    self.ring_full += 1
+                    break
+                for i in range(start, stop):
+                    clean(&self.staged[sent], &own.entries[i])
+                    # Only our record changes here. The peer gets the buffer with the new index, below.
+                    swap(theirs, <uint16_t> (own.first + i) & own.ring.mask,
+                          self.buffers, <uint16_t> (self.published + sent) & self.mask)
+                    sent += 1
+            start = stop
+        own.mark_sent(start)
+        self.publish_staged(sent)
+        return sent
+
+    def relay(self, source, limit):
+        """Check, swap, publish and refill in one pass over the descriptors."""
+        cdef RxRingBase ring = receive_ring(source)
+        if not isinstance(ring, SlaveRxRing) or not are_siblings(ring, self) or ring.open or self.open or self.sending:
+            return TxRingBase.relay(self, source, limit)  # copies
+        cdef OwnBuffers theirs = ring.buffers
+        cdef memif_descriptor *entries = ring.scratch
+        cdef int i, room, count = ring.take_entries(entries, checked_limit(limit), False), whole = count
+        try:
+            room = self.room()
+        except RingViolation:
+            ring.more |= count > 0
+            raise
+        if count > room:
+            whole = room
+            while whole and entries[whole - 1].flags & NEXT:
+                whole -= 1
+            self.ring_full += 1
+            ring.more = True
+        for i in range(whole):
+            swap(theirs, <uint16_t> (ring.taken + i) & ring.mask,
+                  self.buffers, <uint16_t> (self.published + i) & self.mask)
+            entries[i].metadata = 0
+        if whole:
+            ring.taken = <uint16_t> (ring.taken + whole)
+            ring.tally(entries, whole)
+            self.allocated = <uint16_t> (self.allocated + whole)
+            self.publish(entries, whole)
+            ring.give_back(ring.refillable(), ring.headroom)  # also buffers that were never posted
+        return whole
+
+    def enqueue(self, burst, first, count):
+        cdef RingBurst own = received_burst(burst)
+        if not are_siblings(own.ring, self):
+            raise ConfigError("the burst was not received on a ring of the same slave")
+        if count < 0 or not own.sent <= first <= own.count:
+            raise ConfigError(f"{count} buffers from {first} on, of a burst of {own.count} with {own.sent} sent")
+        cdef OwnBuffers theirs = own.ring.buffers
+        self.require_not_sending()
+        cdef int begin = first, asked = <int> min(clamped(count), <int64_t> (own.count - begin)), i, position
+        cdef uint16_t slot
+        cdef int wanted = min(asked, self.room())
+        self.ring_full += wanted < asked
+        cdef RingBurst swapped = new_burst(self, self.allocated, wanted)
+        for i in range(wanted):  # before the first swap: a view that is in use stops it all
+            own.release_view(begin + i)
+        own.changed |= wanted > 0
+        for i in range(wanted):
+            position = begin + i
+            slot = <uint16_t> (own.first + position) & own.ring.mask
+            clean(&swapped.entries[i], &own.entries[position])
+            swap(theirs, slot, self.buffers, <uint16_t> (self.allocated + i) & self.mask)
+            own.entries[position].flags = 0
+            own.entries[position].region = theirs.region
+            own.entries[position].length = theirs.size
+            own.entries[position].offset = theirs.offsets[slot]
+        swapped.count = wanted
+        self.allocated = <uint16_t> (self.allocated + wanted)
+        if wanted:
+            self.open.append(swapped)
+        return swapped
+
+
+@cython.final
+cdef class MasterTxRing(TxRingBase):
+    """M2S, written by the master: it takes the buffers that the slave posted, fills them and advances tail.
+
+    The room in a buffer is the posted length. Region and offset go back as they came.
+    """
+
+    def __cinit__(self, memory):
+        self.reset()
+
+    @property
+    def in_flight(self):
+        cdef uint16_t posted = <uint16_t> (memif_load_acquire(&self.ring.head) - self.published)  # A5
+        cdef uint32_t kept = self.size - posted if posted < self.size else 0
+        return min(kept, self.published_total)  # a buffer never posted was never sent either
+
+    cdef int room(self) except -1:
+        cdef uint16_t head = memif_load_acquire(&self.ring.head)  # acquire: memory-order.md, A4
+        if <uint16_t> (head - self.published) > self.size:
+            raise self.violation(f"head {head} is more than {self.size} descriptors ahead of tail {self.published}")
+        cdef uint16_t free = <uint16_t> (head - self.allocated)
+        if free > self.size:
+            raise self.violation(f"head {head} went back behind {self.allocated}, which it had reached before")
+        return free
+
+    cdef int prepare(self, int position, int count) except -1:
+        # Many at a time: their cache lines then come from the peer's core side by side.
+        cdef int i
+        self.read(&self.staged[position], <uint16_t> (self.allocated + position), count)
+        if self.notes_lengths:
+            for i in range(position, position + count):
+                self.posted_lengths[i] = self.staged[i].length
+        self.rooms_staged = position + count
+        return 0
+
+    cdef int check_room(self, uint16_t index, const memif_descriptor *entry) except -1:
+        if not self.regions.holds(entry):
+            raise self.out_of_bounds(index, entry)
+        if not entry.length:
+            raise self.violation(f"posted descriptor {index & self.mask} has no room")
+        return 0
+
+    cdef int publish_index(self, uint16_t index) except -1:
+        memif_store_release(&self.ring.tail, index)  # release: memory-order.md, R2
+        return 0

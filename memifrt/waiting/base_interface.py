@@ -1,0 +1,205 @@
+"""What the interfaces of every loop have in common: all that does not wait, and one burst after the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from memifrt.errors import ConfigError, MemifError
+from memifrt.interface import Details, Interface
+from memifrt.queue import RxQueue, TxQueue
+from memifrt.types import Counters, Mode, Role, State
+from memifrt.waiting.steps import Receiving, Waiting
+from memifrt.waiting.wakeup import PASS, Signal, Steps
+
+if TYPE_CHECKING:
+    from memifrt.ring import Burst
+    from memifrt.runtime import Runtime
+
+S = TypeVar("S", bound=Signal)
+
+
+class BurstHolder(Generic[S]):
+    """One burst after the other from one queue: what a face's iteration over bursts has in common.
+
+    Taking the next one gives the one before it back, and so does ``close``. A loop that is left (by ``break``, an
+    exception, a cancellation) drops its iterator: then the collector closes it, in CPython at once.
+    """
+
+    def __init__(self, waiting: Waiting[S], qid: int, limit: int) -> None:
+        self._waiting = waiting
+        self._qid = qid
+        self._limit = limit
+        self._burst: Burst | None = None
+        self._taking = False
+        self._closed = False
+
+    def _begin(self) -> Receiving[S, Burst]:
+        """Give the present burst back, and begin to take the next one.
+
+        :raises ConfigError: somebody else waits for it already; or the call comes from a foreign thread or loop.
+        """
+        self._waiting.check_owner(True)
+        if self._taking:
+            raise ConfigError(
+                f"{self._waiting.interface}: somebody waits for the next of these bursts already: "
+                "who shares a queue calls bursts() for an iteration of their own"
+            )
+        self._give_back()
+        call = self._waiting.receiving(self._qid, self._limit, RxQueue.burst)
+        self._taking = True
+        return call
+
+    def _end(self, call: Receiving[S, Burst]) -> None:
+        self._taking = False
+        self._waiting.leave(call)
+
+    def _next(self) -> Steps[S, Burst | None]:
+        """The next burst; None if this is closed, perhaps by somebody while we wait. Raises as :meth:`_begin`."""
+        call = self._begin()
+        try:
+            while not self._closed:  # who closes this wakes us
+                self._burst = self._waiting.look(call)
+                if self._burst is not None:
+                    break
+                yield call if call.waits else PASS
+        finally:
+            self._end(call)
+        return self._burst
+
+    def close(self) -> None:
+        """Give the present burst back, and end the iteration, also for somebody who waits for its next burst. A second
+        call is harmless.
+
+        :raises BufferError: a slice of one of its views is still held; it is given back all the same.
+        :raises ConfigError: the call comes from a foreign thread or loop.
+        """
+        self._waiting.check_owner(False)
+        self._close()
+
+    def _close(self) -> None:
+        self._closed = True
+        if self._taking:
+            self._waiting.wake_all()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        burst, self._burst = self._burst, None
+        if burst is not None:
+            burst.close()
+
+    def __del__(self) -> None:
+        self._close()
+
+
+class BaseInterface(Generic[S]):
+    """What the interfaces of every loop have in common: all that does not wait.
+
+    Everything else of the interface is that of :attr:`interface`.
+    """
+
+    def __init__(self, waiting: Waiting[S]) -> None:
+        self._waiting = waiting
+
+    @property
+    def interface(self) -> Interface:
+        """The interface itself. Its callbacks are taken: give yours to ``open_interface``."""
+        return self._waiting.interface
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime of the interface."""
+        return self._waiting.runtime
+
+    _runtime = runtime  # its name in programs that were written before it was public
+
+    @property
+    def id(self) -> int:
+        return self.interface.id
+
+    @property
+    def name(self) -> str:
+        return self.interface.name
+
+    @property
+    def role(self) -> Role:
+        return self.interface.role
+
+    @property
+    def mode(self) -> Mode:
+        return self.interface.mode
+
+    @property
+    def state(self) -> State:
+        return self.interface.state
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a peer, and ``on_connect`` has been called for it."""
+        return self._waiting.connected
+
+    @property
+    def last_error(self) -> MemifError | None:
+        """Why the last connection or attempt to connect ended."""
+        return self.interface.last_error
+
+    @property
+    def rx_queues(self) -> tuple[RxQueue, ...]:
+        """The receive queues of the present connection, or of the last one."""
+        return self.interface.rx_queues
+
+    @property
+    def tx_queues(self) -> tuple[TxQueue, ...]:
+        """The transmit queues of the present connection, or of the last one."""
+        return self.interface.tx_queues
+
+    @property
+    def counters(self) -> Counters:
+        """What all queues did since the interface was created, reconnects included."""
+        return self.interface.counters
+
+    def details(self) -> Details:
+        """Everything about the interface at this moment."""
+        return self.interface.details()
+
+    def request_connection(self) -> None:
+        """A slave connects now, without waiting for the timer; see :meth:`memifrt.Interface.request_connection`."""
+        self._waiting.check_owner(False)
+        self.interface.request_connection()
+
+    def disconnect(self, reason: str = "disconnected by the application") -> None:
+        """End the present connection, if there is one; a slave then connects again with the timer."""
+        self._waiting.check_owner(False)
+        self.interface.disconnect(reason)
+
+    def delete(self) -> None:
+        """Disconnect and forget the interface: whoever waits on it gets :class:`~memifrt.Disconnected`."""
+        self._waiting.check_owner(False)
+        self.interface.delete()
+
+    def close(self) -> None:
+        """Delete the interface: callers that wait on it get :class:`~memifrt.Disconnected`. A second call is harmless.
+
+        :raises ConfigError: the call comes from a foreign thread or loop.
+        """
+        self.delete()
+
+    def __str__(self) -> str:
+        return str(self.interface)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__name__} {self}, {self._waiting.waiters} waiting>"
+
+
+def runtime_of_this_loop(runtime: Runtime, **own: object) -> None:
+    """Check a runtime that interfaces share, and that nothing is asked for which only a new one could give.
+
+    :raises ConfigError: it polls by itself, or an argument of ``own`` is not None.
+    """
+    if runtime.polls_itself:
+        raise ConfigError(f"{runtime!r} polls by itself, not in this loop: open_runtime() makes one that does")
+    given = [name for name, value in own.items() if value is not None]
+    if given:
+        raise ConfigError(f"{given[0]} is {own[given[0]]!r}, but the runtime that is given has its own: leave it out")
+
+
+__all__ = ["BaseInterface", "BurstHolder", "runtime_of_this_loop"]
