@@ -30,7 +30,6 @@ from memifrt.types import FdEvent
 
 _ERRORS = select.POLLERR | select.POLLHUP | select.POLLNVAL  # whose numbers are GLib's
 
-
 #: Each event that can be waited for has a source of its own. A source does not change; to put another one in its place
 #: takes it out of the present turn of the context, and a callback that did that in every turn would starve it.
 _CONDITIONS = {FdEvent.READ: GLib.IOCondition.IN, FdEvent.WRITE: GLib.IOCondition.OUT}

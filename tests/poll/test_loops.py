@@ -539,7 +539,7 @@ def test_another_thread_than_the_loop_s_is_refused_at_once(driver: Driver, socke
                 interface.disconnect,
                 interface.request_connection,
                 lambda: setattr(interface, "on_interrupt", None),
-                lambda: interface.rx_queues[0].set_mode("polling"),
+                lambda: interface.rx_queues[0].set_rx_mode("polling"),
                 runtime.sockets[0].delete,
             ]
             for call in calls:
@@ -562,7 +562,7 @@ def test_another_thread_than_the_loop_s_is_refused_at_once(driver: Driver, socke
             assert loop.watchers() == len(loop.watched) == 6
             slave.tx_queues[0].send([b"packet"])
             yield lambda: ("interrupt", "master", 0) in recorder.events
-            slave.rx_queues[0].set_mode("interrupt")
+            slave.rx_queues[0].set_rx_mode("interrupt")
 
     driver.run(scenario)
 
