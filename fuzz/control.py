@@ -642,7 +642,7 @@ _REACTIONS: tuple[Callable[[Interface], object], ...] = (
 def _echo(interface: Interface, qid: int) -> None:
     with interface.rx_queues[qid].burst(32) as burst:
         for packet in burst.packets():
-            for view in packet:
+            for view in packet.views:
                 view[:1] = view[:1]
         if qid < len(interface.tx_queues):
             interface.tx_queues[qid].forward(burst)

@@ -163,7 +163,7 @@ class Victim:
         return lengths
 
     def _packets_of(self) -> list[int]:
-        return [sum(len(view) for view in packet) for packet in self._burst_of().packets()]
+        return [len(packet) for packet in self._burst_of().packets()]
 
     def _close(self) -> None:
         self._burst_of().close()

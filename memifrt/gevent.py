@@ -31,13 +31,13 @@ from gevent._hub_local import get_hub_if_exists
 from gevent.hub import Waiter
 
 from memifrt.errors import ConfigError
-from memifrt.options import DEFAULT_APP_NAME, DEFAULT_RECONNECT_INTERVAL, RuntimeOptions
+from memifrt.options import DEFAULT_APP_NAME, RuntimeOptions
 from memifrt.poll.gevent import DEFAULT_BATCH as DEFAULT_EVENTS
 from memifrt.poll.gevent import GeventPoller, let_others_run
 from memifrt.queue import DEFAULT_BURST, RxQueue
 from memifrt.ring import Burst
-from memifrt.runtime import InterfaceArguments, Runtime
-from memifrt.waiting.base_interface import BaseInterface, BurstHolder, runtime_of_this_loop
+from memifrt.runtime import OpenArguments, Runtime
+from memifrt.waiting.base_interface import BaseInterface, BurstHolder, interface_arguments, split_arguments
 from memifrt.waiting.steps import DEFAULT_BATCH, Waiting
 from memifrt.waiting.wakeup import PASS, Line, Pass, Steps, Wait
 
@@ -329,19 +329,18 @@ class _HubCheck:
 def open_interface(
     *,
     runtime: Runtime | None = None,
-    app_name: str | None = None,
-    reconnect_interval: float | None = None,
     reconnect: bool = False,
     batch: int = DEFAULT_BATCH,
-    **options: Unpack[InterfaceArguments],
+    **options: Unpack[OpenArguments],
 ) -> GeventInterface:
     """An interface in the hub of this thread; a context manager that closes it.
 
-    :param runtime: one of :func:`open_runtime`, which several interfaces may share. Default: one of its own, for which
-        ``app_name`` and ``reconnect_interval`` are.
+    :param runtime: one of :func:`open_runtime`, which several interfaces may share. Default: one of its own, with
+        the ``app_name`` and the runtime's options among ``options``.
     :param reconnect: whether those who wait go on waiting across a disconnect; without it they get ``Disconnected``.
     :param batch: packets that may pass without a wait before other greenlets get a turn.
-    :param options: as for :meth:`memifrt.Runtime.create_interface`. Callbacks are called as :func:`open_runtime` says;
+    :param options: as for :meth:`memifrt.Runtime.create_interface` and, for a runtime of its own, as for
+        :class:`memifrt.Runtime`. Callbacks are called as :func:`open_runtime` says;
         ``on_interrupt`` is called once for each kick, and not again for packets that it leaves: those are for ``recv``.
     :raises ConfigError: an argument is wrong, or the id is taken on this socket.
     :raises MemifOSError: a master cannot listen.
@@ -349,15 +348,11 @@ def open_interface(
     with contextlib.ExitStack() as undo:
         owned: Runtime | None = None
         if runtime is None:
-            owned = runtime = undo.enter_context(
-                open_runtime(
-                    DEFAULT_APP_NAME if app_name is None else app_name,
-                    reconnect_interval=DEFAULT_RECONNECT_INTERVAL if reconnect_interval is None else reconnect_interval,
-                )
-            )
+            app_name, own, arguments = split_arguments(options)
+            owned = runtime = undo.enter_context(open_runtime(app_name, **own))
         else:
-            runtime_of_this_loop(runtime, app_name=app_name, reconnect_interval=reconnect_interval)
-        waiting = Waiting(runtime, _Signal, options, reconnect=reconnect, batch=batch, check_owner=_HubCheck())
+            arguments = interface_arguments(runtime, options)
+        waiting = Waiting(runtime, _Signal, arguments, reconnect=reconnect, batch=batch, check_owner=_HubCheck())
         poller = _pollers.get(runtime)
         if poller is not None and not waiting.has_interrupt_callback:
             waiting.on_queues = functools.partial(_handle_kicks_in_hub, waiting, poller)

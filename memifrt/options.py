@@ -344,7 +344,25 @@ TEXT_OPTIONS = {
             f"at most {SECRET_BYTES} bytes: a master demands it, a slave presents it",
         ),
         TextOption("queues", _whole("queues", 1, MAX_QUEUES), "N", "queues in each direction"),
+        TextOption(
+            "num_s2m_rings",
+            _whole("num_s2m_rings", 1, MAX_QUEUES),
+            "N",
+            "queues from slave to master, where the two directions differ",
+        ),
+        TextOption(
+            "num_m2s_rings",
+            _whole("num_m2s_rings", 1, MAX_QUEUES),
+            "N",
+            "queues from master to slave, where the two directions differ",
+        ),
         TextOption("ring_size", _ring_size, "N", "slots of a ring, a power of two"),
+        TextOption(
+            "log2_ring_size",
+            _whole("log2_ring_size", 0, MAX_LOG2_RING_SIZE),
+            "N",
+            "the same as a logarithm, as libmemif has it",
+        ),
         TextOption(
             "buffer_size",
             _whole("buffer_size", 1, MAX_BUFFER_SIZE),

@@ -26,7 +26,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, SupportsBytes, TypeVar, cast
@@ -36,7 +36,8 @@ import pytest
 from memifrt.errors import ConfigError, Disconnected, ForkedError, packet_bytes
 from memifrt.interface import Interface, OnConnect, OnDisconnect
 from memifrt.options import InterfaceOptions, parse_rx_mode
-from memifrt.queue import RxQueue, TxQueue
+from memifrt.queue import RxQueue, TxQueue, check_packets
+from memifrt.renamed import renamed_arguments, warn_renamed
 from memifrt.runtime import InterfaceArguments, Runtime
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import PATH_BYTES, Counters, Role, RxMode
@@ -170,27 +171,42 @@ class MemifPort:
 
     # --- packets ------------------------------------------------------------------------------------------------
 
-    def send(self, *packets: Sendable, queue: int = 0, timeout: float | None = None) -> None:
-        """Send packets, and wait for room where the ring is full.
+    @renamed_arguments(queue="qid")
+    def send(
+        self, packets: Iterable[Sendable] = (), *more: Sendable, qid: int = 0, timeout: float | None = None
+    ) -> int:
+        """Send all packets, and wait for room where the ring is full.
 
+        :param packets: bytes of any kind, or packets of scapy's. One packet, or packets as arguments of their own
+            (``more``), are the old way: it warns.
+        :param qid: the number of the transmit queue.
+        :returns: how many were sent: all of them.
         :raises MemifTimeout: the peer has not made room for all; the message says for how many.
         :raises ConfigError: a packet is empty or too long, or there is no such queue.
         """
         __tracebackhide__ = True
-        rest = [packet_bytes(number, packet) for number, packet in enumerate(packets)]
+        if more or _is_packet(packets):
+            warn_renamed("send(packet, ...) of a MemifPort", "send([packet, ...])", stacklevel=4)
+            packets = (cast("Sendable", packets), *more)
+        rest = [
+            packet_bytes(number, packet)
+            for number, packet in enumerate(check_packets(cast("Iterable[ReadableBuffer]", packets)))
+        ]
+        total = len(rest)
         deadline = self._begin(limit := self._limit(timeout))
-        tx = self._queue(self.interface.tx_queues, queue)
+        tx = self._queue(self.interface.tx_queues, qid)
         while rest:
             with self._named():
                 del rest[: tx.send(rest)]
             if rest and time.monotonic() >= deadline:
-                sent = f"{len(packets) - len(rest)} of {len(packets)}"
+                sent = f"{total - len(rest)} of {total}"
                 raise MemifTimeout(f"{self.interface}: the ring is full after {limit:g} s: {sent} packets are sent")
             if rest:
                 time.sleep(_TICK)
+        return total
 
     def recv(self, count: int = 1, timeout: float | None = None) -> list[bytes]:
-        """The next ``count`` packets, of all queues. What comes beyond them is kept for the next call.
+        """Wait for exactly ``count`` packets, of all queues. What comes beyond them is kept for the next call.
 
         :raises MemifTimeout: fewer have come; the message says how many, and they are kept.
         """
@@ -202,10 +218,11 @@ class MemifPort:
                 raise MemifTimeout(f"{self.interface}: {got} of {count} packets have come within {limit:g} s")
         return self._give(count)
 
-    def collect(self, seconds: float) -> list[bytes]:
-        """Every packet that is here or comes within this time: ``assert port.collect(0.1) == []``."""
+    @renamed_arguments(seconds="timeout")
+    def collect(self, timeout: float) -> list[bytes]:
+        """Return every packet that is here or comes within ``timeout`` seconds: ``assert port.collect(0.1) == []``."""
         __tracebackhide__ = True
-        deadline = self._begin(seconds)
+        deadline = self._begin(timeout)
         with contextlib.suppress(Disconnected):  # what came before is what came
             while time.monotonic() < deadline:
                 self._has(None, deadline)
@@ -257,7 +274,7 @@ class MemifPort:
 
     def _queue(self, queues: tuple[_Q, ...], number: int) -> _Q:
         if not 0 <= number < len(queues):
-            raise ConfigError(f"{self.interface}: queue is {number}; it must be a whole number below {len(queues)}")
+            raise ConfigError(f"{self.interface}: qid is {number}; it must be a whole number below {len(queues)}")
         return queues[number]
 
     @contextlib.contextmanager
@@ -351,6 +368,16 @@ class MemifResponder:
     def answered(self) -> int:
         """Replies so far."""
         return sum(queue.counters.packets for queue in self.port.interface.tx_queues)
+
+
+def _is_packet(value: object) -> bool:
+    """Whether this is one packet and not several: bytes of any kind, or a packet of scapy's, which one can iterate."""
+    if isinstance(value, SupportsBytes):
+        return True
+    try:
+        return memoryview(cast("ReadableBuffer", value)).ndim == 1
+    except TypeError:
+        return False
 
 
 def _short_directory() -> Path:

@@ -38,12 +38,14 @@ from memifrt.options import (
     InterfaceOptions,
     OnError,
     RegionAllocator,
+    RuntimeOptions,
     check_name,
 )
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.hook import FdRegistry, Hook
 from memifrt.poll.schedule import Schedule
 from memifrt.rekick import LeftoverWatch
+from memifrt.renamed import renamed_arguments
 from memifrt.ring import say_what_is_missing, unsafe_reason
 from memifrt.sockets import Socket
 from memifrt.system.forks import abandon_after_fork
@@ -66,6 +68,15 @@ class InterfaceArguments(InterfaceOptions, total=False):
     on_disconnect: OnDisconnect | None
     on_interrupt: OnInterrupt | None
     context: object
+
+
+class OpenArguments(InterfaceArguments, RuntimeOptions, total=False):
+    """What ``open_interface`` of each loop takes beside its own arguments: those of an interface, and of its runtime.
+
+    The runtime's are for a runtime that comes with the interface, not for one that is given.
+    """
+
+    app_name: str | None
 
 
 class Runtime:
@@ -273,13 +284,15 @@ class Runtime:
         """Seconds between two attempts of a slave to connect; 0 for none."""
         return self._reconnector.interval
 
-    def set_reconnect_interval(self, seconds: float) -> None:
-        """The period in which slaves try to connect; 0 for none.
+    @renamed_arguments(seconds="reconnect_interval")
+    def set_reconnect_interval(self, reconnect_interval: float) -> None:
+        """Set the period in which slaves try to connect.
 
+        :param reconnect_interval: in seconds; 0 for none.
         :raises ConfigError: it is negative or not a number.
         """
         self._check_control_call()
-        self._reconnector.set_interval(_check_seconds("reconnect_interval", seconds))
+        self._reconnector.set_interval(_check_seconds("reconnect_interval", reconnect_interval))
 
     # --- events -------------------------------------------------------------------------------------------------
 

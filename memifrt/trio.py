@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from memifrt.options import DEFAULT_APP_NAME, DEFAULT_RECONNECT_INTERVAL, RuntimeOptions
+from memifrt.options import DEFAULT_APP_NAME, RuntimeOptions
 from memifrt.poll.trio import DEFAULT_BATCH as DEFAULT_EVENTS
 from memifrt.poll.trio import RunCheck, TrioPoller
 from memifrt.queue import DEFAULT_BURST
 from memifrt.ring import Burst
-from memifrt.runtime import InterfaceArguments, Runtime
-from memifrt.waiting.base_interface import BaseInterface, BurstHolder, runtime_of_this_loop
+from memifrt.runtime import OpenArguments, Runtime
+from memifrt.waiting.base_interface import BaseInterface, BurstHolder, interface_arguments, split_arguments
 from memifrt.waiting.steps import DEFAULT_BATCH, Waiting
 from memifrt.waiting.wakeup import Steps, Wait
 
@@ -71,35 +71,30 @@ async def open_runtime(
 async def open_interface(
     *,
     runtime: Runtime | None = None,
-    app_name: str | None = None,
-    reconnect_interval: float | None = None,
     reconnect: bool = False,
     batch: int = DEFAULT_BATCH,
-    **options: Unpack[InterfaceArguments],
+    **options: Unpack[OpenArguments],
 ) -> AsyncIterator[TrioInterface]:
     """An interface in trio, deleted at the end: whoever still waits on it then gets ``Disconnected``.
 
-    :param runtime: one of :func:`open_runtime`, which several interfaces may share. Default: one of its own, for which
-        ``app_name`` and ``reconnect_interval`` are; then what callbacks raise comes out of this block.
+    :param runtime: one of :func:`open_runtime`, which several interfaces may share. Default: one of its own, with
+        the ``app_name`` and the runtime's options among ``options``; then what callbacks raise comes out of this block.
     :param reconnect: whether those who wait go on waiting across a disconnect; without it they get ``Disconnected``.
     :param batch: packets that may pass without a wait before other tasks get a turn.
-    :param options: as for :meth:`memifrt.Runtime.create_interface`. ``on_interrupt`` is called once for each kick, and
+    :param options: as for :meth:`memifrt.Runtime.create_interface` and, for a runtime of its own, as for
+        :class:`memifrt.Runtime`. ``on_interrupt`` is called once for each kick, and
         not again for packets that it leaves: those are for ``recv``.
     :raises ConfigError: an argument is wrong, or the id is taken on this socket.
     :raises MemifOSError: a master cannot listen.
     """
     async with contextlib.AsyncExitStack() as stack:
         if runtime is None:
-            runtime = await stack.enter_async_context(
-                open_runtime(
-                    DEFAULT_APP_NAME if app_name is None else app_name,
-                    reconnect_interval=DEFAULT_RECONNECT_INTERVAL if reconnect_interval is None else reconnect_interval,
-                )
-            )
+            app_name, own, arguments = split_arguments(options)
+            runtime = await stack.enter_async_context(open_runtime(app_name, **own))
         else:
-            runtime_of_this_loop(runtime, app_name=app_name, reconnect_interval=reconnect_interval)
+            arguments = interface_arguments(runtime, options)
         interface = TrioInterface(
-            Waiting(runtime, _Signal, options, reconnect=reconnect, batch=batch, check_owner=RunCheck())
+            Waiting(runtime, _Signal, arguments, reconnect=reconnect, batch=batch, check_owner=RunCheck())
         )
         stack.callback(interface.delete)
         yield interface

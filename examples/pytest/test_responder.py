@@ -41,21 +41,21 @@ def program(memif_listener: MemifPort) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_program_answers_arp(program: subprocess.Popen[bytes], memif_listener: MemifPort) -> None:
     memif_listener.wait_connected()
-    memif_listener.send(arp_request(MAC, IP, TARGET_IP))
+    memif_listener.send([arp_request(MAC, IP, TARGET_IP)])
     (reply,) = memif_listener.recv()
     assert parse_arp_reply(reply) == (TARGET_IP, TARGET_MAC)
 
 
 def test_program_answers_a_burst_in_order(program: subprocess.Popen[bytes], memif_listener: MemifPort) -> None:
     memif_listener.wait_connected()
-    memif_listener.send(*[ping(number) for number in range(500)])
+    memif_listener.send([ping(number) for number in range(500)])
     replies = [parse_echo_reply(packet) for packet in memif_listener.recv(500)]
     assert [reply.sequence for reply in replies if reply] == list(range(500))
 
 
 def test_program_leaves_what_is_not_for_it(program: subprocess.Popen[bytes], memif_listener: MemifPort) -> None:
     memif_listener.wait_connected()
-    memif_listener.send(os.urandom(60))
+    memif_listener.send([os.urandom(60)])
     assert memif_listener.collect(0.1) == []
 
 
@@ -71,16 +71,16 @@ def test_program_says_goodbye(program: subprocess.Popen[bytes], memif_listener: 
 def test_every_queue_carries_packets(memif: Memif, queues: int, mode: ModeName) -> None:
     """No program at all: two ports of the test's own, with options."""
     master, slave = memif.pair(queues=queues, mode=mode, slave={"rx_mode": "polling"})
-    for queue in range(queues):
-        slave.send(b"to the master", queue=queue)
+    for qid in range(queues):
+        slave.send([b"to the master"], qid=qid)
         assert master.recv() == [b"to the master"]
-        master.send(b"to the slave", queue=queue)
+        master.send([b"to the slave"], qid=qid)
         assert slave.recv() == [b"to the slave"]
 
 
 def test_pair(memif_pair: MemifPair) -> None:
     master, slave = memif_pair
-    master.send(b"one", b"two")
+    master.send([b"one", b"two"])
     assert slave.recv(2) == [b"one", b"two"]
 
 

@@ -67,7 +67,7 @@ def ports(memif: Memif, vpp: Vpp) -> Iterator[tuple[MemifPort, MemifPort]]:
 def test_packet_comes_out_at_the_other_side(ports: tuple[MemifPort, MemifPort]) -> None:
     west, east = ports
     assert west.interface.mode is Mode.ETHERNET
-    west.send(PACKET)
+    west.send([PACKET])
     assert east.recv() == [PACKET]
     assert west.collect(0.1) == []  # and at no other
 
@@ -75,5 +75,5 @@ def test_packet_comes_out_at_the_other_side(ports: tuple[MemifPort, MemifPort]) 
 def test_interface_that_is_down_drops(ports: tuple[MemifPort, MemifPort], vpp: Vpp) -> None:
     west, east = ports
     vpp.cli("set interface state memif102/0 down")
-    west.send(PACKET)
+    west.send([PACKET])
     assert east.collect(0.1) == []

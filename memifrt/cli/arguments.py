@@ -111,28 +111,38 @@ def add_ring_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
         help=f"control socket, @name for an abstract one; default {DEFAULT_SOCKET}",
     )
     _add_option(group, "id", "0")
-    _add_option(group, "queues", "1")
-    _add_option(group, "ring_size", str(DEFAULT_RING_SIZE))
+    # No default for argparse: it would contradict the option that says the same in another way.
+    _add_option(group, "queues", None, "1")
+    _add_option(group, "num_s2m_rings", None)
+    _add_option(group, "num_m2s_rings", None)
+    _add_option(group, "ring_size", None, str(DEFAULT_RING_SIZE))
+    _add_option(group, "log2_ring_size", None)
     _add_option(group, "buffer_size", str(DEFAULT_BUFFER_SIZE))
     _add_option(group, "rx_mode", rx_mode)
     add_session_arguments(parser)
     return group
 
 
-def _add_option(group: argparse._ArgumentGroup, name: str, default: str | None) -> None:
+def _add_option(group: argparse._ArgumentGroup, name: str, default: str | None, otherwise: str | None = None) -> None:
+    """Add an option of an interface.
+
+    :param default: what argparse takes in its place.
+    :param otherwise: what applies without it, where argparse has no default.
+    """
     option = TEXT_OPTIONS[name]
+    shown = otherwise if default is None else default
     group.add_argument(
         f"--{option.key}",
         type=checked(option.parse),
         default=default,  # argparse parses a default that is a string
         metavar=option.values,
-        help=option.help if default is None else f"{option.help}; default {default}",
+        help=option.help if shown is None else f"{option.help}; default {shown}",
     )
 
 
 def interface_config(arguments: argparse.Namespace) -> InterfaceConfig:
     """Return the options of the interface that the arguments describe."""
-    given = {name: getattr(arguments, name) for name in TEXT_OPTIONS if hasattr(arguments, name)}
+    given = {name: value for name in TEXT_OPTIONS if (value := getattr(arguments, name, None)) is not None}
     return InterfaceConfig.of(**cast("InterfaceOptions", {"name": f"memif{arguments.id}", **given}))
 
 

@@ -27,7 +27,8 @@ _MTU = (68, 65521)
 #: For the help of commands that take endpoints.
 MEMIF_SYNTAX = """\
   memif:PATH[,role=master|slave][,id=N][,mode=ethernet|ip][,secret=S][,queues=N][,ring-size=N][,buffer-size=N]
-            [,rx-mode=adaptive|interrupt|polling][,netns=NS]   PATH is @name for an abstract socket"""
+            [,rx-mode=adaptive|interrupt|polling][,num-s2m-rings=N][,num-m2s-rings=N][,netns=NS]
+            PATH is @name for an abstract socket"""
 SYNTAX = f"""{MEMIF_SYNTAX}
   tap:NAME[,mtu=N][,mac=M][,mode=ethernet|ip][,netns=NS]   a TAP device (mode=ip: TUN), made if there is none
   packet:IFNAME[,mode=ethernet|ip][,netns=NS]              an interface of the kernel (mode=ip: one without Ethernet

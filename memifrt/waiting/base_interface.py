@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from memifrt.errors import ConfigError, MemifError
 from memifrt.interface import Details, Interface
+from memifrt.options import DEFAULT_APP_NAME, RuntimeOptions
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.types import Counters, Mode, Role, State
 from memifrt.waiting.steps import Receiving, Waiting
@@ -13,9 +14,11 @@ from memifrt.waiting.wakeup import PASS, Signal, Steps
 
 if TYPE_CHECKING:
     from memifrt.ring import Burst
-    from memifrt.runtime import Runtime
+    from memifrt.runtime import InterfaceArguments, OpenArguments, Runtime
 
 S = TypeVar("S", bound=Signal)
+
+_RUNTIME_OPTIONS = tuple(RuntimeOptions.__annotations__)
 
 
 class BurstHolder(Generic[S]):
@@ -190,16 +193,34 @@ class BaseInterface(Generic[S]):
         return f"<{type(self).__module__}.{type(self).__name__} {self}, {self._waiting.waiters} waiting>"
 
 
-def runtime_of_this_loop(runtime: Runtime, **own: object) -> None:
-    """Check a runtime that interfaces share, and that nothing is asked for which only a new one could give.
+def split_arguments(arguments: OpenArguments) -> tuple[str, RuntimeOptions, InterfaceArguments]:
+    """Return the name and the options of a new runtime, and the arguments of the interface.
 
-    :raises ConfigError: it polls by itself, or an argument of ``own`` is not None.
+    What is None in the runtime's options means its default.
+    """
+    given = {**arguments}
+    app_name = given.pop("app_name", None)
+    own = {name: value for name in _RUNTIME_OPTIONS if (value := given.pop(name, None)) is not None}
+    return (
+        DEFAULT_APP_NAME if app_name is None else cast("str", app_name),
+        cast("RuntimeOptions", own),
+        cast("InterfaceArguments", given),
+    )
+
+
+def interface_arguments(runtime: Runtime, arguments: OpenArguments) -> InterfaceArguments:
+    """Return the arguments of an interface in a runtime that it shares with others.
+
+    :raises ConfigError: the runtime polls by itself, or an argument is given that only a new runtime could follow.
     """
     if runtime.polls_itself:
         raise ConfigError(f"{runtime!r} polls by itself, not in this loop: open_runtime() makes one that does")
-    given = [name for name, value in own.items() if value is not None]
-    if given:
-        raise ConfigError(f"{given[0]} is {own[given[0]]!r}, but the runtime that is given has its own: leave it out")
+    given = {**arguments}
+    for name in ("app_name", *_RUNTIME_OPTIONS):
+        value = given.pop(name, None)
+        if value is not None:
+            raise ConfigError(f"{name} is {value!r}, but the runtime that is given has its own: leave it out")
+    return cast("InterfaceArguments", given)
 
 
-__all__ = ["BaseInterface", "BurstHolder", "runtime_of_this_loop"]
+__all__ = ["BaseInterface", "BurstHolder", "interface_arguments", "split_arguments"]

@@ -33,7 +33,7 @@ def by_recv(queue: RxQueue, limit: int) -> list[bytes]:
 
 def by_burst(queue: RxQueue, limit: int) -> list[bytes]:
     with queue.burst(limit) as burst:
-        return [b"".join(parts) for parts in burst.packets()]
+        return [bytes(packet) for packet in burst.packets()]
 
 
 TAKES = pytest.mark.parametrize("take", [by_recv, by_burst], ids=["recv", "burst"])

@@ -15,7 +15,7 @@ from memifrt.options import RuntimeOptions
 from memifrt.ring import Burst
 from memifrt.system.fds import EventFd
 from memifrt.types import Counters
-from memifrt.waiting.base_interface import BaseInterface, BurstHolder, runtime_of_this_loop
+from memifrt.waiting.base_interface import BaseInterface, BurstHolder, interface_arguments, split_arguments
 from memifrt.waiting.steps import Waiting
 from memifrt.waiting.wakeup import FIRST_PAUSE, LONGEST_PAUSE, Pass, Steps, Wait, Wakeup
 from tests.lib.peer import ScriptedSlave
@@ -873,14 +873,23 @@ def test_a_batch_is_a_whole_number_from_1_on(near: Near, batch: Any) -> None:
 
 def test_a_runtime_that_polls_by_itself_is_refused(runtime: Runtime) -> None:
     with pytest.raises(ConfigError, match="open_runtime"):
-        runtime_of_this_loop(runtime)
+        interface_arguments(runtime, {})
 
 
 def test_what_only_a_new_runtime_could_give_is_refused() -> None:
     with Runtime("external", control_fd_update=lambda fd, events: None) as runtime:
-        runtime_of_this_loop(runtime, app_name=None, reconnect_interval=None)
+        assert interface_arguments(runtime, {"app_name": None, "stats_socket": None, "id": 3}) == {"id": 3}
         with pytest.raises(ConfigError, match=r"reconnect_interval is 0\.5, but"):
-            runtime_of_this_loop(runtime, app_name=None, reconnect_interval=0.5)
+            interface_arguments(runtime, {"reconnect_interval": 0.5})
+
+
+def test_arguments_are_the_runtime_s_or_the_interface_s() -> None:
+    assert split_arguments({"id": 3, "reconnect_interval": 0.5, "app_name": "us"}) == (
+        "us",
+        {"reconnect_interval": 0.5},
+        {"id": 3},
+    )
+    assert split_arguments({"app_name": None, "prometheus": None}) == ("memifrt", {}, {})
 
 
 def test_a_face_shows_what_its_interface_is(near: Near) -> None:

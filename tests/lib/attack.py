@@ -338,7 +338,7 @@ class Victim:
                 if self.random.random() < 0.1:
                     burst.drop(index)
             for packet in burst.packets():
-                b"".join(packet)
+                bytes(packet)
             tx.forward(burst)
 
     def relay(self, rx: RxQueue, tx: TxQueue) -> None:

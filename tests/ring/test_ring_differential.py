@@ -197,7 +197,7 @@ class World:
         return len(view)
 
     def read(self, rng: random.Random) -> Any:
-        return [tuple(map(bytes, packet)) for packet in self.burst(rng).packets()]
+        return [tuple(map(bytes, packet.views)) for packet in self.burst(rng).packets()]
 
     def set_length(self, rng: random.Random) -> Any:
         burst = self.burst(rng)

@@ -429,7 +429,7 @@ class HostileMachine(RuleBasedStateMachine):
         with suppress(RingViolation):
             burst = self._side(role).rx.burst(limit, split=split)
             assert len(burst) <= self.ends.size
-            assert sum(len(packet) for packet in burst.packets()) == len(burst)
+            assert sum(len(packet.views) for packet in burst.packets()) == len(burst)
             self._side(role).received.append(burst)
 
     @rule(role=ROLES, which=st.integers(0, 5), limit=st.integers(1, 20))
@@ -661,7 +661,7 @@ def test_receiving_and_forwarding_while_another_thread_rewrites_the_memory(
         while attacker.is_alive():
             with suppress(RingViolation), rx.burst(8) as burst:
                 for packet in burst.packets():
-                    for view in packet:
+                    for view in packet.views:
                         view[:] = bytes(len(view))
                 tx.forward(burst)
             with suppress(RingViolation):

@@ -326,7 +326,7 @@ class RingMachine(RuleBasedStateMachine):
         burst = model.lane.rx.burst(limit)
         assert model.lane.rx.more == (behind and bool(buffers) and bool(model.waiting))
         assert [bytes(view) for view in burst] == [buffer.data for buffer in buffers]
-        assert [b"".join(packet) for packet in burst.packets()] == _joined(buffers)
+        assert [bytes(packet) for packet in burst.packets()] == _joined(buffers)
         if buffers:
             model.received.append(Held(burst, buffers))
 

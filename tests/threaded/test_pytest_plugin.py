@@ -59,10 +59,10 @@ def test_pair_is_connected_and_carries_packets_both_ways(memif: Memif) -> None:
     assert master.connected
     assert slave.connected
     assert master.socket == slave.socket
-    slave.send(b"one", bytearray(b"two"), memoryview(b"three"))
+    slave.send([b"one", bytearray(b"two"), memoryview(b"three")])
     assert master.recv(2) == [b"one", b"two"]
     assert master.recv() == [b"three"]
-    master.send(b"back")
+    master.send([b"back"])
     assert slave.recv(1) == [b"back"]
 
 
@@ -77,16 +77,16 @@ def test_pair_has_common_options_and_options_of_one_end(memif: Memif) -> None:
 
 def test_packets_of_every_queue_come(memif: Memif) -> None:
     master, slave = memif.pair(queues=3)
-    for queue in range(3):
-        slave.send(bytes([queue]), queue=queue)
+    for qid in range(3):
+        assert slave.send([bytes([qid])], qid=qid) == 1
     assert sorted(master.recv(3)) == [b"\0", b"\1", b"\2"]
-    with pytest.raises(ConfigError, match="queue is 3; it must be a whole number below 3"):
-        slave.send(b"x", queue=3)
+    with pytest.raises(ConfigError, match="qid is 3; it must be a whole number below 3"):
+        slave.send([b"x"], qid=3)
 
 
 def test_polling_port_receives(memif: Memif) -> None:
     master, slave = memif.pair(master={"rx_mode": "polling"})
-    slave.send(b"unannounced")
+    slave.send([b"unannounced"])
     assert master.recv() == [b"unannounced"]
 
 
@@ -94,7 +94,7 @@ def test_polling_port_receives(memif: Memif) -> None:
 def test_more_packets_than_the_ring_has_slots_are_sent_as_the_peer_takes_them(memif: Memif, receive: bool) -> None:
     master, slave = memif.pair(log2_ring_size=5, master={"receive": receive})
     packets = [number.to_bytes(4, "big") for number in range(1000)]
-    sender = threading.Thread(target=slave.send, args=packets)
+    sender = threading.Thread(target=slave.send, args=(packets,))
     sender.start()
     assert master.recv(1000) == packets
     sender.join()
@@ -103,18 +103,18 @@ def test_more_packets_than_the_ring_has_slots_are_sent_as_the_peer_takes_them(me
 def test_collect_gives_what_comes_in_a_time(memif: Memif) -> None:
     master, slave = memif.pair()
     assert master.collect(0) == []
-    slave.send(b"one", b"two")
+    slave.send([b"one", b"two"])
     assert master.collect(SHORT) == [b"one", b"two"]
     assert master.collect(SHORT) == []
 
 
 def test_packets_can_be_left_in_the_ring(memif: Memif) -> None:
     master, slave = memif.pair(receive=False)
-    slave.send(b"one", b"two", b"three")
+    slave.send([b"one", b"two", b"three"])
     assert master.interface.rx_queues[0].pending() == 3
     assert master.recv() == [b"one"]
     assert master.collect(0) == [b"two", b"three"]
-    slave.send(b"four")
+    slave.send([b"four"])
     with master.interface.rx_queues[0].burst() as burst:
         assert [bytes(packet) for packet in burst] == [b"four"]
 
@@ -127,14 +127,14 @@ def test_callback_of_the_test_s_own_takes_the_packets(memif: Memif) -> None:
         taken.extend(interface.rx_queues[qid].recv())
         come.set()
 
-    memif.pair(master={"on_interrupt": on_interrupt}).slave.send(b"one")
+    memif.pair(master={"on_interrupt": on_interrupt}).slave.send([b"one"])
     assert come.wait(DEADLINE)
     assert taken == [b"one"]
 
 
 def test_last_words_of_a_peer_are_received(memif: Memif) -> None:
     master, slave = memif.pair()
-    slave.send(b"last", b"words")
+    slave.send([b"last", b"words"])
     slave.close()
     master.wait_disconnected()
     with pytest.raises(Disconnected, match="interface deleted; 2 packets came"):
@@ -149,7 +149,7 @@ def test_peer_that_goes_and_comes(memif: Memif) -> None:
     assert "for the test" in str(slave.wait_disconnected())
     slave.wait_connected()
     master.wait_connected()
-    slave.send(b"again")
+    slave.send([b"again"])
     assert master.recv() == [b"again"]
     slave.close()
     slave.close()
@@ -157,7 +157,7 @@ def test_peer_that_goes_and_comes(memif: Memif) -> None:
     with pytest.raises(Disconnected, match=r"memif 0 \(master\) on .*: not connected: .*interface deleted"):
         master.recv()
     with pytest.raises(Disconnected, match=r"not connected: .*interface deleted"):
-        master.send(b"x")
+        master.send([b"x"])
 
 
 def test_callbacks_of_the_test_are_called(memif: Memif) -> None:
@@ -198,7 +198,7 @@ def test_responder_answers_arp_and_ping_in_the_background(memif: Memif) -> None:
     assert (responder.ip, responder.mac) == ("10.0.0.9", "02:fe:0a:00:00:09")
     port = memif.port(socket=responder.socket)  # to send waits for the peer
     ip, mac, target = parse_ip("10.0.0.1"), parse_mac("02:fe:00:00:00:01"), parse_ip(responder.ip)
-    port.send(arp_request(mac, ip, target))
+    port.send([arp_request(mac, ip, target)])
     assert parse_arp_reply(port.recv()[0]) == (target, parse_mac(responder.mac))
     request = echo_request(
         source_mac=mac,
@@ -209,7 +209,7 @@ def test_responder_answers_arp_and_ping_in_the_background(memif: Memif) -> None:
         sequence=2,
         payload=b"",
     )
-    port.send(request)
+    port.send([request])
     reply = parse_echo_reply(port.recv()[0])
     assert reply is not None
     assert reply.sequence == 2
@@ -230,7 +230,7 @@ def test_responder_can_be_the_slave_and_speak_ip(memif: Memif) -> None:
         payload=b"",
         mode=Mode.IP,
     )
-    listener.send(request)
+    listener.send([request])
     reply = parse_echo_reply(listener.recv()[0], Mode.IP)
     assert reply is not None
     assert reply.sequence == 3
@@ -279,7 +279,7 @@ def test_peer_that_does_not_come_is_named_with_the_reason(memif: Memif) -> None:
     with pytest.raises(MemifTimeout, match=r"not connected within 0\.05 s: cannot connect to .*No such file"):
         port.wait_connected(SHORT)
     for use in (
-        lambda: port.send(b"x", timeout=SHORT),
+        lambda: port.send([b"x"], timeout=SHORT),
         lambda: port.recv(timeout=SHORT),
         lambda: port.collect(SHORT),
     ):
@@ -297,7 +297,7 @@ def test_ends_that_do_not_agree_say_why() -> None:
 
 def test_packets_that_do_not_come_are_counted_and_those_that_came_are_kept(memif: Memif) -> None:
     master, slave = memif.pair()
-    slave.send(b"one", b"two")
+    slave.send([b"one", b"two"])
     with pytest.raises(MemifTimeout, match=r"memif 0 \(master\) on .*: 2 of 3 packets have come within 0\.05 s"):
         master.recv(3, timeout=SHORT)
     assert master.recv(2) == [b"one", b"two"]
@@ -306,7 +306,7 @@ def test_packets_that_do_not_come_are_counted_and_those_that_came_are_kept(memif
 def test_full_ring_says_how_many_were_sent(memif: Memif) -> None:
     slave = memif.pair(log2_ring_size=3, master={"receive": False}).slave
     with pytest.raises(MemifTimeout, match=r"the ring is full after 0\.05 s: 8 of 10 packets are sent"):
-        slave.send(*[b"x"] * 10, timeout=SHORT)
+        slave.send([b"x"] * 10, timeout=SHORT)
 
 
 def test_peer_that_stays_is_told(memif: Memif) -> None:
@@ -350,7 +350,7 @@ def test_exception_of_a_callback_comes_out_of_close() -> None:
 
     memif = Memif(DEADLINE)
     slave = memif.pair(master={"on_connect": fail}).slave
-    slave.send(b"the thread goes on")
+    slave.send([b"the thread goes on"])
     with pytest.raises(pytest.fail.Exception, match="raised in a callback"):
         memif.close()
 
@@ -391,7 +391,7 @@ def test_failures_are_short_and_the_next_test_starts_clean(tmp_path: Path) -> No
             memif_listener.wait_connected()
 
         def test_nothing_comes(memif_pair):
-            memif_pair.slave.send(b"x")
+            memif_pair.slave.send([b"x"])
             memif_pair.master.recv(2)
 
         def test_callback(memif):

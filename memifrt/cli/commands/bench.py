@@ -20,6 +20,7 @@ from memifrt.cli.arguments import (
     Parser,
     add_loop_argument,
     add_ring_arguments,
+    interface_config,
     seconds_or_zero,
     session_options,
     whole,
@@ -72,7 +73,8 @@ class Options:
     size: int = 64
     burst: int = 256
     seconds: float = 3.0
-    queues: int = 1
+    num_s2m_rings: int = 1
+    num_m2s_rings: int = 1
     ring_size: int = DEFAULT_RING_SIZE
     buffer_size: int = DEFAULT_BUFFER_SIZE
     rx_mode: RxMode | RxModeName = "polling"
@@ -476,7 +478,8 @@ class Bench:
                 socket=options.socket,
                 id=options.id,
                 role=options.role,
-                queues=options.queues,
+                num_s2m_rings=options.num_s2m_rings,
+                num_m2s_rings=options.num_m2s_rings,
                 ring_size=options.ring_size,
                 buffer_size=options.buffer_size,
                 rx_mode=options.rx_mode,
@@ -662,6 +665,8 @@ def _add_arguments(parser: Parser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     given = {**vars(arguments), "mode": arguments.what, "session_options": session_options(arguments)}
+    config = interface_config(arguments)
+    given |= {name: getattr(config, name) for name in ("num_s2m_rings", "num_m2s_rings", "ring_size")}
     options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
     result = Bench(options).run(live=sys.stderr.isatty() and not arguments.json)
     print(result.json() if arguments.json else "\n".join(result.lines()))
