@@ -287,7 +287,9 @@ cdef class Packet:
     cdef readonly tuple views
 
     def __bytes__(self):
-        return b"".join(self.views)
+        if len(self.views) == 1:
+            return bytes(self.views[0])
+        return b"".join([bytes(view) for view in self.views])  # join alone would not say that a view has ended
 
     def __len__(self):
         cdef Py_ssize_t total = 0

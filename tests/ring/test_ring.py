@@ -670,6 +670,41 @@ def test_long_packet_goes_as_a_chain_and_is_joined(lane: Lane) -> None:
     assert lane.rx.counters.packets == 8
 
 
+@pytest.mark.parametrize("role", ["master", "slave"])
+def test_packets_of_a_burst_are_whole_and_can_be_dropped(ends: Ends, role: str) -> None:
+    rx, tx = ends.crossing(role)
+    there, back = (ends.m2s, ends.s2m) if role == "slave" else (ends.s2m, ends.m2s)
+    packets = [bytes(range(150)), b"short", bytes(range(65))]
+    assert there.tx.send(packets) == 3
+    with rx.burst(256) as burst:
+        found = list(burst.packets())
+        assert [bytes(packet) for packet in found] == packets
+        assert [len(packet) for packet in found] == [150, 5, 65]
+        assert [[len(view) for view in packet.views] for packet in found] == [[64, 64, 22], [5], [64, 1]]
+        found[0].views[2][0] = 0
+        assert burst[2][0] == 0, "the views are the burst's own"
+        found[0].drop()
+        found[2].drop()
+        tx.forward(burst)
+        assert back.rx.recv(256) == [b"short"]
+        assert list(burst.packets()) == []
+        with pytest.raises(ValueError, match="has been sent"):
+            found[1].drop()
+    with pytest.raises(ValueError, match="released"):
+        bytes(found[1])
+
+
+def test_a_packet_is_still_a_sequence_of_views_and_says_that_this_is_deprecated(lane: Lane) -> None:
+    assert lane.tx.send([bytes(range(150))]) == 1
+    with lane.rx.burst(256) as burst:
+        (packet,) = burst.packets()
+        with pytest.warns(DeprecationWarning, match=r"packet\.views") as iterated:
+            assert [len(view) for view in packet] == [64, 64, 22]
+        with pytest.warns(DeprecationWarning, match=r"packet\.views\[i\]") as indexed:
+            assert len(packet[2]) == 22
+        assert {warning.filename for warning in (*iterated, *indexed)} == {__file__}
+
+
 def test_chain_that_does_not_fit_is_not_begun(lane: Lane) -> None:
     assert lane.tx.send([bytes(64)] * 6) == 6
     assert lane.tx.send([bytes(129)]) == 0

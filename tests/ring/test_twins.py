@@ -70,6 +70,7 @@ ONLY_NATIVE = {
         "RingBurst.exporting",
         "RingBurst.exports",
         "new_burst",
+        "new_packet",
         "packet_end",
         "whole_packet_end",
     },

@@ -303,7 +303,9 @@ class Packet:
         self.views = views
 
     def __bytes__(self) -> bytes:
-        return b"".join(self.views)
+        if len(self.views) == 1:
+            return bytes(self.views[0])
+        return b"".join([bytes(view) for view in self.views])  # join alone would not say that a view has ended
 
     def __len__(self) -> int:
         return sum(map(len, self.views))
