@@ -121,13 +121,20 @@ class GeventPoller:
         """Hand events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
         self._handler = handler
 
+    def check_caller(self) -> None:
+        """Check that the caller is in the thread of the hub.
+
+        :raises ConfigError: it is not.
+        """
+        if get_hub_if_exists() is not self._hub:
+            raise ConfigError("this runtime's fds are in the hub of another thread: it must be used there")
+
     def update(self, fd: int, events: FdEvent) -> None:
         """The hook.
 
         :raises ConfigError: called from a thread that is not the hub's.
         """
-        if get_hub_if_exists() is not self._hub:
-            raise ConfigError("this runtime's fds are in the hub of another thread: it must be used there")
+        self.check_caller()
         if events & FdEvent.DEL:
             self._remove(fd)
         elif events & FdEvent.MOD:

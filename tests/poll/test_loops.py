@@ -26,7 +26,7 @@ OF_APPLICATIONS = pytest.mark.parametrize(
     "driver", [driver for driver in DRIVERS if driver.name != "internal"], indirect=True, ids=str
 )
 #: Whose adapter cannot tell: our own epoll lets any thread change it.
-UNCHECKED = ("internal", "gevent-libev", "gevent-libuv")
+UNCHECKED = ("internal",)
 End = socket.socket
 
 
