@@ -25,8 +25,8 @@ from pathlib import Path
 from memifrt import Interface, Role, Runtime, RxMode
 from memifrt.capture.pcap import MAX_SNAPLEN
 from memifrt.cli.commands.dump import DumpOptions, between, capturing
-from memifrt.cli.endpoint import MemifEndpoint
 from memifrt.options import InterfaceConfig
+from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.ports.forwarding import Direction, Forward
 from memifrt.ports.port import MemifPort
 

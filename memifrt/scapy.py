@@ -405,9 +405,10 @@ class _Link:
             self._paused = True
             self.after_take()  # scapy may have caught up before it could see that we pause
             return
-        now = time.time()
         with contextlib.suppress(Disconnected):  # on_disconnect tells
-            self.inbox.put(interface.rx_queues[qid].recv(), now)
+            packets = interface.rx_queues[qid].recv()
+            # Not before: what came in between would be older than the question that it answers.
+            self.inbox.put(packets, time.time())
 
     def after_take(self) -> None:
         """Go on with the queues when half of the backlog is taken."""

@@ -53,8 +53,6 @@ ORDER = [
     "background",
     "apps",
 ]
-#: What still imports from a later layer.
-EXCEPTIONS = {("ports", "cli")}
 #: What programs of one loop await or wait with, and the library that each of them is for.
 FACES = {"asyncio": "asyncio", "gevent": "gevent", "trio": "trio"}
 #: Adapters without a face, and the libraries that they are for.
@@ -198,7 +196,7 @@ def test_every_module_has_a_layer() -> None:
 
 @pytest.mark.parametrize("name", ORDER)
 def test_a_layer_imports_only_from_those_below_it(name: str) -> None:
-    allowed = {*ORDER[: ORDER.index(name) + 1]} | {above for below, above in EXCEPTIONS if below == name}
+    allowed = {*ORDER[: ORDER.index(name) + 1]}
     wrong = [
         str(found)
         for found in OURS

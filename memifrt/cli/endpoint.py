@@ -1,4 +1,4 @@
-"""What stands between two ends of a bridge: ``memif:…``, ``tap:…`` and ``packet:…``, as people write them.
+"""The ends of a bridge as people write them: ``memif:…``, ``tap:…`` and ``packet:…``.
 
 Owns the syntax, ``KIND:NAME,KEY=VALUE,…``, and what may stand in it. Opens nothing.
 """
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from memifrt.cli.arguments import interface_config, own_mac, socket_path, whole
 from memifrt.errors import ConfigError
-from memifrt.options import DEFAULT_SOCKET, TEXT_OPTIONS, InterfaceConfig, InterfaceOptions
-from memifrt.types import Mode, RxMode
+from memifrt.options import DEFAULT_SOCKET, TEXT_OPTIONS, InterfaceOptions
+from memifrt.ports.endpoint import DEFAULTS, Endpoint, MemifEndpoint, PacketEndpoint, TapEndpoint
+from memifrt.types import Mode
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -34,53 +35,6 @@ SYNTAX = f"""{MEMIF_SYNTAX}
   packet:IFNAME[,mode=ethernet|ip][,netns=NS]              an interface of the kernel (mode=ip: one without Ethernet
             headers, like TUN or WireGuard); NS is a name or a path"""
 
-
-#: A bridge adapts to its load unless it is told otherwise.
-_DEFAULTS = InterfaceConfig(rx_mode=RxMode.ADAPTIVE)
-
-
-@dataclass(frozen=True, slots=True)
-class MemifEndpoint:
-    """A memif interface: its control socket and its options."""
-
-    socket: str = DEFAULT_SOCKET
-    config: InterfaceConfig = _DEFAULTS
-
-    @property
-    def mode(self) -> Mode:
-        return self.config.mode
-
-    def __str__(self) -> str:
-        return f"memif{self.config.id} on {self.socket}"
-
-
-@dataclass(frozen=True, slots=True)
-class TapEndpoint:
-    """A TAP device, or a TUN device in mode ip. ``netns`` is a name or a path, empty for ours."""
-
-    name: str
-    mode: Mode = Mode.ETHERNET
-    mtu: int | None = None
-    mac: bytes | None = None
-    netns: str = ""
-
-    def __str__(self) -> str:
-        return self.name
-
-
-@dataclass(frozen=True, slots=True)
-class PacketEndpoint:
-    """A network interface of the kernel; in mode ip one whose packets have no Ethernet header."""
-
-    name: str
-    netns: str = ""
-    mode: Mode = Mode.ETHERNET
-
-    def __str__(self) -> str:
-        return self.name
-
-
-Endpoint = MemifEndpoint | TapEndpoint | PacketEndpoint
 
 _Parse = Callable[[str], Any]
 
@@ -177,7 +131,7 @@ def _not_empty(text: str) -> str:
 def _memif(socket: str = DEFAULT_SOCKET, netns: str = "", **options: Unpack[InterfaceOptions]) -> MemifEndpoint:
     if netns:
         socket = socket_path(f"{socket},netns_name={netns}")
-    return MemifEndpoint(socket, _DEFAULTS.replace(**options))
+    return MemifEndpoint(socket, DEFAULTS.replace(**options))
 
 
 _NETNS = {"netns": ("netns", _not_empty)}

@@ -14,8 +14,8 @@ import struct
 import time
 from collections.abc import Sequence
 
-from memifrt.cli.endpoint import PacketEndpoint
 from memifrt.errors import ConfigError, ErrorCode, MemifOSError, os_error
+from memifrt.ports.endpoint import PacketEndpoint
 from memifrt.ports.netdev import InterfaceFlag, mode_of_hardware
 from memifrt.ports.netlink import LinkReader
 from memifrt.ports.offload import HEADER_BYTES, NOTHING_TO_DO, NotPossible, Offload, finished, insert_vlan

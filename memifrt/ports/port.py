@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from memifrt.cli.endpoint import MemifEndpoint
 from memifrt.errors import ConfigError
 from memifrt.interface import Interface
+from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.runtime import Runtime
 from memifrt.types import Counters

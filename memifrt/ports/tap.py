@@ -14,9 +14,9 @@ import socket
 import struct
 from collections.abc import Sequence
 
-from memifrt.cli.endpoint import TapEndpoint
 from memifrt.errors import ConfigError, ErrorCode, MemifOSError, os_error
 from memifrt.packets import format_mac
+from memifrt.ports.endpoint import TapEndpoint
 from memifrt.ports.netdev import InterfaceFlag, KernelInterface, request
 from memifrt.ports.netlink import Link, LinkReader, TunDevice
 from memifrt.ports.port import LOST, LossWarning, Port, Traffic

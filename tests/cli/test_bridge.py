@@ -17,17 +17,11 @@ import pytest
 
 from memifrt import ConfigError, Interface, MemifOSError, Mode, Role, Runtime, RxMode
 from memifrt.cli.command_line import main
-from memifrt.cli.endpoint import (
-    MemifEndpoint,
-    PacketEndpoint,
-    TapEndpoint,
-    check_pair,
-    parse_endpoint,
-    parse_memif_endpoint,
-)
+from memifrt.cli.endpoint import check_pair, parse_endpoint, parse_memif_endpoint
 from memifrt.options import InterfaceConfig
 from memifrt.packets import checksum
 from memifrt.ports import packet_socket
+from memifrt.ports.endpoint import MemifEndpoint, PacketEndpoint, TapEndpoint
 from memifrt.ports.forwarding import Carry
 from memifrt.ports.netdev import KernelInterface, mode_of_hardware
 from memifrt.ports.offload import NotPossible, Offload, finished, insert_vlan

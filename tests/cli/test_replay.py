@@ -23,8 +23,8 @@ from memifrt.capture.pcap import LinkType, Packet, create_capture, open_capture
 from memifrt.cli.command_line import main
 from memifrt.cli.commands import replay
 from memifrt.cli.commands.replay import Outcome, Pace, Recording
-from memifrt.cli.endpoint import MemifEndpoint
 from memifrt.cli.progress import Progress, progress
+from memifrt.ports.endpoint import MemifEndpoint
 from tests.lib.programs import command, end, finish, read_until, run, running
 from tests.lib.support import DEADLINE, wait_until
 

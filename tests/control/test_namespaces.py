@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from memifrt import ConfigError, ErrorCode, MemifOSError, Runtime
-from memifrt.cli.endpoint import MemifEndpoint, parse_endpoint
+from memifrt.cli.endpoint import parse_endpoint
 from memifrt.control.address import Address
+from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.system.netns import call_in_namespace, namespace_path
 from tests.lib import namespaces
 from tests.lib.support import wait_until

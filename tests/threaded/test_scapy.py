@@ -31,7 +31,7 @@ from scapy.sendrecv import AsyncSniffer, bridge_and_sniff, send, sendp, sniff, s
 from scapy.supersocket import SuperSocket
 from scapy.utils import rdpcap, wrpcap
 
-from memifrt import ConfigError, Disconnected, ErrorCode, FdEvent, Interface, MemifError, Runtime
+from memifrt import ConfigError, Disconnected, ErrorCode, FdEvent, Interface, MemifError, Runtime, RxQueue
 from memifrt.cli.commands.responder import serve
 from memifrt.packets import echo_request, parse_ip, parse_mac, reply_in_place
 from memifrt.scapy import MemifSocket
@@ -146,6 +146,24 @@ def test_packet_that_is_sent_is_the_packet_that_comes(pair: tuple[MemifSocket, M
         assert received == Ether(bytes(packet))
         assert packet.sent_time is not None
         assert before <= packet.sent_time <= received.time <= time.time()
+
+
+def test_a_packet_is_no_older_than_the_moment_when_it_was_taken(
+    pair: tuple[MemifSocket, MemifSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or an answer could be older than its question."""
+    recv, taken = RxQueue.recv, []
+
+    def recv_and_note(queue: RxQueue) -> list[bytes]:
+        packets = recv(queue)
+        taken.append(time.time())
+        return packets
+
+    monkeypatch.setattr(RxQueue, "recv", recv_and_note)
+    pair[0].send(numbered(7))
+    received = pair[1].recv()
+    assert received is not None
+    assert received.time >= taken[0]
 
 
 def test_bytes_can_be_sent_and_longer_packets_than_a_buffer(pair: tuple[MemifSocket, MemifSocket]) -> None:

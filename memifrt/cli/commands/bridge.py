@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import Callable
 
 from memifrt.cli.arguments import Command, Parser, add_session_arguments, checked, session_options
-from memifrt.cli.endpoint import SYNTAX, Endpoint, MemifEndpoint, TapEndpoint, check_pair, parse_endpoint
+from memifrt.cli.endpoint import SYNTAX, check_pair, parse_endpoint
 from memifrt.cli.program import SessionOptions, session
 from memifrt.options import DEFAULT_RECONNECT_INTERVAL
+from memifrt.ports.endpoint import Endpoint, MemifEndpoint, TapEndpoint
 from memifrt.ports.forwarding import Pump, Report, direction
 from memifrt.ports.packet_socket import PacketPort
 from memifrt.ports.port import MemifPort, Port

@@ -30,11 +30,12 @@ from memifrt.cli.arguments import (
     session_options,
     whole,
 )
-from memifrt.cli.endpoint import MEMIF_SYNTAX, MemifEndpoint, check_pair, memif_endpoint, parse_memif_endpoint
+from memifrt.cli.endpoint import MEMIF_SYNTAX, check_pair, memif_endpoint, parse_memif_endpoint
 from memifrt.cli.program import SessionOptions, complain, session
 from memifrt.cli.progress import Progress, progress
 from memifrt.errors import ConfigError
 from memifrt.options import DEFAULT_RECONNECT_INTERVAL
+from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.ports.forwarding import Carry, Direction, Pump, Report, Watch
 from memifrt.ports.port import MemifPort, Port, Traffic
 from memifrt.ring import Burst

@@ -30,12 +30,13 @@ from memifrt.cli.arguments import (
     session_options,
     whole,
 )
-from memifrt.cli.endpoint import MemifEndpoint, memif_endpoint
+from memifrt.cli.endpoint import memif_endpoint
 from memifrt.cli.program import SessionOptions, complain, session
 from memifrt.cli.progress import Progress, progress
 from memifrt.errors import ConfigError, Disconnected, MemifError, PollCancelled
 from memifrt.packets import format_mac, parse_mac
 from memifrt.ports.drain import INTERVAL, Drain
+from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.ports.port import MemifPort
 from memifrt.runtime import Runtime
 
