@@ -220,6 +220,7 @@ class ForkedError(MemifError):
             "a forked child makes one of its own",
         )
         self.pid = pid
+        self.what = what
 
 
 class PollCancelled(MemifError):

@@ -30,10 +30,10 @@ import gevent
 from gevent._hub_local import get_hub_if_exists
 from gevent.hub import Waiter
 
-from memifrt.errors import ConfigError
+from memifrt.errors import ConfigError, ForkedError
 from memifrt.options import DEFAULT_APP_NAME, RuntimeOptions
 from memifrt.poll.gevent import DEFAULT_BATCH as DEFAULT_EVENTS
-from memifrt.poll.gevent import GeventPoller, let_others_run
+from memifrt.poll.gevent import GeventPoller, end_copied_wait, let_others_run
 from memifrt.queue import DEFAULT_BURST, RxQueue
 from memifrt.ring import Burst
 from memifrt.runtime import OpenArguments, Runtime
@@ -181,6 +181,10 @@ class GeventInterface(BaseInterface["_Signal"]):
                     call.signal.wait(None)
                 else:
                     self._wait(call if call.waits else PASS, end)
+        except ForkedError as error:
+            if call.waits:
+                end_copied_wait(error)
+            raise
         finally:
             if call.joined:
                 call.line.leave(call, hand_over=call.hand_over)
@@ -188,12 +192,18 @@ class GeventInterface(BaseInterface["_Signal"]):
     def _drive(self, steps: Steps[_Signal, T], timeout: float | None) -> T:
         """Go through the steps of a call, and switch where it waits."""
         end = None if timeout is None else time.monotonic() + _check_timeout(timeout)
+        has_waited = False
         try:
             while True:
                 self._wait(next(steps), end)
+                has_waited = True
         except StopIteration as done:
             result: T = done.value
             return result
+        except ForkedError as error:
+            if has_waited:
+                end_copied_wait(error)
+            raise
         finally:
             steps.close()
 
@@ -239,6 +249,10 @@ class Bursts(BurstHolder["_Signal"]):
                     return burst
                 self._interface._wait(call if call.waits else PASS, None)
             raise StopIteration
+        except ForkedError as error:
+            if call.waits:
+                end_copied_wait(error)
+            raise
         finally:
             self._end(call)
 

@@ -8,8 +8,10 @@ A queue belongs to one thread at a time; different queues may be used in differe
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from memifrt.errors import (
     ConfigError,
@@ -26,6 +28,7 @@ from memifrt.rekick import BATCH, Glance
 from memifrt.renamed import warn_renamed
 from memifrt.ring import Burst, RxRing, TxRing
 from memifrt.system.fds import EventFd
+from memifrt.system.forks import call_after_fork
 from memifrt.types import QueueCounters, RxMode
 
 if TYPE_CHECKING:
@@ -55,6 +58,10 @@ def check_packets(packets: Iterable[ReadableBuffer]) -> Iterable[ReadableBuffer]
     return packets
 
 
+def _abandon(thing: _Queue[Any] | RxRing | TxRing, pid: int) -> None:
+    thing.abandon(pid)
+
+
 class _Queue(Generic[_R]):
     """A ring and its eventfd. After the disconnect every operation raises :class:`Disconnected`."""
 
@@ -77,6 +84,10 @@ class _Queue(Generic[_R]):
         self._owner: int | None = None
         self._earlier = earlier
         self._interrupts = 0
+        # Beside what the connection does: somebody may hold a queue of an earlier connection, or a burst of its ring.
+        pid = os.getpid()
+        call_after_fork(self, functools.partial(_abandon, pid=pid))
+        call_after_fork(ring, functools.partial(_abandon, pid=pid))
 
     @property
     def connected(self) -> bool:

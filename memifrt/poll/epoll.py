@@ -9,7 +9,7 @@ import os
 import select
 from typing import TYPE_CHECKING
 
-from memifrt.errors import ConfigError
+from memifrt.errors import ConfigError, ForkedError
 from memifrt.system import original_functions
 from memifrt.system.fds import OwnedFd
 from memifrt.system.forks import abandon_after_fork
@@ -98,6 +98,8 @@ class EpollPoller:
             wait.wait(None if timeout is None else min(timeout, _LONGEST_WAIT))
         finally:
             self._waits.remove(wait)
+        if self._pid != os.getpid():  # somebody has forked meanwhile, and this is the child
+            gevent.end_copied_wait(ForkedError(self._pid))
         return self._look(gevent.DEFAULT_BATCH)
 
     @property

@@ -12,13 +12,13 @@ from __future__ import annotations
 import ctypes
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import gevent
 from gevent._hub_local import get_hub_if_exists
 from gevent.event import Event
 
-from memifrt.errors import ConfigError
+from memifrt.errors import ConfigError, ForkedError
 from memifrt.poll.hook import FdHandler
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent, check_range
@@ -358,6 +358,26 @@ class ReadableWait:
             _stop_inherited(self._hub, [watcher])
             if get_hub_if_exists() is self._hub:
                 self._over.set()
+
+
+class CopiedWaitError(ForkedError):
+    """What ends a greenlet that a forked child has a copy of, in the middle of a wait for its parent's packets."""
+
+
+def end_copied_wait(error: ForkedError) -> NoReturn:
+    """End a call that waited when this process was forked. To be called in the child, in the greenlet that waited.
+
+    gevent would print a traceback for each of those greenlets, which nobody has started here: this one it does not
+    print. The copy of the main greenlet goes on waiting. It would run to the end of the program, and end the child in
+    the middle of what it was forked for.
+    """
+    hub = gevent.get_hub()
+    if gevent.getcurrent() is hub.parent:
+        while True:
+            hub.switch()
+    if CopiedWaitError not in hub.NOT_ERROR:
+        hub.NOT_ERROR = (*hub.NOT_ERROR, CopiedWaitError)
+    raise CopiedWaitError(error.pid, error.what) from None
 
 
 def let_others_run() -> None:

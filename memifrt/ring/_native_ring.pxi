@@ -6,6 +6,8 @@
 cdef class RingBase:
     """A ring in shared memory, and what we count on it."""
 
+    # For who calls abandon() after a fork.
+    cdef object __weakref__
     cdef readonly int size
     cdef uint16_t mask
     cdef memif_ring *ring

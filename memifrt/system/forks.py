@@ -13,7 +13,9 @@ import sys
 import weakref
 from collections.abc import Callable
 from types import MethodType
-from typing import cast
+from typing import TypeVar, cast
+
+_T = TypeVar("_T")
 
 #: Each object with the method to call. Not a list of weak methods: those complain when the interpreter ends first.
 _methods: weakref.WeakKeyDictionary[object, Callable[[object], object]] = weakref.WeakKeyDictionary()
@@ -25,7 +27,15 @@ def abandon_after_fork(method: Callable[[], object]) -> None:
     :param method: forgets everything that the child shares with its parent, and touches none of it.
     """
     bound = cast(MethodType, method)
-    _methods[bound.__self__] = bound.__func__
+    call_after_fork(bound.__self__, bound.__func__)
+
+
+def call_after_fork(thing: _T, function: Callable[[_T], object]) -> None:
+    """Call ``function(thing)`` in every forked child, as long as ``thing`` exists. An object has one such function.
+
+    :param function: must not keep ``thing``. As for :func:`abandon_after_fork`.
+    """
+    _methods[thing] = cast("Callable[[object], object]", function)
 
 
 def _abandon_all() -> None:

@@ -34,7 +34,7 @@ def test_patched_before_memifrt_is_imported(name: str) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS[1:])
-@pytest.mark.parametrize("name", ["others_run", "flood", "pool"])
+@pytest.mark.parametrize("name", ["others_run", "flood", "pool", "children"])
 def test_patched_with_another_loop(name: str, loop: str) -> None:
     run("before", name, loop)
 

@@ -175,6 +175,55 @@ def forked() -> None:
         polling.kill()
 
 
+def children() -> None:
+    """Greenlets, and the main one, wait for packets while another makes children. The children do their work and print
+    nothing, and the parent misses no packet."""
+    import multiprocessing
+
+    import gevent
+    from gevent import subprocess
+
+    import memifrt.gevent
+
+    name = f"@memifrt-gevent-{os.getpid()}"
+    ends: list[str] = []
+    with (
+        memifrt.gevent.open_interface(
+            socket=name, role="master", on_disconnect=lambda interface, reason: ends.append(str(reason))
+        ) as master,
+        memifrt.gevent.open_interface(socket=name, role="slave") as slave,
+    ):
+        master.wait_connected(DEADLINE)
+        slave.wait_connected(DEADLINE)
+        bursts: list[bytes] = []
+
+        def receive_bursts() -> None:
+            for burst in slave.bursts():
+                bursts.extend(bytes(packet) for packet in burst.packets())
+
+        def make_children() -> None:
+            assert subprocess.call(["true"]) == 0
+            for _ in range(2):
+                child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.05,))
+                child.start()
+                with gevent.Timeout(DEADLINE):
+                    child.join()
+                assert child.exitcode == 0
+            slave.send([b"after the children"])
+
+        receiving = gevent.spawn(receive_bursts)
+        making = gevent.spawn(make_children)
+        with gevent.Timeout(2 * DEADLINE):
+            assert master.recv() == [b"after the children"]
+            making.get()
+            master.send([b"question"])
+            while not bursts:
+                gevent.sleep(0.001)
+        assert bursts == [b"question"]
+        assert not ends
+        receiving.kill()
+
+
 def _said(answer: int) -> bytes:
     """What a child wrote. Not its exit status: gevent may collect that itself, in its handler of SIGCHLD."""
     import gevent
@@ -278,7 +327,17 @@ def native() -> None:
 
 PROGRAMS = {
     program.__name__: program
-    for program in (exchange, others_run, killed_while_it_waits, closed_while_it_waits, forked, flood, pool, native)
+    for program in (
+        exchange,
+        others_run,
+        killed_while_it_waits,
+        closed_while_it_waits,
+        forked,
+        children,
+        flood,
+        pool,
+        native,
+    )
 }
 
 if __name__ == "__main__":

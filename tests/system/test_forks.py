@@ -10,19 +10,31 @@ import os
 import selectors
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
+import trio
+import uvloop
 
 import memifrt.asyncio
+import memifrt.trio
 from memifrt import ForkedError, Runtime, libmemif
 from memifrt.poll.selectors import SelectorPoller
+from memifrt.pytest_plugin import Memif
 from memifrt.ring import load
+from memifrt.scapy import MemifSocket
 from memifrt.stats import snapshot as stats
+from memifrt.system import received_fds
+from memifrt.system.received_fds import ReceivedFd
 from memifrt.threaded.runtime_thread import Background
 from tests.lib.forked import in_child
-from tests.lib.support import DEADLINE, Pair
+from tests.lib.support import DEADLINE, Pair, wait_for_closes, wait_until
+
+# Its first loop opens fds that stay.
+uvloop.new_event_loop().close()
 
 
 @pytest.fixture(params=["native", "python"])
@@ -262,7 +274,10 @@ def test_a_child_takes_nothing_out_of_a_selector_it_shares(socket_name: str) -> 
                 turn()
 
 
-def test_a_child_takes_nothing_out_of_an_asyncio_loop_it_shares(socket_name: str) -> None:
+@pytest.mark.parametrize("make_loop", [asyncio.SelectorEventLoop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_child_takes_nothing_out_of_an_asyncio_loop_it_shares(
+    socket_name: str, make_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
     async def main() -> None:
         async with (
             memifrt.asyncio.open_interface(socket=socket_name, role="master") as master,
@@ -283,7 +298,174 @@ def test_a_child_takes_nothing_out_of_an_asyncio_loop_it_shares(socket_name: str
             await slave.send([b"packet"])
             assert await master.recv() == [b"packet"]
 
-    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+    loop = make_loop()
+    try:
+        loop.run_until_complete(asyncio.wait_for(main(), DEADLINE))
+    finally:
+        loop.close()
+
+
+def test_a_child_takes_nothing_out_of_a_trio_run_it_shares(socket_name: str) -> None:
+    async def main() -> None:
+        with trio.fail_after(DEADLINE):
+            async with (
+                memifrt.trio.open_interface(socket=socket_name, role="master") as master,
+                memifrt.trio.open_interface(socket=socket_name, role="slave", reconnect_interval=0.01) as slave,
+            ):
+                await master.wait_connected()
+                await slave.wait_connected()
+
+                def child() -> None:
+                    refused(lambda: master.counters)
+                    assert not master.connected
+                    for face in (master, slave):
+                        face.delete()
+
+                in_child(child)
+                await slave.send([b"packet"])
+                assert await master.recv() == [b"packet"]
+
+    trio.run(main)
+
+
+def test_a_pool_of_processes_leaves_the_parent_alone(make_pair: Callable[..., Pair]) -> None:
+    pair = make_pair()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
+            assert os.getpid() not in set(pool.map(use_nothing, range(4)))
+            assert_packets_pass(pair)
+    assert_packets_pass(pair)
+
+
+def use_nothing(_: int) -> int:
+    return os.getpid()
+
+
+def test_a_child_that_ends_as_a_program_does_says_nothing_to_the_peers(socket_name: str) -> None:
+    """By the end of its main module, with everything that Python does then."""
+    program = f"""
+import os, memifrt
+with memifrt.Runtime("before", reconnect_interval=0.01) as runtime:
+    ends = []
+    master, slave = (
+        runtime.create_interface(socket={socket_name!r}, role=role, on_disconnect=lambda i, r: ends.append(str(r)))
+        for role in ("master", "slave")
+    )
+    while not (master.connected and slave.connected):
+        runtime.poll_event(1)
+    child = os.fork()
+    if child:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        slave.tx_queues[0].send([b"packet"])
+        assert master.rx_queues[0].recv() == [b"packet"]
+        while runtime.poll_event(0):
+            pass
+        assert not ends, ends
+        print("done")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-W", "ignore::DeprecationWarning", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_a_burst_of_an_earlier_connection_ends_in_the_child_alone(pair: Pair) -> None:
+    pair.slave.tx_queues[0].send([b"before"])
+    burst = pair.master.rx_queues[0].burst()
+    earlier = pair.master.rx_queues[0]
+    ends = pair.slave.tx_queues[0]
+    pair.slave.disconnect()
+    wait_until(
+        lambda: pair.master.connected and pair.slave.connected and pair.slave.tx_queues[0] is not ends, *pair.runtimes
+    )
+
+    def child() -> None:
+        refused(lambda: burst[0])
+        refused(earlier.recv)
+        burst.close()
+
+    in_child(child)
+    assert bytes(burst[0]) == b"before"
+    burst.close()
+    assert_packets_pass(pair)
+
+
+def test_what_waits_to_be_closed_is_the_parents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads that close what peers sent are not in the child."""
+    go_on, close_range = threading.Event(), received_fds._close_range
+
+    def close(first: int, end: int) -> None:
+        go_on.wait(DEADLINE)
+        close_range(first, end)
+
+    monkeypatch.setattr(received_fds, "_close_range", close)
+    fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(3)]
+    for fd in fds:
+        ReceivedFd(fd, "sent", 12345).close()
+
+    def child() -> None:
+        assert not received_fds.closes_too_slowly(12345)
+        assert not received_fds._backlogs
+        own = os.open("/dev/null", os.O_RDONLY)
+        go_on.set()
+        ReceivedFd(own, "sent", 12345).close()
+        wait_for_closes()
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(own)
+
+    in_child(child)
+    go_on.set()
+    wait_for_closes()
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(fd)
+
+
+def test_a_socket_of_scapy_is_refused(socket_name: str) -> None:
+    with (
+        MemifSocket(socket_name, role="master", timeout=0) as receiver,
+        MemifSocket(socket_name, role="slave", timeout=DEADLINE) as sender,
+    ):
+
+        def child() -> None:
+            refused(lambda: sender.send(b"packet"))
+            refused(lambda: receiver.counters)
+            assert not receiver.connected
+            with pytest.raises(EOFError, match=f"belongs to process {os.getppid()} "):
+                receiver.recv()
+            for sock in (sender, receiver):
+                sock.close()
+
+        in_child(child)
+        sender.send(b"packet")
+        assert receiver.recv_raw()[1] == b"packet"
+
+
+def test_a_port_of_a_test_is_refused() -> None:
+    memif = Memif(DEADLINE)
+    try:
+        pair = memif.pair()
+
+        def child() -> None:
+            refused(lambda: pair.slave.send([b"packet"]))
+            refused(lambda: pair.master.recv(1))
+            refused(lambda: pair.master.collect(0))
+            refused(lambda: pair.master.counters)
+            refused(pair.master.wait_connected)
+            refused(pair.master.wait_disconnected)
+            assert not pair.master.connected
+            memif.close()
+
+        in_child(child)
+        pair.slave.send([b"packet"])
+        assert pair.master.recv(1) == [b"packet"]
+    finally:
+        memif.close()
 
 
 def test_objects_that_end_with_the_interpreter_end_in_silence() -> None:

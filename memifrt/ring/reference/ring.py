@@ -32,6 +32,7 @@ class RingBase:
     """A ring in shared memory, and what we count on it."""
 
     __slots__ = (
+        "__weakref__",
         "_descriptors",
         "_header",
         "_name",
