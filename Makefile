@@ -2,6 +2,7 @@
 # make test  sets up .venv and runs the tests         make wheel builds an sdist and a wheel into dist/
 # make bench measures, and writes docs/benchmarks.md   make clean removes what these made
 # make fuzz  hostile peers and memory, TIME=60 seconds  make soak  traffic and killed peers, TIME=600 seconds
+# make test-patched  the tests that gevent's patches can change, under them
 # make test-asan  the rings' tests under AddressSanitizer and UBSan
 # make docs  builds the documentation into build/docs  make help  this list
 
@@ -13,14 +14,22 @@ JOBS   ?= auto
 # What the installed package is made of; the rest of it is used where it lies.
 BUILT  := pyproject.toml setup.py $(wildcard memifrt/ring/*.pyx)
 
-.PHONY: run test test-asan lint wheel bench fuzz soak docs clean help
+.PHONY: run test test-patched test-asan lint wheel bench fuzz soak docs clean help
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
 	$(BIN)/memifrt demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+# The tests whose work is in the test's own process, with every patch of gevent. Not the rings' tests, which make no
+# system call, and no test that starts programs: those have no patches. Without xdist, whose worker has threads before
+# anything can be patched. Neither trio nor eventlet runs under gevent's patches.
+PATCHED := $(addprefix tests/,connection control faces memory poll ports stats test_events.py test_interface.py \
+	test_libmemif.py test_runtime.py $(addprefix system/test_,faults_system.py fds.py forks.py received_fds.py strangers.py))
+test-patched: $(VENV)/.dev
+	$(BIN)/python -m gevent.monkey --module pytest -n 0 $(or $(ARGS),$(PATCHED) $(addprefix --ignore tests/,faces/test_trio.py poll/test_eventlet.py))
 
 # The rings' tests on rings that AddressSanitizer and UBSan watch over, built in build/asan.
 test-asan: $(VENV)/.dev

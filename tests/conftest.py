@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 from memifrt import Runtime
 from memifrt.ring import load
 from tests.lib.exploring import choose_profile
+from tests.lib.patched import open_fds, open_what_gevent_keeps
 from tests.lib.support import Pair, connect, wait_for_closes
 
 choose_profile()
@@ -24,6 +26,8 @@ choose_profile()
 # ends by Ctrl+C. It goes into each worker and program from here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+open_what_gevent_keeps()
 
 #: Modules whose every test runs on both ring implementations. The rings' own tests do so by themselves.
 _ON_BOTH_RINGS = {"test_interface", "test_rekick", "test_libmemif", "test_smoke", "test_testpmd", "test_wakeups"}
@@ -47,11 +51,9 @@ def rings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 def _fds() -> dict[int, str]:
     found = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:  # the fd of the listing itself
-            continue
+    for fd in open_fds():
+        with contextlib.suppress(FileNotFoundError):  # a thread has closed it meanwhile
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
     return found
 
 

@@ -10,7 +10,6 @@ import resource
 import select
 import socket
 import struct
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from memifrt.memory.layout import buffer_stride
 from memifrt.system.fds import EventFd
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, native
 from tests.lib.support import DEADLINE, runtime_of, wait_until
+from tests.lib.threads import Thread
 
 _T = TypeVar("_T")
 
@@ -536,7 +536,7 @@ class TestEvents:
     @pytest.mark.parametrize("timeout", [-1, None])
     def test_a_cancel_ends_exactly_one_poll(self, ends: Link, timeout: float | None) -> None:
         main = ends.slave.main
-        canceller = threading.Thread(target=m.memif_cancel_poll_event, kwargs={"main": main})
+        canceller = Thread(target=m.memif_cancel_poll_event, kwargs={"main": main})
         canceller.start()
         assert m.memif_poll_event(timeout, main=main) == m.MEMIF_ERR_POLL_CANCEL
         canceller.join()
@@ -1299,7 +1299,7 @@ class TestLastError:
     def test_each_thread_has_its_own(self) -> None:
         assert m.memif_delete(None) == m.MEMIF_ERR_NOCONN
         seen = []
-        thread = threading.Thread(target=lambda: seen.append(m.memif_last_error()))
+        thread = Thread(target=lambda: seen.append(m.memif_last_error()))
         thread.start()
         thread.join()
         assert seen == [None]

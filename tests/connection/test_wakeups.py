@@ -16,6 +16,7 @@ from memifrt import ConfigError, Disconnected, Interface, Runtime, RxQueue, TxQu
 from memifrt.system.fds import EventFd
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, scripted_peer
 from tests.lib.support import DEADLINE, Pair, runtime_of, wait_until
+from tests.lib.threads import Thread
 
 ROLES = ("master", "slave")
 MakePair = Callable[..., Pair]
@@ -402,7 +403,7 @@ def test_every_one_of_many_packets_arrives_by_interrupts_alone(make_pair: MakePa
             if not sent or chance.random() < 0.05:
                 time.sleep(0 if chance.random() < 0.9 else 0.0005)  # an uneven peer, not a wait
 
-    thread = threading.Thread(target=send)
+    thread = Thread(target=send)
     thread.start()
     chance = random.Random(2)
     expected = 0

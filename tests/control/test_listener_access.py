@@ -33,8 +33,10 @@ from memifrt.control.socket_file import SocketFile
 from memifrt.control.wire import Disconnect, Hello
 from memifrt.poll.epoll import EpollPoller
 from tests.lib.forked import NOBODY, in_child
+from tests.lib.patched import open_fds
 from tests.lib.peer import Peer, ScriptedSlave, assert_packets_pass, native
 from tests.lib.support import DEADLINE, Pair, Recorder, runtime_of, wait_until
+from tests.lib.threads import Thread
 
 US = Credentials(os.getpid(), os.geteuid(), os.getegid())
 REFUSED = f"refused: uid {US.uid}, gid {US.gid} may not connect here"
@@ -438,13 +440,13 @@ def is_closed(sock: socket.socket) -> bool:
 def test_a_silent_connector_costs_nothing_after_its_deadline(socket_name: str) -> None:
     with Runtime("impatient", handshake_timeout=0.05) as runtime:
         listen(runtime, socket_name)
-        watched, before = len(runtime._registry), set(os.listdir("/proc/self/fd"))
+        watched, before = len(runtime._registry), open_fds()
         connectors = [silent(socket_name) for _ in range(20)]
         wait_until(lambda: all(map(is_closed, connectors)), runtime)
         for connector in connectors:
             connector.close()
         assert len(runtime._registry) == watched
-        assert set(os.listdir("/proc/self/fd")) == before
+        assert open_fds() == before
         assert not runtime._timer.armed
 
 
@@ -701,7 +703,7 @@ def test_a_cancel_that_races_with_close_reaches_no_other_file() -> None:
 
     for _ in range(50):
         runtime, started = Runtime("test"), threading.Barrier(3)
-        threads = [threading.Thread(target=cancel, args=(runtime, started)) for _ in range(2)]
+        threads = [Thread(target=cancel, args=(runtime, started)) for _ in range(2)]
         for thread in threads:
             thread.start()
         started.wait()

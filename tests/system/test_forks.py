@@ -22,6 +22,7 @@ from memifrt.ring import load
 from memifrt.stats import snapshot as stats
 from memifrt.threaded.runtime_thread import Background
 from tests.lib.forked import in_child
+from tests.lib.patched import PATCHED, open_fds
 from tests.lib.support import DEADLINE, Pair
 
 
@@ -29,10 +30,6 @@ from tests.lib.support import DEADLINE, Pair
 def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, make_pair: Callable[..., Pair]) -> Pair:
     monkeypatch.setattr("memifrt.connection.shared_memory.implementation", load(request.param))
     return make_pair()
-
-
-def fds() -> list[str]:
-    return os.listdir("/proc/self/fd")
 
 
 def assert_packets_pass(pair: Pair) -> None:
@@ -131,7 +128,7 @@ def test_nothing_pretends_in_the_child(pair: Pair) -> None:
     socket = interface.socket
 
     def child() -> None:
-        before = fds()
+        before = open_fds()
         assert not interface.connected
         assert interface.state.value == "disconnected"
         assert f"belongs to process {os.getppid()}" in repr(interface)
@@ -157,7 +154,7 @@ def test_nothing_pretends_in_the_child(pair: Pair) -> None:
             socket.delete()
             runtime.close()
             gc.collect()
-        assert fds() == before
+        assert open_fds() == before
 
     in_child(child)
     assert_packets_pass(pair)
@@ -193,6 +190,7 @@ def test_a_background_runtime_is_refused(socket_name: str) -> None:
         assert background.call(lambda: 1) == 1
 
 
+@pytest.mark.skipif(PATCHED, reason="gevent does not support multiprocessing; tests/faces/test_gevent_patched.py forks")
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_children_of_multiprocessing_leave_the_parent_alone(make_pair: Callable[..., Pair], method: str) -> None:
     pair = make_pair()
@@ -239,7 +237,7 @@ os._exit(0)
 
 
 def test_a_child_takes_nothing_out_of_a_selector_it_shares(socket_name: str) -> None:
-    with selectors.EpollSelector() as selector:
+    with selectors.DefaultSelector() as selector:
         poller = SelectorPoller(selector)
         with Runtime("selects", control_fd_update=poller.update) as runtime:
             poller.start(runtime.control_fd_handler)
