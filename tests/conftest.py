@@ -57,6 +57,11 @@ def _fds() -> dict[int, str]:
     return found
 
 
+def _threads() -> set[threading.Thread]:
+    """Every thread but those that ``threading`` did not start: it keeps a dummy of them after their end."""
+    return {thread for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
+
+
 def _mappings() -> list[str]:
     with open("/proc/self/maps") as maps:
         return [line for line in maps if "memif region" in line]
@@ -65,7 +70,7 @@ def _mappings() -> list[str]:
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After the test: the same fds and threads as before, no mapping of a region, no socket file."""
-    threads = set(threading.enumerate())
+    threads = _threads()
     fds = _fds()
     yield
     # Only then: a collection takes longer than most tests. What a cycle of garbage keeps open is open until it runs.
@@ -75,7 +80,7 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         wait_for_closes()
     left = {fd: what for fd, what in _fds().items() if fd not in fds}
     assert not left, f"open fds: {left}"
-    assert not set(threading.enumerate()) - threads
+    assert not _threads() - threads
     assert not _mappings()
     path = request.node.funcargs.get("tmp_path")
     if path is not None:

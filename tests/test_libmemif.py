@@ -26,6 +26,7 @@ from memifrt.errors import os_error
 from memifrt.libmemif import MemifBuffer, MemifConnArgs, MemifConnHandle, MemifFdEvent, MemifSocketArgs
 from memifrt.memory.layout import buffer_stride
 from memifrt.system.fds import EventFd
+from memifrt.system.original_functions import close
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, native
 from tests.lib.support import DEADLINE, runtime_of, wait_until
 from tests.lib.threads import Thread
@@ -366,8 +367,8 @@ class TestListener:
     def test_only_a_listener_of_the_right_kind_is_taken(self, ends: Link) -> None:
         read_end, write_end = os.pipe()
         assert m.memif_set_listener_fd(ends.master.sock, read_end) == m.MEMIF_ERR_FILE_NOT_SOCK
-        os.close(read_end)
-        os.close(write_end)
+        close(read_end)
+        close(write_end)
         assert m.memif_set_listener_fd(ends.master.sock, read_end) == m.MEMIF_ERR_BAD_FD
         assert m.memif_set_listener_fd(ends.master.sock, -1) == m.MEMIF_ERR_BAD_FD
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:

@@ -27,6 +27,7 @@ from memifrt import (
     Socket,
     State,
 )
+from memifrt.system.original_functions import close
 from tests.lib.peer import ScriptedSlave, assert_packets_pass, memory_file, native
 from tests.lib.support import DEADLINE, Pair, Recorder, connect, wait_until
 
@@ -253,7 +254,7 @@ def test_what_is_no_listener_is_refused_and_stays_the_callers(runtime: Runtime, 
 def test_a_listener_fd_that_is_closed_is_a_named_error(runtime: Runtime) -> None:
     home = runtime.create_socket("@" + os.urandom(8).hex())
     fd = os.open("/dev/null", os.O_RDONLY)
-    os.close(fd)
+    close(fd)
     with pytest.raises(MemifOSError, match="EBADF") as caught:
         home.set_listener_fd(fd)
     assert caught.value.code is ErrorCode.BAD_FD

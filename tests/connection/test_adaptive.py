@@ -164,7 +164,7 @@ def linger(seconds: float) -> None:
 
 
 @ROLES
-@pytest.mark.parametrize(("rings", "count"), [("native", 1_000_000), ("python", 100_000)], indirect=["rings"])
+@pytest.mark.parametrize(("rings", "count"), [("native", 300_000), ("python", 100_000)], indirect=["rings"])
 def test_no_packet_is_lost_or_waits_for_the_next_kick(
     runtime: Runtime, socket_name: str, role: str, count: int
 ) -> None:
@@ -203,5 +203,5 @@ def test_no_packet_is_lost_or_waits_for_the_next_kick(
             sender.kill()
     assert masked, "the receiver was never behind"
     assert did["kicks"] <= did["sends"], "more than one kick for a send"
-    if count == 1_000_000:  # the reference is too slow for its sender to get ahead for sure; the tests above show it
+    if count == 300_000:  # the reference is too slow for its sender to get ahead for sure; the tests above show it
         assert did["kicks"] < did["sends"], "no kick was spared"
