@@ -168,6 +168,7 @@ class GeventInterface(BaseInterface["_Signal"]):
         waiting, poller = self._waiting, self._poller
         call = waiting.receiving(qid, limit, take)
         end = None if timeout is None else time.monotonic() + _check_timeout(timeout)
+        has_waited = False
         try:
             while True:
                 taken = waiting.look(call)
@@ -181,8 +182,9 @@ class GeventInterface(BaseInterface["_Signal"]):
                     call.signal.wait(None)
                 else:
                     self._wait(call if call.waits else PASS, end)
+                has_waited = True
         except ForkedError as error:
-            if call.waits:
+            if has_waited:
                 end_copied_wait(error)
             raise
         finally:
@@ -219,6 +221,7 @@ class GeventInterface(BaseInterface["_Signal"]):
         """How long to wait at most."""
         left = end - time.monotonic()
         if left <= 0:
+            self.interface.check_not_forked()
             raise TimeoutError(f"{self}: timed out; it is {self.state.value}")
         return min(left, _LONGEST_WAIT if pause is None else pause)
 
@@ -242,15 +245,17 @@ class Bursts(BurstHolder["_Signal"]):
 
     def __next__(self) -> Burst:
         call = self._begin()
+        has_waited = False
         try:
             while not self._closed:  # who closes this wakes us
                 burst = self._burst = self._waiting.look(call)
                 if burst is not None:
                     return burst
                 self._interface._wait(call if call.waits else PASS, None)
+                has_waited = True
             raise StopIteration
         except ForkedError as error:
-            if call.waits:
+            if has_waited:
                 end_copied_wait(error)
             raise
         finally:

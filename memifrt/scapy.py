@@ -188,6 +188,7 @@ class MemifSocket(SuperSocket):
         """In a forked child, which has none of the threads that may hold these locks."""
         self._sending = threading.Lock()
         self._link.up = threading.Event()
+        self._link.inbox.abandon()
 
     # --- packets ------------------------------------------------------------------------------------------------
 
@@ -442,7 +443,14 @@ class _Inbox:
         return len(self._packets)
 
     def fileno(self) -> int:
+        """:raises ForkedError: in a forked child: the fd is the parent's."""
+        if not self._is_ours():
+            raise ForkedError(self._pid, "memif socket")
         return self._fd.fileno()
+
+    def abandon(self) -> None:
+        """In a forked child: the packets are the parent's."""
+        self._packets.clear()
 
     def put(self, packets: list[bytes], when: float) -> None:
         """In the background thread: packets first, then their number, so that who reads the number finds them."""
@@ -478,7 +486,7 @@ class _Inbox:
 
     def readable(self, seconds: float | None = 0) -> bool:
         """Whether there is something to take, or nothing to wait for, within this time."""
-        if self._fd.closed:
+        if self._fd.closed or not self._is_ours():
             return True
         poll = select.poll()
         poll.register(self._fd.fileno(), select.POLLIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 from memifrt import Runtime
 from memifrt.ring import load
 from tests.lib.exploring import choose_profile
-from tests.lib.patched import let_patched_closes_happen
+from tests.lib.patched import open_fds, open_what_gevent_keeps
 from tests.lib.support import Pair, connect, wait_for_closes
 
 choose_profile()
@@ -25,6 +26,8 @@ choose_profile()
 # ends by Ctrl+C. It goes into each worker and program from here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+open_what_gevent_keeps()
 
 #: Modules whose every test runs on both ring implementations. The rings' own tests do so by themselves.
 _ON_BOTH_RINGS = {"test_interface", "test_rekick", "test_libmemif", "test_smoke", "test_testpmd", "test_wakeups"}
@@ -48,12 +51,15 @@ def rings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 def _fds() -> dict[int, str]:
     found = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:  # the fd of the listing itself
-            continue
+    for fd in open_fds():
+        with contextlib.suppress(FileNotFoundError):  # a thread has closed it meanwhile
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
     return found
+
+
+def _threads() -> set[threading.Thread]:
+    """Every thread but those that ``threading`` did not start: it keeps a dummy of them after their end."""
+    return {thread for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
 
 
 def _mappings() -> list[str]:
@@ -64,19 +70,17 @@ def _mappings() -> list[str]:
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After the test: the same fds and threads as before, no mapping of a region, no socket file."""
-    threads = set(threading.enumerate())
+    threads = _threads()
     fds = _fds()
     yield
     # Only then: a collection takes longer than most tests. What a cycle of garbage keeps open is open until it runs.
-    let_patched_closes_happen()
     wait_for_closes()
     if _fds().keys() - fds.keys() or _mappings():
         gc.collect()
-        let_patched_closes_happen()
         wait_for_closes()
     left = {fd: what for fd, what in _fds().items() if fd not in fds}
     assert not left, f"open fds: {left}"
-    assert not set(threading.enumerate()) - threads
+    assert not _threads() - threads
     assert not _mappings()
     path = request.node.funcargs.get("tmp_path")
     if path is not None:

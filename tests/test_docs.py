@@ -274,4 +274,6 @@ def _until_interrupted(program: subprocess.Popen[str]) -> Iterator[None]:
             raise
         program.send_signal(signal.SIGINT)
         _, err = program.communicate(timeout=DEADLINE)
-    assert program.returncode in (0, 130, -signal.SIGINT), err
+    # On Python 3.10, anyio ends with CancelledError where later versions raise KeyboardInterrupt.
+    cancelled = sys.version_info < (3, 11) and err.endswith("CancelledError\n")
+    assert program.returncode in (0, 130, -signal.SIGINT) or cancelled, err

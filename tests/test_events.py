@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,8 +28,10 @@ from memifrt import (
 from memifrt.control.wire import AddRegion
 from memifrt.options import RoleName
 from memifrt.poll.epoll import from_epoll, to_epoll
+from memifrt.system.original_functions import epoll
 from tests.lib.peer import ScriptedSlave, assert_packets_pass
 from tests.lib.support import DEADLINE, Pair, Recorder, connect, wait_until
+from tests.lib.threads import Thread
 
 READ, WRITE, MOD, DEL = FdEvent.READ, FdEvent.WRITE, FdEvent.MOD, FdEvent.DEL
 ROLES: tuple[RoleName, ...] = ("master", "slave")
@@ -47,7 +48,7 @@ class Loop:
     """
 
     def __init__(self, failing: int | None = None, error: type[BaseException] = HookFailed) -> None:
-        self.epoll = select.epoll()
+        self.epoll = epoll()
         self.failing = failing
         self.error = error
         #: What kind of file each call was about, and the events.
@@ -430,7 +431,7 @@ def test_the_expired_timer_makes_fileno_readable(runtime: Runtime, socket_name: 
 def test_poll_event_waits_for_an_event(runtime: Runtime, socket_name: str, timeout: float | None) -> None:
     runtime.create_interface(socket=socket_name, role="master")
     peers: list[ScriptedSlave] = []
-    thread = threading.Thread(target=lambda: peers.append(ScriptedSlave(socket_name)))
+    thread = Thread(target=lambda: peers.append(ScriptedSlave(socket_name)))
     thread.start()
     assert runtime.poll_event(timeout) == 1
     thread.join()
@@ -461,7 +462,7 @@ def test_one_cancel_ends_exactly_one_poll(runtime: Runtime) -> None:
 
 
 def test_a_cancel_from_a_thread_ends_the_wait(runtime: Runtime) -> None:
-    thread = threading.Thread(target=runtime.cancel_poll_event)
+    thread = Thread(target=runtime.cancel_poll_event)
     thread.start()
     with pytest.raises(PollCancelled):
         runtime.poll_event(None)
@@ -479,7 +480,7 @@ def signalled() -> Iterator[Callable[[Callable[[], None]], None]]:
             handler()
 
         signal.signal(signal.SIGUSR1, on_signal)
-        thread = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGUSR1))
+        thread = Thread(target=os.kill, args=(os.getpid(), signal.SIGUSR1))
         threads.append(thread)
         thread.start()
 

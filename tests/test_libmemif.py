@@ -10,7 +10,6 @@ import resource
 import select
 import socket
 import struct
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,8 +26,10 @@ from memifrt.errors import os_error
 from memifrt.libmemif import MemifBuffer, MemifConnArgs, MemifConnHandle, MemifFdEvent, MemifSocketArgs
 from memifrt.memory.layout import buffer_stride
 from memifrt.system.fds import EventFd
+from memifrt.system.original_functions import close
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, native
 from tests.lib.support import DEADLINE, runtime_of, wait_until
+from tests.lib.threads import Thread
 
 _T = TypeVar("_T")
 
@@ -366,8 +367,8 @@ class TestListener:
     def test_only_a_listener_of_the_right_kind_is_taken(self, ends: Link) -> None:
         read_end, write_end = os.pipe()
         assert m.memif_set_listener_fd(ends.master.sock, read_end) == m.MEMIF_ERR_FILE_NOT_SOCK
-        os.close(read_end)
-        os.close(write_end)
+        close(read_end)
+        close(write_end)
         assert m.memif_set_listener_fd(ends.master.sock, read_end) == m.MEMIF_ERR_BAD_FD
         assert m.memif_set_listener_fd(ends.master.sock, -1) == m.MEMIF_ERR_BAD_FD
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
@@ -536,7 +537,7 @@ class TestEvents:
     @pytest.mark.parametrize("timeout", [-1, None])
     def test_a_cancel_ends_exactly_one_poll(self, ends: Link, timeout: float | None) -> None:
         main = ends.slave.main
-        canceller = threading.Thread(target=m.memif_cancel_poll_event, kwargs={"main": main})
+        canceller = Thread(target=m.memif_cancel_poll_event, kwargs={"main": main})
         canceller.start()
         assert m.memif_poll_event(timeout, main=main) == m.MEMIF_ERR_POLL_CANCEL
         canceller.join()
@@ -1299,7 +1300,7 @@ class TestLastError:
     def test_each_thread_has_its_own(self) -> None:
         assert m.memif_delete(None) == m.MEMIF_ERR_NOCONN
         seen = []
-        thread = threading.Thread(target=lambda: seen.append(m.memif_last_error()))
+        thread = Thread(target=lambda: seen.append(m.memif_last_error()))
         thread.start()
         thread.join()
         assert seen == [None]

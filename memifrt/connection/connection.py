@@ -177,7 +177,11 @@ class Connection(ABC):
         if error is not None:
             if error.code is not ErrorCode.CB_FDUPDATE:
                 _forget_frames(error)
-            self.close(error, tell_peer=tell_peer)
+            try:
+                if isinstance(error, Disconnected) and self._violation is None:
+                    self._hand_over_what_came_before()
+            finally:
+                self.close(error, tell_peer=tell_peer)
             if error.code is ErrorCode.CB_FDUPDATE:
                 raise error  # the application's hook failed, so the application must learn of it
         elif self._is_unannounced():
@@ -361,6 +365,24 @@ class Connection(ABC):
             # application need not guard each burst against this error.
             if not isinstance(error.__cause__, RingViolation):
                 raise
+
+    def _hand_over_what_came_before(self) -> None:
+        """Call ``on_interrupt`` for packets that the peer sent before it left.
+
+        Both events may be ready in one round, and which of them comes first is chance. The callback is called as long
+        as it takes packets, as it would be without the end: that ends, because what it leaves must become less.
+        """
+        for queue in self.rx_queues:
+            left = queue.ring_size + 1
+            while queue.connected and queue.fileno() in self._registry:
+                try:
+                    waiting = queue.pending()
+                except Disconnected:  # the peer broke the ring, too
+                    break
+                if not 0 < waiting < left:
+                    break
+                left = waiting
+                self._on_interrupt(queue)
 
     def _violated(self, violation: RingViolation) -> Disconnected:
         """Tell a peer that broke a ring why the connection ends, and shut the channel down.

@@ -75,6 +75,8 @@ if sys.version_info >= (3, 13):
         return os.timerfd_create(time.CLOCK_MONOTONIC, flags=_TFD_NONBLOCK | _TFD_CLOEXEC)
 
     def _set(fd: int, due: float) -> None:
+        if fd < 0:  # os.timerfd_settime raises ValueError; the callers know a closed timer by its OSError
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         os.timerfd_settime(fd, flags=_TFD_TIMER_ABSTIME, initial=due)
 
 else:

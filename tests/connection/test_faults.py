@@ -15,6 +15,7 @@ import pytest
 from memifrt import Credentials, Interface, Runtime, State
 from memifrt.control.wire import Disconnect
 from memifrt.options import RoleName
+from tests.lib.patched import open_fds
 from tests.lib.peer import Peer, ScriptedMaster, ScriptedSlave, assert_packets_pass, scripted_peer
 from tests.lib.support import Pair, Recorder, runtime_of, wait_until
 
@@ -121,7 +122,7 @@ def test_a_peer_that_stops_leaves_nothing_and_may_come_back(
     with Runtime("test", reconnect_interval=0.02, handshake_timeout=TIMEOUT) as runtime:
         if fault.role == "master":
             interface = runtime.create_interface(socket=socket_name, role="master", **options)  # type: ignore[arg-type]
-        watched, before = len(runtime._registry), set(os.listdir("/proc/self/fd"))
+        watched, before = len(runtime._registry), open_fds()
         with scripted_peer(fault.role, socket_name, runtime) as peer:
             if fault.role == "slave":
                 interface = runtime.create_interface(socket=socket_name, **options)  # type: ignore[arg-type]
@@ -138,7 +139,7 @@ def test_a_peer_that_stops_leaves_nothing_and_may_come_back(
             reasons = [str(reason).partition(" while we waited for ")[0] for reason in record.reasons]
             assert reasons == [fault.reason] * fault.is_ours
         assert interface.state is State.DISCONNECTED
-        assert set(os.listdir("/proc/self/fd")) == before
+        assert open_fds() == before
         assert record.count("connect") == (fault.step is None)
         if fault.is_ours:
             assert record.reasons[0].established == (fault.step is None)

@@ -17,6 +17,7 @@ from memifrt.stats.snapshot import snapshot
 from memifrt.system.timerfd import TimerFd
 from tests.lib.peer import VPP_BATCH, VPP_FRAME, VppMaster, VppSlave
 from tests.lib.support import DEADLINE, Pair, running_in_thread
+from tests.lib.threads import Thread
 
 ROLES = ["master", "slave"]
 MakePair = Callable[..., Pair]
@@ -208,7 +209,7 @@ def test_posts_from_many_threads_are_all_called_on_the_schedules_own() -> None:
         for _ in range(count):
             schedule.post(0.0005, lambda: called.append(threading.get_ident()))
 
-    workers = [threading.Thread(target=post) for _ in range(threads)]
+    workers = [Thread(target=post) for _ in range(threads)]
     for worker in workers:
         worker.start()
     poll = select.poll()

@@ -17,6 +17,7 @@ from memifrt.options import RoleName
 from memifrt.system.fds import EventFd
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, scripted_peer
 from tests.lib.support import DEADLINE, Pair, runtime_of, wait_until
+from tests.lib.threads import Thread
 
 ROLES: tuple[RoleName, ...] = ("master", "slave")
 MakePair = Callable[..., Pair]
@@ -407,7 +408,7 @@ def test_every_one_of_many_packets_arrives_by_interrupts_alone(make_pair: MakePa
             if not sent or chance.random() < 0.05:
                 time.sleep(0 if chance.random() < 0.9 else 0.0005)  # an uneven peer, not a wait
 
-    thread = threading.Thread(target=send)
+    thread = Thread(target=send)
     thread.start()
     chance = random.Random(2)
     expected = 0
@@ -423,3 +424,60 @@ def test_every_one_of_many_packets_arrives_by_interrupts_alone(make_pair: MakePa
         thread.join()
     assert rx.counters.packets == PACKETS
     assert rx.pending() == 0
+
+
+def near_and_far(pair: Pair, role: RoleName) -> tuple[Interface, Interface, Runtime]:
+    """The side under test, the other side, and the runtime of the side under test."""
+    if role == "master":
+        return pair.master, pair.slave, pair.runtimes[0]
+    return pair.slave, pair.master, pair.runtimes[-1]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_what_a_peer_sent_before_it_left_is_handed_on_whichever_event_comes_first(
+    make_pair: MakePair, role: RoleName
+) -> None:
+    calls: list[object] = []
+
+    def on_interrupt(interface: Interface, qid: int) -> None:
+        calls.append(interface.rx_queues[qid].recv(2))
+
+    pair = make_pair(**{f"{role}_on_disconnect": lambda interface, reason: calls.append("end")})
+    near, far, runtime = near_and_far(pair, role)
+    near.on_interrupt = None
+    assert far.tx_queues[0].send([b"1", b"2", b"3", b"4", b"5"]) == 5
+    far.disconnect()
+    near.on_interrupt = on_interrupt  # its fd is watched from here on: behind the channel, which has an event by now
+    wait_until(lambda: "end" in calls, runtime)
+    assert calls == [[b"1", b"2"], [b"3", b"4"], [b"5"], "end"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_callback_that_takes_nothing_does_not_hold_up_the_end(make_pair: MakePair, role: RoleName) -> None:
+    calls: list[object] = []
+    pair = make_pair(**{f"{role}_on_disconnect": lambda interface, reason: calls.append("end")})
+    near, far, runtime = near_and_far(pair, role)
+    near.on_interrupt = None
+    far.tx_queues[0].send([b"packet"])
+    far.disconnect()
+    near.on_interrupt = lambda interface, qid: calls.append("interrupt")
+    wait_until(lambda: "end" in calls, runtime)
+    assert calls == ["interrupt", "end"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_what_the_last_interrupt_raises_ends_the_connection_all_the_same(make_pair: MakePair, role: RoleName) -> None:
+    calls: list[object] = []
+
+    def on_interrupt(interface: Interface, qid: int) -> None:
+        raise ValueError("on purpose")
+
+    pair = make_pair(**{f"{role}_on_disconnect": lambda interface, reason: calls.append("end")})
+    near, far, runtime = near_and_far(pair, role)
+    near.on_interrupt = None
+    far.tx_queues[0].send([b"packet"])
+    far.disconnect()
+    near.on_interrupt = on_interrupt
+    with pytest.raises(ValueError, match="on purpose"):
+        wait_until(lambda: "end" in calls, runtime)
+    assert calls == ["end"]

@@ -28,6 +28,7 @@ from memifrt.control.wire import (
 )
 from memifrt.options import RoleName
 from tests.lib.forked import NOBODY, in_child
+from tests.lib.patched import open_fds
 from tests.lib.peer import LOG2_SIZE, ScriptedMaster, ScriptedSlave, assert_packets_pass, memory_file
 from tests.lib.support import Pair, Recorder, connect, wait_until
 
@@ -283,19 +284,19 @@ def test_an_fd_that_nothing_claims_is_closed(runtime: Runtime, socket_name: str)
     master = runtime.create_interface(socket=socket_name, role="master")
     with ScriptedSlave(socket_name, runtime) as peer:
         peer.run(until="init")
-        before = os.listdir("/proc/self/fd")
+        before = open_fds()
         peer.send(VALID, peer.tx_fd)
         peer.answer("init")
-        assert os.listdir("/proc/self/fd") == before
+        assert open_fds() == before
         for step in ("region", "s2m", "m2s"):
             peer.say(step)
             peer.answer(step)
         # Nobody wants interrupts here, so that being connected adds no fd either.
-        before = os.listdir("/proc/self/fd")
+        before = open_fds()
         peer.send(Connect(""), peer.rx_fd)
         peer.answer("connect")
         wait_until(lambda: master.connected, runtime)
-        assert os.listdir("/proc/self/fd") == before
+        assert open_fds() == before
 
 
 # --- memory that its owner can still truncate -----------------------------------------------------------------------
@@ -398,12 +399,12 @@ def test_an_fd_from_a_master_is_closed(runtime: Runtime, socket_name: str) -> No
     with ScriptedMaster(socket_name, runtime) as peer:
         slave = runtime.create_interface(socket=socket_name)
         peer.run(until="connect")
-        before = set(os.listdir("/proc/self/fd"))
+        before = open_fds()
         fd = memory_file(4096)
         peer.fds.append(fd)
         peer.send(Connected("with a present"), fd)
         wait_until(lambda: slave.connected, runtime)
-        assert len(set(os.listdir("/proc/self/fd")) - before) == 1
+        assert len(open_fds() - before) == 1
 
 
 # --- what a user asks for -------------------------------------------------------------------------------------------

@@ -20,7 +20,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from memifrt.system.original_functions import epoll
 from tests.lib.support import DEADLINE
+from tests.lib.threads import Thread
 
 _SYSCALL = {"x86_64": 323, "aarch64": 282}
 _UFFDIO_API, _UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
@@ -57,7 +59,7 @@ def _blocked(call: Callable[[int], object], attempt: Callable[[], object]) -> It
     """``call(address)`` runs in a thread and waits for the missing page until the block ends. It must hold what
     ``attempt()`` needs."""
     with _missing_page() as (address, let_go):
-        threads = [threading.Thread(target=call, args=(address,))]
+        threads = [Thread(target=call, args=(address,))]
         threads[0].start()
         # A system call of the test that waits for it would wait for ever: the test is then to fail, and not to hang.
         rescue = threading.Timer(DEADLINE / 2, let_go)
@@ -66,7 +68,7 @@ def _blocked(call: Callable[[int], object], attempt: Callable[[], object]) -> It
             deadline = time.monotonic() + DEADLINE
             while not threads[1:] or not threads[-1].is_alive():
                 assert time.monotonic() < deadline, "the lock is not held"
-                threads.append(threading.Thread(target=attempt))
+                threads.append(Thread(target=attempt))
                 threads[-1].start()
                 threads[-1].join(0.05)
             yield
@@ -98,14 +100,14 @@ def locked_inode(fd: int) -> Iterator[None]:
 @contextmanager
 def deaf_epoll_set(fd: int) -> Iterator[None]:
     """An epoll set that watches the file, and that somebody holds: whoever closes the file last waits."""
-    with select.epoll() as epoll:
+    with epoll() as poll_set:
         ready = os.eventfd(1, os.EFD_CLOEXEC)
-        epoll.register(ready, select.EPOLLIN)
-        epoll.register(fd, select.EPOLLIN)
+        poll_set.register(ready, select.EPOLLIN)
+        poll_set.register(fd, select.EPOLLIN)
 
         def wait(address: int) -> None:
-            _libc.epoll_wait(epoll.fileno(), ctypes.c_void_p(address), 2, -1)
+            _libc.epoll_wait(poll_set.fileno(), ctypes.c_void_p(address), 2, -1)
 
-        with _blocked(wait, lambda: epoll.modify(ready, select.EPOLLIN)):
+        with _blocked(wait, lambda: poll_set.modify(ready, select.EPOLLIN)):
             yield
         os.close(ready)

@@ -9,6 +9,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 
+from tests.lib.patched import settle
+
 #: The uid and gid of nobody.
 NOBODY = 65534
 
@@ -44,6 +46,7 @@ def _fork(work: Callable[[], None], uid: int | None) -> int:
             os.setgroups([])
             os.setgid(uid)
             os.setuid(uid)
+        settle()  # gevent opens its own fds anew
         work()
         status = 0
     except BaseException:

@@ -35,6 +35,8 @@ from memifrt.options import OnError
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.gevent import GeventPoller
 from memifrt.poll.selectors import SelectorPoller
+from memifrt.system.original_functions import close
+from tests.lib.patched import SELECTORS
 from tests.lib.support import DEADLINE
 
 READ, WRITE, ERROR, DEL, MOD = FdEvent.READ, FdEvent.WRITE, FdEvent.ERROR, FdEvent.DEL, FdEvent.MOD
@@ -237,8 +239,8 @@ class SelectorDriver(Driver):
                 assert selector.get_key(reader).data == "the application's own"
             finally:
                 poller.close()
-                os.close(reader)
-                os.close(writer)
+                close(reader)
+                close(writer)
 
 
 # --- gevent ---------------------------------------------------------------------------------------------------------
@@ -474,7 +476,7 @@ def _desktop_drivers() -> list[Driver]:
 #: Every loop of this module; see also :mod:`tests.lib.loops_async`.
 DRIVERS: list[Driver] = [
     EpollDriver("internal"),
-    *map(SelectorDriver, (selectors.EpollSelector, selectors.PollSelector, selectors.SelectSelector)),
+    *map(SelectorDriver, SELECTORS),
     *_gevent_drivers(),
     *_twisted_drivers(),
     *_desktop_drivers(),

@@ -30,6 +30,7 @@ from memifrt.control.wire import (
     decode,
     encode,
 )
+from memifrt.system.original_functions import socket as unpatched_socket
 from memifrt.types import COOKIE, VERSION
 from tests.lib.support import DEADLINE, Pair, wait_until
 
@@ -109,7 +110,7 @@ class Peer:
 
     def __init__(self, *runtimes: Runtime) -> None:
         self.runtimes = runtimes
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket = unpatched_socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(DEADLINE)
         #: Every fd that this peer made or was sent, closed with it.
         self.fds: list[int] = []
@@ -311,7 +312,7 @@ class ScriptedMaster(Peer):
     def __init__(self, path: str, *runtimes: Runtime) -> None:
         super().__init__(*runtimes)
         self.path = path
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener = unpatched_socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.listener.settimeout(DEADLINE)
         self.listener.bind(native(path))
         self.listener.listen()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import select
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from memifrt import Disconnected, Interface, Runtime, Socket
 from memifrt.options import RoleName
 from memifrt.system import received_fds as received
+from tests.lib.threads import Thread
 
 #: Seconds after which a wait has failed. Generous: the machine may be busy, and nothing waits that long in vain.
 DEADLINE = 20.0
@@ -110,7 +110,7 @@ def running_in_thread(runtime: Runtime) -> Iterator[None]:
         except BaseException as error:
             failures.append(error)
 
-    thread = threading.Thread(target=run)
+    thread = Thread(target=run)
     thread.start()
     try:
         yield

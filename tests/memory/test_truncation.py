@@ -25,6 +25,7 @@ from tests.lib.forked import in_child
 from tests.lib.patched import needs_threads
 from tests.lib.peer import BUFFER_SIZE, LOG2_SIZE, ScriptedMaster, ScriptedSlave, memory_file
 from tests.lib.support import DEADLINE, Recorder, wait_until
+from tests.lib.threads import Thread
 
 SIZE = 4 * mmap.PAGESIZE
 GONE = "region 0 is gone: its file was truncated while it was in use"
@@ -153,7 +154,7 @@ def test_memory_that_is_truncated_by_another_process_during_traffic(socket_name:
                     peer.run()
                     wait_until(lambda: master.connected, runtime)
                     peer.post()
-                    thread = threading.Thread(target=work, args=(master,))
+                    thread = Thread(target=work, args=(master,))
                     thread.start()
                     truncating = os.fork()
                     if truncating == 0:
@@ -399,7 +400,7 @@ def test_a_fault_without_the_lock_of_the_interpreter_is_survived_too() -> None:
         guard = Guard(address, SIZE, mmap.PAGESIZE, lambda: None)
         os.ftruncate(fd, 0)
         copy = ctypes.create_string_buffer(SIZE)
-        thread = threading.Thread(target=_libc.memcpy, args=(copy, ctypes.c_void_p(address), SIZE))
+        thread = Thread(target=_libc.memcpy, args=(copy, ctypes.c_void_p(address), SIZE))
         thread.start()
         thread.join(DEADLINE)
         assert not thread.is_alive()

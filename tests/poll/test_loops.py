@@ -14,7 +14,7 @@ import pytest
 
 from memifrt import ConfigError, Disconnected, FdEvent, Interface, Role, Runtime
 from memifrt.poll.hook import FdRegistry
-from memifrt.system.original_functions import poll
+from memifrt.system.original_functions import close, poll
 from tests.lib import loops, loops_async
 from tests.lib.loops import ERROR, MOD, READ, WRITE, Driver, Loop, Scenario
 from tests.lib.peer import ScriptedSlave
@@ -163,7 +163,7 @@ def test_an_fd_that_is_withdrawn_says_nothing_more(
         yield lambda: seen[1:]
         assert {*seen[1:]} == {"the sentinel"}
         registry.remove(sentinel)
-        os.close(sentinel)
+        close(sentinel)
 
     driver.run(scenario)
 
@@ -179,7 +179,7 @@ def test_a_number_that_comes_again_is_another_fd(driver: Driver) -> None:
         loop.update(first, READ)
         yield lambda: seen
         loop.update(first, FdEvent.DEL)
-        os.close(first)
+        close(first)
         second = os.eventfd(0, os.EFD_NONBLOCK)
         assert second == first
         loop.update(second, READ)
@@ -191,7 +191,7 @@ def test_a_number_that_comes_again_is_another_fd(driver: Driver) -> None:
         for fd in (second, third):
             loop.update(fd, FdEvent.DEL)
         for fd in (second, third, peers):
-            os.close(fd)
+            close(fd)
 
     driver.run(scenario)
 
@@ -258,7 +258,7 @@ def test_thousands_of_fds_come_and_go(driver: Driver) -> None:
             nonlocal handled
             os.eventfd_read(fd)
             loop.update(fd, FdEvent.DEL)
-            os.close(fd)
+            close(fd)
             handled += 1
 
         def all_handled() -> bool:

@@ -12,12 +12,11 @@ import pytest
 
 from memifrt import ErrorCode, FdEvent, Interface, MemifError, Runtime
 from memifrt.poll.selectors import SelectorPoller
+from tests.lib.patched import SELECTORS
 from tests.lib.support import DEADLINE, Recorder
 
-KINDS = (selectors.EpollSelector, selectors.PollSelector, selectors.SelectSelector)
 
-
-@pytest.fixture(params=KINDS, ids=lambda kind: str(kind.__name__))
+@pytest.fixture(params=SELECTORS, ids=lambda kind: str(kind.__name__))
 def selector(request: pytest.FixtureRequest) -> Iterator[selectors.BaseSelector]:
     with request.param() as selector:
         yield selector

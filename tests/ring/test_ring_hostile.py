@@ -20,6 +20,7 @@ from memifrt.errors import RingViolation
 from memifrt.ring import Burst, RingImplementation, RxRing, TxRing
 from tests.lib.exploring import machine_settings
 from tests.lib.rings import IMPLEMENTATIONS, NEXT, U16, Descriptor, Ends, RawRing, name_of, pass_packets
+from tests.lib.threads import Thread
 
 U32 = 0xFFFFFFFF
 
@@ -653,7 +654,7 @@ def test_receiving_and_forwarding_while_another_thread_rewrites_the_memory(
     ends = Ends(implementation)
     rx, tx = ends.crossing(role)
     stop = threading.Event()
-    attacker = threading.Thread(target=_rewrite, args=(ends, 20_000, 1, stop))
+    attacker = Thread(target=_rewrite, args=(ends, 20_000, 1, stop))
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     attacker.start()

@@ -25,8 +25,10 @@ from memifrt.stats.client import parse_snapshot
 from memifrt.stats.prometheus import metrics, parse_endpoint
 from memifrt.stats.server import MAX_CLIENTS
 from memifrt.stats.snapshot import QueueStats, Snapshot, snapshot
+from memifrt.system.original_functions import epoll
 from tests.lib import loops, loops_async
 from tests.lib.forked import NOBODY, in_child
+from tests.lib.patched import open_fds
 from tests.lib.peer import ScriptedSlave
 from tests.lib.programs import end, read_until, running
 from tests.lib.support import DEADLINE, Pair, connect, running_in_thread, wait_until
@@ -297,7 +299,7 @@ class Loop:
     """An epoll of the application's own, and all that the hook was told."""
 
     def __init__(self) -> None:
-        self.epoll = select.epoll()
+        self.epoll = epoll()
         self.told: list[tuple[int, FdEvent]] = []
 
     def hook(self, fd: int, events: FdEvent) -> None:
@@ -396,7 +398,7 @@ def test_it_answers_in_every_loop(driver: loops.Driver, stats_path: str, ask: As
 
 
 def fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(open_fds())
 
 
 def settle(runtime: Runtime) -> None:

@@ -7,6 +7,7 @@ import gc
 import importlib
 import multiprocessing
 import os
+import select
 import selectors
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from memifrt.system import received_fds
 from memifrt.system.received_fds import ReceivedFd
 from memifrt.threaded.runtime_thread import Background
 from tests.lib.forked import in_child
+from tests.lib.patched import PATCHED, open_fds
 from tests.lib.support import DEADLINE, Pair, wait_for_closes, wait_until
 
 # Its first loop opens fds that stay.
@@ -41,10 +43,6 @@ uvloop.new_event_loop().close()
 def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, make_pair: Callable[..., Pair]) -> Pair:
     monkeypatch.setattr("memifrt.connection.shared_memory.implementation", load(request.param))
     return make_pair()
-
-
-def fds() -> list[str]:
-    return os.listdir("/proc/self/fd")
 
 
 def assert_packets_pass(pair: Pair) -> None:
@@ -143,7 +141,7 @@ def test_nothing_pretends_in_the_child(pair: Pair) -> None:
     socket = interface.socket
 
     def child() -> None:
-        before = fds()
+        before = open_fds()
         assert not interface.connected
         assert interface.state.value == "disconnected"
         assert f"belongs to process {os.getppid()}" in repr(interface)
@@ -169,7 +167,7 @@ def test_nothing_pretends_in_the_child(pair: Pair) -> None:
             socket.delete()
             runtime.close()
             gc.collect()
-        assert fds() == before
+        assert open_fds() == before
 
     in_child(child)
     assert_packets_pass(pair)
@@ -205,6 +203,7 @@ def test_a_background_runtime_is_refused(socket_name: str) -> None:
         assert background.call(lambda: 1) == 1
 
 
+@pytest.mark.skipif(PATCHED, reason="gevent does not support multiprocessing; tests/faces/test_gevent_patched.py forks")
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_children_of_multiprocessing_leave_the_parent_alone(make_pair: Callable[..., Pair], method: str) -> None:
     pair = make_pair()
@@ -251,7 +250,7 @@ os._exit(0)
 
 
 def test_a_child_takes_nothing_out_of_a_selector_it_shares(socket_name: str) -> None:
-    with selectors.EpollSelector() as selector:
+    with selectors.DefaultSelector() as selector:
         poller = SelectorPoller(selector)
         with Runtime("selects", control_fd_update=poller.update) as runtime:
             poller.start(runtime.control_fd_handler)
@@ -436,14 +435,19 @@ def test_a_socket_of_scapy_is_refused(socket_name: str) -> None:
             refused(lambda: sender.send(b"packet"))
             refused(lambda: receiver.counters)
             assert not receiver.connected
-            with pytest.raises(EOFError, match=f"belongs to process {os.getppid()} "):
-                receiver.recv()
+            refused(receiver.fileno)
+            for receive in (receiver.recv, receiver.nonblock_recv):
+                with pytest.raises(EOFError, match=f"belongs to process {os.getppid()} "):
+                    receive()
+            assert receiver.waiting == 0
             for sock in (sender, receiver):
                 sock.close()
 
+        sender.send(b"for the parent")
+        assert select.select([receiver], [], [], DEADLINE)[0]
         in_child(child)
         sender.send(b"packet")
-        assert receiver.recv_raw()[1] == b"packet"
+        assert [receiver.recv_raw()[1] for _ in range(2)] == [b"for the parent", b"packet"]
 
 
 def test_a_port_of_a_test_is_refused() -> None:

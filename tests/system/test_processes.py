@@ -18,8 +18,10 @@ import pytest
 from memifrt import ForkedError, Interface, MemifError, Runtime, State
 from memifrt.options import RoleName
 from tests.lib.forked import in_child
+from tests.lib.patched import open_fds
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, assert_packets_pass
 from tests.lib.support import DEADLINE, Pair, Recorder, connect, wait_until
+from tests.lib.threads import Thread
 
 ROLES: tuple[RoleName, ...] = ("master", "slave")
 
@@ -72,10 +74,6 @@ def children() -> Iterator[Children]:
         children.kill(pid)
 
 
-def fds() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
-
-
 # --- kill -9 --------------------------------------------------------------------------------------------------------
 
 
@@ -88,7 +86,7 @@ def test_a_slave_killed_at_any_step_leaves_nothing_and_may_come_back(
     master = runtime.create_interface(
         socket=socket_name, role="master", on_connect=record.on_connect, on_disconnect=record.on_disconnect
     )
-    before, watched = fds(), len(runtime._registry)
+    before, watched = open_fds(), len(runtime._registry)
 
     def slave() -> None:
         peer = ScriptedSlave(socket_name).run(until=step)
@@ -98,7 +96,7 @@ def test_a_slave_killed_at_any_step_leaves_nothing_and_may_come_back(
     pid = children.start(slave)
     children.wait(pid, runtime)
     wait_until(lambda: len(runtime._registry) == watched, runtime)
-    assert fds() == before
+    assert open_fds() == before
     assert master.state is State.DISCONNECTED
     steps = ScriptedSlave.STEPS
     was_ours = step is None or steps.index(step) > steps.index("init") or (step == "init" and said)
@@ -115,14 +113,14 @@ def test_a_master_killed_at_any_step_leaves_nothing_and_may_come_back(
     runtime: Runtime, peer_runtime: Runtime, socket_name: str, children: Children, step: str | None
 ) -> None:
     record = Recorder()
-    before = fds()
+    before = open_fds()
     pid = children.start(lambda: ScriptedMaster(socket_name).run(until=step))
     slave = runtime.create_interface(
         socket=socket_name, on_connect=record.on_connect, on_disconnect=record.on_disconnect
     )
     children.wait(pid, runtime)
     wait_until(lambda: slave.state is State.DISCONNECTED, runtime)
-    assert fds() == before
+    assert open_fds() == before
     reasons = {str(reason).partition(" while we waited for ")[0] for reason in record.reasons}
     assert reasons == {"peer closed the connection without a reason"}
     assert record.count("connect") == (step is None)
@@ -191,7 +189,7 @@ def test_a_forked_child_does_not_close_unlink_or_speak_for_its_parent(
     )
 
     def child() -> None:
-        here = fds()
+        here = open_fds()
         with pytest.raises(ForkedError):
             pair.slave.disconnect()
         for interface in (pair.master, pair.slave):
@@ -202,7 +200,7 @@ def test_a_forked_child_does_not_close_unlink_or_speak_for_its_parent(
             each.close()
         assert record.events == []
         # Its copies are its own to close, and it does not: numbers may be somebody else's by now.
-        assert fds() == here
+        assert open_fds() == here
 
     in_child(child)
     assert Path(socket_path).is_socket()
@@ -285,7 +283,7 @@ def test_a_process_that_forgets_its_runtime_is_warned_and_leaves_no_file(socket_
 
 
 def test_a_forgotten_runtime_warns_once_and_frees_everything(socket_name: str) -> None:
-    before = fds()
+    before = open_fds()
 
     def forget() -> None:
         runtime = Runtime("forgotten", reconnect_interval=0.02)
@@ -298,7 +296,7 @@ def test_a_forgotten_runtime_warns_once_and_frees_everything(socket_name: str) -
     told = [str(warning.message) for warning in caught]
     assert told == ["unclosed <memifrt.Runtime 'forgotten', 2 interface(s)>"]
     assert caught[0].category is ResourceWarning
-    assert fds() == before
+    assert open_fds() == before
 
 
 # --- threads --------------------------------------------------------------------------------------------------------
@@ -333,7 +331,7 @@ def test_two_runtimes_run_in_two_threads(socket_name: str) -> None:
             failures.append(error)
             done.set()
 
-    threads = [threading.Thread(target=work, args=(role,)) for role in ROLES]
+    threads = [Thread(target=work, args=(role,)) for role in ROLES]
     for thread in threads:
         thread.start()
     finished = done.wait(60)

@@ -22,10 +22,13 @@ from memifrt import Credentials, FdEvent, Runtime
 from memifrt.control.channel import Channel
 from memifrt.control.wire import AddRegion
 from memifrt.system import received_fds as received
+from memifrt.system.original_functions import epoll
 from memifrt.types import State
 from tests.lib.blocking import deaf_epoll_set, locked_inode
+from tests.lib.patched import open_fds
 from tests.lib.peer import ScriptedMaster, ScriptedSlave
 from tests.lib.support import DEADLINE, Recorder, wait_for_closes, wait_until
+from tests.lib.threads import Thread
 
 STRANGER = 12345
 
@@ -49,7 +52,7 @@ class ExternalLoop:
     """A runtime in a loop of the application's, which polls as a Runtime in internal mode does."""
 
     runtime: Runtime = dataclasses.field(init=False)
-    epoll: select.epoll = dataclasses.field(default_factory=select.epoll)
+    epoll: select.epoll = dataclasses.field(default_factory=epoll)
 
     def __post_init__(self) -> None:
         self.runtime = Runtime("external", control_fd_update=self.update)
@@ -106,7 +109,7 @@ def running(loop: Loop) -> Iterator[None]:
         except BaseException as error:
             failures.append(error)
 
-    thread = threading.Thread(target=run)
+    thread = Thread(target=run)
     thread.start()
     try:
         yield
@@ -272,7 +275,7 @@ def test_hundreds_of_connections_whose_fds_do_not_close_take_neither_time_nor_fd
     home = loop.runtime.create_socket(socket_name, accept_peer=lambda peer: admitted or peer.uid != STRANGER)
     loop.runtime.create_interface(socket=home, role="master", id=1)
     reader, writer = os.pipe()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_fds())
     with running(loop):
         for _ in range(300):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
@@ -285,7 +288,7 @@ def test_hundreds_of_connections_whose_fds_do_not_close_take_neither_time_nor_fd
         good_peer_connects(socket_name)
         assert len(received._backlogs[STRANGER]._threads) <= received._THREADS
         # Of the two fds of each connection, and the connection itself.
-        assert len(os.listdir("/proc/self/fd")) < before + 2 * received.MAX_CLOSING
+        assert len(open_fds()) < before + 2 * received.MAX_CLOSING
     os.close(reader)
     os.close(writer)
 
@@ -294,7 +297,7 @@ def test_hundreds_of_connections_whose_fds_do_not_close_take_neither_time_nor_fd
 def test_messages_of_253_fds_never_take_253_numbers(loop: Loop, socket_name: str, hanging: set[int]) -> None:
     loop.runtime.create_interface(socket=socket_name, role="master", id=1)
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_fds())
     with running(loop):
         for _ in range(12):
             with ScriptedSlave(socket_name, interface_id=1) as peer:
@@ -302,7 +305,7 @@ def test_messages_of_253_fds_never_take_253_numbers(loop: Loop, socket_name: str
                 send_fds(peer.socket, [null] * 253)
                 assert peer.reason() == "more than one fd came with a message"
                 peer.hang_up()
-                assert len(os.listdir("/proc/self/fd")) < before + received.MAX_CLOSING
+                assert len(open_fds()) < before + received.MAX_CLOSING
         good_peer_connects(socket_name)
     os.close(null)
 

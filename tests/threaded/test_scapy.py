@@ -39,6 +39,7 @@ from memifrt.threaded.runtime_thread import Background
 from tests.lib.forked import in_child
 from tests.lib.support import DEADLINE, Recorder, wait_until
 from tests.lib.testpmd import DpdkTestpmd, missing
+from tests.lib.threads import Thread
 
 MAC, IP_ADDRESS = "02:fe:00:00:00:01", "192.168.1.1"
 TARGET_MAC, TARGET_IP = "02:fe:c0:a8:01:02", "192.168.1.2"
@@ -255,7 +256,7 @@ def test_control_events_do_not_make_the_fd_readable(make: Make) -> None:
 def test_recv_waits_for_a_packet(pair: tuple[MemifSocket, MemifSocket]) -> None:
     master, slave = pair
     received: list[Packet | None] = []
-    thread = threading.Thread(target=lambda: received.append(master.recv()))
+    thread = Thread(target=lambda: received.append(master.recv()))
     thread.start()
     slave.send(numbered(1))
     thread.join(DEADLINE)
@@ -271,7 +272,7 @@ def test_close_ends_a_recv_that_waits(pair: tuple[MemifSocket, MemifSocket]) -> 
             master.recv()
         ended.set()
 
-    thread = threading.Thread(target=receive)
+    thread = Thread(target=receive)
     thread.start()
     master.close()
     assert ended.wait(DEADLINE)
@@ -495,7 +496,7 @@ def test_bridge_and_sniff_forwards_both_ways_and_transforms(make: Make) -> None:
     results: list[Any] = []
     ends: Any = (left, right)  # scapy's annotation knows names of interfaces alone
     options: dict[str, Any] = {"xfrm12": count_down, "xfrm21": lambda _: True, "count": 40, "timeout": DEADLINE}
-    thread = threading.Thread(target=lambda: results.extend(bridge_and_sniff(*ends, **options)))
+    thread = Thread(target=lambda: results.extend(bridge_and_sniff(*ends, **options)))
     thread.start()
     for frame in frames(20):
         near.send(frame)
@@ -569,7 +570,7 @@ def test_send_waits_for_room_and_says_when_none_comes(make: Make, runtime: Runti
         slave.send(numbered(1))
     assert failure.value.code is ErrorCode.NOBUF_RING
     slave._send_timeout = DEADLINE
-    thread = threading.Thread(target=slave.send, args=(frames(9)[8],))
+    thread = Thread(target=slave.send, args=(frames(9)[8],))
     thread.start()
     assert numbers(peer.rx_queues[0].recv()) == list(range(8))
     thread.join(DEADLINE)
