@@ -234,7 +234,7 @@ def test_a_listener_that_is_brought_has_a_file_already(runtime: Runtime, socket_
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as brought:
         brought.bind(socket_path)
         brought.listen()
-        with pytest.raises(ConfigError, match="a listener that is brought has its own"):
+        with pytest.raises(ConfigError, match="they do not apply to an existing listener"):
             home.set_listener_fd(brought.fileno())
     os.unlink(socket_path)
 
@@ -552,7 +552,7 @@ def test_a_flood_does_not_flood_the_log(socket_name: str, caplog: pytest.LogCapt
                     assert "unexpected message" in peer.reason()
             assert 1 <= len(caplog.messages) <= 10  # one in a second, on the slowest machine
             home._warn.due = 0.0
-            kept = home._warn.kept
+            kept = home._warn.suppressed
             with ScriptedSlave(socket_name, runtime) as peer:
                 peer.run(until="init").end("lie")
                 assert "unexpected message" in peer.reason()
