@@ -85,6 +85,7 @@ class Details:
 
     @property
     def link_up(self) -> bool:
+        """Whether the interface was connected."""
         return self.state is State.CONNECTED
 
 
@@ -112,9 +113,15 @@ class InterfaceSocket(Protocol):
     def listener_fd(self) -> int:
         """The listener's fd, or -1 while the socket does not listen."""
 
-    def set_listener_fd(self, fd: int) -> None: ...
-    def register_external_region(self, region: ExternalRegion) -> None: ...
-    def delete(self) -> None: ...
+    def set_listener_fd(self, fd: int) -> None:
+        """Accept peers on an existing listener."""
+
+    def register_external_region(self, region: ExternalRegion) -> None:
+        """Place the buffers of this socket's interfaces in the application's own memory."""
+
+    def delete(self) -> None:
+        """Stop listening and remove the socket from its runtime."""
+
     def remove(self, interface: Interface) -> None:
         """Forget an interface that is deleted."""
 
@@ -210,22 +217,27 @@ class Interface:
 
     @property
     def id(self) -> int:
+        """The number that the peer asks for. It is unique for each role on a socket."""
         return self.config.id
 
     @property
     def name(self) -> str:
+        """The name that the peer sees."""
         return self.config.name
 
     @property
     def role(self) -> Role:
+        """Master or slave."""
         return self.config.role
 
     @property
     def mode(self) -> Mode:
+        """What each packet contains."""
         return self.config.mode
 
     @property
     def state(self) -> State:
+        """Disconnected, connecting (the handshake is in progress) or connected."""
         if self.connection is None:
             return State.DISCONNECTED
         return State.CONNECTED if self.connection.established else State.CONNECTING
@@ -459,7 +471,10 @@ class Interface:
         self._runtime_context.registry.check_caller()
 
     def check_not_forked(self) -> None:
-        """:raises ForkedError: this is a forked child, which does not own the interface."""
+        """Check that this process owns the interface.
+
+        :raises ForkedError: this is a forked child, which does not own the interface.
+        """
         if self._parent is not None:
             raise ForkedError(self._parent, "interface")
 

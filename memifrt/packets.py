@@ -79,7 +79,7 @@ def parse_mac(text: str) -> bytes:
 def format_mac(mac: bytes) -> str:
     """Return a MAC address as text, such as ``02:fe:00:00:00:01``.
 
-    :raises ConfigError: ``mac`` has not 6 bytes.
+    :raises ConfigError: ``mac`` does not have 6 bytes.
     """
     if len(mac) != 6:
         raise ConfigError(f"{mac!r} is not a MAC address; it must have 6 bytes")
@@ -101,7 +101,7 @@ def parse_ip(text: str) -> bytes:
 def format_ip(ip: bytes) -> str:
     """Return an IPv4 address as text, such as ``192.168.1.2``.
 
-    :raises ConfigError: ``ip`` has not 4 bytes.
+    :raises ConfigError: ``ip`` does not have 4 bytes.
     """
     if len(ip) != 4:
         raise ConfigError(f"{ip!r} is not an IPv4 address; it must have 4 bytes")

@@ -80,6 +80,7 @@ class _Queue(Generic[_R]):
 
     @property
     def connected(self) -> bool:
+        """Whether the connection of this queue exists. Once False, it stays False."""
         return self._ring is not None
 
     @property
@@ -380,6 +381,10 @@ class TxQueue(_Queue[TxRing]):
 
     @property
     def counters(self) -> QueueCounters:
+        """The counters of this queue since its interface was created, over all connections.
+
+        :raises ForkedError: in a forked child, which does not own the queue.
+        """
         return super().counters + QueueCounters(repeated_kicks=self._repeated_kicks)
 
     def free(self) -> int:

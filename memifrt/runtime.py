@@ -178,10 +178,12 @@ class Runtime:
 
     @property
     def interfaces(self) -> tuple[Interface, ...]:
+        """The interfaces of this runtime, in the order of their creation."""
         return tuple(self._interfaces)
 
     @property
     def sockets(self) -> tuple[Socket, ...]:
+        """The sockets of this runtime, in the order of their creation."""
         return tuple(self._sockets.values())
 
     def create_socket(
@@ -479,6 +481,7 @@ class Runtime:
 
     @property
     def closed(self) -> bool:
+        """Whether the runtime is closed; True in a forked child, too."""
         return self._closed
 
     @property
@@ -528,7 +531,10 @@ class Runtime:
         self._registry.check_caller()
 
     def check_not_forked(self) -> None:
-        """:raises ForkedError: this is a forked child, which does not own the runtime."""
+        """Check that this process owns the runtime.
+
+        :raises ForkedError: this is a forked child, which does not own the runtime.
+        """
         if self._owner is not None:
             raise ForkedError(self._owner)
 

@@ -43,10 +43,16 @@ class SocketOwner(Protocol):
         """Whether this process is a forked child, which does not own the runtime."""
 
     def check_not_forked(self) -> None:
-        """:raises ForkedError: this process is a forked child, which does not own the runtime."""
+        """Check that this process owns the runtime.
+
+        :raises ForkedError: this process is a forked child, which does not own the runtime.
+        """
 
     def check_socket(self, socket: Socket) -> None:
-        """:raises MemifError: the runtime is closed, or the socket is deleted or another runtime's."""
+        """Check that a socket can be used.
+
+        :raises MemifError: the runtime is closed, or the socket is deleted or another runtime's.
+        """
 
     def forget_socket(self, socket: Socket) -> None:
         """Forget a socket that is deleted."""
@@ -90,6 +96,7 @@ class Socket:
 
     @property
     def interfaces(self) -> tuple[Interface, ...]:
+        """The interfaces on this socket, in the order of their creation."""
         return tuple(self._interfaces.values())
 
     @property

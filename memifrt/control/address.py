@@ -71,6 +71,7 @@ class Address:
 
     @property
     def is_abstract(self) -> bool:
+        """Whether this is a name in the abstract namespace, which has no file."""
         return self.path.startswith("@")
 
     @property
@@ -136,6 +137,7 @@ class Listener(OwnedFd):
             raise os_error(f"cannot accept on {self.address}", error, path=self.address.path) from error
 
     def close(self) -> None:
+        """Remove the file, close the waiting connections and the listener. A second call does nothing."""
         if self._file is not None:
             self._file.remove()
             self._file.close()

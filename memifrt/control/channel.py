@@ -66,6 +66,7 @@ class Channel:
         )
 
     def fileno(self) -> int:
+        """Return the socket's fd, or -1 after the close."""
         return self._socket.fileno()
 
     @property

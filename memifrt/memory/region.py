@@ -93,6 +93,7 @@ class Region:
         self._guard: Guard | None = None
 
     def fileno(self) -> int:
+        """Return the fd of the region's file, or -1 after the close."""
         return self._fd.fileno()
 
     @property

@@ -68,6 +68,7 @@ class OwnedFd:
 
     @property
     def closed(self) -> bool:
+        """Whether the fd is closed or detached."""
         return self._fd < 0
 
     def detach(self) -> int:
@@ -76,6 +77,7 @@ class OwnedFd:
         return fd
 
     def close(self) -> None:
+        """Close the fd. A second call does nothing; in a forked child the first one only forgets the number."""
         fd, self._fd = self._fd, -1
         if fd >= 0 and self._pid == os.getpid():
             close(fd)
@@ -163,6 +165,7 @@ class EventFd(OwnedFd):
                 return False
 
     def close(self) -> None:
+        """Close the fd. Another thread that uses it at this moment finds it closed."""
         if self._pid != os.getpid():  # in a forked child: a thread of the parent may have held the lock
             super().close()
             return

@@ -95,6 +95,7 @@ class ReceivedFd(OwnedFd):
         self.uid = uid
 
     def close(self) -> None:
+        """Close the fd, in a thread if the close could wait."""
         fd = self.detach()
         if fd < 0 or self._pid != os.getpid():
             return
@@ -116,6 +117,7 @@ class SharedEventFd(EventFd):
         self.uid = uid
 
     def close(self) -> None:
+        """Close the fd, in a thread if the peer is not trusted."""
         if is_trusted(self.uid):
             super().close()
             return

@@ -35,6 +35,7 @@ class TimerFd(OwnedFd):
 
     @property
     def armed(self) -> bool:
+        """Whether the timer is set."""
         return self._due is not None
 
     def arm(self, due: float) -> None:
