@@ -447,7 +447,7 @@ class Interface:
             return
         self._logged_reason = reason.message
         interval = self._runtime_context.reconnector.interval
-        what_next = f"retrying every {interval:g} s" if interval else "not retrying: there is no reconnect interval"
+        what_next = f"retrying every {interval:g} s" if interval else "not retrying: reconnect_interval is 0"
         logger.warning("%s: %s; %s", str(self), str(reason), what_next)
 
     def total_counters(self) -> Counters:

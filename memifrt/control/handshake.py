@@ -312,7 +312,7 @@ def _check_next(what: str, index: int, expected: int, code: ErrorCode) -> None:
     if index > MAX_INDEX:
         raise ProtocolError(code, f"{what} index {index} is above the advertised {MAX_INDEX}")
     if index != expected:
-        raise ProtocolError(code, f"{what} {index} came where {what} {expected} was due")
+        raise ProtocolError(code, f"{what} {index} came, expected {what} {expected}")
 
 
 def _check_ring(ring: AddRing, direction: Direction, due: int, regions: int, has_fd: bool) -> None:
@@ -382,7 +382,7 @@ _NAMES: dict[type[Message], str] = {
 
 
 def _unexpected(message: Message, expected: str) -> ProtocolError:
-    return ProtocolError(ErrorCode.UNKNOWN_MSG, f"unexpected message {_NAMES[type(message)]} where {expected} was due")
+    return ProtocolError(ErrorCode.UNKNOWN_MSG, f"unexpected message {_NAMES[type(message)]}, expected {expected}")
 
 
 def _version(version: int) -> str:
