@@ -3,7 +3,7 @@
 Owns the hook that runs in a child after a fork, and the list of methods that it calls. Knows nothing of memif.
 
 The child shares every fd, poll set and mapping with its parent. So the hook ends the parent's objects in the child at
-once, each with a method of its own. Later calls need not compare process ids, so a fork costs nothing for each packet.
+once, each with a method of its own. Later calls need not compare process ids, so packets cost no more.
 """
 
 from __future__ import annotations
