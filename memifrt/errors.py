@@ -145,18 +145,18 @@ class ConfigError(MemifError, ValueError):
 
 
 class PacketTypeError(ConfigError, TypeError):
-    """What was to be sent is not a packet: bytes, or another buffer of bytes."""
+    """An object passed to a send call is not a packet: neither bytes nor another buffer of bytes."""
 
 
 class NoQueueYet(MemifError, IndexError):
-    """A queue was asked for before the first connection, when an interface has none."""
+    """The caller indexed the queues of an interface that has never been connected and so has no queues."""
 
     def __init__(self, message: str) -> None:
         super().__init__(ErrorCode.DISCONNECTED, message)
 
 
 def not_a_packet(number: int, packet: object) -> PacketTypeError:
-    """An error for packet ``number`` of a call, which is no buffer."""
+    """Return the error for packet ``number`` of a call, which is not a buffer of bytes."""
     shown = repr(packet)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     advice = "; encode() makes bytes of it" if isinstance(packet, str) else ""
@@ -167,9 +167,10 @@ def not_a_packet(number: int, packet: object) -> PacketTypeError:
 
 
 def packet_bytes(number: int, packet: object) -> bytes:
-    """The bytes of packet ``number`` of a call: a buffer, or an object that knows its bytes, as scapy's packets do.
+    """Return packet ``number`` of a call as bytes.
 
-    :raises PacketTypeError: it is neither: of a number ``bytes()`` would make so many zeros.
+    :param packet: a buffer of bytes, or an object with ``__bytes__``, such as a scapy packet.
+    :raises PacketTypeError: it is neither. Numbers are refused, too: ``bytes(5)`` would be five zeros.
     """
     if isinstance(packet, str | int) or packet is None:
         raise not_a_packet(number, packet)
@@ -180,13 +181,13 @@ def packet_bytes(number: int, packet: object) -> bytes:
 
 
 class ProtocolError(MemifError):
-    """The peer broke the protocol, or offered what we cannot accept."""
+    """The peer broke the protocol, or offered something that we cannot accept."""
 
 
 class RingViolation(ProtocolError):
-    """The peer wrote something into shared memory that a ring must not hold.
+    """The peer wrote an invalid value into a ring in shared memory.
 
-    ``sending`` tells whether it was found on a transmit ring: a relay works on two rings.
+    ``sending`` tells whether it is a transmit ring. A relay uses two rings and must know which of them is broken.
     """
 
     def __init__(self, message: str, code: ErrorCode = ErrorCode.DISCONNECTED, *, sending: bool = False) -> None:
@@ -195,7 +196,7 @@ class RingViolation(ProtocolError):
 
 
 class Disconnected(MemifError, ConnectionError):
-    """The interface has no peer, or lost it. Also a :class:`ConnectionError`, as for a socket that lost its peer.
+    """The interface has no peer, or has lost it. Also a :class:`ConnectionError`, as for a socket without its peer.
 
     ``established`` tells whether ``on_connect`` had been called for the connection that ended.
     """
@@ -206,11 +207,12 @@ class Disconnected(MemifError, ConnectionError):
 
 
 class ForkedError(MemifError):
-    """This process was forked, and what it uses belongs to its parent.
+    """A forked child used an object of its parent.
 
-    A child shares the parent's fds and memory and owns none of it. It makes a runtime of its own.
+    The child shares the parent's fds and memory but owns none of them. It must create a runtime of its own.
 
-    :param pid: the process that made the object.
+    :param pid: the process that created the object.
+    :param what: the kind of object, for the message.
     """
 
     def __init__(self, pid: int, what: str = "runtime") -> None:
@@ -224,7 +226,7 @@ class ForkedError(MemifError):
 
 
 class PollCancelled(MemifError):
-    """``cancel_poll_event`` ended this ``poll_event``."""
+    """Another call, ``cancel_poll_event``, ended this ``poll_event``."""
 
     def __init__(self) -> None:
         super().__init__(ErrorCode.POLL_CANCEL)
@@ -241,7 +243,12 @@ class MemifOSError(MemifError, OSError):
 
 
 def os_error(what: str, cause: OSError, *, path: str | None = None, code: ErrorCode | None = None) -> MemifOSError:
-    """A :class:`MemifOSError` for ``cause``: *what* was tried, on which *path*, and the system's own words."""
+    """Return a :class:`MemifOSError` for a failed system call.
+
+    :param what: what failed, such as ``"cannot connect to /run/memif.sock"``; the system's text and errno follow it.
+    :param path: the file concerned, if there is one.
+    :param code: libmemif's code; default: the one that belongs to the errno, or ``SYSCALL``.
+    """
     number = cause.errno or 0
     if code is None:
         code = _FROM_ERRNO.get(number, ErrorCode.SYSCALL)

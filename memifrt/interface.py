@@ -1,7 +1,7 @@
 """An interface with its state, queues and callbacks: the object that applications hold.
 
-Owns what outlives a connection: the configuration, the callbacks, the counters and the last error. Methods that only
-the runtime, the socket, the connection or the reconnect timer call stand in a section of their own.
+Owns everything that outlives a connection: the configuration, the callbacks, the counters and the last error. Methods
+for the runtime, the socket, the connection and the reconnect timer are in a section of their own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OnInterrupt = Callable[["Interface", int], object]
 
 @dataclass(frozen=True, slots=True)
 class RegionDetails:
-    """One shared memory region; ``address`` is that of its mapping in this process."""
+    """One shared memory region. ``address`` is the address of its mapping in this process, ``size`` is in bytes."""
 
     index: int
     address: int
@@ -51,7 +51,7 @@ class RegionDetails:
 
 @dataclass(frozen=True, slots=True)
 class QueueDetails:
-    """One queue. ``buffer_size`` is 0 for a master, which learns it from each descriptor."""
+    """One queue. ``buffer_size`` is in bytes, and 0 for a master, which learns it from each descriptor."""
 
     qid: int
     region: int
@@ -65,7 +65,7 @@ class QueueDetails:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """Everything about an interface at one moment. The secret is there, but never shows in the repr."""
+    """The details of an interface at one moment. The secret is included, but is not part of the repr."""
 
     name: str
     app_name: str
@@ -85,6 +85,7 @@ class Details:
 
     @property
     def link_up(self) -> bool:
+        """Whether the interface was connected."""
         return self.state is State.CONNECTED
 
 
@@ -100,7 +101,7 @@ class InterfaceSocket(Protocol):
 
     @property
     def implicit(self) -> bool:
-        """Whether the socket was made for an interface, and is deleted with its last one."""
+        """Whether the socket was created for an interface, and is deleted with its last interface."""
 
     @property
     def interfaces(self) -> tuple[Interface, ...]: ...
@@ -112,9 +113,15 @@ class InterfaceSocket(Protocol):
     def listener_fd(self) -> int:
         """The listener's fd, or -1 while the socket does not listen."""
 
-    def set_listener_fd(self, fd: int) -> None: ...
-    def register_external_region(self, region: ExternalRegion) -> None: ...
-    def delete(self) -> None: ...
+    def set_listener_fd(self, fd: int) -> None:
+        """Accept peers on an existing listener."""
+
+    def register_external_region(self, region: ExternalRegion) -> None:
+        """Place the buffers of this socket's interfaces in the application's own memory."""
+
+    def delete(self) -> None:
+        """Stop listening and remove the socket from its runtime."""
+
     def remove(self, interface: Interface) -> None:
         """Forget an interface that is deleted."""
 
@@ -127,14 +134,15 @@ class InterfaceOwner(Protocol):
 
 
 class Interface:
-    """One memif interface. Made by :meth:`memifrt.Runtime.create_interface`; a context manager that deletes it.
+    """One memif interface, created by :meth:`memifrt.Runtime.create_interface`.
 
-    Callbacks run on the thread that polls, and may call anything:
+    It is a context manager that deletes the interface at the end of the block. Callbacks run on the thread that polls.
+    They may call any method:
 
-    - ``on_connect(interface)``
-    - ``on_disconnect(interface, reason)``: once for each conversation with a peer that ended, ``reason`` a
-      :class:`~memifrt.Disconnected` that says why, and by ``reason.established`` whether ``on_connect`` had been
-      called for it. The queues' eventfds stay open until it returns.
+    - ``on_connect(interface)``: a peer is connected.
+    - ``on_disconnect(interface, reason)``: a conversation with a peer has ended. ``reason`` is a
+      :class:`~memifrt.Disconnected`; ``reason.established`` tells whether ``on_connect`` had been called. The queues'
+      eventfds stay open until the callback returns.
     - ``on_interrupt(interface, qid)``: receive queue ``qid`` has packets.
     """
 
@@ -157,28 +165,29 @@ class Interface:
         self.on_connect = on_connect
         self.on_disconnect = on_disconnect
         self._on_interrupt = on_interrupt
-        #: The application's own.
+        #: The application's own object.
         self.context = context
         self.connection: Connection | None = None
-        #: The connection that on_disconnect is being called for: its fds and memory are still there.
+        #: The connection for which on_disconnect is running. Its fds and memory still exist.
         self.ending: Connection | None = None
-        #: Whether on_disconnect is called before the hook is told that the fds go, as libmemif does it.
+        #: Whether on_disconnect is called before the hook gets DEL for the fds, as libmemif does it.
         self.reports_before_unregister = False
         #: Why the last connection or attempt to connect ended.
         self.last_error: MemifError | None = None
-        #: The message of the failure to connect that was logged last; empty when the interface has connected since.
-        self._awaited = ""
+        #: The last logged reason why a slave is not connected. Empty after the interface has connected.
+        self._logged_reason = ""
         #: How many connections were established.
         self.connects = 0
-        #: How many conversations with a peer ended, and how many of these because it broke the protocol or a ring.
+        #: How many conversations with a peer ended.
         self.disconnects = 0
+        #: How many of them ended because the peer broke the protocol or a ring.
         self.violations = 0
-        #: When the present connection was established, in Unix time.
+        #: When the present connection was established, in Unix time (seconds).
         self.connected_since: float | None = None
         self.deleted = False
         #: In a forked child: the process to which this interface belongs.
         self._parent: int | None = None
-        #: Called at the end of the deletion, with or without a connection, to wake callers that wait on the interface.
+        #: Called when the interface is deleted, connected or not, to wake callers that wait on it.
         self.on_delete: Callable[[], object] | None = None
         #: Whether on_connect has been called for the present connection.
         self.announced = False
@@ -187,11 +196,11 @@ class Interface:
         self.rx_totals = CounterTotals()
         self.tx_totals = CounterTotals()
 
-    # --- what it is ---------------------------------------------------------------------------------------------
+    # --- state --------------------------------------------------------------------------------------------------
 
     @property
     def on_interrupt(self) -> OnInterrupt | None:
-        """May be set at any time: it decides whether the queues' eventfds are watched."""
+        """The callback for packets. It may be set at any time; without one the queues' eventfds are not watched."""
         return self._on_interrupt
 
     @on_interrupt.setter
@@ -203,52 +212,59 @@ class Interface:
 
     @property
     def wants_interrupts(self) -> bool:
-        """Whether there is an ``on_interrupt`` callback. The connection asks."""
+        """Whether there is an ``on_interrupt`` callback. Read by the connection."""
         return self._on_interrupt is not None
 
     @property
     def id(self) -> int:
+        """The number that the peer asks for. It is unique for each role on a socket."""
         return self.config.id
 
     @property
     def name(self) -> str:
+        """The name that the peer sees."""
         return self.config.name
 
     @property
     def role(self) -> Role:
+        """Master or slave."""
         return self.config.role
 
     @property
     def mode(self) -> Mode:
+        """What each packet contains."""
         return self.config.mode
 
     @property
     def state(self) -> State:
+        """Disconnected, connecting (the handshake is in progress) or connected."""
         if self.connection is None:
             return State.DISCONNECTED
         return State.CONNECTED if self.connection.established else State.CONNECTING
 
     @property
     def connected(self) -> bool:
-        """Whether there is a peer, and ``on_connect`` has been called for it."""
+        """Whether there is a peer and ``on_connect`` has been called for it."""
         return self.announced and self.state is State.CONNECTED
 
     @property
     def counters(self) -> Counters:
-        """What all queues did since the interface was created, reconnects included.
+        """The sums of the counters of all queues since the interface was created, over all connections.
 
-        Queues that earlier connections had and the present one has not are included.
+        Queues of earlier connections count even if the present connection has fewer queues.
 
-        :raises ForkedError: in a forked child, to which the interface does not belong.
+        :raises ForkedError: in a forked child, which does not own the interface.
         """
         self.check_not_forked()
         return Counters(self.rx_totals.total(self._rx_queues), self.tx_totals.total(self._tx_queues))
 
     @property
     def rx_queues(self) -> tuple[RxQueue, ...]:
-        """The receive queues of the present connection, or of the last one, whose every operation raises
-        :class:`~memifrt.Disconnected`. Empty before the first; then an index raises
-        :class:`~memifrt.errors.NoQueueYet`, an IndexError."""
+        """The receive queues of the present or the last connection.
+
+        After a disconnect every operation on them raises :class:`~memifrt.Disconnected`. Before the first connection
+        the tuple is empty, and an index raises :class:`~memifrt.errors.NoQueueYet`, which is an IndexError.
+        """
         return self._rx_queues
 
     @property
@@ -257,10 +273,11 @@ class Interface:
         return self._tx_queues
 
     def details(self) -> Details:
-        """Everything about the interface at this moment, libmemif's ``memif_get_details``. In ``on_disconnect`` the
-        peer, the regions and the queues are those of the connection that ends.
+        """Return the details of the interface at this moment, as libmemif's ``memif_get_details`` does.
 
-        :raises ForkedError: in a forked child, to which the interface does not belong.
+        In ``on_disconnect`` the peer, the regions and the queues are those of the connection that ends.
+
+        :raises ForkedError: in a forked child, which does not own the interface.
         """
         self.check_not_forked()
         connection = self.connection or self.ending
@@ -291,13 +308,14 @@ class Interface:
             ),
         )
 
-    # --- what it does -------------------------------------------------------------------------------------------
+    # --- actions ------------------------------------------------------------------------------------------------
 
     def request_connection(self) -> None:
-        """A slave connects now, without waiting for the timer. For a master, which listens, nothing is to be done.
+        """Connect a slave now, without waiting for the timer. Do nothing for a master, which listens already.
 
-        :raises MemifError: ``ALRCONN`` if it is connected or connecting.
-        :raises MemifOSError: nobody listens, no permission, …; the timer goes on trying.
+        :raises MemifError: ``ALRCONN``: the interface is connected or connecting; ``NOCONN``: it is deleted.
+        :raises MemifOSError: the attempt failed, for example because nobody listens. The timer goes on trying.
+        :raises ConfigError: the runtime's fds are in a loop that runs in another thread. Nothing has happened.
         """
         self._check_alive()
         if self.connection is not None:
@@ -306,8 +324,9 @@ class Interface:
             self.connect()
 
     def disconnect(self, reason: str = "disconnected by the application") -> None:
-        """End the present connection, if there is one; a slave then connects again with the timer.
+        """End the present connection, if there is one. A slave then connects again with the timer.
 
+        :param reason: text for the peer and for ``on_disconnect``.
         :raises ConfigError: the runtime's fds are in a loop that runs in another thread. Nothing has happened.
         """
         self._check_caller()
@@ -315,7 +334,7 @@ class Interface:
             self.connection.close(Disconnected(reason))
 
     def delete(self) -> None:
-        """Disconnect (``on_disconnect`` is called) and forget the interface. A second call is harmless.
+        """Disconnect, which calls ``on_disconnect``, and remove the interface. A second call does nothing.
 
         :raises ConfigError: the runtime's fds are in a loop that runs in another thread. Nothing has happened.
         """
@@ -331,9 +350,9 @@ class Interface:
                 self.on_delete()
 
     def close(self) -> None:
-        """Delete the interface. Everything that holds an interface has this method; :meth:`delete` is libmemif's word.
+        """Delete the interface, as :meth:`delete` does. A second call does nothing.
 
-        A second call is harmless.
+        Every object that holds an interface has this method; ``delete`` is libmemif's name.
         """
         self.delete()
 
@@ -355,7 +374,7 @@ class Interface:
     # --- called by the runtime, the connection and the reconnect timer ------------------------------------------
 
     def connect(self) -> None:
-        """Try once to connect a slave. Applications call :meth:`request_connection`, which checks first.
+        """Try once to connect a slave. Applications call :meth:`request_connection`, which checks the state first.
 
         :raises MemifOSError: the attempt failed; :attr:`last_error` keeps the error.
         """
@@ -363,7 +382,7 @@ class Interface:
             sock = address.connect(self.socket.address)
         except MemifOSError as error:
             self.last_error = error
-            self._retrying(error)
+            self._log_retry(error)
             raise
         channel = Channel(sock)
         try:
@@ -375,7 +394,7 @@ class Interface:
         self.connection.start()
 
     def connection_bound(self, connection: Connection) -> None:
-        """Take a connection that a slave has made or a master has accepted. Called by the connection's maker."""
+        """Take a connection that a slave has made or a master has accepted. Called by the creator of the connection."""
         self.connection = connection
         self.announced = False
         logger.debug("%s: connecting", connection)
@@ -387,7 +406,7 @@ class Interface:
         assert connection is not None
         self.announced = True
         self.last_error = None
-        self._awaited = ""
+        self._logged_reason = ""
         self.connects += 1
         self.connected_since = time.time()
         self._rx_queues, self._tx_queues = connection.rx_queues, connection.tx_queues
@@ -405,9 +424,9 @@ class Interface:
         self.violations += isinstance(reason.__cause__, ProtocolError)
         self.connected_since = None
         if self.role is Role.SLAVE and not reason.established and not self.deleted:
-            self._retrying(reason)
+            self._log_retry(reason)
         else:
-            # As text: a handler that keeps the record must not keep the traceback, whose frames hold shared memory.
+            # As text: a log handler that keeps the record must not keep the traceback. Its frames hold shared memory.
             logger.info("%s: disconnected: %s", str(self), str(reason))
         self._runtime_context.reconnector.update(self)
         if self.on_disconnect is not None:
@@ -422,17 +441,17 @@ class Interface:
         if self._on_interrupt is not None:
             self._on_interrupt(self, qid)
 
-    def _retrying(self, reason: MemifError) -> None:
-        """Log why a slave is not connected, once for each new reason, not at every attempt."""
-        if reason.message == self._awaited:
+    def _log_retry(self, reason: MemifError) -> None:
+        """Log why a slave is not connected: once for each new reason, not at every attempt."""
+        if reason.message == self._logged_reason:
             return
-        self._awaited = reason.message
+        self._logged_reason = reason.message
         interval = self._runtime_context.reconnector.interval
-        what_next = f"retrying every {interval:g} s" if interval else "not retrying: there is no reconnect interval"
+        what_next = f"retrying every {interval:g} s" if interval else "not retrying: reconnect_interval is 0"
         logger.warning("%s: %s; %s", str(self), str(reason), what_next)
 
     def total_counters(self) -> Counters:
-        """Return :attr:`counters`, of which this is the old name."""
+        """Return :attr:`counters`. This is the old name."""
         warn_renamed("Interface.total_counters()", "Interface.counters")
         return self.counters
 
@@ -443,23 +462,31 @@ class Interface:
         self._check_caller()
 
     def _check_caller(self) -> None:
-        """:raises ConfigError: the runtime's fds are in a loop that runs in another thread."""
+        """Check that this thread may make control calls.
+
+        :raises ConfigError: the runtime's fds are in a loop that runs in another thread.
+        :raises ForkedError: this is a forked child, which does not own the interface.
+        """
         self.check_not_forked()
         self._runtime_context.registry.check_caller()
 
     def check_not_forked(self) -> None:
+        """Check that this process owns the interface.
+
+        :raises ForkedError: this is a forked child, which does not own the interface.
+        """
         if self._parent is not None:
             raise ForkedError(self._parent, "interface")
 
     def abandon(self, pid: int) -> None:
-        """In a forked child: end the interface. Later calls raise ForkedError, which names the parent ``pid``."""
+        """End the interface in a forked child. Later calls raise :class:`ForkedError` with the parent's ``pid``."""
         self._parent = pid
         self.deleted = True
         self.announced = False
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.abandon(pid)
-        for rx_queue in self._rx_queues:  # also those of an earlier connection
+        for rx_queue in self._rx_queues:  # they may be those of an earlier connection
             rx_queue.abandon(pid)
         for tx_queue in self._tx_queues:
             tx_queue.abandon(pid)
@@ -468,12 +495,12 @@ class Interface:
 
     @property
     def wants_connection(self) -> bool:
-        """Whether this is a slave without a connection that is not deleted. The reconnect timer asks."""
+        """Whether this is a slave that has no connection and is not deleted. Read by the reconnect timer."""
         return self.role is Role.SLAVE and self.connection is None and not self.deleted
 
 
 class _NoQueues(tuple[Any, ...]):
-    """The queues of an interface that has not been connected yet: none, and an index says why."""
+    """The empty tuple of queues of an interface that has never been connected. An index raises and says why."""
 
     message: str
 

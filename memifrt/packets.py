@@ -1,7 +1,7 @@
-"""The few packets that a responder and a pinger need: ARP and ICMP echo over IPv4, parsed and made.
+"""Build, parse and answer the packets of ping: ARP and ICMP echo over IPv4.
 
-Owns their formats and checksums. Knows nothing of rings or interfaces: bytes in, bytes out, and nothing that comes in
-makes it raise.
+Owns the packet formats and checksums. Knows nothing of rings or interfaces. No received packet makes a function here
+raise, however malformed it is.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _IP = struct.Struct("!BBHHHBBH4s4s")
 # type, code, checksum, identifier, sequence (RFC 792)
 _ICMP = struct.Struct("!BBHHH")
 _U16 = struct.Struct("!H")
-# An echo request as nearly all of them are: Ethernet, IPv4 without options, ICMP. Source mac, ethertype; version and
-# header length, total length, fragment, ttl with protocol, source, target; type with code, checksum.
+# The usual echo request: Ethernet, IPv4 without options, ICMP. Source mac, ethertype; version and header length, total
+# length, fragment, ttl with protocol, source, target; type with code, checksum.
 _plain_echo = struct.Struct("!6x6sHBxH2xHH2x4s4sHH").unpack_from
 _put_macs = struct.Struct("!6s6s").pack_into
 _put_answer = struct.Struct("!4s4sHH").pack_into  # source, target, type with code, checksum
@@ -46,13 +46,13 @@ _BROADCAST = b"\xff" * 6
 _NO_MAC = bytes(6)
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 
-#: Bytes of payload that an echo request has room for: an IP packet of 65535 without its two headers.
+#: Largest payload of an echo request in bytes: an IP packet of 65535 bytes without its two headers.
 MAX_PAYLOAD = 65535 - _IP.size - _ICMP.size
 
 
 @dataclass(frozen=True, slots=True)
 class EchoReply:
-    """What an ICMP echo reply says."""
+    """The fields of an ICMP echo reply."""
 
     source_ip: bytes
     identifier: int
@@ -66,9 +66,9 @@ class EchoReply:
 
 
 def parse_mac(text: str) -> bytes:
-    """The 6 bytes of ``02:fe:00:00:00:01`` (or with ``-``).
+    """Return the 6 bytes of a MAC address such as ``02:fe:00:00:00:01`` (or with ``-``).
 
-    :raises ConfigError: it is not a MAC address.
+    :raises ConfigError: the text is not a MAC address.
     """
     parts = text.replace("-", ":").split(":")
     if len(parts) == 6 and all(len(part) in (1, 2) and set(part) <= _HEX_DIGITS for part in parts):
@@ -77,9 +77,9 @@ def parse_mac(text: str) -> bytes:
 
 
 def format_mac(mac: bytes) -> str:
-    """``02:fe:00:00:00:01``.
+    """Return a MAC address as text, such as ``02:fe:00:00:00:01``.
 
-    :raises ConfigError: these are not 6 bytes.
+    :raises ConfigError: ``mac`` does not have 6 bytes.
     """
     if len(mac) != 6:
         raise ConfigError(f"{mac!r} is not a MAC address; it must have 6 bytes")
@@ -87,9 +87,9 @@ def format_mac(mac: bytes) -> str:
 
 
 def parse_ip(text: str) -> bytes:
-    """The 4 bytes of ``192.168.1.2``.
+    """Return the 4 bytes of an IPv4 address such as ``192.168.1.2``.
 
-    :raises ConfigError: it is not an IPv4 address.
+    :raises ConfigError: the text is not an IPv4 address.
     """
     try:
         return socket.inet_pton(socket.AF_INET, text)
@@ -99,9 +99,9 @@ def parse_ip(text: str) -> bytes:
 
 
 def format_ip(ip: bytes) -> str:
-    """``192.168.1.2``.
+    """Return an IPv4 address as text, such as ``192.168.1.2``.
 
-    :raises ConfigError: these are not 4 bytes.
+    :raises ConfigError: ``ip`` does not have 4 bytes.
     """
     if len(ip) != 4:
         raise ConfigError(f"{ip!r} is not an IPv4 address; it must have 4 bytes")
@@ -112,12 +112,12 @@ def format_ip(ip: bytes) -> str:
 
 
 def checksum(data: ReadableBuffer) -> int:
-    """The internet checksum of ``data`` (RFC 1071); 0 for data that contains its own right checksum."""
-    # 2**16 is 1 modulo 0xffff, so that the whole as one number is congruent to the sum of its 16-bit words.
+    """Return the internet checksum of ``data`` (RFC 1071); 0 if the data contains its own correct checksum."""
+    # 2**16 is 1 modulo 0xffff, so the data read as one number is congruent to the sum of its 16-bit words.
     number = int.from_bytes(data, "big")
     if memoryview(data).nbytes & 1:
         number <<= 8
-    # A sum of words that are not all zero never folds to 0, but to 0xffff.
+    # A sum of words that are not all zero folds to 0xffff, never to 0.
     return 0xFFFF - (number % 0xFFFF or (0xFFFF if number else 0))
 
 
@@ -125,17 +125,20 @@ def checksum(data: ReadableBuffer) -> int:
 
 
 def reply_in_place(packet: memoryview, ip: bytes, mac: bytes, *, mode: Mode = Mode.ETHERNET, icmp: bool = True) -> bool:
-    """Turn an ARP request for ``ip``, or an ICMP echo request to it, into its reply; whether it was one.
+    """Turn an ARP request for ``ip``, or an ICMP echo request to it, into its reply.
 
-    The reply has the same length. Everything else, malformed or not, stays as it is. Checksums are carried over: a
-    wrong one stays wrong, for the asker to see.
+    The reply has the same length. Any other packet stays unchanged. Checksums are updated, not computed: a wrong one
+    stays wrong, so that the sender of the request can see it.
 
-    :param packet: a writable view of bytes; each field is read once, for it may be a peer's memory.
-    :param icmp: False answers ARP alone.
+    :param packet: a writable view of bytes. Each field is read once, because the peer may change it meanwhile.
+    :param ip: 4 bytes.
+    :param mac: 6 bytes; not used in :attr:`Mode.IP`.
+    :param icmp: False to answer ARP requests only.
+    :returns: whether the packet was such a request, and is a reply now.
     """
     size = len(packet)
     if size >= 42 and mode is _IN_FRAMES and icmp:
-        # The common case, for speed: its numbers are those of the long way below, which takes everything else.
+        # The fast path for the usual request. The code below handles every other packet, with the same rules.
         asker, ethertype, version, total, fragment, life, source, target, kind, echo_sum = _plain_echo(packet)
         if (
             kind == 0x0800
@@ -156,7 +159,7 @@ def reply_in_place(packet: memoryview, ip: bytes, mac: bytes, *, mode: Mode = Mo
     if mode is not Mode.ETHERNET or size < _ETHERNET.size + _IP.size:
         return False
     _, asker, ethertype = _ETHERNET.unpack_from(packet)
-    if asker[0] & 1:  # a group cannot ask
+    if asker[0] & 1:  # a group address is never a source
         return False
     if ethertype == _ETHERTYPE_IP:
         answered = icmp and _answer_echo(packet, _ETHERNET.size, ip)
@@ -183,8 +186,8 @@ def _answer_echo(packet: memoryview, start: int, ip: bytes) -> bool:
     kind, code, echo_sum, _, _ = _ICMP.unpack_from(packet, at)
     if kind != _ECHO_REQUEST or code != 0:
         return False
-    # Both sums change by what leaves the words that they cover (RFC 1624); swapped addresses add up to the same.
-    # An IP header is never all zero, so that its sum is 0 where that of an echo reply may have to be 0xffff.
+    # Update both checksums by the change of the words that they cover (RFC 1624). Swapping the addresses changes none.
+    # An IP header is never all zero, so its checksum may be 0; that of an echo reply may have to be 0xffff.
     header_sum = (header_sum + (ttl - _TTL << 8)) % 0xFFFF
     echo_sum += _ECHO_REQUEST << 8
     if echo_sum > 0xFFFF:
@@ -212,14 +215,14 @@ def _answer_arp(packet: memoryview, start: int, ip: bytes, mac: bytes) -> bool:
 
 
 def arp_request(mac: bytes, ip: bytes, target_ip: bytes) -> bytes:
-    """The broadcast frame that asks for the MAC address of ``target_ip``."""
+    """Build the broadcast frame that asks for the MAC address of ``target_ip``."""
     return _ETHERNET.pack(_BROADCAST, mac, _ETHERTYPE_ARP) + _ARP.pack(
         *_ARP_FIXED, _ARP_REQUEST, mac, ip, _NO_MAC, target_ip
     )
 
 
 def parse_arp_reply(packet: ReadableBuffer) -> tuple[bytes, bytes] | None:
-    """The IP and MAC address that an ARP reply tells, None if it is none."""
+    """Return the sender's IP and MAC address from an ARP reply; None if the packet is not an ARP reply."""
     data = bytes(packet)
     if len(data) < _ETHERNET.size + _ARP.size or _ETHERNET.unpack_from(data)[2] != _ETHERTYPE_ARP:
         return None
@@ -240,9 +243,10 @@ def echo_request(
     payload: bytes,
     mode: Mode = Mode.ETHERNET,
 ) -> bytes:
-    """An ICMP echo request; in :attr:`Mode.IP` without an Ethernet header, and the MAC addresses are not used.
+    """Build an ICMP echo request.
 
-    :raises ConfigError: the payload is longer than an IP packet has room for.
+    :param mode: in :attr:`Mode.IP` the packet has no Ethernet header, and the MAC addresses are not used.
+    :raises ConfigError: the payload is longer than :data:`MAX_PAYLOAD`.
     """
     if len(payload) > MAX_PAYLOAD:
         raise ConfigError(f"a payload of {len(payload)} bytes; at most {MAX_PAYLOAD} fit into an IP packet")
@@ -260,9 +264,9 @@ def echo_request(
 def parse_echo_reply(
     packet: ReadableBuffer, mode: Mode = Mode.ETHERNET, *, any_checksum: bool = False
 ) -> EchoReply | None:
-    """An ICMP echo reply whose checksums are right, None if it is none.
+    """Parse an ICMP echo reply; return None if the packet is not one or has a wrong checksum.
 
-    :param any_checksum: return one with a wrong ICMP checksum, too; its ``checksum_is_right`` says so.
+    :param any_checksum: also accept a wrong ICMP checksum; ``checksum_is_right`` is then False.
     """
     data = bytes(packet)
     if mode is Mode.ETHERNET:

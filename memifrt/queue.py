@@ -1,9 +1,9 @@
-"""What users send and receive with: one ring, its eventfd, and the peer behind them.
+"""Receive and transmit queues: a ring with its eventfd, with which applications send and receive.
 
-Owns when the eventfd is read and written, and turns what the peer did to a ring into the end of the connection. Knows
-nothing of descriptors, messages or loops.
+Owns the order in which the eventfd and the ring are read and written, and ends the connection if the peer has broken
+the ring. Knows nothing of descriptors, messages or loops.
 
-A queue belongs to one thread at a time; different queues may be used in different threads.
+Only one thread may use a queue at a time. Different threads may use different queues.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _R = TypeVar("_R", RxRing, TxRing)
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
-#: Buffers in a burst when the caller names no number (VPP's and DPDK's habit: a vector of 256).
+#: Default limit of a burst in buffers. VPP and DPDK, too, use vectors of 256.
 DEFAULT_BURST = 256
 _MASK_INT = 1
 
 
 def check_packets(packets: Iterable[ReadableBuffer]) -> Iterable[ReadableBuffer]:
-    """Return ``packets``, unless it is one packet, or nothing to iterate over.
+    """Return ``packets``.
 
-    :raises PacketTypeError: it is.
+    :raises PacketTypeError: it is a single packet, or is not iterable.
     """
     given: object = packets
     if isinstance(given, bytes | bytearray | memoryview):
@@ -63,7 +63,7 @@ def _abandon(thing: _Queue[Any] | RxRing | TxRing, pid: int) -> None:
 
 
 class _Queue(Generic[_R]):
-    """A ring and its eventfd. After the disconnect every operation raises :class:`Disconnected`."""
+    """A ring and its eventfd. After a disconnect every operation raises :class:`Disconnected`."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class _Queue(Generic[_R]):
         self._event = event
         self._violated: Callable[[RingViolation], Disconnected] | None = violated
         self._reason: Disconnected | None = None
-        #: In a forked child: the process to which the queue belongs.
+        #: In a forked child: the id of the parent, which owns the queue.
         self._owner: int | None = None
         self._earlier = earlier
         self._interrupts = 0
@@ -91,13 +91,14 @@ class _Queue(Generic[_R]):
 
     @property
     def connected(self) -> bool:
+        """Whether the connection of this queue exists. Once False, it stays False."""
         return self._ring is not None
 
     @property
     def counters(self) -> QueueCounters:
-        """What this queue did since its interface was created, over all connections.
+        """The counters of this queue since its interface was created, over all connections.
 
-        :raises ForkedError: in a forked child, to which the queue does not belong.
+        :raises ForkedError: in a forked child, which does not own the queue.
         """
         ring = self._ring
         if ring is None and self._owner is not None:
@@ -106,10 +107,9 @@ class _Queue(Generic[_R]):
         return now + QueueCounters(interrupts=self._interrupts)
 
     def fileno(self) -> int:
-        """The queue's eventfd, for an application that polls it itself. It stays open until ``on_disconnect`` has
-        returned.
+        """Return the queue's eventfd, for an application that polls it. It stays open until ``on_disconnect`` returns.
 
-        :raises Disconnected: the connection is gone.
+        :raises Disconnected: the connection has ended.
         """
         fd = self._event.fileno()
         if fd < 0 or self._owner is not None:
@@ -123,7 +123,7 @@ class _Queue(Generic[_R]):
         return ring
 
     def _disconnected(self) -> MemifError:
-        """A new exception each time: several threads may raise it."""
+        """Return a new exception. Several threads may raise it, so they must not share one."""
         if self._owner is not None:
             return ForkedError(self._owner, "queue")
         reason = self._reason
@@ -134,14 +134,15 @@ class _Queue(Generic[_R]):
         return error
 
     def _fail(self, violation: RingViolation) -> MemifError:
-        violated = self._violated  # once: another thread may take it away
+        """End the connection because the peer broke the ring. Return the exception to raise."""
+        violated = self._violated  # read once: another thread may set it to None
         if violated is not None:
             violated(violation)
-        # Not the exception that is kept as the reason: its frames would keep the peer's memory with it.
+        # A new exception: the frames of the one that is kept as the reason would keep the peer's memory mapped.
         return self._disconnected()
 
     def disconnect(self, reason: Disconnected) -> None:
-        """Let every operation raise from now on. Called by the connection when it ends."""
+        """Make every operation raise from now on. Called by the connection when it ends."""
         ring = self._ring
         if ring is not None:
             self._earlier += ring.counters
@@ -150,7 +151,7 @@ class _Queue(Generic[_R]):
             self._violated = None
 
     def abandon(self, pid: int) -> None:
-        """In a forked child: end the queue and its bursts, and tell nobody. ``pid`` is the parent's."""
+        """End the queue and its bursts in a forked child, without telling the peer. ``pid`` is the parent's."""
         ring, self._ring = self._ring, None
         self._owner = pid
         self._violated = None
@@ -177,18 +178,19 @@ class RxQueue(_Queue[RxRing]):
         #: Whether the mode is polling: an attribute, because every receiving call asks.
         self.polling = mode is RxMode.POLLING
         self._mode_changed = mode_changed
-        #: The last packets taken left others behind, and the eventfd readable. Always False in polling mode.
+        #: Whether packets remained in the ring when the last ones were taken; then the eventfd was left readable.
+        #: Always False in polling mode.
         self.more = False
         self._check_caller = check_caller
-        #: Adaptive mode has masked the peer's interrupts.
+        #: Whether adaptive mode has masked the peer's interrupts.
         self._masked = False
-        #: :meth:`drain` has read the eventfd since packets were last taken.
+        #: Whether :meth:`drain` has read the eventfd since packets were last taken.
         self.drained = False
-        #: Called when the mode changes, to wake callers that wait for an interrupt: a queue that polls gets none.
+        #: Called when the mode changes, to wake callers blocked on an interrupt: a queue in polling mode gets none.
         self.on_mode_change: Callable[[], object] | None = None
 
     def disconnect(self, reason: Disconnected) -> None:
-        """Let every operation raise from now on, and wake callers that wait for the eventfd."""
+        """Make every operation raise from now on, and wake callers that wait for the eventfd."""
         was_connected = self.connected
         super().disconnect(reason)
         if was_connected:
@@ -196,25 +198,25 @@ class RxQueue(_Queue[RxRing]):
 
     @property
     def rx_mode(self) -> RxMode:
-        """How this queue learns of packets."""
+        """How the application learns that this queue has packets."""
         return self._mode
 
     @property
     def mode(self) -> RxMode:
-        """Return :attr:`rx_mode`, of which this is the old name."""
+        """Return :attr:`rx_mode`. This is the old name."""
         warn_renamed("RxQueue.mode", "RxQueue.rx_mode")
         return self._mode
 
     def set_mode(self, mode: RxMode | RxModeName) -> None:
-        """Call :meth:`set_rx_mode`, of which this is the old name."""
+        """Call :meth:`set_rx_mode`. This is the old name."""
         warn_renamed("RxQueue.set_mode()", "RxQueue.set_rx_mode()")
         self.set_rx_mode(mode)
 
     def set_rx_mode(self, rx_mode: RxMode | RxModeName) -> None:
-        """Choose between interrupts and polling: tells the peer whether to kick. Belongs to the control thread.
+        """Choose between interrupts and polling, and tell the peer whether to kick. Call it on the control thread.
 
         :param rx_mode: ``"interrupt"``, ``"polling"`` or ``"adaptive"``, as for ``create_interface``.
-        :raises ConfigError: it is none of them; or the runtime's fds are in a loop that runs in another thread.
+        :raises ConfigError: it is none of them, or the runtime's fds are in a loop that runs in another thread.
         :raises Disconnected: there is no peer.
         """
         wanted = parse_rx_mode(rx_mode)
@@ -233,22 +235,27 @@ class RxQueue(_Queue[RxRing]):
             self.on_mode_change()
 
     def drain(self) -> bool:
-        """Make the eventfd unreadable without taking a packet; whether it was readable. For who is told of kicks and
-        remembers to look at the ring: until the next kick, nothing but :meth:`pending` or taking packets tells of those
-        that wait."""
+        """Make the eventfd unreadable without taking a packet.
+
+        The caller must remember to look at the ring: until the next kick, only :meth:`pending` and the receiving calls
+        show the packets that wait.
+
+        :returns: whether the eventfd was readable.
+        :raises ForkedError: in a forked child, which does not own the queue.
+        """
         if self._owner is not None:
             raise self._disconnected()
         drained = self._event.drain()
         self._interrupts += drained
         self.drained = True
         if self._ring is None:
-            self._event.notify()  # what was read may be the disconnect's: who waits must not miss it
+            self._event.notify()  # the kick that was read may be the disconnect's: waiting callers must not miss it
         return drained
 
     def pending(self) -> int:
-        """Buffers that wait in the ring.
+        """Return the number of buffers that wait in the ring.
 
-        :raises Disconnected: there is no peer (any more).
+        :raises Disconnected: the interface has no peer.
         """
         ring = self._ring or self._live()
         try:
@@ -257,68 +264,75 @@ class RxQueue(_Queue[RxRing]):
             raise self._fail(error) from error
 
     def burst(self, limit: int = DEFAULT_BURST, *, split: bool = False) -> Burst:
-        """Take up to ``limit`` buffers as memoryviews into shared memory; to be used as ``with queue.burst() as
-        burst``: leaving the block gives the buffers back to the peer and ends their views.
+        """Take up to ``limit`` buffers, without a copy, as memoryviews into shared memory.
 
-        Only whole packets are taken (unless ``split``): one of more than ``limit`` buffers is taken whole.
+        Use it as ``with queue.burst() as burst``: the end of the block gives the buffers back to the peer and ends the
+        views. Only whole packets are taken; a packet of more than ``limit`` buffers is taken whole.
 
-        :raises Disconnected: there is no peer (any more).
+        :param split: also take a part of a packet, so that ``limit`` is exact.
+        :raises Disconnected: the interface has no peer.
         """
         ring = self._ring or self._live()
         return self._receive(ring, limit, ring.burst, limit, split)
 
     def recv(self, limit: int = DEFAULT_BURST) -> list[bytes]:
-        """Take the packets of up to ``limit`` buffers, copied, each chain joined into one ``bytes``.
+        """Take the packets of up to ``limit`` buffers, and return a copy of each.
 
-        A buffer has at most 64 KiB, and a packet at most 16 MiB: a peer that claims more is disconnected.
+        The buffers of a chain are joined. A buffer has at most 64 KiB and a packet at most 16 MiB; a peer that claims
+        more is disconnected.
 
-        :raises Disconnected: there is no peer (any more).
+        :raises Disconnected: the interface has no peer.
         """
         ring = self._ring or self._live()
         return self._receive(ring, limit, ring.recv, limit)
 
     def recv_into(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
-        """Copy packets into the rows of ``matrix``, a writable 2-D buffer of bytes (a NumPy array of uint8, or any
-        other), one row for each; the number of packets. Their lengths go into ``lengths``, a writable 1-D buffer of
-        whole numbers of 2, 4 or 8 bytes.
+        """Copy packets into the rows of a matrix, one packet for each row.
 
-        Takes at most as many buffers as there are rows. A packet longer than a row is cut; its length is not.
+        Takes at most as many buffers as there are rows. A packet longer than a row is cut, but its full length is
+        stored.
 
-        :raises ConfigError: a buffer has not this shape.
-        :raises Disconnected: there is no peer (any more).
+        :param matrix: a writable 2-D buffer of bytes, such as a NumPy array of uint8.
+        :param lengths: a writable 1-D buffer of integers of 2, 4 or 8 bytes, one for each row. It receives the length
+            of each packet in bytes.
+        :returns: the number of packets.
+        :raises ConfigError: a buffer does not have this shape.
+        :raises Disconnected: the interface has no peer.
         """
         ring, sizes = self._live(), memoryview(lengths)
         return self._receive(ring, sizes.nbytes // sizes.itemsize, ring.recv_into, matrix, lengths)
 
     def refill(self, count: int | None = None, headroom: int = 0) -> int:
-        """Give up to ``count`` (None: all) taken buffers back, oldest first; the number given.
+        """Give taken buffers back to the peer, the oldest first.
 
-        Bursts that end by their block need no refill. A slave posts the buffers with ``headroom`` bytes free in
-        front of the data.
+        A burst that was used in a ``with`` block has given its buffers back already.
 
-        :raises Disconnected: there is no peer (any more).
+        :param count: at most this many buffers; None: all.
+        :param headroom: bytes that a slave leaves free in front of the data.
+        :returns: the number of buffers given back.
+        :raises Disconnected: the interface has no peer.
         """
         return self._live().refill(count, headroom)
 
     def _receive(self, ring: RxRing, limit: int, take: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Take packets from our ring, with the eventfd read in the order that loses no wake-up.
+        """Take packets with ``take``, in the order that loses no wake-up.
 
-        First the eventfd is read, then the index (docs/memory-order.md, The eventfd and the index). If packets stay
-        behind, the fd is left readable.
+        The eventfd is read first, then the ring's index (docs/memory-order.md, The eventfd and the index). If packets
+        remain, the eventfd is left readable.
         """
         try:
             if self.polling:
                 return take(*args, **kwargs)
-            if self.drained:  # before the index is read, as it must be: a kick since then is a spurious wake-up later
+            if self.drained:  # drain() has read the eventfd. A kick since then is only a spurious wake-up later.
                 self.drained = False
             elif not (self.more and ring.pending() > limit):
                 self._interrupts += self._event.drain()
                 if self._ring is None:
-                    self._event.notify()  # what was read may be the disconnect's: who waits must not miss it
+                    self._event.notify()  # the kick that was read may be the disconnect's: callers must not miss it
             try:
                 taken = take(*args, **kwargs)
             except BaseException:
-                self._event.notify()  # what was not taken is still to be found: its kick has been read
+                self._event.notify()  # the packets are still in the ring, but their kick has been read
                 raise
             self.more = ring.more
             if self.more:
@@ -328,24 +342,24 @@ class RxQueue(_Queue[RxRing]):
         except BaseException as error:
             if isinstance(error, RingViolation) and not error.sending:
                 raise self._fail(error) from error
-            # A bad argument, or a relay's other ring, whose queue knows its own connection: nothing was taken, and the
-            # eventfd that told of it may have been read.
+            # A bad argument, or a violation on the transmit ring of a relay, which its own queue handles. No packet was
+            # taken, but its kick may have been read.
             if not self.polling:
                 self._event.notify()
             raise
         return taken
 
     def _stay_readable(self, ring: RxRing) -> None:
-        self._event.notify()  # even if we left it so before: an application may read it too
+        self._event.notify()  # even if it was left readable before: the application may have read it
         if self._mode is RxMode.ADAPTIVE and not self._masked:
-            ring.set_mask(True)  # we come back without being told
+            ring.set_mask(True)  # the readable eventfd brings us back without a kick
             self._masked = True
 
     def _unmask(self, ring: RxRing) -> None:
-        """Ask for interrupts again, in adaptive mode, when the ring has been drained.
+        """Ask for interrupts again when the ring is empty, in adaptive mode.
 
-        The peer has not kicked for packets that came while the mask was set: look again (docs/memory-order.md, The kick
-        and the mask).
+        The peer did not kick for packets that came while the mask was set, so the ring must be read once more
+        (docs/memory-order.md, The kick and the mask).
         """
         ring.set_mask(False)
         self._masked = False
@@ -365,7 +379,11 @@ class TxQueue(_Queue[TxRing]):
         chained: bool,
         watch: Callable[[TxQueue], object],
     ) -> None:
-        """:param watch: called when a send may have left packets that need another kick, on the sender's thread."""
+        """Create a queue.
+
+        :param chained: whether a packet longer than a buffer is sent as a chain.
+        :param watch: called on the sender's thread when a send may have left packets that need another kick.
+        """
         super().__init__(qid, ring, event, earlier, violated)
         self._chained = chained
         self._watch = watch
@@ -374,12 +392,16 @@ class TxQueue(_Queue[TxRing]):
 
     @property
     def counters(self) -> QueueCounters:
+        """The counters of this queue since its interface was created, over all connections.
+
+        :raises ForkedError: in a forked child, which does not own the queue.
+        """
         return super().counters + QueueCounters(repeated_kicks=self._repeated_kicks)
 
     def free(self) -> int:
-        """Buffers that could be allocated now.
+        """Return the number of buffers that could be allocated now.
 
-        :raises Disconnected: there is no peer (any more).
+        :raises Disconnected: the interface has no peer.
         """
         ring = self._live()
         try:
@@ -388,23 +410,26 @@ class TxQueue(_Queue[TxRing]):
             raise self._fail(error) from error
 
     def in_flight(self) -> int:
-        """Buffers that the peer has not given back: at most so many of what was sent are still to be taken. A zero-copy
-        slave gives them back 32 at a time, and one that has just connected may not have offered any yet.
+        """Return the number of buffers that the peer has not given back.
 
-        :raises Disconnected: there is no peer (any more).
+        At most this many sent buffers wait to be received. The number may be too high: a zero-copy slave gives buffers
+        back in batches of 32, and a slave that has just connected may not have posted any yet.
+
+        :raises Disconnected: the interface has no peer.
         """
         return self._live().in_flight
 
     def send(self, packets: Iterable[ReadableBuffer]) -> int:
-        """Copy packets to the peer; the number taken: fewer than given if the ring is full.
+        """Copy packets to the peer.
 
         A packet longer than a buffer is sent as a chain, unless the interface was created with ``chained_tx=False``.
-        Of an iterator one packet more than the number returned may have been consumed.
+        An iterator may have been advanced by one packet more than the number returned.
 
+        :returns: the number of packets sent: fewer than given if the ring is full.
         :raises ConfigError: a packet is empty or too long; nothing was sent.
-        :raises PacketTypeError: ``packets`` is one packet instead of several, or one of them is no buffer of bytes;
-            nothing was sent. It is a ConfigError and a TypeError.
-        :raises Disconnected: there is no peer (any more).
+        :raises PacketTypeError: ``packets`` is a single packet, or one of the packets is not a buffer of bytes; nothing
+            was sent. It is a ConfigError and a TypeError.
+        :raises Disconnected: the interface has no peer.
         """
         ring = self._live()
         try:
@@ -419,12 +444,14 @@ class TxQueue(_Queue[TxRing]):
         return self._kicked(ring, sent)
 
     def send_from(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
-        """Copy packets from the rows of a 2-D buffer of bytes, row ``i`` up to ``lengths[i]``, to the peer; the
-        number taken: fewer than there are if the ring is full. The buffers' shapes are those of
-        :meth:`RxQueue.recv_into`.
+        """Copy packets from the rows of a matrix to the peer.
 
-        :raises ConfigError: a buffer has not this shape; a length is 0 or larger than a row; nothing was sent.
-        :raises Disconnected: there is no peer (any more).
+        The buffers have the shapes that :meth:`RxQueue.recv_into` describes.
+
+        :param lengths: the length in bytes of the packet in each row.
+        :returns: the number of packets sent: fewer than there are if the ring is full.
+        :raises ConfigError: a buffer does not have this shape, or a length is 0 or larger than a row; nothing was sent.
+        :raises Disconnected: the interface has no peer.
         """
         ring = self._live()
         try:
@@ -434,14 +461,15 @@ class TxQueue(_Queue[TxRing]):
         return self._kicked(ring, sent)
 
     def forward(self, source: Burst | RxQueue, limit: int = DEFAULT_BURST) -> int:
-        """Send the packets of a received burst that are not sent yet, or of up to ``limit`` buffers straight from a
-        receive queue; the number of buffers sent.
+        """Send received packets on: the rest of a burst, or up to ``limit`` buffers straight from a receive queue.
 
-        Between the queues of one slave this swaps buffers, without a copy; elsewhere it copies. Chains stay chains.
-        What does not fit stays in the burst, where a second call goes on with it, or in the queue, which then stays
-        readable.
+        Between the queues of one slave, buffers are swapped without a copy; otherwise packets are copied. Chains stay
+        chains. If the ring is full, the other packets stay in the burst, for a second call, or in the receive queue,
+        which then stays readable.
 
-        :raises Disconnected: there is no peer (any more).
+        :param source: a received burst, or a receive queue.
+        :returns: the number of buffers sent.
+        :raises Disconnected: the interface has no peer.
         """
         ring = self._live()
         try:
@@ -455,14 +483,15 @@ class TxQueue(_Queue[TxRing]):
         return self._kicked(ring, sent)
 
     def alloc(self, count: int, size: int | None = None) -> Burst:
-        """Room for up to ``count`` packets of ``size`` bytes (None: a whole buffer each), to be filled in place and
-        sent with :meth:`transmit`; fewer if the ring is full. A size above the buffer's gives chains.
+        """Allocate buffers to fill in place and send with :meth:`transmit`.
 
-        Closing the burst gives back what was not transmitted.
+        Closing the burst gives back the buffers that were not transmitted.
 
-        :raises ConfigError: a packet of ``size`` does not fit into the whole ring, or into a buffer and chains are
-            switched off.
-        :raises Disconnected: there is no peer (any more).
+        :param count: the number of packets; fewer are allocated if the ring is full.
+        :param size: the size of each packet in bytes; None: one whole buffer. A larger size gives chains.
+        :raises ConfigError: a packet of ``size`` bytes does not fit into the whole ring, or needs a chain while chains
+            are switched off.
+        :raises Disconnected: the interface has no peer.
         """
         ring = self._live()
         if size is not None and not self._chained and size > ring.capacity > 0:
@@ -475,10 +504,12 @@ class TxQueue(_Queue[TxRing]):
             raise self._fail(error) from error
 
     def enqueue(self, burst: Burst, first: int = 0, count: int | None = None) -> Burst:
-        """Swap buffers of a received burst into this ring, ready for :meth:`transmit`; slaves only.
+        """Swap buffers of a received burst into this ring, ready for :meth:`transmit`. Slaves only.
 
-        :raises ConfigError: for a master, or a burst of another interface.
-        :raises Disconnected: there is no peer (any more).
+        :param first: index of the first buffer.
+        :param count: number of buffers; None: all from ``first`` on.
+        :raises ConfigError: the interface is a master, or the burst belongs to another interface.
+        :raises Disconnected: the interface has no peer.
         """
         ring = self._live()
         try:
@@ -487,24 +518,26 @@ class TxQueue(_Queue[TxRing]):
             raise self._fail(error) from error
 
     def transmit(self, burst: Burst, count: int | None = None) -> int:
-        """Send the next ``count`` (None: all) buffers of an allocated burst; the number sent.
+        """Send the next buffers of an allocated burst.
 
+        :param count: number of buffers; None: all.
+        :returns: the number of buffers sent.
         :raises ConfigError: the burst is not the oldest allocated one.
-        :raises Disconnected: there is no peer (any more).
+        :raises Disconnected: the interface has no peer.
         """
         ring = self._live()
         return self._kicked(ring, ring.transmit(burst, count))
 
     def rewind(self, burst: Burst, index: int) -> None:
-        """The next allocation starts at this buffer of an allocated burst again.
+        """Give back the buffers of an allocated burst from ``index`` on, and those of every burst allocated after it.
 
-        :raises ConfigError: the buffer is not one that is allocated and not sent.
-        :raises Disconnected: there is no peer (any more).
+        :raises ConfigError: the buffer is not allocated, or it is already sent.
+        :raises Disconnected: the interface has no peer.
         """
         self._live().rewind(burst, index)
 
     def _kicked(self, ring: TxRing, sent: int) -> int:
-        """One kick for what was published, unless the peer has masked its interrupts."""
+        """Kick once for the published packets, unless the peer has masked its interrupts. Return ``sent``."""
         if not sent:
             return sent
         masked = ring.flags & _MASK_INT
@@ -515,16 +548,16 @@ class TxQueue(_Queue[TxRing]):
                 what = f"tx ring {self.qid}: {sent} packets are published, but the peer could not be interrupted"
                 raise os_error(what, error, code=ErrorCode.INT_WRITE) from error
             self._interrupts += 1
-        # Any peer takes one packet for a kick. What was sent without one is at risk if the peer just stops polling.
+        # Every peer takes one packet for a kick. Packets sent without a kick are at risk if the peer stops polling now.
         if not self._watched and ring.in_flight > (not masked):
             self._watched = True
             self._watch(self)
         return sent
 
-    # --- what the runtime's timer asks of it, on the control thread --------------------------------------------
+    # --- called by the runtime's timer, on the control thread ---------------------------------------------------
 
     def glance(self) -> Glance | None:
-        """Look at the ring; None without a connection."""
+        """Return the state of the ring; None without a connection."""
         ring = self._ring
         if ring is None:
             return None
@@ -536,10 +569,10 @@ class TxQueue(_Queue[TxRing]):
         return Glance(ours, theirs, left, is_certain, masked, bool(left) and not self._event.is_readable())
 
     def kick_again(self) -> None:
-        """Kick the peer, and count it in ``counters.repeated_kicks``."""
+        """Kick the peer, and count the kick in ``counters.repeated_kicks``."""
         self._event.notify()
         self._repeated_kicks += 1
 
     def stop_watching(self) -> None:
-        """Have the next send that leaves packets watched again."""
+        """Clear the flag, so that the next send that leaves packets starts a new watch."""
         self._watched = False

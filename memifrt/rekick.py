@@ -1,12 +1,11 @@
-"""Packets that a peer has left in a ring: kick it again until it takes them.
+"""Kick a peer again until it has taken the packets that it left in a ring.
 
-Owns when a transmit queue is looked at after a send, and when its peer is kicked again. Knows nothing of rings.
+Owns when a transmit queue is checked after a send, and when its peer is kicked again. Knows nothing of rings.
 
-A peer may take only so many packets for one kick and then not look again (VPP in interrupt and adaptive mode: 256).
-What is left waits for the next kick, and a sender that has nothing more to send would never give it. So the control
-thread looks at the ring a moment after a send that may have left something, from the runtime's timer, and kicks while
-packets stay. A peer that keeps up costs a sender no system call: a lone packet is covered by its own kick, and while a
-busy queue is watched its sends only read a flag.
+A peer may take a limited number of packets for one kick and then not look again (VPP in interrupt and adaptive mode:
+256). The rest waits for the next kick, which never comes if the sender has nothing more to send. So the runtime's timer
+checks the ring shortly after a send that may have left packets, and kicks while packets remain. A peer that keeps up
+costs the sender no system call: a single packet has its own kick, and a send to a watched queue only reads a flag.
 """
 
 from __future__ import annotations
@@ -16,27 +15,28 @@ from typing import Protocol
 
 from memifrt.poll.schedule import Schedule
 
-#: Seconds from a send to the first look, and from a kick that has helped to the next one.
+#: Seconds from a send to the first check, and from a kick that helped to the next check.
 FIRST_PAUSE = 0.001
-#: Seconds between two looks while packets go on being sent: each send kicks by itself.
+#: Longest time in seconds between two checks while the application goes on sending: each send kicks by itself.
 BUSY_PAUSE = 0.008
-#: Seconds between two kicks of a peer that does not react. The pause doubles up to this.
+#: Longest time in seconds between two kicks of a peer that does not react. The pause doubles up to this.
 LONGEST_PAUSE = 1.0
-#: A zero-copy slave offers used buffers again in batches of this many (VPP, DPDK), so fewer say nothing about packets.
+#: A zero-copy slave returns used buffers in batches of this size (VPP, DPDK). Fewer buffers in flight may all be used.
 BATCH = 32
-#: Kicks that such a slave must have noticed, without a change, before what it has not offered again counts as taken.
+#: Kicks that such a slave must have read, with no change of the ring, before its buffers in flight count as used.
 _NOTICED_KICKS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """A transmit ring at one moment.
+    """The state of a transmit ring at one moment.
 
-    :ivar sent: our index, which each send moves; ``taken`` is the peer's.
-    :ivar left: buffers that the peer has not given back.
-    :ivar is_certain: whether ``left`` are packets, and not just buffers that the peer keeps.
-    :ivar masked: the peer asks for no interrupts.
-    :ivar noticed: the peer has read our last kick.
+    :ivar sent: our index; each send advances it.
+    :ivar taken: the peer's index.
+    :ivar left: number of buffers that the peer has not given back.
+    :ivar is_certain: whether the ``left`` buffers must hold packets. False: the peer may be keeping used buffers.
+    :ivar masked: whether the peer asks for no interrupts.
+    :ivar noticed: whether the peer has read our last kick.
     """
 
     sent: int
@@ -48,26 +48,26 @@ class Glance:
 
 
 class WatchedQueue(Protocol):
-    """A transmit queue, as far as this module uses it. The methods are called on the control thread."""
+    """The methods of a transmit queue that this module calls, on the control thread."""
 
     def glance(self) -> Glance | None:
-        """Look at the ring; None without a connection."""
+        """Return the state of the ring; None without a connection."""
 
     def kick_again(self) -> None:
-        """Kick the peer, and count it."""
+        """Kick the peer, and count the kick."""
 
     def stop_watching(self) -> None:
-        """Watch again from the next send on. A send that sees the flag before this call goes unwatched."""
+        """Clear the flag, so that the next send starts a new watch. A send before this call does not."""
 
 
 class LeftoverWatch:
-    """The queues of one runtime that are looked at."""
+    """Checks the transmit queues of one runtime for packets that peers have left."""
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
 
     def begin(self, queue: WatchedQueue) -> None:
-        """Look at a queue from now on until its peer has taken everything. May be called from any thread."""
+        """Check a queue from now on, until its peer has taken everything. May be called from any thread."""
         self._schedule.post(FIRST_PAUSE, lambda: self._look(_Watch(queue)))
 
     def _look(self, watch: _Watch) -> None:
@@ -77,7 +77,7 @@ class LeftoverWatch:
 
 
 class _Watch:
-    """One queue, from a send that may have left something until nothing is left."""
+    """The watch of one queue, from a send that may have left packets until none is left."""
 
     def __init__(self, queue: WatchedQueue) -> None:
         self._queue = queue
@@ -86,7 +86,10 @@ class _Watch:
         self._kicks_in_vain = 0
 
     def look(self) -> float:
-        """Look once, and kick if packets stay; seconds until the next look, 0 for none."""
+        """Check the queue once, and kick if packets remain.
+
+        :returns: seconds until the next check; 0 for no more checks.
+        """
         now = self._queue.glance()
         if now is None:
             return 0.0
@@ -97,20 +100,24 @@ class _Watch:
         elif now.sent != last.sent:
             self._pause = min(2 * self._pause, BUSY_PAUSE)
             return self._pause
-        elif now.left and self._goes_on(now, now.taken != last.taken):
+        elif now.left and self._kick_if_useful(now, now.taken != last.taken):
             return self._pause
         self._queue.stop_watching()
-        # A send in between saw that the queue was watched.
+        # A send before that line saw a watched queue and started no watch of its own: go on for it.
         again = self._queue.glance()
         return FIRST_PAUSE if again is not None and again.sent != now.sent else 0.0
 
-    def _goes_on(self, now: Glance, moved: bool) -> bool:
-        """Nothing was sent since the last look, and packets are there."""
+    def _kick_if_useful(self, now: Glance, moved: bool) -> bool:
+        """Kick the peer if that can help. Called when nothing was sent since the last check and buffers are left.
+
+        :param moved: whether the peer has taken packets since the last check.
+        :returns: whether to go on checking.
+        """
         if moved:
             self._pause, self._kicks_in_vain = FIRST_PAUSE, 0
         else:
             if now.masked and self._pause >= LONGEST_PAUSE:
-                return False  # a peer that polls and takes nothing needs no kick
+                return False  # a kick does not help: the peer polls, and takes nothing
             if not now.is_certain and self._kicks_in_vain >= _NOTICED_KICKS:
                 return False
             self._pause = min(2 * self._pause, LONGEST_PAUSE)

@@ -1,7 +1,7 @@
 """The runtime: every interface, socket and fd of one event loop.
 
-Owns the registry of fds, the hook behind it (the application's, or an epoll set of its own) and the timer. Reconnects,
-handshake deadlines and pauses of listeners share the timer. The control side of a runtime belongs to one thread.
+Owns the registry of fds, the hook (the application's, or an epoll set of the runtime's own) and the timer, which serves
+reconnects, handshake deadlines and pauses of listeners. One thread makes all control calls of a runtime.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ class InterfaceArguments(InterfaceOptions, total=False):
 
 
 class OpenArguments(InterfaceArguments, RuntimeOptions, total=False):
-    """What ``open_interface`` of each loop takes beside its own arguments: those of an interface, and of its runtime.
+    """The arguments of an interface and of its runtime, which ``open_interface`` of each loop takes beside its own.
 
-    The runtime's are for a runtime that comes with the interface, not for one that is given.
+    Those of the runtime apply only if the call creates a runtime, not if the caller passes one.
     """
 
     app_name: str | None
@@ -82,32 +82,34 @@ class OpenArguments(InterfaceArguments, RuntimeOptions, total=False):
 class Runtime:
     """The interfaces of one event loop.
 
-    :param app_name: what peers see of us, at most 31 bytes.
-    :param control_fd_update: ``hook(fd, events)``, called with every fd that is to be watched (external mode); the
-        loop then calls :meth:`control_fd_handler`. Without it the runtime polls by itself (internal mode), with
-        :meth:`poll_event` or :meth:`run`. If it is a method of an object with a ``check_caller()`` method, as those of
-        :mod:`memifrt.poll` are, that one is called first wherever fds may be closed, and raises in a wrong thread.
-    :param reconnect_interval: seconds between two attempts of a slave to connect; 0 for none.
-    :param region_allocator: ``allocate(size) -> fd`` of a file at least ``size`` bytes large, which memifrt then owns;
-        default: a sealed memfd. It is sealed against shrinking if it can be, for peers can truncate what is not.
-    :param accept_unsealed: accept memory that is not sealed against truncation, and huge pages, from peers of any user,
-        not just our own and root; SECURITY.md says what then stands between such a peer and this process.
-    :param handshake_timeout: seconds that a peer has, in either role, from connect to the end of the handshake; then
-        its connection ends, and ``on_disconnect`` and ``last_error`` name what it did not say. 0 for no limit.
-    :param max_half_open: connections on one listener that have not said which interface they want. With one more, the
-        oldest of the process that holds the most of them goes.
-    :param stats_socket: a path, or ``@name``, where whoever may open it gets a snapshot of every interface as JSON; see
-        :mod:`memifrt.stats.server` and ``memifrt top``. Its fds go through the hook as all others do.
-    :param prometheus: ``"ADDRESS:PORT"`` where Prometheus scrapes ``/metrics``; port 0 lets the system choose, and
-        :attr:`metrics_url` tells.
-    :param on_error: called with each exception that handling an event raised, from a callback, a timer, a listener or
-        the statistics alike. :meth:`poll_event` and :meth:`control_fd_handler` then do not raise it, and go on: use it
-        in a loop that drops an fd whose handler raises. ``SystemExit``, ``KeyboardInterrupt`` and others that are no
-        :class:`Exception` are raised all the same. What ``on_error`` itself raises is logged as an error, with the
-        exception that it was called with. Calls of the application, such as :meth:`close` or
-        :meth:`create_interface`, raise as they do without it. Default: the exception is raised.
+    :param app_name: the name that peers see, at most 31 bytes.
+    :param control_fd_update: ``hook(fd, events)``, called for every fd that the application's loop must watch (external
+        mode). The loop calls :meth:`control_fd_handler` when an fd is ready. Without a hook the runtime polls by itself
+        (internal mode), in :meth:`poll_event` or :meth:`run`. If the hook is a method of an object that also has a
+        ``check_caller()`` method, as in :mod:`memifrt.poll`, control calls call it first; it raises in a wrong thread.
+    :param reconnect_interval: seconds between two attempts of a slave to connect; 0 for no attempts.
+    :param region_allocator: ``allocate(size) -> fd``: returns a file of at least ``size`` bytes, which memifrt then
+        owns and seals against shrinking if possible, because a peer can truncate an unsealed file. Default: a sealed
+        memfd.
+    :param accept_unsealed: accept memory that is not sealed against truncation, and huge pages, from peers of every
+        user. By default only our own user and root may share such memory. SECURITY.md describes the risk.
+    :param handshake_timeout: seconds that a peer of either role has from connect to the end of the handshake. Then the
+        connection ends, and ``on_disconnect`` and ``last_error`` name the missing message. 0 for no limit.
+    :param max_half_open: connections on one listener whose peers have not named an interface yet. When the limit is
+        exceeded, the oldest connection of the process with the most of them is closed.
+    :param stats_socket: a path, or ``@name``. Every process that may open this socket can read a snapshot of all
+        interfaces as JSON; see :mod:`memifrt.stats.server` and ``memifrt top``. Its fds go through the hook, too.
+    :param prometheus: ``"ADDRESS:PORT"`` on which Prometheus scrapes ``/metrics``. With port 0 the system chooses a
+        port; :attr:`metrics_url` then has it.
+    :param on_error: called with each exception that handling an event raised: from a callback, a timer, a listener or
+        the statistics. :meth:`poll_event` and :meth:`control_fd_handler` then do not raise it and go on. Use it in a
+        loop that drops an fd when its handler raises. ``SystemExit``, ``KeyboardInterrupt`` and others that are not an
+        :class:`Exception` are still raised. If ``on_error`` itself raises, both exceptions are logged as an error.
+        Calls of the application, such as :meth:`close` or :meth:`create_interface`, raise as they do without it.
+        Default: the exception is raised.
     :raises ConfigError: an argument is wrong.
-    :raises MemifOSError: it cannot listen on ``stats_socket`` or ``prometheus``.
+    :raises MemifOSError: the runtime cannot listen on ``stats_socket`` or ``prometheus``, or the system refuses an fd.
+    :raises MemifError: the system is not Linux.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class Runtime:
         prometheus: str | None = None,
         on_error: OnError | None = None,
     ) -> None:
-        self._closed = True  # until there is something to close
+        self._closed = True  # until there are fds to close
         self._closing = False
         if sys.platform != "linux":
             raise MemifError(ErrorCode.SYSCALL, f"memif needs Linux (memfd, eventfd, epoll); this is {sys.platform}")
@@ -136,7 +138,7 @@ class Runtime:
         check_callback("on_error", on_error)
         self._on_error = on_error
         self._pid = os.getpid()
-        #: In a forked child: the process to which everything here belongs.
+        #: In a forked child: the id of the parent, which owns the runtime.
         self._owner: int | None = None
         self._poller, self._timer = _open_fds(internal=control_fd_update is None)
         hook = control_fd_update if self._poller is None else self._poller.update
@@ -157,9 +159,9 @@ class Runtime:
         )
         self._sockets: dict[str, Socket] = {}
         self._interfaces: list[Interface] = []
-        #: When it was made, in Unix time.
+        #: When the runtime was created, in Unix time (seconds).
         self.started = time.time()
-        #: Where Prometheus finds the metrics; empty if nowhere.
+        #: The URL that Prometheus scrapes; empty if the runtime serves no metrics.
         self.metrics_url = ""
         self._servers: list[Server] = []
         self._dispatching = False
@@ -176,10 +178,12 @@ class Runtime:
 
     @property
     def interfaces(self) -> tuple[Interface, ...]:
+        """The interfaces of this runtime, in the order of their creation."""
         return tuple(self._interfaces)
 
     @property
     def sockets(self) -> tuple[Socket, ...]:
+        """The sockets of this runtime, in the order of their creation."""
         return tuple(self._sockets.values())
 
     def create_socket(
@@ -193,20 +197,21 @@ class Runtime:
         allow_gids: Collection[int] | None = None,
         accept_peer: AcceptPeer | None = None,
     ) -> Socket:
-        """A socket that stays until it is deleted. Nothing happens on the path before an interface is created.
+        """Create a socket that stays until it is deleted. Its file is made when the first master is created.
 
-        The options are for its listener. Nobody can connect before its file has its mode and owner.
+        The options apply to the listener. No peer can connect before the file has its mode and owner.
 
-        :param mode: permissions of the socket file, exactly, such as ``0o660``; who may write to it may connect.
-            Default: what the umask leaves.
-        :param owner: of the socket file, a uid or a name; default: this process's.
-        :param group: of the socket file, a gid or a name; default: this process's.
-        :param allow_uids: let in only peers of these users (``SO_PEERCRED``), or of ``allow_gids``.
-        :param allow_gids: let in only peers with one of these as their effective group, or of ``allow_uids``.
-        :param accept_peer: ``accept_peer(credentials)`` is asked about each peer that the lists let in; False refuses
-            it. What it raises refuses the peer, too, and comes out of the poll.
-        :raises ConfigError: the path is too long, there is a socket for it already, or an option is wrong: an abstract
-            name has no file, and so no mode and no owner.
+        :param path: a path, or ``@name`` for the abstract namespace; at most 107 bytes.
+        :param mode: permissions of the socket file, such as ``0o660``, not changed by the umask. A user needs write
+            permission to connect. Default: the umask decides.
+        :param owner: owner of the socket file, a uid or a name; default: this process's user.
+        :param group: group of the socket file, a gid or a name; default: this process's group.
+        :param allow_uids: admit only peers of these users (``SO_PEERCRED``), or of ``allow_gids``.
+        :param allow_gids: admit only peers with one of these as their effective group, or of ``allow_uids``.
+        :param accept_peer: ``accept_peer(credentials)`` is called for each peer that the lists admit. False refuses the
+            peer. An exception also refuses it, and is raised by the poll.
+        :raises ConfigError: the path is too long, there is a socket for it already, or an option is wrong. An abstract
+            name has no file, so it takes no mode, owner or group.
         """
         self._check_control_call()
         self._check_not_closing()
@@ -229,7 +234,7 @@ class Runtime:
         context: object = None,
         **options: Unpack[InterfaceOptions],
     ) -> Interface:
-        """Create an interface. A master listens at once; a slave connects at once if it can, else with the timer.
+        """Create an interface. A master listens at once. A slave tries to connect at once, then with the timer.
 
         :param socket: a path, ``@name`` for the abstract namespace, or a :class:`Socket` of this runtime.
         :param on_connect: called with the interface when a peer is connected.
@@ -239,7 +244,7 @@ class Runtime:
         :param options: ``id``, ``name``, ``role``, ``mode``, ``secret``, ``queues``, ``ring_size``, ``buffer_size``,
             ``rx_mode`` and more; :class:`memifrt.options.InterfaceOptions` lists all of them.
         :raises ConfigError: an argument is wrong, or the id is taken on this socket.
-        :raises TypeError: there is no option of a name.
+        :raises TypeError: there is no option with that name.
         :raises MemifOSError: a master cannot listen.
         """
         self._check_control_call()
@@ -255,7 +260,7 @@ class Runtime:
         ):
             check_callback(what, callback)
         config = InterfaceConfig.of(**options)
-        if config.role is Role.SLAVE:  # says at once if the memory cannot be laid out
+        if config.role is Role.SLAVE:  # raises now if the memory would be too large, not at the first connection
             plan(config.num_s2m_rings, config.num_m2s_rings, config.log2_ring_size, config.buffer_size)
         home = self._socket_for(socket)
         taken = home.master(config.id) is not None if config.role is Role.MASTER else home.has_slave(config.id)
@@ -281,14 +286,14 @@ class Runtime:
 
     @property
     def reconnect_interval(self) -> float:
-        """Seconds between two attempts of a slave to connect; 0 for none."""
+        """Seconds between two attempts of a slave to connect; 0 for no attempts."""
         return self._reconnector.interval
 
     @renamed_arguments(seconds="reconnect_interval")
     def set_reconnect_interval(self, reconnect_interval: float) -> None:
-        """Set the period in which slaves try to connect.
+        """Set the interval in which slaves try to connect.
 
-        :param reconnect_interval: in seconds; 0 for none.
+        :param reconnect_interval: in seconds; 0 for no attempts.
         :raises ConfigError: it is negative or not a number.
         """
         self._check_control_call()
@@ -297,13 +302,14 @@ class Runtime:
     # --- events -------------------------------------------------------------------------------------------------
 
     def poll_event(self, timeout: float | None = None) -> int:
-        """Wait once for events and handle them; how many were handled. Internal mode.
+        """Wait once for events and handle them. Internal mode only.
 
-        :param timeout: in seconds; 0 does not wait, None or a negative number waits for as long as it takes.
+        :param timeout: in seconds; 0 does not wait, None or a negative number waits without a limit.
+        :returns: the number of events handled.
         :raises PollCancelled: :meth:`cancel_poll_event` was called.
-        :raises ConfigError: in external mode.
-        :raises BaseException: what a callback raised, unless ``on_error`` takes it; events that were not handled come
-            again.
+        :raises ConfigError: in external mode, or inside a callback.
+        :raises BaseException: a callback raised it, and there is no ``on_error``. The next poll reports the events that
+            were not handled.
         """
         poller = self._internal("poll_event")
         self._check_not_dispatching()
@@ -318,10 +324,13 @@ class Runtime:
         return handled
 
     def run(self) -> None:
-        """Handle events until :meth:`cancel_poll_event` is called or the runtime is closed. Internal mode.
+        """Handle events until :meth:`cancel_poll_event` is called or the runtime is closed. Internal mode only.
 
-        In the main thread SIGINT (Ctrl+C) and SIGTERM end it, too, quietly, unless the application has handlers of its
-        own for them.
+        In the main thread SIGINT (Ctrl+C) and SIGTERM also end it, without an exception, unless the application has
+        installed handlers for them.
+
+        :raises ConfigError: in external mode, or inside a callback.
+        :raises BaseException: a callback raised it, and there is no ``on_error``.
         """
         with self._ended_by_signals(), contextlib.suppress(PollCancelled):
             while not self._closed:
@@ -344,12 +353,13 @@ class Runtime:
                 signal.signal(number, default)
 
     def cancel_poll_event(self) -> None:
-        """End exactly one :meth:`poll_event`, the present or the next. From any thread or signal handler; on a closed
-        runtime, where no poll is left to end, it does nothing.
+        """End exactly one :meth:`poll_event`: the one that runs, or the next one.
+
+        May be called from any thread or signal handler. On a closed runtime it does nothing.
 
         :raises ConfigError: in external mode.
         """
-        # Once, and not by _check_open: another thread may close the runtime meanwhile.
+        # Not with _check_open, which would raise if another thread closes the runtime at this moment.
         if self._closed:
             self.check_not_forked()
             return
@@ -358,11 +368,15 @@ class Runtime:
         self._poller.cancel()
 
     def control_fd_handler(self, fd: int, events: FdEvent | int) -> bool:
-        """The one way back in: the loop says that ``fd`` is ready. Level-triggered; a stale event is harmless, also
-        after :meth:`close`: a callback may close the runtime while the loop has more of its events in hand.
+        """Handle an event: the application's loop calls this when ``fd`` is ready. Polling is level-triggered.
 
-        :returns: whether the fd was one of ours.
-        :raises BaseException: what a callback raised, unless ``on_error`` takes it.
+        A stale event is harmless, also after :meth:`close`: a callback may close the runtime while the loop still holds
+        events of it.
+
+        :param events: a combination of :class:`~memifrt.FdEvent` READ, WRITE and ERROR.
+        :returns: whether the runtime had registered the fd.
+        :raises ConfigError: inside a callback.
+        :raises BaseException: a callback raised it, and there is no ``on_error``.
         """
         if self._closed:
             self.check_not_forked()
@@ -371,7 +385,7 @@ class Runtime:
         return self._dispatch(fd, FdEvent(events))
 
     def fileno(self) -> int:
-        """One fd to watch instead of many: readable whenever ``poll_event(0)`` has something to do. Internal mode.
+        """Return one fd to watch instead of many. It is readable while ``poll_event(0)`` has events to handle.
 
         :raises ConfigError: in external mode.
         """
@@ -394,7 +408,7 @@ class Runtime:
         try:
             self._on_error(error)
         except Exception as failure:
-            # Raised, it would end the watching of the fd, which on_error is there to prevent.
+            # Not raised: the loop might then drop the fd, which on_error is meant to prevent.
             failure.__context__ = error
             logger.error("on_error raised an exception itself", exc_info=failure)
 
@@ -409,7 +423,7 @@ class Runtime:
         return self._poller
 
     def _open_servers(self, stats_socket: str | os.PathLike[str] | None, prometheus: str | None) -> None:
-        # Imported here: few programs serve statistics, and these imports (HTTP, JSON) cost more than memifrt's own.
+        # Imported here because few programs serve statistics, and HTTP and JSON take longer to import than memifrt.
         if stats_socket is not None:
             from memifrt.stats.server import serve
 
@@ -424,11 +438,13 @@ class Runtime:
     # --- the end ------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Delete everything: each interface disconnects with a reason, sockets and fds are closed. Closing twice is
-        harmless. In a forked child nothing is touched: the fds, files and peers are the parent's.
+        """Delete every interface and socket, and close every fd. A second call does nothing.
+
+        Each peer gets a DISCONNECT with a reason. In a forked child the fds, files and peers are the parent's, so
+        nothing there is touched.
 
         :raises ConfigError: an adapter's loop runs in another thread. Nothing is closed.
-        :raises BaseException: the first that a callback or the hook raised, after everything is closed.
+        :raises BaseException: the first exception of a callback or the hook, after everything is closed.
         """
         if self._closed or self._closing:
             return
@@ -443,11 +459,11 @@ class Runtime:
         self._closing = True
         steps: list[Callable[[], object]] = []
         for interface in self._interfaces:
-            # An interface whose on_disconnect called this is deleted, but not forgotten yet.
+            # If its on_disconnect has called close(), the interface is marked as deleted, but not forgotten yet.
             steps += [interface.delete, functools.partial(self.forget, interface)]
         steps += [socket.delete for socket in self._sockets.values() if not socket.implicit]
         steps += [server.close for server in self._servers]
-        # The timer's; and those of a connection whose end is being reported, if its on_disconnect has called this.
+        # The timer's fd; also the fds of a connection whose on_disconnect has called close().
         steps += [self._registry.remove_all]
         for step in steps:
             try:
@@ -465,6 +481,7 @@ class Runtime:
 
     @property
     def closed(self) -> bool:
+        """Whether the runtime is closed; True in a forked child, too."""
         return self._closed
 
     @property
@@ -496,7 +513,7 @@ class Runtime:
 
     @property
     def inherited(self) -> bool:
-        """Whether this process is a forked child, to which the runtime does not belong."""
+        """Whether this process is a forked child, which does not own the runtime."""
         return self._pid != os.getpid()
 
     def _check_open(self) -> None:
@@ -505,16 +522,25 @@ class Runtime:
             raise MemifError(ErrorCode.INVAL_ARG, "the runtime is closed")
 
     def _check_control_call(self) -> None:
-        """:raises ConfigError: the loop of an adapter's hook runs in another thread."""
+        """Check that this thread may make control calls.
+
+        :raises ConfigError: the loop of an adapter's hook runs in another thread.
+        :raises MemifError: the runtime is closed.
+        """
         self._check_open()
         self._registry.check_caller()
 
     def check_not_forked(self) -> None:
+        """Check that this process owns the runtime.
+
+        :raises ForkedError: this is a forked child, which does not own the runtime.
+        """
         if self._owner is not None:
             raise ForkedError(self._owner)
 
     def _abandon(self) -> None:
-        """In a forked child: end everything without a word to the peers, the hook or the kernel."""
+        """End the runtime in a forked child. The peers, the hook and the kernel's objects are the parent's: leave them
+        alone."""
         if self._closed:
             return
         self._closed = True
@@ -530,10 +556,10 @@ class Runtime:
 
     def _check_not_closing(self) -> None:
         if self._closing:
-            raise MemifError(ErrorCode.INVAL_ARG, "the runtime is closing: nothing new can be created")
+            raise MemifError(ErrorCode.INVAL_ARG, "the runtime is closing: no socket or interface can be created")
 
     def check_socket(self, socket: Socket) -> None:
-        """Check that a socket can be used. Called by the socket, and for sockets that an application gives.
+        """Check that a socket can be used. Called by the socket, and for each socket that an application passes.
 
         :raises ConfigError: the socket belongs to another runtime, or it is deleted.
         :raises MemifError: the runtime is closed.
@@ -547,7 +573,7 @@ class Runtime:
         if isinstance(socket, Socket):
             self.check_socket(socket)
             return socket
-        address = Address.parse(cast("str | os.PathLike[str]", socket))  # which refuses everything else
+        address = Address.parse(cast("str | os.PathLike[str]", socket))  # raises for other types
         return self._sockets.get(str(address)) or self._add_socket(
             address, FilePermissions(), PeerPolicy(), implicit=True
         )
@@ -575,7 +601,7 @@ class Runtime:
 
 
 def _open_fds(*, internal: bool) -> tuple[EpollPoller | None, TimerFd]:
-    # Imported here because it needs ctypes, which a program that only imports memifrt does not.
+    # Imported here because it imports ctypes, which a program that only imports memifrt does not need.
     from memifrt.system.timerfd import TimerFd
 
     poller: EpollPoller | None = None
@@ -595,7 +621,7 @@ def _check_seconds(what: str, seconds: float) -> float:
 
 
 def _debug_from_environment() -> None:
-    """``MEMIFRT_DEBUG=1`` prints every control message and state change to standard error."""
+    """Print every control message and state change to standard error if ``MEMIFRT_DEBUG=1`` is set."""
     if os.environ.get("MEMIFRT_DEBUG", "0") not in ("", "0") and not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))

@@ -1,7 +1,7 @@
 """A control socket: the path that interfaces share, and the listener on it.
 
-Owns the listener and the half-open connections, whose peers have not named an interface yet. Both roles, and any
-number of interfaces, may share one path.
+Owns the listener and the half-open connections (their peers have not named an interface yet). Any number of interfaces
+of both roles may share one path.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from memifrt.types import Role
 
 logger = logging.getLogger("memifrt")
 
-#: Seconds between two warnings about peers that were refused or named no interface: a flood of peers must not flood the
+#: Seconds between two warnings about peers that were refused or named no interface, so that many peers cannot fill the
 #: log.
 _WARNING_INTERVAL = 1.0
 
@@ -40,20 +40,26 @@ class SocketOwner(Protocol):
 
     @property
     def inherited(self) -> bool:
-        """Whether this process is a forked child, to which the runtime does not belong."""
+        """Whether this process is a forked child, which does not own the runtime."""
 
     def check_not_forked(self) -> None:
-        """:raises ForkedError: in a forked child, to which the runtime does not belong."""
+        """Check that this process owns the runtime.
+
+        :raises ForkedError: this process is a forked child, which does not own the runtime.
+        """
 
     def check_socket(self, socket: Socket) -> None:
-        """:raises MemifError: the runtime is closed, or the socket is deleted."""
+        """Check that a socket can be used.
+
+        :raises MemifError: the runtime is closed, or the socket is deleted or another runtime's.
+        """
 
     def forget_socket(self, socket: Socket) -> None:
         """Forget a socket that is deleted."""
 
 
 class Socket:
-    """One control socket. Made by :meth:`memifrt.Runtime.create_socket`, or by ``create_interface`` as needed."""
+    """One control socket, created by :meth:`memifrt.Runtime.create_socket`, or by ``create_interface`` if needed."""
 
     def __init__(
         self,
@@ -71,7 +77,7 @@ class Socket:
         self.address = address
         self._permissions = permissions
         self._policy = policy
-        #: Made for an interface, and deleted with the last one.
+        #: Created for an interface, and deleted with its last interface.
         self.implicit = implicit
         self.external_region: ExternalRegion | None = None
         self._interfaces: dict[tuple[Role, int], Interface] = {}
@@ -79,7 +85,7 @@ class Socket:
         #: Connections whose peers have not named an interface yet, the oldest first.
         self._half_open: dict[MasterConnection, None] = {}
         self._warn = RateLimitedWarning()
-        #: Whether others may hold the listener too and go on accepting (socket activation).
+        #: Whether other processes may hold the listener, too, and go on accepting (socket activation).
         self._listener_is_shared = False
         farewell.remember(self)
 
@@ -90,23 +96,28 @@ class Socket:
 
     @property
     def interfaces(self) -> tuple[Interface, ...]:
+        """The interfaces on this socket, in the order of their creation."""
         return tuple(self._interfaces.values())
 
     @property
     def listener_fd(self) -> int:
-        """The listener's fd, -1 while this socket does not listen."""
+        """The listener's fd, or -1 while this socket does not listen."""
         return -1 if self._acceptor is None else self._acceptor.fileno()
 
     def set_listener_fd(self, fd: int) -> None:
-        """Accept peers on a listener that somebody else made (socket activation). Takes the fd.
+        """Accept peers on an existing listener (socket activation). The socket then owns the fd.
 
-        :raises ConfigError: ``FILE_NOT_SOCK`` if it is not a listening ``AF_UNIX`` ``SOCK_SEQPACKET`` socket; or this
-            socket listens already, or has a mode or owner for a file of its own. The fd then stays the caller's.
+        :raises ConfigError: ``FILE_NOT_SOCK`` if ``fd`` is not a listening ``AF_UNIX`` ``SOCK_SEQPACKET`` socket; or
+            this socket listens already; or it was created with ``mode``, ``owner`` or ``group``, which are for a file
+            of its own. The caller still owns the fd.
+        :raises MemifOSError: ``fd`` is not an open fd, or not a socket. The caller still owns it.
         """
         self.owner.check_socket(self)  # a runtime does not close the listener of a socket that it has forgotten
         self._context.registry.check_caller()
         if self._permissions:
-            raise ConfigError(f"{self} was given a mode or an owner: a listener that is brought has its own")
+            raise ConfigError(
+                f"{self} was created with a mode, an owner or a group; they do not apply to an existing listener"
+            )
         if self._acceptor is not None:
             raise ConfigError(f"{self} listens already, on fd {self.listener_fd}")
         if fd in self._context.registry:
@@ -115,17 +126,17 @@ class Socket:
         self._listener_is_shared = True
 
     def register_external_region(self, region: ExternalRegion) -> None:
-        """Let the buffers of this socket's interfaces live in the application's own shared memory.
+        """Place the buffers of this socket's interfaces in the application's own shared memory.
 
-        :raises ConfigError: an interface on this socket is connected already.
+        :raises ConfigError: an interface on this socket has a connection.
         """
         self.owner.check_not_forked()
         if any(interface.connection is not None for interface in self.interfaces):
-            raise ConfigError(f"an interface on {self} has a connection: external regions come before it")
+            raise ConfigError(f"an interface on {self} has a connection; register external regions before the first")
         self.external_region = region
 
     def delete(self) -> None:
-        """Forget the socket.
+        """Stop listening and remove the socket from its runtime.
 
         :raises ConfigError: interfaces still use it; or the runtime's fds are in a loop that runs in another thread.
         """
@@ -147,7 +158,7 @@ class Socket:
 
     # --- interfaces ---------------------------------------------------------------------------------------------
 
-    # The public names below are for the runtime and the connections; applications have no use for them.
+    # The public names below are for the runtime and the connections, not for applications.
 
     def master(self, interface_id: int) -> Interface | None:
         """Return the master interface with this id."""
@@ -158,21 +169,22 @@ class Socket:
         return (Role.SLAVE, interface_id) in self._interfaces
 
     def add(self, interface: Interface) -> None:
-        """Take a new interface; listen if it is the first master.
+        """Add a new interface, and listen if it is the first master.
 
-        :raises MemifError: a master cannot listen; the interface is then not added."""
+        :raises MemifError: the socket cannot listen; the interface is then not added.
+        """
         if interface.role is Role.MASTER and self._acceptor is None:
             self._listen(Listener.bind(self.address, permissions=self._permissions))
         self._interfaces[interface.role, interface.id] = interface
 
     def remove(self, interface: Interface) -> None:
-        """Forget an interface; stop listening after the last master, and end an implicit socket with its last."""
+        """Remove an interface. An implicit socket stops listening after its last master and ends with the last one."""
         if self._interfaces.get((interface.role, interface.id)) is not interface:
             return
         del self._interfaces[interface.role, interface.id]
         try:
-            nobody_listens = self._acceptor is None  # else each slave of many would look through all others
-            if self.implicit and not nobody_listens and not any(role is Role.MASTER for role, _ in self._interfaces):
+            listens = self._acceptor is not None  # first: with thousands of slaves the search below takes long
+            if self.implicit and listens and not any(role is Role.MASTER for role, _ in self._interfaces):
                 self._stop_listening()
         finally:
             if self.implicit and not self._interfaces:
@@ -188,19 +200,19 @@ class Socket:
         if acceptor is None:
             return
         reason = Disconnected("the listener was closed")
-        with contextlib.ExitStack() as steps:  # a hook that raises at one step does not keep the others from running
+        with contextlib.ExitStack() as steps:  # every step runs, even if the hook raises in another
             steps.callback(acceptor.close)
             steps.callback(self._dismiss_waiting, acceptor, reason.message)
             for connection in self._half_open:
                 steps.callback(connection.close, reason)
 
     def _dismiss_waiting(self, acceptor: Acceptor, reason: str) -> None:
-        """Accept the waiting peers, to tell them why they cannot connect."""
+        """Accept the peers in the backlog, tell each of them the reason, and close the connection."""
         if not self._listener_is_shared:
             acceptor.take_waiting(lambda sock: Channel(sock).close(reason), BACKLOG)
 
     def say_farewell(self) -> None:
-        """The process ends: tell the peers that wait to be accepted. Those with a channel learn it there."""
+        """Tell the peers in the backlog that the process ends. Each accepted peer is told by its channel."""
         if self._acceptor is not None and not self.owner.inherited:
             self._dismiss_waiting(self._acceptor, "the process ends")
 
@@ -214,14 +226,14 @@ class Socket:
             self._greet(channel)
 
     def _admit(self, channel: Channel) -> bool:
-        """Return whether the policy lets the peer in. If not, tell the peer and close its channel."""
+        """Return whether the policy admits the peer. If not, tell the peer and close its channel."""
         peer = channel.credentials
         reason = f"refused: uid {peer.uid}, gid {peer.gid} may not connect here"
         admitted = False
         try:
             admitted = self._policy.admits(peer)
         finally:
-            if not admitted or self._acceptor is None:  # closed by accept_peer
+            if not admitted or self._acceptor is None:  # accept_peer may have closed the runtime
                 admitted = False
                 channel.say_goodbye(reason)
                 channel.close()
@@ -243,14 +255,14 @@ class Socket:
                 connection.start()
 
     def abandon(self, pid: int) -> None:
-        """In a forked child: forget the listener and the peers, which belong to the parent ``pid``."""
+        """End the half-open connections in a forked child: they belong to the parent, process ``pid``."""
         for connection in list(self._half_open):
             connection.abandon(pid)
 
-    # --- what its connections tell it ---------------------------------------------------------------------------
+    # --- called by the connections ------------------------------------------------------------------------------
 
     def claimed(self, connection: MasterConnection) -> None:
-        """Count a connection as half-open no longer: its peer has named an interface."""
+        """Stop counting a connection as half-open: its peer has named an interface."""
         self._half_open.pop(connection, None)
 
     def ended_unclaimed(self, connection: MasterConnection, reason: Disconnected) -> None:
@@ -263,26 +275,27 @@ class Socket:
 
 
 class RateLimitedWarning:
-    """Logs a warning, but at most one in :data:`_WARNING_INTERVAL`; the next one says how many were left out."""
+    """Logs at most one warning in each :data:`_WARNING_INTERVAL`. The next one tells how many were suppressed."""
 
     def __init__(self) -> None:
+        #: When the next warning may be logged, by ``time.monotonic()``.
         self.due = 0.0
-        #: Warnings left out since the last one.
-        self.kept = 0
+        #: Warnings suppressed since the last one.
+        self.suppressed = 0
 
     def __call__(self, text: str) -> None:
         now = time.monotonic()
         if now < self.due:
-            self.kept += 1
+            self.suppressed += 1
             logger.debug("%s", text)
             return
-        more = f" (and {self.kept} more like it)" if self.kept else ""
-        self.due, self.kept = now + _WARNING_INTERVAL, 0
+        more = f" (and {self.suppressed} more like it)" if self.suppressed else ""
+        self.due, self.suppressed = now + _WARNING_INTERVAL, 0
         logger.warning("%s%s", text, more)
 
 
 def _oldest_of_busiest(connections: Iterable[MasterConnection]) -> MasterConnection:
-    """Return the oldest connection of the process with the most connections, of the user with the most."""
+    """Return the oldest connection of the busiest process of the busiest user (the most connections)."""
     peers = [connection.credentials for connection in connections]
     users = Counter(peer.uid for peer in peers)
     processes = Counter((peer.uid, peer.pid) for peer in peers)

@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 VERSION = 0x0200
 COOKIE = 0x3E31F20
 MAX_LOG2_RING_SIZE = 14
-#: Highest region, ring index that a master advertises, and so one less than the number it accepts.
+#: Highest region index and ring index that a master advertises. Indices start at 0, so it accepts one more of each.
 MAX_INDEX = 255
 #: Queues in one direction that an interface may ask for (libmemif counts them in a u8).
 MAX_QUEUES = 255
-#: Descriptor lengths are 32 bit on the ring, but libmemif's buffer_size is a u16.
+#: A descriptor has 32 bits for a length, but libmemif's buffer_size is a u16.
 MAX_BUFFER_SIZE = 65535
-#: Bytes of one received buffer: every peer counts the data of a buffer in 16 bits. Descriptors of a hostile slave may
-#: all name the same memory, so its size alone bounds nothing that is copied out of it.
+#: Largest received buffer in bytes: every known peer stores the length of a buffer's data in 16 bits. The size of the
+#: region does not limit what is copied, because a hostile slave can point all its descriptors at the same memory.
 MAX_RECEIVED_BUFFER = 65536
-#: Bytes of one packet, in all of its buffers together: 256 of the largest.
+#: Largest packet in bytes, over all of its buffers: 256 buffers of the largest size.
 MAX_PACKET_SIZE = 1 << 24
 NAME_BYTES = 31
 SECRET_BYTES = 23
-#: The highest uid or gid. The next number, 0xFFFFFFFF, means "leave it" to the kernel.
+#: The highest uid or gid. The kernel reads the next number, 0xFFFFFFFF, as "do not change it".
 MAX_ID = 0xFFFFFFFE
 #: ``sun_path`` is 108 bytes with its NUL.
 PATH_BYTES = 107
 
 
 class FdEvent(IntFlag):
-    """What a hook is told and what it tells back; libmemif's values."""
+    """Events of an fd: the ones that a hook must watch for, and the ones that the loop reports. Libmemif's values."""
 
     READ = 1
     WRITE = 2
@@ -58,7 +58,7 @@ class Role(IntEnum):
 
 
 class Mode(IntEnum):
-    """What a packet is: an Ethernet frame, an IP packet, or VPP's punt/inject."""
+    """What a packet contains: an Ethernet frame, an IP packet, or VPP's punt/inject."""
 
     ETHERNET = 0
     IP = 1
@@ -66,10 +66,11 @@ class Mode(IntEnum):
 
 
 class RxMode(IntEnum):
-    """How a receive queue learns of packets: the peer kicks its eventfd, or the application looks.
+    """How the application learns that a receive queue has packets.
 
-    ``ADAPTIVE`` (not libmemif's) is interrupts that are masked while packets stay behind: a peer that sends faster
-    than we take is spared its kicks.
+    ``INTERRUPT``: the peer kicks the queue's eventfd. ``POLLING``: the application looks at the ring, and the peer need
+    not kick. ``ADAPTIVE`` (not in libmemif): interrupts that are masked while packets remain in the ring, which saves a
+    fast peer its kicks.
     """
 
     INTERRUPT = 0
@@ -85,13 +86,13 @@ class Direction(Enum):
 
 
 class BufferFlag(IntFlag):
-    """Descriptor flags; ``NEXT``: the packet goes on in the next descriptor."""
+    """Descriptor flags. ``NEXT``: the packet continues in the next descriptor."""
 
     NEXT = 1
 
 
 class State(Enum):
-    """Where an interface stands."""
+    """The state of an interface."""
 
     DISCONNECTED = "disconnected"
     CONNECTING = "connecting"
@@ -99,32 +100,40 @@ class State(Enum):
 
 
 def printable(text: str) -> str:
-    """A peer's words for a person's terminal: what is not printable becomes a visible escape."""
+    """Return a peer's text, safe to show on a terminal: unprintable characters become visible escapes."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
 
 
 def check_range(what: str, value: int, low: int, high: int, code: ErrorCode = ErrorCode.INVAL_ARG) -> int:
-    """``value`` if it is a whole number from ``low`` to ``high``; else a :class:`ConfigError` that says so."""
+    """Return ``value``.
+
+    :param what: the name of the argument, for the message.
+    :raises ConfigError: with ``code``: ``value`` is not a whole number from ``low`` to ``high``.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ConfigError(f"{what} is {value!r}; it must be a whole number from {low} to {high}", code)
     return value
 
 
 def check_callback(what: str, value: object) -> None:
-    """A :class:`ConfigError` unless ``value`` can be called, or is None."""
+    """Check that ``value`` can be called or is None.
+
+    :param what: the name of the argument, for the message.
+    :raises ConfigError: it is neither.
+    """
     if value is not None and not callable(value):
         raise ConfigError(f"{what} is {value!r}; it must be a function, or None")
 
 
 @dataclass(frozen=True, slots=True)
 class QueueCounters:
-    """What one queue did since its interface was created, reconnects included.
+    """The counters of one queue since its interface was created, over all connections.
 
-    ``interrupts`` are eventfd reads that found a kick (receive) or kicks sent (transmit); ``ring_full`` counts calls
-    that could not take all they were given; ``bad_descriptors`` are violations of the peer. ``repeated_kicks`` of a
-    transmit queue are kicks beside ``interrupts``, sent again because the peer had left packets in the ring.
+    ``interrupts`` counts eventfd reads that found a kick (receive queue) or kicks sent (transmit queue). ``ring_full``
+    counts calls that could not send all of their packets. ``bad_descriptors`` counts invalid descriptors of the peer.
+    ``repeated_kicks`` (transmit queue) counts additional kicks, sent because the peer had left packets in the ring.
     """
 
     packets: int = 0
@@ -146,7 +155,7 @@ class QueueCounters:
 
 
 class Counters(NamedTuple):
-    """What all queues of an interface did since it was created, reconnects included."""
+    """The sums of the counters of an interface's queues since it was created, over all connections."""
 
     rx: QueueCounters
     tx: QueueCounters

@@ -6,6 +6,7 @@ that runs to its end. See :data:`WAYS`. ``needs MODULE`` skips it where there is
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
 import os
@@ -245,6 +246,39 @@ def test_troubleshooting_quotes_messages_that_exist() -> None:
     ]
     assert len(quoted) > 20
     assert [part for part in parts if part and part not in source] == []
+
+
+def walks() -> dict[str, str]:
+    """The newcomer's walks of CONTRIBUTING.md: the text below each heading."""
+    sections = re.split(r"^## (.*)\n", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
+    return {name: text for name, text in zip(sections[1::2], sections[2::2], strict=True) if name.startswith("The way")}
+
+
+def names_in(path: Path) -> set[str]:
+    """Each function and class of a module, with its classes: ``Runtime.poll_event``."""
+
+    def collect(body: list[ast.stmt], prefix: str) -> Iterator[str]:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                yield prefix + node.name
+            if isinstance(node, ast.ClassDef):
+                yield from collect(node.body, f"{prefix}{node.name}.")
+
+    return set(collect(ast.parse(path.read_text()).body, ""))
+
+
+@pytest.mark.parametrize("walk", ["The way of a packet", "The way of a handshake"])
+def test_a_newcomer_s_walk_has_at_most_twelve_steps_and_each_names_code_that_exists(walk: str) -> None:
+    text = walks()[walk]
+    assert 1 <= len(re.findall(r"^\d+\. ", text, re.MULTILINE)) <= 12
+    named = re.findall(r"`((?:memifrt|docs)/[\w/.]+)(?::([\w.]+))?`", text)
+    assert len(named) > 10
+    missing = [
+        f"{file}:{name}"
+        for file, name in named
+        if not (ROOT / file).is_file() or (name and name not in names_in(ROOT / file))
+    ]
+    assert missing == []
 
 
 def _program(block: Block, socket: str, folder: Path) -> subprocess.Popen[str]:

@@ -334,7 +334,7 @@ def test_buffers_live_in_the_applications_memory(
     assert [(region.index, region.is_external) for region in regions] == [(0, False), (1, True)]
     assert regions[1].size == size
     assert_packets_pass(pair)
-    with pytest.raises(ConfigError, match="external regions come before"):
+    with pytest.raises(ConfigError, match="register external regions before the first"):
         sockets[role].register_external_region(own_memory.region())
     pair.side(role).delete()
     assert own_memory.calls[1:] == [("delete", size)]

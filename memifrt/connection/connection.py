@@ -1,7 +1,7 @@
 """One peer on one control channel, from accept or connect to the end.
 
-Owns the channel, the shared memory and the queues of one connection. Drives the conversation: it does what the
-handshake asks for, and hands it the messages of the peer. Knows its interface and its socket by two Protocols alone.
+Owns the channel, the shared memory and the queues of one connection. Drives the conversation: it performs each action
+of the handshake and passes on the peer's messages. Knows its interface and its socket only by two Protocols.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from memifrt.types import Direction, FdEvent, Mode, Role, RxMode
 logger = logging.getLogger("memifrt")
 
 #: Messages handled for one event of the channel. The limit keeps a peer that floods its channel from starving others.
+#: The rest waits in the socket, which stays readable.
 _MESSAGES_PER_EVENT = 16
 
 
@@ -62,7 +63,7 @@ class ConnectionOwner(Protocol):
 
     @property
     def reports_before_unregister(self) -> bool:
-        """Whether the application learns of the end before the hook is told of the fds, as with libmemif."""
+        """Whether ``on_disconnect`` is called before the hook gets DEL for the fds, as in libmemif."""
 
     def connection_bound(self, connection: Connection) -> None:
         """Take the connection: its peer talks to this interface from now on."""
@@ -91,7 +92,7 @@ class ConnectionOrigin(Protocol):
         """Return whether a slave interface has this id."""
 
     def claimed(self, connection: MasterConnection) -> None:
-        """Count the connection as half-open no longer: its peer has named an interface."""
+        """Stop counting the connection as half-open: its peer has named an interface."""
 
     def ended_unclaimed(self, connection: MasterConnection, reason: Disconnected) -> None:
         """Log the end of a connection whose peer named no interface."""
@@ -101,7 +102,7 @@ class ConnectionOrigin(Protocol):
 
 
 class Connection(ABC):
-    """What both roles do. The subclasses create or accept the memory."""
+    """The part that both roles share. The subclasses create or accept the memory."""
 
     def __init__(
         self, context: RuntimeContext, channel: Channel, memory: ConnectionMemory, conversation: Conversation
@@ -120,12 +121,15 @@ class Connection(ABC):
         self.closed = False
         self.rx_queues: tuple[RxQueue, ...] = ()
         self.tx_queues: tuple[TxQueue, ...] = ()
+        #: The fd that came with the message in progress, until an action takes it.
         self._incoming_fd: ReceivedFd | None = None
+        #: How the peer broke a ring, or lost a region; the reason for the end, whatever happens afterwards.
         self._violation: RingViolation | None = None
         #: The message that the conversation waits for.
         self._awaits = handshake.Receive()
         self._deadline: TimerHandle | None = None
         self._deadline_extended = False
+        #: Messages received so far.
         self._received = 0
         # A queue's thread may report a violation while the control thread ends the connection.
         self._ending = Lock()
@@ -152,7 +156,7 @@ class Connection(ABC):
     def _on_deadline(self) -> None:
         """End a handshake that takes too long.
 
-        Unread messages mean that this process was slow: handle them, and extend the deadline once.
+        Unread messages mean that this process was slow: handle them and extend the deadline, once.
         """
         self._deadline = None
         received = self._received
@@ -167,7 +171,7 @@ class Connection(ABC):
         self.close(Disconnected(f"no {self._awaits.awaited} within {self._context.handshake_timeout:g} s"))
 
     def _on_channel(self, events: FdEvent) -> None:
-        if self.closed:  # on_disconnect hands over events while the fd is still registered
+        if self.closed:  # the fd is still registered while on_disconnect runs, which may pass events
             return
         try:
             error, tell_peer = self._pump(events)
@@ -189,9 +193,9 @@ class Connection(ABC):
             self.owner.connection_established()
 
     def _pump(self, events: FdEvent) -> tuple[MemifError | None, bool]:
-        """Do all non-blocking I/O.
+        """Send and receive without blocking, and handle the received messages.
 
-        :returns: the error that ends the connection, or None, and whether to tell the peer.
+        :returns: the error that ends the connection, or None; and whether to tell the peer.
         """
         try:
             if events & FdEvent.WRITE:
@@ -204,7 +208,7 @@ class Connection(ABC):
             ended = error
         else:
             return None, False
-        if self._violation is not None:  # this is the reason, whatever came later, and the peer knows it already
+        if self._violation is not None:  # it came first, so it is the reason; the peer has been told
             return self._violation, False
         return ended, not isinstance(ended, Disconnected)
 
@@ -221,10 +225,10 @@ class Connection(ABC):
             finally:
                 self._drop_incoming_fd()
             if self.closed or self._is_unannounced():
-                return  # on_connect comes first; the other messages wait in the socket
+                return  # on_connect must run first; the next messages wait in the socket
 
     def _is_unannounced(self) -> bool:
-        """Return whether ``on_connect`` has still to be called."""
+        """Return whether the connection is established, but ``on_connect`` has not been called yet."""
         owner = self.owner
         return self.established and not self.closed and owner is not None and not owner.announced
 
@@ -245,22 +249,23 @@ class Connection(ABC):
                     result = None
                 case _:
                     result = self._perform(action)
-        # The application's hook, allocator or external region has closed the connection: release what was made since.
+        # The application's hook, allocator or external region has closed the connection during an action. Release the
+        # objects that the action has created since.
         self._release()
 
     @abstractmethod
     def _perform(self, action: Action) -> Result:
-        """Do what the handshake asks of this role alone."""
+        """Perform an action that only this role has, and return its result."""
 
     def _send(self, message: Message, attach: handshake.RegionFd | RingFd | None) -> None:
         fd = -1 if attach is None else self._memory.fileno_of(attach)
         logger.debug("%s: sending %r", self, message)
-        with contextlib.suppress(ChannelClosed):  # reading finds out, and may find the peer's reason
+        with contextlib.suppress(ChannelClosed):  # the next read finds the end, and perhaps the peer's reason
             self._channel.send(message, fd)
         self._watch_channel()
 
     def _flush(self) -> None:
-        with contextlib.suppress(ChannelClosed):  # as above
+        with contextlib.suppress(ChannelClosed):  # as in _send
             self._channel.flush()
         self._watch_channel()
 
@@ -270,7 +275,7 @@ class Connection(ABC):
 
     def _take_incoming_fd(self) -> ReceivedFd:
         fd, self._incoming_fd = self._incoming_fd, None
-        assert fd is not None  # the handshake has checked
+        assert fd is not None  # the conversation has checked Received.has_fd
         return fd
 
     def _drop_incoming_fd(self) -> None:
@@ -294,7 +299,7 @@ class Connection(ABC):
     # --- connected ----------------------------------------------------------------------------------------------
 
     def _establish(self) -> None:
-        """Make queues of the rings, now that both sides agree."""
+        """Create a queue for each ring after the handshake, and start receiving."""
         owner = self.owner
         assert owner is not None
         config = owner.config
@@ -326,14 +331,14 @@ class Connection(ABC):
         self.established = True
         self._context.schedule.cancel(self._deadline)
         for queue, (_, rx_ring, _) in list(self.rx()):
-            if self.closed:  # the hook did that when it was called for the queue before
+            if self.closed:  # the hook has closed the connection when the previous queue was registered
                 return
             self._start_receiving(queue, rx_ring)
 
     def _start_receiving(self, queue: RxQueue, ring: RxRing) -> None:
         assert self.owner is not None
         config = self.owner.config
-        # Write the flag at every connect: peers leave it as it is, and some preset it (docs/protocol.md, rule 6).
+        # Write the flag at every connect. Peers do not reset it, and some preset it (docs/protocol.md, rule 6).
         ring.set_mask(config.rx_mode is RxMode.POLLING)
         ring.set_headroom(config.rx_headroom)
         if config.auto_refill and config.role is Role.SLAVE:
@@ -360,9 +365,9 @@ class Connection(ABC):
         try:
             self.owner.queue_interrupted(queue.qid)
         except Disconnected as error:
-            # A peer broke a ring while the callback used it: this peer, or that of an interface that packets are
-            # forwarded to. The next event of that peer's channel ends its connection and calls on_disconnect, so an
-            # application need not guard each burst against this error.
+            # A peer broke a ring while the callback used it: this peer, or the peer of an interface to which the
+            # callback forwards packets. The next event of that peer's channel ends its connection and calls
+            # on_disconnect, so an application need not guard each burst against this error.
             if not isinstance(error.__cause__, RingViolation):
                 raise
 
@@ -385,14 +390,14 @@ class Connection(ABC):
                 self._on_interrupt(queue)
 
     def _violated(self, violation: RingViolation) -> Disconnected:
-        """Tell a peer that broke a ring why the connection ends, and shut the channel down.
+        """Disconnect the queues after the peer broke a ring, tell the peer why, and shut the channel down.
 
-        Called on the queue's thread. The channel wakes the control thread, which does the rest.
+        Called on the queue's thread. The channel then wakes the control thread, which closes the connection.
         """
         violation = self._violation or violation
         error = Disconnected(violation.message, established=True)
         error.__cause__ = violation
-        with self._ending:  # no logging in here: a handler may wait while another thread needs this lock
+        with self._ending:  # do not log under this lock: a log handler may wait for a thread that needs it
             if self._violation is None and not self.closed:
                 self._violation = violation
                 self._channel.say_goodbye(violation.message)
@@ -402,10 +407,10 @@ class Connection(ABC):
         return error
 
     def _region_lost(self, index: int) -> None:
-        """Shut the channel down after somebody has truncated the file of a region, which now reads as zeros.
+        """Shut the channel down after the file of a region was truncated. The region now reads as zeros.
 
-        Called from the signal handler, in the middle of any code. It may take no lock and log nothing. The channel
-        wakes the control thread, which does the rest.
+        Called from the signal handler, in the middle of any code, so it must not take a lock or log. The channel then
+        wakes the control thread, which closes the connection.
         """
         if self._violation is None and not self.closed:
             self._violation = RingViolation(
@@ -419,7 +424,9 @@ class Connection(ABC):
     def close(self, error: MemifError, *, tell_peer: bool = True) -> None:
         """End the connection: disconnect the queues, tell the peer, the hook and the application, release everything.
 
-        :raises BaseException: what the hook or ``on_disconnect`` raised, after everything is released.
+        :param error: the reason.
+        :param tell_peer: whether to send a DISCONNECT with the reason now.
+        :raises BaseException: the hook or ``on_disconnect`` raised it. Everything is released.
         """
         if self.closed:
             return
@@ -429,7 +436,7 @@ class Connection(ABC):
         announced = self.established and self.owner is not None and self.owner.announced
         reason = Disconnected(error.message, error.code, established=announced)
         reason.__cause__ = error.__cause__ if isinstance(error, Disconnected) else error
-        if isinstance(error, ProtocolError):  # the interface keeps the reason, and its frames hold the peer's memory
+        if isinstance(error, ProtocolError):  # the interface keeps the error, and its frames hold the peer's memory
             error.__traceback__ = None
         self._disconnect_queues(reason)
         if tell_peer:
@@ -446,7 +453,7 @@ class Connection(ABC):
             self._release()
 
     def abandon(self, pid: int) -> None:
-        """In a forked child: end the queues, and touch nothing that is shared with the parent.
+        """End the queues in a forked child, and leave alone what the child shares with its parent.
 
         :param pid: the parent's process id.
         """
@@ -463,14 +470,15 @@ class Connection(ABC):
         self._channel.say_goodbye(reason.message)
 
     def _disconnect_queues(self, reason: Disconnected) -> None:
-        with self._ending:  # two threads that disconnect a queue at once would count its packets twice
+        with self._ending:  # if two threads disconnected a queue at once, its packets would be counted twice
             for rx_queue in self.rx_queues:
                 rx_queue.disconnect(reason)
             for tx_queue in self.tx_queues:
                 tx_queue.disconnect(reason)
 
     def _unregister(self) -> None:
-        """Unregister every fd while it is open. A hook that raises does not keep the others registered."""
+        """Unregister every fd while it is still open. If the hook raises, the other fds are unregistered all the
+        same."""
         fds = [queue.fileno() for queue in self.rx_queues] + [self._channel.fileno()]
         failure: BaseException | None = None
         for fd in fds:
@@ -489,7 +497,8 @@ class Connection(ABC):
         self._conversation.close()
         self._drop_incoming_fd()
         with self._ending:
-            self._channel.close("answer to a disconnect")  # of the peer's; a close of ours was announced before
+            # The reason is sent only if close() has sent none, because the peer ended the connection first.
+            self._channel.close("answer to a disconnect")
         self._memory.close()
 
     def __str__(self) -> str:
@@ -598,7 +607,7 @@ class MasterConnection(Connection):
 
 
 def _as_error(failure: BaseException) -> MemifError:
-    """Return any exception as an error that can be sent to the peer as a reason."""
+    """Return an error that can be sent to the peer as the reason: ``failure``, or one that quotes it."""
     if isinstance(failure, MemifError):
         return failure
     error = MemifError(ErrorCode.SYSCALL, f"{type(failure).__name__}: {failure}")
@@ -607,7 +616,7 @@ def _as_error(failure: BaseException) -> MemifError:
 
 
 def _forget_frames(error: BaseException) -> None:
-    """Drop the tracebacks of an error that is kept and not raised: their frames would keep regions mapped."""
+    """Drop the tracebacks of an error that is kept instead of raised. Their frames would keep regions mapped."""
     link: BaseException | None = error
     while link is not None:
         link.__traceback__ = None

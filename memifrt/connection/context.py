@@ -1,6 +1,6 @@
-"""What every socket, interface and connection of one runtime shares.
+"""The objects and settings of a runtime that its sockets, interfaces and connections share.
 
-Owns nothing: it names the runtime's own objects and settings for the layers below.
+Owns nothing. It passes them to the layers below the runtime.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class RuntimeContext:
     """The parts and settings of one runtime.
 
     :ivar handshake_timeout: seconds from connect to the end of the handshake; 0 for no limit.
-    :ivar max_half_open: peers of one listener that may be connected without having named an interface.
+    :ivar max_half_open: how many peers of one listener may be connected without having named an interface.
     """
 
     registry: FdRegistry

@@ -1,4 +1,4 @@
-"""What the queues of an interface counted, added up over its connections.
+"""The counters of an interface's queues, summed over its connections.
 
 Owns the counters of queues whose connection has ended. Knows nothing of rings, peers or roles.
 """
@@ -12,7 +12,7 @@ from memifrt.types import QueueCounters
 
 
 class CountingQueue(Protocol):
-    """A queue, as far as this module uses it."""
+    """The attributes of a queue that this module uses."""
 
     @property
     def qid(self) -> int: ...
@@ -21,16 +21,17 @@ class CountingQueue(Protocol):
 
 
 class CounterTotals:
-    """The counters of all queues in one direction of an interface, by queue number.
+    """The counters of all queues of an interface in one direction, by queue number.
 
-    A queue starts with what its number counted in earlier connections, so its own counters are its total.
+    A new queue starts with the counters that its number had at the end of the last connection. So the counters of a
+    queue are always its total.
     """
 
     def __init__(self) -> None:
         self._ended: dict[int, QueueCounters] = {}
 
     def before(self, qid: int) -> QueueCounters:
-        """Return what the queue counted in connections that have ended."""
+        """Return the counters of the queue in connections that have ended."""
         return self._ended.get(qid, QueueCounters())
 
     def keep(self, queues: Iterable[CountingQueue]) -> None:
@@ -40,7 +41,7 @@ class CounterTotals:
     def total(self, queues: Iterable[CountingQueue]) -> QueueCounters:
         """Return the sum over all queues.
 
-        :param queues: those of the present connection. Queues that only earlier connections had are included.
+        :param queues: the queues of the present connection. Those of earlier connections are added.
         """
         counted = {**self._ended, **{queue.qid: queue.counters for queue in queues}}
         return sum(counted.values(), QueueCounters())

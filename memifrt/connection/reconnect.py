@@ -1,4 +1,4 @@
-"""Which slaves connect again, and when.
+"""Connect slaves again from a timer.
 
 Owns the timer for the next attempt and the set of interfaces that wait for it. Knows nothing of how they connect.
 """
@@ -13,7 +13,7 @@ from memifrt.poll.schedule import Schedule, TimerHandle
 
 
 class ConnectingInterface(Protocol):
-    """An interface, as far as this module uses it."""
+    """The members of an interface that this module uses."""
 
     @property
     def wants_connection(self) -> bool:
@@ -27,7 +27,7 @@ class ConnectingInterface(Protocol):
 
 
 class Reconnector:
-    """Lets slaves try to connect in every interval while at least one of them has no connection.
+    """Makes slaves without a connection try to connect, once in each interval.
 
     :param interval: seconds between two attempts; 0 for no attempts.
     """
@@ -51,13 +51,13 @@ class Reconnector:
         return self._next_attempt
 
     def set_interval(self, seconds: float) -> None:
-        """Change the interval. The next attempt comes after the new one."""
+        """Change the interval, and restart it: the next attempt comes ``seconds`` from now."""
         self._interval = seconds
         self._cancel()
         self._update()
 
     def update(self, interface: ConnectingInterface) -> None:
-        """Check whether an interface still wants a connection. Called after every change of that."""
+        """Add or remove an interface, by its ``wants_connection``. Called after every change of it."""
         if interface.wants_connection:
             self._waiting[interface] = None
         else:

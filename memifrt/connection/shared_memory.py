@@ -1,7 +1,7 @@
 """The shared memory of one connection: its regions, its rings and their eventfds.
 
-Owns all of them until the connection ends. A slave creates them, a master checks and maps what its peer sent. Knows
-nothing of messages, of queues or of what the application wants.
+Owns all of them until the connection ends. A slave creates them. A master checks and maps those that its peer sends.
+Knows nothing of messages, queues or the application.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from memifrt.system.fds import EventFd
 from memifrt.system.received_fds import ReceivedFd, SharedEventFd, is_eventfd
 from memifrt.types import Direction
 
-#: u32 fields of a ring must not straddle an alignment boundary, or the loads of an index are not atomic.
+#: A ring must be aligned: loads of an index that crosses an alignment boundary are not atomic.
 _RING_ALIGNMENT = 4
 
-#: Where a ring lies, the ring, and its eventfd.
+#: The place of a ring, the ring, and its eventfd.
 RxRingEnd = tuple[RingLayout, RxRing, EventFd]
 TxRingEnd = tuple[RingLayout, TxRing, EventFd]
 
 
 class ConnectionMemory:
-    """What the memory of both roles has in common.
+    """The part that the memory of both roles shares.
 
-    ``on_loss`` arguments are called with the index of a region whose file somebody has truncated. See
-    :class:`memifrt.memory.region.Region` for what they may do. They are kept by the regions alone, so that no
-    reference from here leads back to the connection.
+    An ``on_loss`` argument is called with the index of a region whose file was truncated;
+    :class:`memifrt.memory.region.Region` describes what it may do. Only the regions keep it, so that this object has no
+    reference back to the connection.
     """
 
     def __init__(self) -> None:
@@ -46,9 +46,9 @@ class ConnectionMemory:
         return self.regions[what.index].fileno() if isinstance(what, RegionFd) else self._events[what].fileno()
 
     def close(self) -> None:
-        """Release everything. What is still held of a region keeps its mapping, not its fd.
+        """Close every fd and release the regions. A mapping stays as long as a view into it is held.
 
-        :raises Exception: the first that the ``delete`` callback of an external region raised, after all is released.
+        :raises Exception: the first exception of an external region's ``delete`` callback, after all is released.
         """
         for event in self._events.values():
             event.close()
@@ -65,7 +65,7 @@ class ConnectionMemory:
             raise failure
 
     def abandon(self) -> None:
-        """In a forked child: touch nothing that the parent has as well."""
+        """Let nothing in a forked child reach the parent's eventfds and memory."""
         for event in self._events.values():
             event.abandon()
         for region in self.regions:
@@ -93,9 +93,9 @@ class CreatedMemory(ConnectionMemory):
         return self._external is not None
 
     def create_regions(self, layout: Layout, on_loss: OnLoss) -> None:
-        """Create every region. This calls the application's allocator or external region.
+        """Create every region, with the application's allocator or external region.
 
-        :raises MemifError: a region cannot be made; the earlier ones stay until :meth:`close`.
+        :raises MemifError: a region cannot be created; the earlier ones stay until :meth:`close`.
         """
         for index, size in enumerate(layout.region_sizes):
             if index > 0 and self._external is not None:
@@ -104,10 +104,11 @@ class CreatedMemory(ConnectionMemory):
                 self.regions.append(Region.create(index, size, self._allocator, on_loss))
 
     def create_rings(self, layout: Layout, log2_ring_size: int, buffer_size: int, uid: int) -> None:
-        """Write every ring into the regions, each with an eventfd.
+        """Create every ring in the regions, each with an eventfd.
 
+        :param buffer_size: in bytes.
         :param uid: the user of the peer, which shares the eventfds.
-        :raises MemifError: the application's offsets of buffers do not fit, or there is no fd for an eventfd.
+        :raises MemifError: the application's buffer offsets do not fit, or the system refuses an eventfd.
         """
         buffer_region = self.regions[layout.buffer_region]
         for ring in layout.rings:
@@ -139,7 +140,7 @@ class AcceptedMemory(ConnectionMemory):
     ) -> None:
         """Check and map a region. Takes the fd.
 
-        :param trusted: whether the peer may keep the power to truncate the file.
+        :param trusted: whether to accept a file that the peer can truncate.
         :raises ProtocolError: the file is not acceptable; see :meth:`memifrt.memory.region.Region.accept`.
         """
         region = Region.accept(index, size, fd, trusted=trusted, external=external, on_loss=on_loss)
@@ -175,7 +176,7 @@ class AcceptedMemory(ConnectionMemory):
         self._layouts.append((RingLayout(ring.direction, ring.index, ring.region, ring.offset, 0), ring.log2_ring_size))
 
     def make_rings(self) -> None:
-        """Make the rings, now that the peer has described all of them. This resets their indices."""
+        """Create the rings after the peer has described all of them. This resets their indices."""
         for layout, log2_ring_size in self._layouts:
             receives = layout.direction is Direction.S2M
             name = f"{'rx' if receives else 'tx'} ring {layout.index}"
@@ -188,16 +189,16 @@ class AcceptedMemory(ConnectionMemory):
 
 
 def _buffer_offsets(ring: RingLayout, log2_size: int, stride: int, external: ExternalRegion | None) -> array[int]:
-    """Return the offset of each slot's buffer (docs/protocol.md, Shared memory: in ring order)."""
+    """Return the offset of each slot's buffer, in ring order (docs/protocol.md, Shared memory)."""
     if external is not None and external.next_buffer_offset is not None:
         return array("I", [external.next_buffer_offset() for _ in range(1 << log2_size)])
     return array("I", range(ring.first_buffer, ring.first_buffer + (stride << log2_size), stride))
 
 
 def _check_offsets(offsets: array[int], buffer_size: int, region_size: int) -> None:
-    """Check that every buffer fits into its region. Offsets of our own always do, the application's may not.
+    """Check that every buffer fits into its region. Our own offsets always fit, the application's may not.
 
-    :raises MemifError: one does not.
+    :raises MemifError: a buffer does not fit.
     """
     highest = max(offsets)
     if highest + buffer_size > region_size:
@@ -209,7 +210,7 @@ def _check_offsets(offsets: array[int], buffer_size: int, region_size: int) -> N
 
 
 def _accept_eventfd(fd: ReceivedFd, name: str) -> EventFd:
-    """Take the peer's eventfd. A write to any other file could block this process for ever.
+    """Take the peer's eventfd. No other file is accepted: a write to it could block this process forever.
 
     :raises ProtocolError: ``NO_INTFD`` if the fd is not an eventfd; it is closed.
     """

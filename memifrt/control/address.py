@@ -1,6 +1,6 @@
-"""Where a control socket lives, and how to connect to it or listen on it.
+"""The address of a control socket: parse it, connect to it, or listen on it.
 
-Owns paths, abstract names, stale socket files, and the words for what the system answers. Knows nothing of messages.
+Owns paths, abstract names, stale socket files, and the messages of the errors. Knows nothing of control messages.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from memifrt.system.fds import OwnedFd, accept, own_socket
 from memifrt.system.received_fds import UNKNOWN_USER, close_channel, close_listener
 from memifrt.types import PATH_BYTES
 
-#: Connections that may wait for accept; the kernel caps it at net.core.somaxconn.
+#: Connections that may wait for accept. The kernel limits the number to net.core.somaxconn.
 BACKLOG = 4096
-#: What VPP puts between a socket's path and its network namespace.
+#: VPP's separator between a socket's path and its network namespace.
 _NETNS = ",netns_name="
-#: Connections that are accepted to be closed when their listener closes.
+#: Waiting connections that a listener accepts and closes when it closes.
 _WAITING = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A socket's path as users write it: a file, or ``@name`` for a name in the abstract namespace.
+    """The address of a socket, as users write it.
 
-    :ivar netns: the network namespace in which the socket is made: a name that ``ip netns`` knows, a path, or
+    :ivar path: a file, or ``@name`` for a name in the abstract namespace.
+    :ivar netns: the network namespace in which the socket is created: a name that ``ip netns`` lists, a path, or
         ``pid:N``. Empty for this process's own.
     """
 
@@ -43,7 +44,7 @@ class Address:
     def parse(cls, path: str | os.PathLike[str]) -> Address:
         """Return the address for ``/a/path``, ``@name``, ``"\\0name"`` or VPP's ``abstract:name``.
 
-        ``,netns_name=NS`` behind any of them makes the socket in that network namespace, as VPP's names have it.
+        VPP's suffix ``,netns_name=NS`` creates the socket in that network namespace.
 
         :raises ConfigError: it is none of these, or too long.
         """
@@ -70,25 +71,26 @@ class Address:
 
     @property
     def is_abstract(self) -> bool:
+        """Whether this is a name in the abstract namespace, which has no file."""
         return self.path.startswith("@")
 
     @property
     def native(self) -> bytes:
-        """What ``bind`` and ``connect`` take. An abstract name has no trailing NUL (docs/protocol.md)."""
+        """The address for ``bind`` and ``connect``. An abstract name has no trailing NUL (docs/protocol.md)."""
         raw = os.fsencode(self.path)
         return b"\0" + raw[1:] if self.is_abstract else raw
 
     def __str__(self) -> str:
-        """The same as a user writes it."""
+        """Return the address as a user writes it."""
         return f"{self.path}{_NETNS}{self.netns}" if self.netns else self.path
 
 
 def connect(address: Address, kind: socket.SocketKind = socket.SOCK_SEQPACKET) -> socket.socket:
-    """A connected, non-blocking socket. Never waits: a listener whose backlog is full is an error (EAGAIN).
+    """Connect without waiting, and return a non-blocking socket.
 
     :param kind: memif's control channel is a ``SOCK_SEQPACKET`` socket.
-
-    :raises MemifOSError: with the errno and the path: ``NO_FILE``, ``CONNREFUSED``, ``ACCES``, ``AGAIN``, …
+    :raises MemifOSError: with the errno and the path: ``NO_FILE``, ``CONNREFUSED``, ``ACCES``, … A full backlog of the
+        listener is ``AGAIN``.
     """
     sock = _new_socket(address, kind)
     try:
@@ -109,7 +111,7 @@ def connect(address: Address, kind: socket.SocketKind = socket.SOCK_SEQPACKET) -
 
 
 class Listener(OwnedFd):
-    """A listening socket. Removes its file when it closes, if the file is still its own."""
+    """A listening socket. When it closes it removes its file, unless another file has replaced it."""
 
     __slots__ = ("_adopted", "_file", "_socket", "address")
 
@@ -123,9 +125,9 @@ class Listener(OwnedFd):
         self.address = address
 
     def accept(self) -> socket.socket | None:
-        """The next connection, or None when none waits (any more).
+        """Return the next connection, or None if none waits.
 
-        :raises MemifOSError: the system refuses, for example for want of fds.
+        :raises MemifOSError: the system refuses, for example because the process has too many open files.
         """
         try:
             return accept(self._socket)
@@ -135,6 +137,7 @@ class Listener(OwnedFd):
             raise os_error(f"cannot accept on {self.address}", error, path=self.address.path) from error
 
     def close(self) -> None:
+        """Remove the file, close the waiting connections and the listener. A second call does nothing."""
         if self._file is not None:
             self._file.remove()
             self._file.close()
@@ -142,12 +145,15 @@ class Listener(OwnedFd):
             self._refuse_waiting()
         self._socket.detach()
         fd = self.detach()
-        if fd >= 0 and self._pid == os.getpid():  # in a forked child it is its parent's
+        if fd >= 0 and self._pid == os.getpid():  # in a forked child the fd is the parent's
             close_listener(fd)
 
     def _refuse_waiting(self) -> None:
-        """Close the connections that nobody has accepted: else the listener must be closed in another thread, and its
-        name would be free a moment later. Not those of a listener that others may hold, too."""
+        """Accept and close the waiting connections.
+
+        Otherwise another thread must close the listener (see :func:`close_listener`), and its name would not be free
+        when :meth:`close` returns. Not called for an adopted listener: other processes may accept its connections.
+        """
         with contextlib.suppress(MemifOSError):
             for _ in range(_WAITING):
                 waiting = self.accept()
@@ -163,12 +169,13 @@ class Listener(OwnedFd):
         *,
         permissions: FilePermissions | None = None,
     ) -> Listener:
-        """Listen on an address. A socket file that nobody listens on is replaced.
+        """Listen on an address. A stale socket file, on which no process listens, is replaced.
 
         :param kind: memif's control channel is a ``SOCK_SEQPACKET`` socket.
-        :param permissions: of the new file. It never has more than them, and nobody can connect before it has them.
-        :raises MemifOSError: EADDRINUSE if somebody listens there; ``FILE_NOT_SOCK`` if a file of another kind is
-            there; ``NO_FILE`` if its directory is missing; ``ACCES``; EPERM for an owner that we may not give.
+        :param permissions: mode and owner of the new file. It never has a wider mode, and no peer can connect before it
+            has both.
+        :raises MemifOSError: EADDRINUSE: a process listens there already; ``FILE_NOT_SOCK``: another kind of file is
+            there; ``NO_FILE``: the directory does not exist; ``ACCES``; EPERM: this process may not set the owner.
         """
         sock = _new_socket(address, kind)
         try:
@@ -194,14 +201,15 @@ class Listener(OwnedFd):
 
     @classmethod
     def adopt(cls, fd: int, address: Address) -> Listener:
-        """A listener that somebody else made, such as systemd; its file stays when it closes. Takes the fd.
+        """Take over a listener that another program made, such as systemd. Its file stays when it closes.
 
-        :raises ConfigError: ``FILE_NOT_SOCK`` if it is not a listening ``AF_UNIX`` ``SOCK_SEQPACKET`` socket; the fd
-            then stays the caller's.
-        :raises MemifOSError: ``FILE_NOT_SOCK`` if it is no socket at all, ``BAD_FD`` if it is no fd.
+        The listener owns the fd, unless this raises.
+
+        :raises ConfigError: ``FILE_NOT_SOCK``: it is not a listening ``AF_UNIX`` ``SOCK_SEQPACKET`` socket.
+        :raises MemifOSError: ``FILE_NOT_SOCK``: it is not a socket; ``BAD_FD``: it is not an open fd.
         """
         try:
-            os.fstat(fd)  # socket has a ValueError for negative numbers
+            os.fstat(fd)  # first: for a negative number, socket() raises a ValueError
             sock = original_functions.socket(fileno=fd)
         except OSError as error:
             raise os_error(f"fd {fd} cannot be the listener of {address}", error, path=address.path) from error
@@ -223,7 +231,7 @@ def _new_socket(address: Address, kind: socket.SocketKind) -> socket.socket:
     try:
         if not address.netns:
             return make()
-        # Imported here: few sockets need it, and ctypes with it. A socket belongs to the namespace it was made in.
+        # A socket stays in the namespace in which it is created. Imported here because it needs ctypes.
         from memifrt.system.netns import call_in_namespace
 
         return call_in_namespace(address.netns, make)
@@ -236,20 +244,20 @@ def _new_socket(address: Address, kind: socket.SocketKind) -> socket.socket:
 def _bind_file(
     sock: socket.socket, address: Address, kind: socket.SocketKind, permissions: FilePermissions | None
 ) -> SocketFile:
-    """Make the socket's file, in the place of a stale one."""
+    """Create the socket's file. A stale file is removed before."""
     _remove_stale(address, kind)
     if permissions is not None and permissions.mode is not None:
-        # bind makes the file with it, less what the umask takes away: there is no moment with more.
+        # bind creates the file with this mode minus the umask, so the file never has a wider mode.
         os.fchmod(sock.fileno(), permissions.mode)
     sock.bind(address.native)
     return open_new(address.path)
 
 
 def _remove_stale(address: Address, kind: socket.SocketKind) -> None:
-    """Unlink a socket file whose listener is gone: connecting to it is refused.
+    """Unlink a socket file if its listener is gone, so that connecting is refused.
 
-    A listener that is alive is never connected to if it may be memif's: a peer that comes and hangs up at once disturbs
-    it (VPP does not survive it). The kernel tells a socket's kind to one of another kind that tries.
+    This never connects to a live memif listener, because a peer that connects and hangs up disturbs it (VPP crashes).
+    It connects with sockets of other kinds instead: the kernel refuses them with EPROTOTYPE if a listener is alive.
     """
     try:
         mode = os.stat(address.path).st_mode
@@ -267,8 +275,8 @@ def _remove_stale(address: Address, kind: socket.SocketKind) -> None:
                     os.unlink(address.path)
                     return
             elif error.code is ErrorCode.FILE_NOT_SOCK:
-                continue  # it is of another kind than this
-            elif error.code is not ErrorCode.AGAIN:  # alive, with a full backlog
+                continue  # the listener is of another kind
+            elif error.code is not ErrorCode.AGAIN:  # AGAIN: the listener is alive, but its backlog is full
                 raise
         found = other
         break
@@ -276,9 +284,9 @@ def _remove_stale(address: Address, kind: socket.SocketKind) -> None:
         found = socket.SOCK_SEQPACKET
     if found is not kind:
         wrong = OSError(errno.EPROTOTYPE, os.strerror(errno.EPROTOTYPE))
-        what = f"cannot listen on {address}: not a {kind.name} socket is there"
+        what = f"cannot listen on {address}: a socket that is not {kind.name} is there"
         raise os_error(what, wrong, path=address.path, code=ErrorCode.FILE_NOT_SOCK)
-    # bind says that it is in use
+    # bind will report that the address is in use
 
 
 def _bind_error(address: Address, error: OSError) -> MemifOSError:

@@ -1,6 +1,7 @@
 """One control channel: a SEQPACKET socket, its send queue, the fds that travel on it, the peer's credentials.
 
-Owns the socket. Knows nothing of what the messages mean or of event loops: it says whether it wants to write.
+Owns the socket. Knows nothing of the meaning of the messages or of event loops; ``wants_write`` tells the owner when to
+watch for writing.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from memifrt.system.received_fds import ReceivedFd, close_channel, closes_too_sl
 
 _UCRED = struct.Struct("3i")
 _INT = struct.Struct("i")
-#: Room for one fd, and no more: CMSG_SPACE has padding, into which the kernel would put a second one.
+#: Room for exactly one fd. CMSG_SPACE includes padding, in which the kernel would store a second one.
 _ONE_FD = socket.CMSG_LEN(4)
 _PEEK = int(socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC)
-#: A listener that was brought may have these, and its connections inherit them: what they add takes the fd's room.
+#: Options that connections inherit from an adopted listener. The data that they add would take the room of the fd.
 _UNWANTED = (socket.SO_PASSCRED, socket.SO_PASSSEC, 76)  # SO_PASSPIDFD
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Who the peer is, as the kernel saw it at connect (``SO_PEERCRED``)."""
+    """The process, user and group of the peer, as the kernel saw them at connect (``SO_PEERCRED``)."""
 
     pid: int
     uid: int
@@ -42,10 +43,10 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """A connected, non-blocking SEQPACKET socket that carries memif messages. Takes the socket.
+    """A connected, non-blocking SEQPACKET socket that carries memif messages. It owns the socket.
 
-    It never closes without a DISCONNECT: whoever closes or forgets it, the peer is told, and so it is when the
-    interpreter exits. A connection that ends in silence after its HELLO kills a VPP master.
+    It sends a DISCONNECT before every close, also when it is garbage-collected and when the interpreter exits. A
+    connection that ends without one after the HELLO crashes a VPP master.
     """
 
     __slots__ = ("__weakref__", "_outgoing", "_pid", "_said_goodbye", "_socket", "credentials")
@@ -58,13 +59,14 @@ class Channel:
         self._outgoing: deque[tuple[bytes, int]] = deque()
         sock.setblocking(False)
         for option in _UNWANTED:
-            with contextlib.suppress(OSError):  # the kernel is older
+            with contextlib.suppress(OSError):  # an older kernel does not have the option
                 sock.setsockopt(socket.SOL_SOCKET, option, 0)
         self.credentials = Credentials(
             *_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         )
 
     def fileno(self) -> int:
+        """Return the socket's fd, or -1 after the close."""
         return self._socket.fileno()
 
     @property
@@ -73,9 +75,9 @@ class Channel:
         return bool(self._outgoing)
 
     def send(self, message: Message, fd: int = -1) -> None:
-        """Queue a message, and its fd if it has one, and send what the socket takes. The fd must stay open until
-        the queue is empty.
+        """Queue a message, and send as many queued messages as the socket takes.
 
+        :param fd: an fd to send along, or -1. It must stay open until the queue is empty.
         :raises ChannelClosed: the peer is gone.
         :raises MemifOSError: the system refuses.
         """
@@ -99,20 +101,20 @@ class Channel:
             self._outgoing.popleft()
 
     def receive(self) -> tuple[Message, ReceivedFd | None] | None:
-        """Take the next message and the fd that came with it; None if there is none yet.
+        """Take the next message and the fd that came with it. Return None if no message waits.
 
-        A message with two fds or more stays in the socket, and its fds are closed with the channel: they never take
-        numbers from this process.
+        A message with more than one fd stays in the socket and is discarded with it, so its fds never use fd numbers
+        of this process.
 
         :raises ChannelClosed: the peer is gone.
         :raises ProtocolError: the message is malformed.
-        :raises MemifError: ``PROC_FILE_LIMIT`` if the fd that came with it could not be opened here, or earlier ones
-            of the peer's user are still being closed.
+        :raises MemifError: ``PROC_FILE_LIMIT``: this process cannot open the fd that came with the message, or too many
+            fds of the peer's user still wait to be closed.
         """
         uid = self.credentials.uid
         if closes_too_slowly(uid):
             raise MemifError(
-                ErrorCode.PROC_FILE_LIMIT, f"fds that uid {uid} has sent do not close: no more are taken from it"
+                ErrorCode.PROC_FILE_LIMIT, f"fds from uid {uid} do not close; no more are accepted from this user"
             )
         try:
             peeked = self._read(_ONE_FD, _PEEK)
@@ -129,9 +131,9 @@ class Channel:
                 if fd is not None:
                     raise ProtocolError(ErrorCode.MFMSG, "more than one fd came with a message")
                 raise MemifError(
-                    ErrorCode.PROC_FILE_LIMIT, "the fd that came with a message was lost: no more files can be opened"
+                    ErrorCode.PROC_FILE_LIMIT, "cannot take the fd of a message: this process has too many open files"
                 )
-            # The kernel drops the message's reference to the file. Ours is left: nothing is closed here.
+            # Remove the message from the socket. Its reference to the file goes with it, but ours keeps the file open.
             self._read(0, 0)
             message = decode(data)
         except BaseException as error:
@@ -147,13 +149,13 @@ class Channel:
             try:
                 return self._socket.recvmsg(MESSAGE_SIZE + 1, room, flags)[:3]
             except ConnectionResetError:
-                # The peer closed with messages of ours unread. The kernel says so once, before what the peer had sent.
+                # The peer closed with messages of ours unread. The kernel reports that once, before its last messages.
                 continue
 
     def say_goodbye(self, reason: str) -> None:
-        """Tell the peer why this ends, if it still listens. What cannot be sent at once is not sent.
+        """Send a DISCONNECT with the reason, without waiting. If the socket cannot take it, it is dropped.
 
-        May be called from another thread than the one that owns the channel: it touches nothing but the socket.
+        May be called from any thread: it uses only the socket.
         """
         self._said_goodbye = True
         data = [encode(Disconnect(0, reason))]
@@ -161,25 +163,25 @@ class Channel:
             try:
                 self._socket.sendmsg(data, [], socket.MSG_NOSIGNAL)
             except BlockingIOError:
-                # The peer does not read, and our messages fill the buffer. A larger one has room for the last of them.
+                # The peer does not read, and our messages fill the buffer. Enlarge it, to have room for this one.
                 size = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)  # the kernel doubles the number
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)  # the kernel doubles the value
                 self._socket.sendmsg(data, [], socket.MSG_NOSIGNAL)
 
     def say_farewell(self) -> None:
-        """Tell the peer that this process ends. Another thread may still use the channel; it finds it ended."""
+        """Tell the peer that this process ends. Another thread may still use the channel."""
         if self._pid == os.getpid() and not self._said_goodbye and self._socket.fileno() >= 0:
             self.say_goodbye("the process ends")
 
     def shut_down(self) -> None:
-        """End both directions without closing the fd: whoever watches the channel finds it closed."""
+        """Shut down both directions without closing the fd. This wakes the loop that watches the channel."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self, reason: str = "the connection is closed") -> None:
-        """Close the socket. Closing twice is harmless.
+        """Close the socket. A second call does nothing.
 
-        :param reason: for the peer, unless it has been told another.
+        :param reason: sent to the peer in a DISCONNECT, unless one was sent before.
         """
         self._outgoing.clear()
         farewell.forget(self)
@@ -187,18 +189,18 @@ class Channel:
             if not self._said_goodbye and self._socket.fileno() >= 0:
                 self.say_goodbye(reason)
             close_channel(self._socket, self.credentials.uid)
-        else:  # a forked child: the connection is its parent's
+        else:  # a forked child: the connection is the parent's
             self._socket.detach()
 
     def __del__(self) -> None:
-        # An __init__ that failed has left nothing to close, or the socket alone.
+        # After an __init__ that failed, attributes may be missing.
         with contextlib.suppress(AttributeError):
             if self._socket.fileno() >= 0:
                 self.close()
 
 
 def _received_fd(ancillary: list[tuple[int, int, bytes]], uid: int) -> ReceivedFd | None:
-    """The fd of a message, owned before anything is checked, so that it is not lost to an early error."""
+    """Return the fd of a message, if there is one. Called before all checks, so that no error can leak the fd."""
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(data) >= _INT.size:
             return ReceivedFd(_INT.unpack_from(data)[0], "fd received from a peer", uid)

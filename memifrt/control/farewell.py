@@ -1,9 +1,10 @@
-"""Tell peers that this process ends, when it ends without closing its runtimes.
+"""Tell peers that this process ends, if it exits without closing its runtimes.
 
-Owns the list of what still has peers, and the hook that runs when the interpreter exits. Knows nothing of messages.
+Owns the list of objects that still have peers, and the hook that runs when the interpreter exits. Knows nothing of
+messages.
 
-A peer that sees a connection end without a DISCONNECT cannot tell a program that has finished from one that crashed,
-and some peers do not survive it at every step of a handshake (a VPP master after its HELLO).
+Without a DISCONNECT a peer cannot tell a program that has finished from one that has crashed. Some peers crash if a
+connection ends without one in the middle of the handshake (a VPP master after its HELLO).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Protocol
 
 
 class HasPeers(Protocol):
-    """An object with peers, one or many."""
+    """An object that has one or more peers."""
 
     def say_farewell(self) -> None:
         """Tell every peer that this process ends. Called on the main thread while other threads may still run."""
@@ -32,12 +33,12 @@ def remember(owner: HasPeers) -> None:
 
 
 def forget(owner: HasPeers) -> None:
-    """Call nothing: ``owner`` has no peers any more. Harmless if it was never remembered."""
+    """Remove ``owner``, which has no peers any more. Does nothing for an unknown object."""
     _open.discard(owner)
 
 
 def _say_all() -> None:
-    if os.getpid() != _pid:  # a forked child: the peers are its parent's
+    if os.getpid() != _pid:  # a forked child: the peers are the parent's
         return
     for owner in list(_open):
         with contextlib.suppress(Exception):
@@ -45,7 +46,7 @@ def _say_all() -> None:
 
 
 def _forget_all() -> None:
-    """A forked child has no part in its parent's peers, and may make some of its own."""
+    """Start with an empty list in a forked child: the peers so far are the parent's."""
     global _pid
     _open.clear()
     _pid = os.getpid()

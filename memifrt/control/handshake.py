@@ -1,12 +1,13 @@
-"""The two conversations of the control channel, master's and slave's, each a straight line to read.
+"""The conversations of master and slave on the control channel, each written as one function from top to bottom.
 
-Owns which message follows which and what is acceptable in it. Knows no fd, socket or clock: a conversation is a
-generator that yields what is to be done (an *action*) and is sent the result; whoever drives it does the I/O.
+Owns the order of the messages and the checks of their contents (docs/protocol.md, The control channel). Knows no fd,
+socket or clock: a conversation is a generator. It yields an *action*, and the connection that drives it does the I/O
+and sends the result back:
 
     action = conversation.send(result)
 
-A conversation never returns: it ends by raising, ``ProtocolError`` for what the peer did wrong, ``Disconnected``
-for a DISCONNECT message. After ``Established`` it waits for just that.
+A conversation never returns. It raises ``ProtocolError`` when the peer breaks the protocol, and ``Disconnected`` when
+the peer sends DISCONNECT. After ``Established`` it only waits for that.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ from memifrt.control.wire import (
 from memifrt.errors import Disconnected, ErrorCode, ProtocolError
 from memifrt.types import MAX_INDEX, MAX_LOG2_RING_SIZE, SECRET_BYTES, VERSION, Direction, Mode, printable
 
-# --- actions: what a conversation asks its driver to do -------------------------------------------------------------
+# --- actions: requests of a conversation to its driver --------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Receive:
     """Wait for the next message; the result is a :class:`Received`."""
 
-    #: What is due, in words: for whoever gives up waiting.
+    #: The name of the expected message, for the error if it does not come.
     awaited: str = field(default="", compare=False)
-    #: Why a peer may hang up here instead of answering; empty once both sides agree.
+    #: Why a peer may hang up at this step; empty after the handshake.
     hint: str = field(default="", compare=False)
 
     @property
     def interrupted(self) -> str:
-        """Continue the message about a peer that ends the conversation at this step without a reason."""
+        """The end of the error message for a peer that hangs up at this step without a reason."""
         return f" while we waited for {self.awaited}: {self.hint}" if self.hint else ""
 
 
@@ -65,7 +66,7 @@ class RingFd:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Queue a message, with the fd that ``attach`` names."""
+    """Queue a message, with the fd that ``attach`` names, if any."""
 
     message: Message
     attach: RegionFd | RingFd | None = None
@@ -73,7 +74,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class CreateMemory:
-    """Slave: create regions and rings; the result is a :class:`SharedMemory`."""
+    """Slave: create the regions and rings. The result is a :class:`SharedMemory`."""
 
     num_s2m_rings: int
     num_m2s_rings: int
@@ -82,14 +83,14 @@ class CreateMemory:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Master: which interface has this id? The result is its :class:`MasterTerms`, or None for no such interface."""
+    """Master: look up an interface. The result is its :class:`MasterTerms`, or None if no interface has this id."""
 
     interface_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Master: the INIT is accepted; from here on this peer is the interface's peer."""
+    """Master: the INIT is accepted. This peer is the interface's peer from now on."""
 
     interface_id: int
     peer_name: str
@@ -116,12 +117,12 @@ class AcceptRing:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Master: every ring is known; reset them before the peer is told that it is connected."""
+    """Master: the peer has described every ring. Reset the rings before it is told that it is connected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Established:
-    """Both sides agree; packets may flow."""
+    """The handshake is complete. Packets may flow."""
 
     peer_name: str
     peer_if_name: str
@@ -136,7 +137,7 @@ Action = (
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A message, and whether an fd came with it (the driver holds the fd itself)."""
+    """A message, and whether an fd came with it. The driver keeps the fd."""
 
     message: Message
     has_fd: bool = False
@@ -144,7 +145,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class SharedMemory:
-    """What the slave created: the size of each region, and where each ring lies (S2M first, then M2S)."""
+    """The slave's memory: the size of each region in bytes, and the place of each ring (S2M first, then M2S)."""
 
     region_sizes: Sequence[int]
     rings: Sequence[AddRing]
@@ -152,7 +153,7 @@ class SharedMemory:
 
 @dataclass(frozen=True, slots=True)
 class MasterTerms:
-    """What the interface that a peer asks for demands of it."""
+    """The requirements of a master's interface, and its state, for checking a peer's INIT."""
 
     mode: Mode
     secret: bytes = field(repr=False)
@@ -171,7 +172,7 @@ _M = TypeVar("_M", Hello, Ack, Connected, Init)
 
 @dataclass(frozen=True, slots=True)
 class SlaveOffer:
-    """What a slave brings into the conversation."""
+    """The slave's part of the negotiation: its names, the interface that it asks for, and its rings."""
 
     app_name: str
     if_name: str
@@ -184,14 +185,15 @@ class SlaveOffer:
 
 
 def slave(offer: SlaveOffer) -> Conversation:
-    """The connecting side: it speaks only after the master's HELLO, and each time after an answer."""
+    """Talk to a master: wait for its HELLO, then send each message and wait for the answer."""
     hello = yield from _expect(Hello, hint="it may be no memif master, refuse this user, or have no room for a peer")
     _check_versions(hello)
-    no_such_id = f"it may have no interface with id {offer.interface_id}"  # libmemif: an ACK to INIT, then the end
+    # For an unknown id libmemif acknowledges the INIT and hangs up afterwards.
+    no_such_id = f"it may have no interface with id {offer.interface_id}"
     init = Init(VERSION, offer.interface_id, offer.mode, offer.secret, offer.app_name)
     yield from _ask(Send(init), "INIT", no_such_id)
 
-    # max_*_ring is the highest index, so the number of rings is one more (docs/protocol.md).
+    # max_*_ring is the highest index, so the number of rings is one more (docs/protocol.md, The control channel).
     result = yield CreateMemory(
         min(hello.max_s2m_ring + 1, offer.num_s2m_rings),
         min(hello.max_m2s_ring + 1, offer.num_m2s_rings),
@@ -218,7 +220,7 @@ def slave(offer: SlaveOffer) -> Conversation:
 
 
 def _ask(send: Send, name: str, hint: str) -> Conversation:
-    """Send what the master acknowledges."""
+    """Send a message, and wait for the master's ACK."""
     yield send
     yield from _expect(Ack, f"ACK to {name}", hint)
 
@@ -236,7 +238,7 @@ def _check_versions(hello: Hello) -> None:
 
 
 def master(app_name: str) -> Conversation:
-    """The listening side: it says HELLO, then answers."""
+    """Talk to a slave: send HELLO, then answer each of its messages."""
     yield Send(Hello(app_name))
     init = yield from _expect(Init, hint="it may only have looked who listens here")
     if_name = yield from _admit(init)
@@ -271,7 +273,10 @@ def master(app_name: str) -> Conversation:
 
 
 def _admit(init: Init) -> Generator[Action, Result, str]:
-    """Check the INIT against the interface that it asks for, and bind the peer to it; our interface's name."""
+    """Check the INIT against the interface that it names, and bind the peer to that interface.
+
+    :returns: the name of our interface.
+    """
     if init.version != VERSION:
         raise ProtocolError(
             ErrorCode.PROTO, f"the peer speaks memif {_version(init.version)}, we speak {_version(VERSION)}"
@@ -286,7 +291,7 @@ def _admit(init: Init) -> Generator[Action, Result, str]:
         raise ProtocolError(ErrorCode.NOSECRET, f"interface {init.id} requires a secret")
     if terms.secret and not hmac.compare_digest(_padded(terms.secret), _padded(init.secret)):
         raise ProtocolError(ErrorCode.SECRET, f"wrong secret for interface {init.id}")
-    # Before the mode, as VPP and DPDK do: who asks with a mode that is none learns whether the id is taken.
+    # Before the mode, as VPP and DPDK do. A program can thus ask with an invalid mode whether the id is in use.
     if terms.connected:
         raise ProtocolError(ErrorCode.ALRCONN, f"interface {init.id} is already connected")
     if init.mode != terms.mode:
@@ -299,7 +304,7 @@ def _admit(init: Init) -> Generator[Action, Result, str]:
 
 
 def _padded(secret: bytes) -> bytes:
-    """As long as its field on the wire: how long the comparison takes does not tell how long the secret is."""
+    """Pad a secret to the length of its field, so that the time of a comparison does not reveal its length."""
     return secret.ljust(SECRET_BYTES + 1, b"\0")
 
 
@@ -307,7 +312,7 @@ def _check_next(what: str, index: int, expected: int, code: ErrorCode) -> None:
     if index > MAX_INDEX:
         raise ProtocolError(code, f"{what} index {index} is above the advertised {MAX_INDEX}")
     if index != expected:
-        raise ProtocolError(code, f"{what} {index} came where {what} {expected} was due")
+        raise ProtocolError(code, f"{what} {index} came, expected {what} {expected}")
 
 
 def _check_ring(ring: AddRing, direction: Direction, due: int, regions: int, has_fd: bool) -> None:
@@ -336,7 +341,10 @@ def _check_ring(ring: AddRing, direction: Direction, due: int, regions: int, has
 
 
 def _receive(awaited: str, hint: str = "") -> Generator[Action, Result, tuple[Message, bool]]:
-    """The next message. A DISCONNECT may come at any time: this is the one place that sees it."""
+    """Wait for the next message. A DISCONNECT may come at any time; only this function handles it.
+
+    :returns: the message, and whether an fd came with it.
+    """
     action = Receive(awaited, hint)
     received = yield action
     assert isinstance(received, Received)
@@ -359,7 +367,7 @@ def _until_disconnected() -> Conversation:
     raise _unexpected(message, "DISCONNECT")
 
 
-#: What a slave may say next, once its INIT is accepted.
+#: The messages that a slave may send after its INIT is accepted.
 _OFFERS = "ADD_REGION, ADD_RING or CONNECT"
 
 _NAMES: dict[type[Message], str] = {
@@ -374,7 +382,7 @@ _NAMES: dict[type[Message], str] = {
 
 
 def _unexpected(message: Message, expected: str) -> ProtocolError:
-    return ProtocolError(ErrorCode.UNKNOWN_MSG, f"unexpected message {_NAMES[type(message)]} where {expected} was due")
+    return ProtocolError(ErrorCode.UNKNOWN_MSG, f"unexpected message {_NAMES[type(message)]}, expected {expected}")
 
 
 def _version(version: int) -> str:

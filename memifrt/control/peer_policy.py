@@ -1,6 +1,6 @@
-"""Which peers a listener lets in.
+"""Decide which peers a listener admits.
 
-Owns the options and the decision. Knows a peer by its credentials alone.
+Owns the options and the decision. Knows only the credentials of a peer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ AcceptPeer = Callable[[Credentials], bool]
 
 @dataclass(frozen=True, slots=True)
 class PeerPolicy:
-    """Lets in a peer whose uid or gid is listed (every peer, without lists) if ``accept_peer`` agrees."""
+    """Admits a peer if its uid or gid is listed, or there are no lists, and ``accept_peer`` returns True."""
 
     uids: frozenset[int] | None = None
     gids: frozenset[int] | None = None
@@ -31,7 +31,7 @@ class PeerPolicy:
         allow_gids: Collection[int] | None = None,
         accept_peer: AcceptPeer | None = None,
     ) -> PeerPolicy:
-        """Check what a user wrote.
+        """Check the user's options.
 
         :raises ConfigError: an id is not a number, or ``accept_peer`` cannot be called.
         """
@@ -42,7 +42,7 @@ class PeerPolicy:
     def admits(self, peer: Credentials) -> bool:
         """Return whether the peer may connect.
 
-        :raises BaseException: what ``accept_peer`` raised.
+        :raises BaseException: ``accept_peer`` raised it.
         """
         listed = self.uids is None and self.gids is None
         listed = listed or peer.uid in (self.uids or ()) or peer.gid in (self.gids or ())

@@ -1,4 +1,4 @@
-"""The mode and the owner of a listener's socket file, as users choose them.
+"""The mode, owner and group of a listener's socket file, as options of the user.
 
 Owns the options and their check. Knows nothing of files or sockets.
 """
@@ -16,7 +16,7 @@ from memifrt.types import MAX_ID, check_range
 
 @dataclass(frozen=True, slots=True)
 class FilePermissions:
-    """Mode, uid and gid of a socket file. None leaves the system's choice: the umask, the ids of this process."""
+    """Mode, uid and gid of a socket file. None: the umask decides the mode, and the ids are those of this process."""
 
     mode: int | None = None
     uid: int | None = None
@@ -29,7 +29,7 @@ class FilePermissions:
     def parse(
         cls, mode: int | None = None, owner: int | str | None = None, group: int | str | None = None
     ) -> FilePermissions:
-        """Check what a user wrote. Users and groups are numbers or names.
+        """Check the user's options. Users and groups are numbers or names.
 
         :raises ConfigError: the mode is not between 0 and 0o777, or there is no such user or group.
         """

@@ -1,6 +1,7 @@
-"""The file of a listener: its mode and owner, whether it is still ours, and its removal.
+"""The socket file of a listener: set its mode and owner, and remove it if it is still ours.
 
-Owns an fd of the file itself (``O_PATH``), so that no other file is ever taken for it. Knows nothing of listening.
+Owns an fd of the file (``O_PATH``), so that no other file at the same path is mistaken for it. Knows nothing of
+listening.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ logger = logging.getLogger("memifrt")
 
 
 class SocketFile(OwnedFd):
-    """The file at ``path`` that ``bind`` has just made.
+    """The file that ``bind`` has just created at ``path``.
 
-    While it is open its inode is not used again: a file that somebody else has put in its place is a different one.
+    While the fd is open the kernel does not reuse the inode, so a file that has replaced ours always differs from it.
 
-    :raises OSError: it cannot be opened; the caller removes it.
+    :raises OSError: the file cannot be opened. The caller removes it.
     """
 
     __slots__ = ("path",)
@@ -34,11 +35,11 @@ class SocketFile(OwnedFd):
         self.path = path
 
     def set_permissions(self, wanted: FilePermissions) -> None:
-        """Give the file its owner, then its mode. To be called before ``listen``: until then nobody can connect.
+        """Set the owner of the file, then its mode. Call it before ``listen``: until then no peer can connect.
 
-        By way of the fd and not of the path, which somebody may have made a link to a file of ours meanwhile.
+        It uses the fd, because another user may have replaced the path by a link to a different file of ours.
 
-        :raises MemifOSError: with the errno: EPERM for an owner that this process may not give.
+        :raises MemifOSError: with the errno; EPERM: this process may not set the owner.
         """
         status = os.fstat(self.fileno())
         uid = status.st_uid if wanted.uid is None else wanted.uid
@@ -56,15 +57,18 @@ class SocketFile(OwnedFd):
             raise os_error(what, error, path=self.path) from error
 
     def _check_new(self, status: os.stat_result) -> None:
-        """Whoever may write in the directory could have moved another file here between ``bind`` and ``open``."""
+        """Check that this is the file that ``bind`` created.
+
+        Between ``bind`` and ``open`` every user with write access to the directory could have moved another file here.
+        """
         if not stat.S_ISSOCK(status.st_mode) or status.st_nlink != 1 or status.st_uid != os.geteuid():
             error = PermissionError(errno.EPERM, os.strerror(errno.EPERM))
             raise os_error(
-                f"somebody has replaced the socket file {self.path} while it was made", error, path=self.path
+                f"another process replaced the socket file {self.path} while it was created", error, path=self.path
             )
 
     def remove(self) -> None:
-        """Remove the file from its path, if it is there; another's file stays. What went wrong is logged."""
+        """Remove the file, unless another file has replaced it. Failures are logged, not raised."""
         if self.closed or self._pid != os.getpid():
             return
         try:
@@ -73,7 +77,7 @@ class SocketFile(OwnedFd):
             logger.info("the socket file %s is gone already: %s", self.path, error.strerror)
             return
         if not os.path.samestat(there, os.fstat(self.fileno())):
-            logger.warning("the file at %s is not the one that was made to listen on: it stays", self.path)
+            logger.warning("not removing %s: another file has replaced our socket file", self.path)
             return
         try:
             os.unlink(self.path)
@@ -81,7 +85,7 @@ class SocketFile(OwnedFd):
             logger.warning("cannot remove the socket file %s: %s", self.path, error.strerror)
 
     def __del__(self) -> None:
-        # A runtime that is forgotten closes its listeners, but the collector may come here before it comes there.
+        # An unclosed runtime closes its listeners when it is collected, but this object may be collected first.
         if getattr(self, "path", None) is not None:
             with contextlib.suppress(Exception):
                 self.remove()
@@ -89,7 +93,7 @@ class SocketFile(OwnedFd):
 
 
 def open_new(path: str) -> SocketFile:
-    """The file that ``bind`` has just made at ``path``; it is removed if it cannot be opened.
+    """Open the file that ``bind`` has just created at ``path``. If that fails, remove the file.
 
     :raises OSError: as ``open`` does.
     """
@@ -102,7 +106,7 @@ def open_new(path: str) -> SocketFile:
 
 
 def is_other_file(path: str) -> bool:
-    """Whether there is a file at ``path`` that is not a socket."""
+    """Return whether there is a file at ``path`` that is not a socket."""
     try:
         return not stat.S_ISSOCK(os.stat(path).st_mode)
     except OSError:
@@ -110,5 +114,5 @@ def is_other_file(path: str) -> bool:
 
 
 def not_a_socket(what: str, error: OSError, path: str) -> MemifOSError:
-    """The error for a file of another kind, with the errno of what was tried."""
+    """Return the error for a file that is not a socket, with the errno of ``error``."""
     return os_error(f"{what}: a file that is not a socket is there", error, path=path, code=ErrorCode.FILE_NOT_SOCK)

@@ -1,7 +1,7 @@
 """memif's control messages: 128 bytes on the wire, frozen dataclasses here.
 
-Owns the layout of every message (docs/protocol.md). Knows nothing of sockets or of which message may
-follow which.
+Owns the layout of every message (docs/protocol.md, The control channel). Knows nothing of sockets or of the order of
+messages.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class MessageType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The master's answer to each of INIT, ADD_REGION and ADD_RING."""
+    """The master's answer to INIT, ADD_REGION and ADD_RING."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The master's limits. ``max_*`` are the highest indices: the number of rings is that plus one."""
+    """The master's limits. Each ``max_*_ring`` and ``max_region`` is the highest index, one less than the number."""
 
     name: str
     min_version: int = VERSION
@@ -50,7 +50,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """The slave asks for an interface. The secret is never part of the repr."""
+    """The slave's request for an interface. The secret is not part of the repr."""
 
     version: int
     id: int
@@ -61,7 +61,7 @@ class Init:
 
 @dataclass(frozen=True, slots=True)
 class AddRegion:
-    """One memory region of ``size`` bytes; its fd travels beside the message."""
+    """One memory region of ``size`` bytes. Its fd comes with the message."""
 
     index: int
     size: int
@@ -69,7 +69,7 @@ class AddRegion:
 
 @dataclass(frozen=True, slots=True)
 class AddRing:
-    """One ring at ``offset`` of ``region``; its eventfd travels beside the message."""
+    """One ring at byte ``offset`` of ``region``. Its eventfd comes with the message."""
 
     s2m: bool
     index: int
@@ -81,21 +81,21 @@ class AddRing:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """The slave has offered everything; ``if_name`` is its interface's name."""
+    """The slave's request to connect, after all regions and rings. ``if_name`` is the name of its interface."""
 
     if_name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The master's answer to CONNECT."""
+    """The master's answer to CONNECT. ``if_name`` is the name of its interface."""
 
     if_name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Disconnect:
-    """The end, from either side. ``code`` is almost always 0: the string is the reason."""
+    """The end of the connection, from either side. ``reason`` tells why; ``code`` is almost always 0."""
 
     code: int
     reason: str
@@ -115,7 +115,7 @@ _S2M = 1  # ADD_RING's flag bit 0
 
 
 def encode(message: Message) -> bytes:
-    """The 128 bytes of a message. Names must fit (:func:`memifrt.types.check_name`); a reason is cut to fit."""
+    """Return the 128 bytes of a message. A name or reason that is too long is cut."""
     match message:
         case Ack():
             kind, body = MessageType.ACK, b""
@@ -156,11 +156,11 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes) -> Message:
-    """The message in ``data``.
+    """Return the message in ``data``.
 
-    Padding is ignored and strings end at their first NUL: peers leave garbage there.
+    Padding is ignored, and a string ends at its first NUL, because peers leave garbage in both places.
 
-    :raises ProtocolError: ``MFMSG`` if ``data`` is not 128 bytes, ``UNKNOWN_MSG`` if its type is none of the eight.
+    :raises ProtocolError: ``MFMSG``: ``data`` is not 128 bytes long; ``UNKNOWN_MSG``: the type is unknown.
     """
     if len(data) != MESSAGE_SIZE:
         raise ProtocolError(ErrorCode.MFMSG, f"message of {len(data)} bytes; every message has {MESSAGE_SIZE}")
@@ -190,7 +190,7 @@ def decode(data: bytes) -> Message:
 
 
 def _text(value: str, size: int) -> bytes:
-    """``value`` as UTF-8 with room for its NUL, cut between characters where it is too long."""
+    """Return ``value`` as UTF-8 of less than ``size`` bytes, to leave room for a NUL. Cut between characters."""
     data = value.encode(errors="replace")
     if len(data) >= size:
         data = data[: size - 1].decode(errors="ignore").encode()
@@ -202,5 +202,5 @@ def _cut(data: bytes) -> bytes:
 
 
 def _string(data: bytes) -> str:
-    # A peer's name is shown to people: bytes that are not UTF-8 become visible escapes, not an exception.
+    # A peer may send any bytes as its name. Invalid UTF-8 becomes visible escapes, not an exception.
     return _cut(data).decode(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Where rings and buffers lie in a slave's shared memory.
+"""Lay out rings and buffers in a slave's shared memory.
 
 Owns the arithmetic of sizes and offsets (docs/protocol.md, Shared memory). Knows nothing of files or sockets.
 """
@@ -12,21 +12,21 @@ from memifrt.types import Direction
 
 RING_HEADER_SIZE = 128
 DESCRIPTOR_SIZE = 16
-#: Descriptors hold offsets as u32, so no region reaches beyond this.
+#: A descriptor's offset is a u32, so no region is larger than this.
 MAX_REGION_SIZE = 1 << 32
-#: Buffers start on a page of their own: no false sharing with the last ring, and VPP and DPDK do the same.
+#: Buffers start on a new page, as in VPP and DPDK, which avoids false sharing with the last ring.
 _ALIGNMENT = 4096
 _CACHE_LINE = 64
 
 
 def ring_bytes(log2_ring_size: int) -> int:
-    """Bytes of a ring: its header and its descriptors."""
+    """Return the size of a ring in bytes: its header and its descriptors."""
     return RING_HEADER_SIZE + (DESCRIPTOR_SIZE << log2_ring_size)
 
 
 @dataclass(frozen=True, slots=True)
 class RingLayout:
-    """One ring: which way it carries, where it lies, and where the buffer of its first slot starts."""
+    """One ring: its direction, its offset in its region, and the offset of its first slot's buffer, in bytes."""
 
     direction: Direction
     index: int
@@ -37,9 +37,9 @@ class RingLayout:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Everything a slave creates: the size of each region, and the rings, S2M first.
+    """The memory that a slave creates: the size of each region in bytes, and the rings, S2M first.
 
-    Slot ``i`` of a ring has its buffer at ``first_buffer + i * stride`` of region ``buffer_region``.
+    The buffer of a ring's slot ``i`` is at ``first_buffer + i * stride`` in region ``buffer_region``.
     """
 
     region_sizes: tuple[int, ...]
@@ -49,10 +49,10 @@ class Layout:
 
 
 def buffer_stride(buffer_size: int) -> int:
-    """Bytes from one buffer to the next: whole cache lines, and an odd number of them.
+    """Return the distance from one buffer to the next in bytes: an odd number of cache lines.
 
-    Buffers at multiples of 2048 bytes would put the headers of all packets into one set of 32 of a core's first-level
-    cache, where they push each other out. Peers do not mind: a descriptor says where its buffer is.
+    With a distance of 2048 bytes the headers of all packets would use only one in 32 sets of a core's first-level cache
+    and evict each other. Any distance works for peers, because each descriptor has the offset of its buffer.
     """
     lines = -(-buffer_size // _CACHE_LINE)
     return (lines | 1) * _CACHE_LINE
@@ -66,22 +66,22 @@ def plan(
     *,
     separate_buffers: bool = False,
 ) -> Layout:
-    """Lay out rings and then buffers, in one region, or (``separate_buffers``) buffers in a region of their own.
+    """Lay out the rings and the buffers behind them.
 
-    One region is the default: every peer accepts it.
-
-    :raises ConfigError: if a region would be larger than a descriptor's offset can reach.
+    :param buffer_size: in bytes.
+    :param separate_buffers: put the buffers into a second region. The default is one region, which every peer accepts.
+    :raises ConfigError: a region would be larger than a descriptor's offset can reach.
     """
     total = num_s2m_rings + num_m2s_rings
     rings_end = total * ring_bytes(log2_ring_size)
-    # A region of their own is the application's: it is asked for as many bytes as libmemif asks for.
+    # A separate region is the application's. Ask it for as many bytes as libmemif would.
     stride = buffer_size if separate_buffers else buffer_stride(buffer_size)
     buffers = (total * stride) << log2_ring_size
     start = 0 if separate_buffers else _align(rings_end)
     if start + buffers > MAX_REGION_SIZE:
         raise ConfigError(
             f"{total} rings of 2^{log2_ring_size} buffers of {buffer_size} bytes need {start + buffers} bytes; "
-            f"a region holds at most {MAX_REGION_SIZE}: fewer rings, a smaller ring or smaller buffers are needed"
+            f"a region holds at most {MAX_REGION_SIZE}: use fewer rings, smaller rings or smaller buffers"
         )
     order = [(Direction.S2M, index) for index in range(num_s2m_rings)]
     order += [(Direction.M2S, index) for index in range(num_m2s_rings)]

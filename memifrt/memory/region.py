@@ -1,10 +1,10 @@
 """A region of shared memory: created and sealed by a slave, checked and mapped by a master.
 
-Owns memfds, seals, mappings and the rule of whose unsealed memory is acceptable (docs/protocol.md, rule 2).
+Owns memfds, seals, mappings, and the rule that decides which unsealed memory is acceptable (docs/protocol.md, rule 2).
 Knows nothing of rings.
 
-Our own memory is sealed. What a peer sent is never sealed by us: adding a seal waits for the lock of the file's inode,
-which the peer can hold for as long as it likes. Unsealed memory of a trusted peer is guarded instead.
+A slave seals its own memory. A master never seals a peer's memory, because F_ADD_SEALS takes the lock of the file's
+inode, which the peer can hold forever. It guards unsealed memory of a trusted peer instead (:mod:`.sigbus`).
 """
 
 from __future__ import annotations
@@ -28,16 +28,20 @@ from memifrt.system.original_functions import close
 if TYPE_CHECKING:
     from memifrt.memory.sigbus import Guard
 
-#: Called with the index of a region whose file was truncated under us.
+#: Called with the index of a region whose file was truncated while it was mapped.
 OnLoss = Callable[[int], object]
 
 
 def allocate_memfd(size: int) -> int:
-    """The default :data:`RegionAllocator`: a memfd that can neither shrink nor grow."""
+    """Create a memfd of ``size`` bytes that can neither shrink nor grow: the default :data:`RegionAllocator`.
+
+    :returns: the fd, which the caller owns.
+    :raises OSError: the system refuses.
+    """
     fd = os.memfd_create("memif region", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)
-        # The peer maps this too: without the seals either of us could turn the other's next read into SIGBUS.
+        # The peer maps the file, too. Without the seals each side could truncate it, and the other would get a SIGBUS.
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     except BaseException:
         close(fd)
@@ -47,13 +51,14 @@ def allocate_memfd(size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ExternalRegion:
-    """The application's own shared memory for the buffers: region 1 and above; region 0 never is external.
+    """The application's own shared memory for the buffers, used for region 1 and above, never for region 0.
 
-    ``add(size)`` (slave) returns ``(fd, memory)``: a file and its writable mapping, each of at least ``size`` bytes.
-    The fd stays the application's: memifrt duplicates it and never closes it. ``map(size, fd)`` (master) maps a region
-    that a peer sent; that fd is memifrt's, which closes it. ``delete(memory, size, fd)`` is called when memifrt is
-    done with the region, with the fd that ``add`` returned or that ``map`` was given. ``next_buffer_offset()``
-    (optional) gives the offset of the buffer of each next slot; without it buffers lie one after the other.
+    - ``add(size)`` (slave) returns ``(fd, memory)``: a file and its writable mapping, each of at least ``size`` bytes.
+      The application owns the fd; memifrt duplicates it.
+    - ``map(size, fd)`` (master) returns a mapping of a region that a peer sent. memifrt owns that fd and closes it.
+    - ``delete(memory, size, fd)`` is called when memifrt no longer uses the region, with the fd of ``add`` or ``map``.
+    - ``next_buffer_offset()`` (optional) returns the offset of the next slot's buffer in bytes. Without it, buffers lie
+      one after the other.
     """
 
     add: Callable[[int], tuple[int, memoryview]]
@@ -65,18 +70,18 @@ class ExternalRegion:
 class Region:
     """One mapped region.
 
-    ``memory`` is the whole region as a writable memoryview. ``close`` gives up the fd and our own view; the mapping
-    itself goes with the last view that anybody holds.
+    ``memory`` is the whole region as a writable memoryview. ``close`` closes the fd and drops this view. The mapping
+    exists until the last view into it is dropped.
 
-    ``on_loss(index)`` is told when memory that cannot be sealed is gone, because somebody has truncated its file: zeros
-    are in its place. It is called in the middle of whatever touched that memory, and may do no more than a
+    ``on_loss(index)`` is called when the file of an unsealed region was truncated. The mapping then reads as zeros. It
+    runs in a signal handler, in the middle of the code that touched the memory, so it may do only what
     :class:`~memifrt.memory.sigbus.Guard` allows.
     """
 
     __slots__ = ("_delete", "_fd", "_guard", "index", "is_external", "memory", "size")
 
     def __init__(self, index: int, fd: OwnedFd, memory: memoryview, size: int, *, external: bool = False) -> None:
-        # Imported here because it needs ctypes, and before abandon() does: a forked child should import nothing new.
+        # Imported here because it needs ctypes. Not only in abandon(): a forked child should not import modules.
         import memifrt.memory.sigbus  # noqa: F401
 
         self.index = index
@@ -88,6 +93,7 @@ class Region:
         self._guard: Guard | None = None
 
     def fileno(self) -> int:
+        """Return the fd of the region's file, or -1 after the close."""
         return self._fd.fileno()
 
     @property
@@ -96,6 +102,10 @@ class Region:
         return _address_of(self.memory)
 
     def close(self) -> None:
+        """Close the fd and drop the region's own view. A second call does nothing.
+
+        :raises BaseException: the ``delete`` callback of an external region raised it. The region is closed.
+        """
         if self._fd.closed:
             return
         if self._guard is not None:
@@ -104,13 +114,14 @@ class Region:
             if self._delete is not None:
                 self._delete(self.memory, self.size, self._fd.fileno())
         finally:
-            self.memory = memoryview(b"")  # before the fd: who gives up the file last frees its pages
+            # Unmap before the close. The last reference to the file frees its pages; an fd can be closed in a thread.
+            self.memory = memoryview(b"")
             self._fd.close()
 
     def abandon(self) -> None:
-        """In a forked child: let no write reach the parent's memory, whatever copy of its code still runs here.
+        """Make the mapping private in a forked child, so that no code in the child can write to the parent's memory.
 
-        An external region is the application's own mapping, and stays as it is.
+        An external region stays as it is, because its mapping is the application's.
         """
         if not self.is_external and not self._fd.closed:
             from memifrt.memory.sigbus import make_private
@@ -121,7 +132,11 @@ class Region:
     def create(
         cls, index: int, size: int, allocator: RegionAllocator = allocate_memfd, on_loss: OnLoss | None = None
     ) -> Region:
-        """A new region of ``size`` bytes, for a slave."""
+        """Create a region of ``size`` bytes for a slave.
+
+        :raises MemifOSError: the allocator or the mapping failed.
+        :raises ConfigError: the allocator returned a file that is too small.
+        """
         try:
             number = allocator(size)
             held = os.fstat(number).st_size
@@ -139,7 +154,11 @@ class Region:
 
     @classmethod
     def create_external(cls, index: int, size: int, external: ExternalRegion, on_loss: OnLoss | None = None) -> Region:
-        """A region of the application's own, for a slave."""
+        """Create a region for a slave from the application's own memory.
+
+        :raises MemifOSError: the fd of ``external.add`` cannot be duplicated.
+        :raises ConfigError: the file or its mapping is too small, or the mapping is read-only or not contiguous.
+        """
         number, memory = external.add(size)
         try:
             fd = OwnedFd(os.dup(number), f"memory of external region {index}")
@@ -149,7 +168,7 @@ class Region:
             raise os_error(f"cannot share external region {index}", error) from error
         region = cls(index, fd, memory, size, external=True)
         delete = external.delete
-        if delete is not None:  # with the application's own fd, not our duplicate: it may close it there
+        if delete is not None:  # with the application's fd instead of our duplicate: delete may close it
             region._delete = lambda memory, size, _: delete(memory, size, number)
         held = os.fstat(number).st_size
         if held < size:
@@ -177,11 +196,14 @@ class Region:
         external: ExternalRegion | None = None,
         on_loss: OnLoss | None = None,
     ) -> Region:
-        """A region that a peer sent, checked and mapped, for a master. It takes the fd, and closes it on an error.
+        """Check and map a region that a peer sent, for a master. The region owns the fd; an error closes it.
 
-        :param trusted: whether the peer may keep the power to shrink the file under us, where we cannot take it away.
-        :raises ProtocolError: ``NO_SHMFD`` if the fd is no memory, or if it is not sealed, or has huge pages, and the
-            peer is not trusted; ``INVAL_ARG`` if the size is not that of the file.
+        :param size: the size in bytes that the peer claims.
+        :param trusted: whether to accept a file that the peer can truncate, and huge pages.
+        :raises ProtocolError: ``NO_SHMFD``: the fd is not a memory file, or the peer is not trusted and the file is not
+            sealed or has huge pages; ``INVAL_ARG``: the file is smaller than ``size``, or ``size`` is out of range.
+        :raises ConfigError: the mapping of ``external.map`` is too small or read-only.
+        :raises MemifError: the file cannot be mapped.
         """
         try:
             _check_received(index, size, fd, trusted)
@@ -200,13 +222,13 @@ class Region:
             raise
 
     def _watch(self, on_loss: OnLoss | None) -> None:
-        """Guard the application's own mapping, for as long as we use it."""
+        """Guard the application's mapping while the region is in use, unless its pages cannot be lost."""
         if on_loss is not None and not _is_lasting(self._fd):
             self._guard = _guard(self.memory, self.size, self._fd, functools.partial(on_loss, self.index))
 
 
 class _Mapping(mmap.mmap):
-    """A mapping that is guarded as long as it exists: a burst that is still held reads it after its region's end."""
+    """A mapping that is guarded until it is unmapped, because a burst can still read it after its region is closed."""
 
     guard: Guard | None = None
 
@@ -220,9 +242,9 @@ def _check_received(index: int, size: int, fd: OwnedFd, trusted: bool) -> None:
         raise ProtocolError(
             ErrorCode.INVAL_ARG, f"region {index} has {size} bytes; a region has 1 to {MAX_REGION_SIZE}"
         )
-    # Nothing here may wait for the peer. Reading the seals takes no lock, and tells whether the file is one of the
-    # kernel's own memory (memfd, tmpfs, hugetlbfs): only then its file system, which is not the peer's, is asked more.
-    # The seals before the size: what can still shrink may shrink at once.
+    # Nothing here may wait for the peer. Reading the seals takes no lock, and works only for memory of the kernel
+    # (memfd, tmpfs, hugetlbfs). Only then it is safe to ask the file system more: a FUSE file could block us.
+    # Read the seals before the size: an unsealed file can shrink between the two calls.
     seals = _read_seals(fd)
     if seals is None:
         raise ProtocolError(ErrorCode.NO_SHMFD, f"region {index} came with an fd that is not a memory file")
@@ -231,7 +253,7 @@ def _check_received(index: int, size: int, fd: OwnedFd, trusted: bool) -> None:
             ErrorCode.NO_SHMFD,
             f"region {index} is not sealed against shrinking and the peer runs as another user",
         )
-    # Mapping huge pages takes the lock of the inode, while no other thread of this process can map memory.
+    # Mapping huge pages waits for the inode's lock, and meanwhile no other thread of this process can map memory.
     if not trusted and os.fstatvfs(fd.fileno()).f_bsize > mmap.PAGESIZE:
         raise ProtocolError(ErrorCode.NO_SHMFD, f"region {index} has huge pages and the peer runs as another user")
     status = os.fstat(fd.fileno())
@@ -244,13 +266,13 @@ def _check_received(index: int, size: int, fd: OwnedFd, trusted: bool) -> None:
 
 
 def _is_lasting(fd: OwnedFd) -> bool:
-    """Whether every page of a mapping of the file is there for good."""
-    # Huge pages are few: one that is given up by punching a hole may not come back, sealed or not.
+    """Return whether no page of a mapping of the file can be lost."""
+    # Huge pages are scarce: after a hole was punched the kernel may have none left to fill it, even in a sealed file.
     return bool((_read_seals(fd) or 0) & fcntl.F_SEAL_SHRINK) and _block(fd) <= mmap.PAGESIZE
 
 
 def _read_seals(fd: OwnedFd) -> int | None:
-    """Return the seals of the file, None if it is of a kind that knows none. Takes no lock."""
+    """Return the seals of the file, or None if this kind of file has none. Takes no lock."""
     try:
         return fcntl.fcntl(fd.fileno(), fcntl.F_GET_SEALS)
     except OSError:
@@ -258,18 +280,18 @@ def _read_seals(fd: OwnedFd) -> int | None:
 
 
 def _seal_own(fd: OwnedFd) -> None:
-    """Seal a file of ours, or of the application, against shrinking, if it allows that."""
-    with contextlib.suppress(OSError):  # EPERM: the seals are sealed; EINVAL: a file that knows no seals
+    """Seal a file of this process against shrinking, if the file allows that."""
+    with contextlib.suppress(OSError):  # EPERM: no more seals may be added; EINVAL: this kind of file has no seals
         fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
 
 
 def _block(fd: OwnedFd) -> int:
-    """Bytes of one page of the file: those of a huge page where it has such."""
+    """Return the page size of the file in bytes, which is that of huge pages if it has them."""
     return os.fstat(fd.fileno()).st_blksize
 
 
 def _map(fd: OwnedFd, size: int, index: int, on_loss: OnLoss | None = None) -> memoryview:
-    """The mapping, guarded if somebody is to be told of its loss."""
+    """Map the file, and guard the mapping if there is an ``on_loss`` callback."""
     try:
         mapping = _Mapping(fd.fileno(), size)
     except OSError as error:
@@ -283,7 +305,7 @@ def _map(fd: OwnedFd, size: int, index: int, on_loss: OnLoss | None = None) -> m
 
 
 def _guard(memory: memoryview, size: int, fd: OwnedFd, on_loss: Callable[[], object]) -> Guard:
-    """Guard the mapping ``memory`` of a file from now on."""
+    """Return a guard for the mapping ``memory`` of a file."""
     from memifrt.memory.sigbus import Guard
 
     return Guard(_address_of(memory), size, _block(fd), on_loss)

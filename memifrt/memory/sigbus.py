@@ -1,11 +1,11 @@
-"""Memory that its peer takes away while we use it: the SIGBUS becomes zeros and a call, instead of our end.
+"""Survive SIGBUS when a peer truncates a mapped file: map zero pages over the region and report the loss.
 
 Owns the process's SIGBUS handler while a guard exists. Knows nothing of regions or peers.
 
-A file that somebody else can truncate leaves pages in our mapping that nothing is behind, and touching one of them is
-a SIGBUS. The handler puts anonymous memory in the place of the whole mapping and returns: what was interrupted goes on
-and reads zeros. It runs on the thread that touched the page, in the middle of a copy, so it does as little as it can.
-A SIGBUS from anywhere else meets whatever handled it before.
+After a truncation, pages of our mapping have no file behind them, and touching one raises SIGBUS. The handler maps
+anonymous memory over the whole mapping and returns, so the interrupted code goes on and reads zeros. It runs on the
+thread that touched the page, in the middle of a copy, so it does as little as possible. Any other SIGBUS goes to the
+handler that was installed before.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ class _SigAction(ctypes.Structure):
     )
 
 
-# PyDLL: the lock of the interpreter is kept over the call, for it is kept by what the signal interrupted.
+# PyDLL keeps the GIL during the call. The interrupted code may hold the GIL, so the handler must not release it.
 _libc = ctypes.PyDLL(None, use_errno=True)
 _mmap = _libc.mmap
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 
 _lock = Lock()
-#: Replaced as a whole: the handler may look at any time.
+#: Never changed in place, always replaced, because the handler may read it at any time.
 _guards: tuple[Guard, ...] = ()
-#: Released, and still among them: for whoever has the lock.
+#: Guards that are released, but still in ``_guards``. The thread that holds the lock removes them.
 _leaving: list[Guard] = []
 _previous = _SigAction()
 
 
 class Guard:
-    """Watches one writable mapping from now on, until it is released.
+    """Protects one writable mapping until it is released.
 
-    :param address: of the mapping.
-    :param size: in bytes, as it was mapped.
-    :param block: bytes of one page of the file, where that is not the system's (huge pages).
-    :param on_loss: called once, in the handler: it may make system calls, and must take no lock.
+    :param address: the address of the mapping.
+    :param size: its size in bytes, as it was mapped.
+    :param block: the page size of the file in bytes, which differs from the system's for huge pages.
+    :param on_loss: called once, in the signal handler. It may make system calls, but must not take a lock.
     :raises MemifOSError: the handler cannot be installed.
     """
 
@@ -73,17 +73,17 @@ class Guard:
         self.end = address + size
         self._block = block
         self._on_loss = on_loss
-        #: Whether the memory is gone, and zeros are in its place.
+        #: Whether the memory was lost and zeros are in its place.
         self.lost = False
         _enlist(self)
 
     def release(self) -> None:
-        """Watch no more. Twice is harmless."""
+        """Stop protecting the mapping. A second call does nothing."""
         _dismiss(self)
 
     def replace(self) -> bool:
-        """In the handler: put zeros in the place of the mapping."""
-        # A mapping of huge pages cannot be replaced in part, and the kernel has rounded its size up to them.
+        """Map zeros over the mapping. Called in the handler. Return whether the kernel did it."""
+        # A mapping of huge pages can only be replaced as a whole, and the kernel has rounded its size up.
         for page in (_PAGE, max(_PAGE, self._block)):
             span = -(-(self.end - self.start) // page) * page
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
@@ -98,9 +98,9 @@ class Guard:
 
 
 def make_private(address: int, size: int, fd: int) -> bool:
-    """Put a private mapping of the same file in the place of a shared one; whether the kernel agreed.
+    """Replace a shared mapping by a private one of the same file. Return whether the kernel did it.
 
-    What is read is as before, and what is written stays in this process. Views into the old mapping stay valid.
+    Reads give the same bytes as before; writes stay in this process. Views into the old mapping stay valid.
     """
     flags = mmap.MAP_PRIVATE | _MAP_FIXED
     return bool(_mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0) != _MAP_FAILED)
@@ -108,12 +108,13 @@ def make_private(address: int, size: int, fd: int) -> bool:
 
 def _on_sigbus(number: int, info: ctypes._Pointer[_SigInfo], context: int | None) -> None:
     code, address = info.contents.code, info.contents.address or 0
-    with contextlib.suppress(BaseException):  # there is nobody to raise it to
-        if code > 0:  # a fault, and not somebody's kill()
+    with contextlib.suppress(BaseException):  # no caller could catch it
+        if code > 0:  # a fault, not a signal sent with kill()
             for guard in _guards:
                 if guard.start <= address < guard.end and guard.replace():
                     return
-    _libc.sigaction(signal.SIGBUS, ctypes.byref(_previous), None)  # a fault comes again, and meets the earlier handler
+    # Install the earlier handler again. A fault repeats when this returns, and then reaches that handler.
+    _libc.sigaction(signal.SIGBUS, ctypes.byref(_previous), None)
     if code <= 0:
         os.kill(os.getpid(), signal.SIGBUS)
 
@@ -137,22 +138,23 @@ def _enlist(guard: Guard) -> None:
 
 
 def _dismiss(guard: Guard) -> None:
-    # A mapping that is garbage comes here in the middle of anything, even of the lines that hold the lock: to wait for
-    # it would be for ever. Who holds it looks again when it is free.
+    # Never wait for the lock here: the garbage collector may call this while the same thread holds it. The holder
+    # calls _settle after it has released the lock.
     _leaving.append(guard)
     _settle()
 
 
 def _settle() -> None:
+    """Remove the released guards, unless another caller holds the lock and will do it."""
     while _leaving and _lock.acquire(blocking=False):
         try:
-            _strike([_leaving.pop() for _ in range(len(_leaving))])
+            _remove([_leaving.pop() for _ in range(len(_leaving))])
         finally:
             _lock.release()
 
 
-def _strike(gone: list[Guard]) -> None:
-    """Holding the lock: forget these guards, and with the last of all the handler."""
+def _remove(gone: list[Guard]) -> None:
+    """Remove guards, and after the last one the handler. The caller holds the lock."""
     global _guards
     left = tuple(guard for guard in _guards if guard not in gone)
     if len(left) == len(_guards):
@@ -161,12 +163,12 @@ def _strike(gone: list[Guard]) -> None:
     current = _SigAction()
     if left or _libc.sigaction(signal.SIGBUS, None, ctypes.byref(current)) < 0:
         return
-    if current.handler == _OURS:  # else somebody has come after us, and goes back to us
+    if current.handler == _OURS:  # otherwise a later handler is installed, which may call ours: leave it
         _libc.sigaction(signal.SIGBUS, ctypes.byref(_previous), None)
 
 
 def _renew_lock() -> None:
-    """Another thread of the parent may have held it."""
+    """Replace the lock in a forked child: a thread of the parent may have held it."""
     global _lock
     _lock = Lock()
 

@@ -1,1 +1,1 @@
-"""What Linux gives: owned fds, kicks, fds out of messages, functions as they were before monkey patching."""
+"""Wrappers of Linux calls: owned fds, kicks, timers, received fds, forks, originals of monkey-patched functions."""

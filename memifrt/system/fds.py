@@ -1,6 +1,6 @@
-"""File descriptors with one owner: closed once, missed when forgotten, left alone in a forked child.
+"""File descriptors with one owner, which closes them once, and never in a forked child.
 
-Owns the rule of who closes an fd, and the eventfds. Knows nothing of memif.
+Owns the rule for closing fds, and the eventfds. Knows nothing of memif.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from memifrt.system.original_functions import Lock, close, poll, socket
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: Every socket object of ours: in a forked child it is its parent's to close.
+#: Every socket object of ours. A forked child must not close them.
 _sockets: weakref.WeakSet[socket] = weakref.WeakSet()
 
 
 def own_socket(sock: socket) -> socket:
-    """Let a forked child forget this socket object, instead of closing its copy with a warning."""
+    """Have a forked child detach this socket object, instead of closing its copy with a warning. Return the socket."""
     _sockets.add(sock)
     return sock
 
 
 def accept(listener: socket) -> socket:
-    """The next connection, as a socket that nothing has patched.
+    """Return the next connection as an unpatched socket.
 
     :raises OSError: as ``socket.accept`` does; :class:`BlockingIOError` if none waits.
     """
-    # The method of this name makes an object of whatever class the socket module holds at that time.
+    # socket.accept would create an object of the class that the socket module has now, which may be patched.
     fd, _ = listener._accept()  # type: ignore[attr-defined]
     return socket(listener.family, listener.type, listener.proto, fileno=fd)
 
@@ -47,10 +47,12 @@ os.register_at_fork(after_in_child=_forget_sockets)
 
 
 class OwnedFd:
-    """An fd that this object alone closes.
+    """An fd that only this object closes.
 
-    Closing twice is harmless; forgetting to close warns with :class:`ResourceWarning`. A forked child shares the fd
-    with its parent: there, closing only forgets the number.
+    A second close does nothing. An object that is never closed warns with :class:`ResourceWarning`. In a forked child,
+    which shares the fd with its parent, ``close`` only forgets the number.
+
+    :param what: what the fd is, for the repr.
     """
 
     __slots__ = ("_fd", "_pid", "_what")
@@ -61,25 +63,27 @@ class OwnedFd:
         self._pid = os.getpid()
 
     def fileno(self) -> int:
-        """The number, or -1 once closed."""
+        """Return the number, or -1 after the close."""
         return self._fd
 
     @property
     def closed(self) -> bool:
+        """Whether the fd is closed or detached."""
         return self._fd < 0
 
     def detach(self) -> int:
-        """Give the fd away: the number is the caller's to close."""
+        """Return the number and forget it. The caller must close it."""
         fd, self._fd = self._fd, -1
         return fd
 
     def close(self) -> None:
+        """Close the fd. A second call does nothing; in a forked child the first one only forgets the number."""
         fd, self._fd = self._fd, -1
         if fd >= 0 and self._pid == os.getpid():
             close(fd)
 
     def __del__(self) -> None:
-        # An fd that __init__ never stored, or a closed one, has nothing to say.
+        # After an __init__ that failed there is no _fd.
         if getattr(self, "_fd", -1) >= 0 and self._pid == os.getpid():
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()
@@ -89,16 +93,16 @@ class OwnedFd:
 
 
 class EventFd(OwnedFd):
-    """An eventfd that may be used in one thread while another closes it.
+    """An eventfd that one thread may use while another closes it.
 
-    The number of a closed fd is soon another file's: the lock keeps ``notify`` and ``drain`` from reaching that
-    file. Neither of them ever blocks, so it is held for a system call at most.
+    The kernel reuses the number of a closed fd. The lock keeps ``notify`` and ``drain`` from reaching the next file
+    with that number. They never block, so the lock is held only for a system call.
     """
 
     __slots__ = ("_kick", "_lock", "_room", "_value")
 
     def __init__(self, fd: int, what: str) -> None:
-        # Imported here because it needs ctypes, which a program that only imports memifrt does not.
+        # Imported here because it imports ctypes, which a program that only imports memifrt does not need.
         from memifrt.system.kick import kick_for
 
         super().__init__(fd, what)
@@ -110,29 +114,33 @@ class EventFd(OwnedFd):
 
     @classmethod
     def create(cls, what: str) -> Self:
-        """:raises MemifOSError: the system refuses, for example for want of fds."""
+        """Create an eventfd.
+
+        :raises MemifOSError: the system refuses, for example because the process has too many open files.
+        """
         try:
             return cls(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), what)
         except OSError as error:
             raise os_error(f"cannot make the {what}", error) from error
 
     def notify(self) -> None:
-        """Make the fd readable. A counter that is full already says so."""
+        """Make the fd readable. If the counter is full, it is readable already."""
         with self._lock:
             if self._fd < 0:
                 return
             if self._kick is not None and self._kick():
                 return
-            # A system without such kicks. The peer shares this file: it can fill the counter and make writing block.
-            # Asking first, and saying that we do not wait, leaves it no more than the moment before the last call; in
-            # that moment it can hold this thread, and one that closes the fd, until it reads the counter or ends.
+            # Without a kick that cannot block, a write must do. The peer shares this file: it can fill the counter and
+            # clear O_NONBLOCK, so that a write blocks. The poll and set_blocking leave it only the moment before the
+            # write. If it uses that moment, this thread and one that closes the fd wait until it reads the counter or
+            # exits.
             if self._room.poll(0):
                 os.set_blocking(self._fd, False)
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_write(self._fd, 1)
 
     def is_readable(self) -> bool:
-        """Whether somebody has still to read a kick."""
+        """Return whether a kick has not been read yet."""
         with self._lock:
             if self._fd < 0:
                 return False
@@ -141,23 +149,24 @@ class EventFd(OwnedFd):
             return bool(waiting.poll(0))
 
     def abandon(self) -> None:
-        """In a forked child: forget the number, so that nothing here reaches the parent's eventfd."""
-        self._lock = Lock()  # a thread that the child does not have may hold it
+        """Forget the number in a forked child, so that nothing there reaches the parent's eventfd."""
+        self._lock = Lock()  # a thread of the parent may have held it
         self._fd = -1
 
     def drain(self) -> bool:
-        """Make the fd unreadable; whether it was readable."""
+        """Make the fd unreadable. Return whether it was readable."""
         with self._lock:
             if self._fd < 0:
                 return False
             try:
-                # RWF_NOWAIT: the peer shares this file and can make it blocking; our read must not wait even then.
+                # RWF_NOWAIT: the peer shares this file and can clear O_NONBLOCK. The read must not wait even then.
                 return os.preadv(self._fd, (self._value,), -1, os.RWF_NOWAIT) > 0
             except BlockingIOError:
                 return False
 
     def close(self) -> None:
-        if self._pid != os.getpid():  # a thread that the child does not have may hold the lock
+        """Close the fd. Another thread that uses it at this moment finds it closed."""
+        if self._pid != os.getpid():  # in a forked child: a thread of the parent may have held the lock
             super().close()
             return
         with self._lock:

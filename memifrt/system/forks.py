@@ -1,9 +1,9 @@
-"""What a forked child inherits and does not own.
+"""End the parent's objects in a forked child.
 
 Owns the hook that runs in a child after a fork, and the list of methods that it calls. Knows nothing of memif.
 
-The child shares every fd, poll set and mapping with its parent. The parent's objects therefore end in the child at
-once, each by a method of its own. No later call has to compare process ids, so no packet costs more.
+The child shares every fd, poll set and mapping with its parent. So the hook ends the parent's objects in the child at
+once, each with a method of its own. Later calls need not compare process ids, so packets cost no more.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""A kick that cannot block: an eventfd counted up by the kernel, not by a write of ours.
+"""Kick an eventfd without any risk to block: the kernel increments the counter, not a write.
 
-Owns the asynchronous I/O context of this process that it takes. Knows nothing of memif.
+Owns this process's context for asynchronous I/O. Knows nothing of memif.
 
-A write to an eventfd waits while the counter is full, if the file is in blocking mode. The peer shares the open file:
-it can fill the counter and clear O_NONBLOCK between any check of ours and the write, and a write knows no RWF_NOWAIT.
-What the kernel itself adds when an asynchronous operation completes (``aio_resfd`` of io_submit(2)) waits for nothing,
-and leaves a full counter full. The operation is a read of no bytes from the eventfd: it fails at once, takes nothing,
-and its completion is all that is wanted of it.
+A write to an eventfd in blocking mode waits while the counter is full. The peer shares the open file: it can fill the
+counter and clear O_NONBLOCK between our check and our write, and eventfd writes do not support RWF_NOWAIT. Instead we
+submit an asynchronous operation with ``aio_resfd`` (io_submit(2)). When it completes, the kernel increments the eventfd
+without waiting, and leaves a full counter as it is. The operation is a read of 0 bytes from the eventfd, which fails at
+once and consumes nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import sys
 
 from memifrt.system.original_functions import close
 
-#: io_setup, io_getevents and io_submit, which the C library does not wrap.
+#: Numbers of io_setup, io_getevents and io_submit, which the C library does not wrap.
 _SYSCALLS = {"x86_64": (206, 208, 209), "aarch64": (0, 4, 2)}
 _PREAD = 0
 _RESFD = 1
-#: Completions that wait to be collected; who finds no room collects them.
+#: Room for completions. A kick that finds no room collects them first.
 _SLOTS = 512
 _EVENT_SIZE = 32
-#: Why there may be no context now, and one later.
+#: Errors of io_setup that may go away, so that a later call tries again.
 _FOR_NOW = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 
@@ -49,10 +49,13 @@ class _Operation(ctypes.Structure):
 
 
 class _Context:
-    """The context, and its system calls. The GIL is kept in them: none of them waits."""
+    """The context and its system calls. They keep the GIL, because none of them waits."""
 
     def __init__(self) -> None:
-        """:raises OSError: the system has none to give."""
+        """Create a context.
+
+        :raises OSError: the system refuses, or the machine is unknown.
+        """
         numbers = _SYSCALLS.get(os.uname().machine)
         if numbers is None or sys.maxsize < 1 << 32:
             raise OSError(errno.ENOSYS, f"the numbers of io_setup's family are not known for {os.uname().machine}")
@@ -63,12 +66,12 @@ class _Context:
         self._call = ctypes.PyDLL(None).syscall
         self._call.restype = ctypes.c_long
         self._collected = ctypes.create_string_buffer(_SLOTS * _EVENT_SIZE)
-        # Arguments made once: this is most of what a kick costs beyond its system call.
+        # Converted once, because the conversion takes most of the time of a kick beside the system call.
         self.submit = (submit, number, ctypes.c_long(1))
         self._collect = (getevents, number, ctypes.c_long(0), ctypes.c_long(_SLOTS), self._collected, None)
 
     def run(self, arguments: tuple[object, ...]) -> bool:
-        """Submit one operation; whether it was accepted."""
+        """Submit one operation. Return whether the kernel accepted it."""
         if self._call(*arguments) == 1:
             return True
         self._call(*self._collect)
@@ -76,7 +79,10 @@ class _Context:
 
 
 class Kick:
-    """Calling it makes an eventfd readable; False: the kernel refuses, and a write must do."""
+    """A callable that makes an eventfd readable.
+
+    It returns False if the kernel rejected the operation. The caller then falls back to a write.
+    """
 
     __slots__ = ("_arguments", "_context", "_operation")
 
@@ -94,20 +100,20 @@ _refused = False
 
 
 def kick_for(fd: int) -> Kick | None:
-    """A way to kick this eventfd, None if the system offers none that cannot block."""
+    """Return a kick for this eventfd, or None if this system has none that cannot block."""
     global _context, _refused
     if _context is None and not _refused:
         try:
-            _context = _tried_context()
+            _context = _create_working_context()
         except OSError as error:
             _refused = error.errno not in _FOR_NOW
     return Kick(fd, _context) if _context is not None else None
 
 
-def _tried_context() -> _Context:
-    """A context that works. Kernels differ in what they make of an eventfd here: one kick tells.
+def _create_working_context() -> _Context:
+    """Create a context and test it with one kick, because not every kernel accepts an eventfd here.
 
-    :raises OSError: there is none.
+    :raises OSError: the system has no working context.
     """
     fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     try:
@@ -120,7 +126,7 @@ def _tried_context() -> _Context:
 
 
 def _forget() -> None:
-    """A forked child has no part in its parent's context."""
+    """Forget the context in a forked child: the kernel does not pass it on."""
     global _context
     _context = None
 

@@ -1,6 +1,6 @@
-"""Network namespaces: to enter one for a moment, or to have something made in one.
+"""Enter a network namespace for a moment, or call a function in one.
 
-Owns the way there and back. What is made there stays there.
+Owns the way there and back. A socket or device created there stays there. Knows nothing of memif.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from memifrt.system.original_functions import Lock, close, open_fd, start_new_th
 _T = TypeVar("_T")
 
 _CLONE_NEWNET = 0x40000000
-#: Where ``ip netns add`` puts them.
+#: The directory in which ``ip netns add`` creates namespaces.
 _FOLDER = "/run/netns"
 _OWN = "/proc/thread-self/ns/net"
 
 
 @contextlib.contextmanager
 def network_namespace(name: str) -> Iterator[None]:
-    """This thread in the namespace of this name, or of this path if there is a ``/`` in it; an empty name is ours.
+    """Run the block with this thread in a network namespace.
 
-    Where the thread is in that namespace already, nothing is entered, which would need a capability.
+    If the thread is in that namespace already, no capability is needed.
 
-    :raises MemifOSError: there is none, or we must not enter it.
+    :param name: see :func:`namespace_path`; empty: stay in the present namespace.
+    :raises MemifOSError: there is no such namespace, or this process must not enter it.
     """
     if not name:
         yield
@@ -51,7 +52,10 @@ def network_namespace(name: str) -> Iterator[None]:
 
 
 def namespace_path(name: str) -> str:
-    """Return the file of a namespace: of a path, of ``pid:N`` (a process's), or of a name that ``ip netns`` knows."""
+    """Return the file of a namespace.
+
+    :param name: a path (with a ``/``), ``pid:N`` for the namespace of a process, or a name that ``ip netns`` lists.
+    """
     if "/" in name:
         return name
     if name.startswith("pid:"):
@@ -62,11 +66,11 @@ def namespace_path(name: str) -> str:
 def call_in_namespace(name: str, function: Callable[[], _T]) -> _T:
     """Call a function in a network namespace and return its result.
 
-    It runs in a thread of its own, which ends with it: the caller's thread never leaves its namespace, so there is no
-    way back that could fail.
+    The function runs in a new thread. The caller's thread never leaves its namespace, so returning cannot fail.
 
+    :param name: see :func:`namespace_path`.
     :raises MemifOSError: there is no such namespace, or this process must not enter it.
-    :raises BaseException: what the function raised.
+    :raises BaseException: the function raised it.
     """
     results: list[_T] = []
     failures: list[BaseException] = []
@@ -99,7 +103,7 @@ def _opened(path: str) -> Iterator[int]:
 
 
 def _enter(fd: int) -> None:
-    # os.setns came with Python 3.12.
+    # os.setns exists only from Python 3.12 on.
     if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

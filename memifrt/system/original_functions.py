@@ -1,11 +1,9 @@
-"""The standard library as it is underneath the monkey-patching of gevent and eventlet.
+"""Functions and classes of the standard library, without the monkey-patching of gevent and eventlet.
 
-Owns the choice of the original where ``monkey.patch_all()`` or ``eventlet.monkey_patch()`` puts another function,
-whether it came before this import or comes after it. What memifrt does under a lock or on a socket never waits, so it
-has no use for a hub: a queue must work in any thread, and an fd must be closed when ``close()`` returns. Never imports
-gevent or eventlet by itself.
-
-The core takes every function and class that either of them replaces from here.
+Owns the list of originals, and finds them whether ``monkey.patch_all()`` or ``eventlet.monkey_patch()`` ran before this
+import or runs after it. The core imports every function and class that they replace from here. It never waits on a
+lock or a socket, so it needs no cooperative versions: a queue must work in any thread, and an fd must be closed when
+``close()`` returns. This module never imports gevent or eventlet.
 """
 
 from __future__ import annotations
@@ -28,29 +26,29 @@ __all__ = [
     "start_new_thread",
 ]
 
-#: Every original, as module and name in the standard library. RLock is not that of ``threading``, which is made of
-#: locks that are patched.
+#: Every original, as module and name in the standard library. RLock is ``_thread``'s, because the one of ``threading``
+#: may be made of patched locks.
 ORIGINALS = {
     "Lock": ("_thread", "allocate_lock"),
     "RLock": ("_thread", "RLock"),
-    "close": ("os", "close"),  # gevent from 25.8.1 on closes later, when its hub has gone round
-    "epoll": ("select", "epoll"),  # which patching removes
+    "close": ("os", "close"),  # gevent's (25.8.1 and later) closes only in a later turn of its hub
+    "epoll": ("select", "epoll"),  # patching removes it
     "open_fd": ("os", "open"),
     "poll": ("select", "poll"),
-    "read": ("os", "read"),  # eventlet's waits where the original raises BlockingIOError
+    "read": ("os", "read"),  # eventlet's waits instead of raising BlockingIOError
     "socket": ("socket", "socket"),
     "start_new_thread": ("_thread", "start_new_thread"),
 }
 
 
 def is_patched(module: str = "select") -> bool:
-    """Whether gevent has replaced the blocking calls of this module with cooperative ones."""
+    """Return whether gevent has replaced the blocking calls of a module with cooperative ones."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched(module))
 
 
 def threads_are_patched() -> bool:
-    """Whether a new thread is a greenlet, of gevent or of eventlet."""
+    """Return whether gevent or eventlet makes each new thread a greenlet."""
     patcher = sys.modules.get("eventlet.patcher")
     return is_patched("threading") or (patcher is not None and bool(patcher.is_monkey_patched("thread")))
 
@@ -61,7 +59,7 @@ def _original(module: str, name: str) -> Any:
         return monkey.get_original(module, name)
     patcher = sys.modules.get("eventlet.patcher")
     if patcher is not None:
-        # Its own copy of the module, without any patch.
+        # eventlet keeps an unpatched copy of the module.
         return getattr(patcher.original(module), name)
     return getattr(importlib.import_module(module), name)
 

@@ -1,17 +1,17 @@
-"""Fds that a peer sent or shares: the control thread never waits until one of them is closed.
+"""Close fds that a peer sent or shares, without letting the control thread wait for the close.
 
-Owns the threads that close them. Knows nothing of what the fds are for.
+Owns the threads that close them. Knows nothing of the purpose of the fds.
 
 Why a close may wait
 --------------------
-``close`` asks the file, and a peer can choose a file that does not answer: a FUSE file waits for its server, a TCP
-socket lingers over unsent data. An eventfd, even one of our own making, waits for an epoll set of the peer in which it
-is registered, and a peer can make ``epoll_wait`` hold that set for ever. Memory takes time to free. A socket takes the
-unread fds in its queue with it. Threads of :class:`_Backlog` do all of that. Only memory and eventfds of a user who
-could kill this process anyway (ours or root) are closed by the caller.
+A peer can send a file of a kind that is slow to close, or never closes: a FUSE file waits for its server, a TCP socket
+lingers over unsent data. An eventfd, even our own, waits for the peer's epoll set in which it is registered, and the
+peer can make ``epoll_wait`` lock that set forever. Freeing memory takes time. Closing a socket closes the unread fds in
+its queue. So the threads of :class:`_Backlog` close all of them. The caller itself closes only memory and eventfds of
+trusted users: our own user and root could kill this process anyway.
 
-A thread that hangs in ``close`` holds no fd number: the kernel gives the number up first. Fds that wait for a thread
-hold one each, so they are counted for each user, and a user with too many of them can send no more
+The kernel frees the number of an fd before a close hangs, so a thread that hangs uses no fd number. Each fd that waits
+for a thread does. They are counted for each user, and no more messages are taken from a user with too many of them
 (:func:`closes_too_slowly`).
 """
 
@@ -31,26 +31,26 @@ import time
 from memifrt.system.fds import EventFd, OwnedFd
 from memifrt.system.original_functions import Lock, RLock, poll, start_new_thread
 
-#: Fds of one user that may wait to be closed. With more, no message is taken from that user.
+#: Number of fds of one user that may wait to be closed. With more, no message is taken from that user.
 MAX_CLOSING = 64
-#: Threads that close the fds of one user. More than one: a lingering socket must not hold up all others.
+#: Number of threads that close the fds of one user. One is not enough: a lingering socket would block all other fds.
 _THREADS = 4
-#: Seconds after which a thread is stuck: then another one takes what waits behind its fd.
+#: Seconds after which a thread counts as stuck. Then another thread takes the waiting fds.
 _STUCK_AFTER = 0.01
-#: Seconds between two looks of the thread that stands by.
+#: Seconds between two checks of the standby thread.
 _LOOK_EVERY = 0.01
-#: Seconds for which a thread without work waits for more: starting one costs more than a close.
+#: Seconds for which a thread without work waits for more, because starting a thread costs more than a close.
 _IDLE = 0.002
-#: Waiting fds of one user above which sockets, memory and eventfds are parked (see :meth:`_Backlog._park`). So the end
-#: of a connection with many queues does not come near MAX_CLOSING.
+#: With more waiting fds of one user than this, sockets, memory and eventfds are parked (see :meth:`_Backlog._park`). So
+#: the end of a connection with many queues does not reach MAX_CLOSING.
 _PARK_ABOVE = 16
-#: Freeing this many bytes takes about a millisecond: larger memory is freed by a thread, whoever has sent it.
+#: Size in bytes above which a thread frees memory, even that of a trusted user. Freeing this many takes about 1 ms.
 _LARGE = 4 << 20
-#: Messages that are searched for fds at the end of a conversation.
+#: How many unread messages are searched for fds when a channel is closed.
 _UNREAD = 16
 _CREDENTIALS = socket.CMSG_SPACE(12)
-_BLOCK = 512  # of st_blocks
-#: The uid of fds whose user is not known.
+_BLOCK = 512  # the unit of st_blocks in bytes
+#: The uid of fds from an unknown user.
 UNKNOWN_USER = -1
 
 #: ``os.closerange``, which ignores errors and which no monkey patching replaces.
@@ -58,18 +58,21 @@ _close_range = os.closerange
 #: Reentrant: the garbage collector may close a forgotten fd while this thread holds the lock.
 _lock = RLock()
 _backlogs: dict[int, _Backlog] = {}
-#: Never free: to sleep, in a way that no monkey patching replaces.
+#: A lock that is never released. Waiting for it with a timeout is a sleep that no monkey-patching replaces.
 _never = Lock()
 _never.acquire()
 
 
 def is_trusted(uid: int) -> bool:
-    """Return True for our own user and root: they could kill this process anyway."""
+    """Return whether this is our own user or root, who could kill this process anyway."""
     return uid in (0, os.geteuid())
 
 
 def closes_too_slowly(uid: int) -> bool:
-    """Return True if so many fds of this user wait to be closed that no more may be taken from it."""
+    """Return whether so many fds of this user wait to be closed that no more may be taken from it.
+
+    The limit is :data:`MAX_CLOSING`. It is 1 while the fds of all users together hold half of RLIMIT_NOFILE.
+    """
     backlog = _backlogs.get(uid)
     if backlog is None:
         return False
@@ -80,9 +83,9 @@ def closes_too_slowly(uid: int) -> bool:
 
 
 class ReceivedFd(OwnedFd):
-    """An :class:`~memifrt.system.fds.OwnedFd` whose close never waits for the peer.
+    """An :class:`~memifrt.system.fds.OwnedFd` that a peer sent. Its close never waits for the peer.
 
-    :param uid: the user who sent it.
+    :param uid: the peer's user.
     """
 
     __slots__ = ("uid",)
@@ -92,6 +95,7 @@ class ReceivedFd(OwnedFd):
         self.uid = uid
 
     def close(self) -> None:
+        """Close the fd, in a thread if the close could wait."""
         fd = self.detach()
         if fd < 0 or self._pid != os.getpid():
             return
@@ -103,7 +107,7 @@ class ReceivedFd(OwnedFd):
 
 
 class SharedEventFd(EventFd):
-    """An eventfd that a peer has, too, whoever made it; its close never waits for the peer."""
+    """An eventfd that is shared with a peer, no matter which side created it. Its close never waits for the peer."""
 
     __slots__ = ("uid",)
 
@@ -113,6 +117,7 @@ class SharedEventFd(EventFd):
         self.uid = uid
 
     def close(self) -> None:
+        """Close the fd, in a thread if the peer is not trusted."""
         if is_trusted(self.uid):
             super().close()
             return
@@ -123,19 +128,22 @@ class SharedEventFd(EventFd):
 
 
 def is_eventfd(fd: int) -> bool:
-    """Return whether the file is an eventfd. Asks nothing but the kernel's own tables."""
+    """Return whether the file is an eventfd. This reads only the kernel's own tables, so it cannot wait."""
     try:
         return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
-    except OSError:  # no /proc; or the file's path is too long, and then it is no eventfd
+    except OSError:  # there is no /proc, or the path is too long, so it is not an eventfd
         return False
 
 
 def close_channel(sock: socket.socket, uid: int) -> None:
-    """Close a connected Unix socket, whatever its peer has left unread in it. Twice is harmless."""
+    """Close a connected Unix socket without waiting, even if unread fds are in it. A second call does nothing.
+
+    :param uid: the peer's user.
+    """
     if sock.fileno() < 0:
         return
     with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)  # nothing more comes in
+        sock.shutdown(socket.SHUT_RDWR)  # so that no more messages arrive
     if _has_unread_fds(sock):
         _close_in_thread([sock.detach()], uid, may_park=True)
     else:
@@ -143,7 +151,7 @@ def close_channel(sock: socket.socket, uid: int) -> None:
 
 
 def close_listener(fd: int) -> None:
-    """Close a listening socket, whatever was sent on connections that nobody accepted."""
+    """Close a listening socket without waiting, even if fds were sent on connections that were never accepted."""
     if _is_readable(fd):
         _close_in_thread([fd], UNKNOWN_USER, may_park=True)
     else:
@@ -151,11 +159,12 @@ def close_listener(fd: int) -> None:
 
 
 def receive_without_fds(sock: socket.socket, size: int) -> bytes:
-    """Read from a Unix stream socket, as ``recv`` does. ``recv`` itself would close fds that come along.
+    """Read from a Unix stream socket like ``recv``, which would close fds that come with the data, and so may wait.
 
-    :raises OSError: the peer has sent fds: EBADMSG. They stay unread; close the socket with :func:`close_channel`.
+    :param size: the most bytes to read.
+    :raises OSError: EBADMSG: the peer has sent fds. They stay unread; close the socket with :func:`close_channel`.
     """
-    # Urgent data may have fds, too, and reading past it would close them here: it is read like all other data.
+    # Urgent data may carry fds, too, and reading past it would close them. So have it read like all other data.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     data, _, flags, _ = sock.recvmsg(size, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     if flags & socket.MSG_CTRUNC:
@@ -168,16 +177,16 @@ def _is_readable(fd: int) -> bool:
     waiting.register(fd, select.POLLIN)
     try:
         return bool(waiting.poll(0))
-    except OSError:  # with RLIMIT_NOFILE at 0 even this is too much to ask
+    except OSError:  # poll fails if RLIMIT_NOFILE is 0
         return True
 
 
 def _has_unread_fds(sock: socket.socket) -> bool:
-    """Whether fds wait in a socket that has been shut down, or may. Messages without any are taken."""
-    is_stream = sock.type == socket.SOCK_STREAM  # which knows no empty messages
+    """Return whether unread fds are, or may be, in a socket that is shut down. Messages without fds are read."""
+    is_stream = sock.type == socket.SOCK_STREAM  # a stream has no empty messages
     try:
-        # Each message then has credentials beside it, which tell an empty one from the end. There is room for them and
-        # not for fds: a look takes none, and is told that some were cut off.
+        # With this option every message carries credentials, so an empty message differs from the end. The buffer has
+        # room for them, but not for fds: MSG_PEEK takes none, and MSG_CTRUNC tells that there are some.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # as in receive_without_fds
         for _ in range(_UNREAD):
@@ -188,7 +197,7 @@ def _has_unread_fds(sock: socket.socket) -> bool:
                 if not data and (is_stream or not ancillary):
                     return False
                 sock.recv(1, socket.MSG_DONTWAIT)
-            except ConnectionResetError:  # said once, before what the peer has sent
+            except ConnectionResetError:  # reported once, before the peer's messages
                 continue
     except OSError:
         pass
@@ -196,7 +205,7 @@ def _has_unread_fds(sock: socket.socket) -> bool:
 
 
 def _kind(fd: int) -> str:
-    """Return "memory", "eventfd", or "" for anything else. Asks nothing that could wait."""
+    """Return "memory", "eventfd", or "" for any other file. Uses no call that could wait."""
     try:
         fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # takes no lock
     except OSError:
@@ -212,21 +221,26 @@ def _is_large(fd: int) -> bool:
 
 
 class _Backlog:
-    """The fds of one user that are to be closed, and the threads that do it. Every method needs the lock."""
+    """The fds of one user that wait to be closed, and the threads that close them.
+
+    The caller of every method holds the lock.
+    """
 
     def __init__(self, uid: int) -> None:
         self.uid = uid
         #: Fds that no thread has taken yet.
         self.waiting: list[int] = []
-        #: Those, and those that a thread has taken and not closed yet.
+        #: Number of fds that are not closed yet: the waiting ones, and those that a thread has taken.
         self.outstanding = 0
-        #: Each thread that closes, and since when it has closed nothing.
+        #: Each closing thread, with the time when it last took or closed an fd.
         self._threads: dict[object, float] = {}
-        #: The thread that takes what waits when all of those are stuck.
+        #: The thread that takes the waiting fds when all others are stuck.
         self.standby: object | None = None
+        #: The socket that holds parked fds (see :meth:`_park`).
         self._parking: _socket.socket | None = None
 
     def add(self, fds: list[int], *, may_park: bool) -> None:
+        """Take fds to close, and start a thread if one is needed."""
         if may_park and self.outstanding >= _PARK_ABOVE:
             fds = [fd for fd in fds if not self._park(fd)]
         self.waiting += fds
@@ -234,8 +248,7 @@ class _Backlog:
         self._start_thread()
 
     def take(self, thread: object) -> int:
-        """Return the fd that this thread is to close; -1: none. The others are left to the other threads: this one may
-        never come back."""
+        """Return the fd that this thread must close, or -1. It gets one at a time, because its close may hang."""
         self.forget_parking()
         self._threads[thread] = time.monotonic()
         if not self.waiting:
@@ -246,7 +259,7 @@ class _Backlog:
         return fd
 
     def end(self, thread: object) -> bool:
-        """Forget this thread, unless there is something to close; return whether it is to end."""
+        """Forget this thread if no fd waits. Return whether the thread must end."""
         if self.waiting:
             return False
         if thread is self.standby:
@@ -258,11 +271,12 @@ class _Backlog:
         return True
 
     def closed(self, thread: object) -> None:
+        """Count an fd that this thread has closed."""
         self.outstanding -= 1
         self._threads[thread] = time.monotonic()
 
     def step_in(self, thread: object) -> bool:
-        """Let the thread that stands by close, if all others are stuck; return whether it is to."""
+        """Make the standby thread a closing one if all others are stuck. Return whether they are."""
         now = time.monotonic()
         if any(now - since < _STUCK_AFTER for since in self._threads.values()):
             return False
@@ -271,7 +285,7 @@ class _Backlog:
         return True
 
     def _start_thread(self) -> None:
-        """Start a thread that closes, or one that stands by in case those that close hang."""
+        """Start a closing thread if there is none, otherwise a standby thread, in case the closing ones hang."""
         thread = object()
         if not self._threads:
             run = _close_all
@@ -283,22 +297,22 @@ class _Backlog:
             return
         try:
             start_new_thread(run, (self, thread))
-        except RuntimeError:  # no more threads: the next close tries again, and until then the fds stay open
+        except RuntimeError:  # the system has no thread to give: the fds stay open until the next close tries again
             if self._threads.pop(thread, None) is None:
                 self.standby = None
 
     def _park(self, fd: int) -> bool:
-        """Send a waiting fd to ourselves, and give up its number: a flood of such fds then takes no numbers from us.
+        """Send an fd to ourselves through a socket pair and free its number, so that many of them use few numbers.
 
-        The message that holds the file goes with the socket pair, which a thread closes. Only for files that do nothing
-        when a number of theirs is closed (sockets, memory and eventfds): others, like those of FUSE, may wait then.
+        A thread closes the socket pair, and with it the files in its messages. Only for sockets, memory and eventfds:
+        freeing a number of another file, such as a FUSE file, may wait already. Return whether the fd was parked.
         """
         for _ in range(2):
             try:
                 if self._parking is None:
                     kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
                     self._parking, other = _socket.socketpair(socket.AF_UNIX, kind)
-                    # As numbers, of which the sender is one: the thread closes both.
+                    # Both ends wait for the thread as numbers, although the first is still used to send.
                     self.waiting += [self._parking.fileno(), other.detach()]
                     self.outstanding += 2
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
@@ -313,12 +327,17 @@ class _Backlog:
         return False
 
     def forget_parking(self) -> None:
+        """Stop using the socket pair, which a thread closes."""
         if self._parking is not None:
             self._parking.detach()
             self._parking = None
 
 
 def _close_in_thread(fds: list[int], uid: int, *, may_park: bool) -> None:
+    """Have a thread close fds of a user.
+
+    :param may_park: whether the files may be parked: they are sockets, memory or eventfds.
+    """
     with _lock:
         backlog = _backlogs.get(uid)
         if backlog is None:
@@ -327,17 +346,17 @@ def _close_in_thread(fds: list[int], uid: int, *, may_park: bool) -> None:
 
 
 def _close_all(backlog: _Backlog, thread: object) -> None:
-    """Close what waits, until nothing does. Runs on a thread of its own."""
+    """Close the waiting fds until none is left. Runs on a thread of its own."""
     while True:
         with _lock:
             fd = backlog.take(thread)
         if fd >= 0:
-            _close_range(fd, fd + 1)  # without the interpreter's lock
+            _close_range(fd, fd + 1)  # releases the GIL
             with _lock:
                 backlog.closed(thread)
                 is_idle = not backlog.waiting
             if is_idle:
-                _never.acquire(timeout=_IDLE)  # a connection that ends brings several, one after the other
+                _never.acquire(timeout=_IDLE)  # the end of a connection brings several fds, one after the other
         else:
             with _lock:
                 if backlog.end(thread):
@@ -345,7 +364,7 @@ def _close_all(backlog: _Backlog, thread: object) -> None:
 
 
 def _stand_by(backlog: _Backlog, thread: object) -> None:
-    """Close what waits once the threads that close are all stuck. Runs on a thread of its own."""
+    """Close the waiting fds once all closing threads are stuck. Runs on a thread of its own."""
     while True:
         _never.acquire(timeout=_LOOK_EVERY)
         with _lock:
@@ -357,7 +376,7 @@ def _stand_by(backlog: _Backlog, thread: object) -> None:
 
 
 def _forget_parent() -> None:
-    """In a forked child: the fds are the parent's, and the threads are not here."""
+    """Start without fds in a forked child: they are the parent's, and its threads do not exist there."""
     global _lock
     _lock = RLock()
     for backlog in _backlogs.values():

@@ -1,4 +1,4 @@
-"""A timerfd: one moment on the monotonic clock, as an fd that can be polled.
+"""A timerfd: an fd that becomes readable at one moment of the monotonic clock.
 
 Owns the fd. CPython has ``os.timerfd_create`` from 3.13 on. Before that, ctypes calls the C library.
 """
@@ -20,7 +20,7 @@ _TFD_TIMER_ABSTIME = 1
 
 
 class TimerFd(OwnedFd):
-    """An fd that becomes readable at one moment. It is disarmed at first."""
+    """An fd that becomes readable at one moment. It starts disarmed."""
 
     __slots__ = ("_due",)
 
@@ -30,15 +30,16 @@ class TimerFd(OwnedFd):
 
     @property
     def due(self) -> float | None:
-        """The moment of its expiry, by ``time.monotonic()``; None while it is disarmed."""
+        """When it expires, in seconds of ``time.monotonic()``; None while it is disarmed."""
         return self._due
 
     @property
     def armed(self) -> bool:
+        """Whether the timer is set."""
         return self._due is not None
 
     def arm(self, due: float) -> None:
-        """Make the fd readable at ``due``, or at once if that is past."""
+        """Make the fd readable at ``due`` (by ``time.monotonic()``), or at once if that is past."""
         if due != self._due:
             _set(self.fileno(), max(due, 1e-9))  # a value that rounds to 0 ns would disarm it
             self._due = due
@@ -46,7 +47,7 @@ class TimerFd(OwnedFd):
     def hasten(self, due: float) -> None:
         """Make the fd readable at ``due`` if that is earlier. May be called from any thread.
 
-        While the owner's thread changes the timer, this may put its moment off until ``due``: never for longer.
+        If the owner's thread sets the timer at the same time, this may delay it, but never beyond ``due``.
         """
         armed = self._due
         if armed is None or due < armed:
@@ -54,7 +55,7 @@ class TimerFd(OwnedFd):
             self._due = due
 
     def disarm(self) -> None:
-        """Make the fd unreadable, and keep it so."""
+        """Make the fd unreadable until it is armed again."""
         if self._due is not None:
             _set(self.fileno(), 0.0)
             self._due = None

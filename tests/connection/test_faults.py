@@ -54,7 +54,7 @@ class Fault:
             "silence": f"no {self.awaited} within {TIMEOUT:g} s",
             "close": CLOSED,
             "goodbye": f"peer disconnected: {Peer.GOODBYE}",
-            "lie": f"unexpected message {lie} where {self.awaited.split(' to ')[0]} was due",
+            "lie": f"unexpected message {lie}, expected {self.awaited.split(' to ')[0]}",
             "noise": NOISE,
         }[self.ending]
 

@@ -141,13 +141,13 @@ def test_a_second_slave_is_refused_and_the_first_stays(runtime: Runtime, socket_
 
 #: After which steps, what is sent with how many eventfds, and the reason that comes back.
 _OUT_OF_ORDER: list[tuple[str, Message, str]] = [
-    ("init", AddRegion(0, 4096), "unexpected message ADD_REGION where INIT was due"),
-    ("init", Connect(""), "unexpected message CONNECT where INIT was due"),
-    ("init", Hello(""), "unexpected message HELLO where INIT was due"),
-    ("region", VALID, "unexpected message INIT where ADD_REGION, ADD_RING or CONNECT was due"),
-    ("region", Ack(), "unexpected message ACK where"),
-    ("s2m", Connected(""), "unexpected message CONNECTED where"),
-    ("connect", Hello(""), "unexpected message HELLO where"),
+    ("init", AddRegion(0, 4096), "unexpected message ADD_REGION, expected INIT"),
+    ("init", Connect(""), "unexpected message CONNECT, expected INIT"),
+    ("init", Hello(""), "unexpected message HELLO, expected INIT"),
+    ("region", VALID, "unexpected message INIT, expected ADD_REGION, ADD_RING or CONNECT"),
+    ("region", Ack(), "unexpected message ACK, expected "),
+    ("s2m", Connected(""), "unexpected message CONNECTED, expected "),
+    ("connect", Hello(""), "unexpected message HELLO, expected "),
 ]
 
 
@@ -173,7 +173,7 @@ def test_a_connected_peer_that_goes_on_talking_is_disconnected(
     with ScriptedSlave(socket_name, runtime) as peer:
         peer.run()
         peer.send(message)
-        assert "where DISCONNECT was due" in peer.reason()
+        assert ", expected DISCONNECT" in peer.reason()
     assert [reason.established for reason in record.reasons] == [True]
 
 
@@ -241,15 +241,15 @@ _OUTSIDE = 4096 + 2 * (256 << LOG2_SIZE)
         ("region", region(size=1 << 20), "region 0 claims 1048576 bytes, but its file has", ErrorCode.INVAL_ARG),
         ("region", region(size=0), "region 0 has 0 bytes", ErrorCode.INVAL_ARG),
         ("region", region(size=(1 << 64) - 1), "a region has 1 to 4294967296", ErrorCode.INVAL_ARG),
-        ("region", region(index=1), "region 1 came where region 0 was due", ErrorCode.MAXREG),
+        ("region", region(index=1), "region 1 came, expected region 0", ErrorCode.MAXREG),
         ("region", region(index=256), "region index 256 is above the advertised 255", ErrorCode.MAXREG),
         ("s2m", with_fds(_RING), "s2m ring 0 came without an interrupt fd", ErrorCode.NO_INTFD),
         ("s2m", with_fds(_RING, "tx_fd", "rx_fd"), "more than one fd came with a message", ErrorCode.MFMSG),
         ("s2m", with_fds(_RING, "memory_fd"), "came with an fd that is not an eventfd", ErrorCode.NO_INTFD),
         ("s2m", with_pipe(_RING), "came with an fd that is not an eventfd", ErrorCode.NO_INTFD),
-        ("s2m", ring(index=1), "s2m ring 1 came where s2m ring 0 was due", ErrorCode.MAXRING),
+        ("s2m", ring(index=1), "s2m ring 1 came, expected s2m ring 0", ErrorCode.MAXRING),
         ("s2m", ring(index=256), "s2m ring index 256 is above the advertised 255", ErrorCode.MAXRING),
-        ("s2m", ring(s2m=False, index=3), "m2s ring 3 came where m2s ring 0 was due", ErrorCode.MAXRING),
+        ("s2m", ring(s2m=False, index=3), "m2s ring 3 came, expected m2s ring 0", ErrorCode.MAXRING),
         ("s2m", ring(log2_ring_size=15), "has 2^15 descriptors; the advertised limit is 2^14", ErrorCode.MAX_RING),
         ("s2m", ring(log2_ring_size=255), "has 2^255 descriptors", ErrorCode.MAX_RING),
         ("s2m", ring(private_hdr_size=8), "private headers of 8 bytes", ErrorCode.PRIVHDR),
@@ -350,14 +350,14 @@ def test_unsealed_memory_of_our_own_user_is_accepted(runtime: Runtime, socket_na
 @pytest.mark.parametrize(
     ("step", "message", "reason", "code"),
     [
-        ("accept", Ack(), "unexpected message ACK where HELLO was due", ErrorCode.UNKNOWN_MSG),
+        ("accept", Ack(), "unexpected message ACK, expected HELLO", ErrorCode.UNKNOWN_MSG),
         ("accept", Hello("", 0x0300, 0x0301), "the peer speaks memif versions 3.0 to 3.1", ErrorCode.PROTO),
         ("accept", Hello("", 0x0100, 0x01FF), "the peer speaks memif versions 1.0 to 1.255", ErrorCode.PROTO),
         ("accept", encode(Ack())[:-1], "message of 127 bytes", ErrorCode.MFMSG),
-        ("init", Hello(""), "unexpected message HELLO where ACK was due", ErrorCode.UNKNOWN_MSG),
-        ("region", Connected(""), "unexpected message CONNECTED where ACK was due", ErrorCode.UNKNOWN_MSG),
-        ("m2s", VALID, "unexpected message INIT where ACK was due", ErrorCode.UNKNOWN_MSG),
-        ("connect", Ack(), "unexpected message ACK where CONNECTED was due", ErrorCode.UNKNOWN_MSG),
+        ("init", Hello(""), "unexpected message HELLO, expected ACK", ErrorCode.UNKNOWN_MSG),
+        ("region", Connected(""), "unexpected message CONNECTED, expected ACK", ErrorCode.UNKNOWN_MSG),
+        ("m2s", VALID, "unexpected message INIT, expected ACK", ErrorCode.UNKNOWN_MSG),
+        ("connect", Ack(), "unexpected message ACK, expected CONNECTED", ErrorCode.UNKNOWN_MSG),
         ("connect", encode(Ack()) + b"\0", "message of 129 bytes", ErrorCode.MFMSG),
         ("connect", b"\x63".ljust(128, b"\0"), "message of unknown type 99", ErrorCode.UNKNOWN_MSG),
     ],

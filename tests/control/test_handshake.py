@@ -358,8 +358,7 @@ def test_each_step_takes_its_own_messages_and_refuses_all_others(step: Step, sam
     elif (step.name, sample) == ("admitted", "ADD_RING"):
         refused(end, SAMPLES[sample], ErrorCode.MAXREG, "s2m ring 0 lies in region 0, but only 0 came")
     else:
-        error = refused(end, SAMPLES[sample], ErrorCode.UNKNOWN_MSG, f"unexpected message {sample} where ")
-        assert str(error).endswith(" was due")
+        refused(end, SAMPLES[sample], ErrorCode.UNKNOWN_MSG, f"unexpected message {sample}, expected ")
 
 
 def test_the_samples_are_all_messages_there_are() -> None:
@@ -475,13 +474,13 @@ def test_a_stranger_does_not_learn_whether_somebody_is_connected() -> None:
 @pytest.mark.parametrize(
     ("before", "message", "code", "words"),
     [
-        ((), replace(REGION, index=1), ErrorCode.MAXREG, "region 1 came where region 0 was due"),
-        ((REGION,), REGION, ErrorCode.MAXREG, "region 0 came where region 1 was due"),
+        ((), replace(REGION, index=1), ErrorCode.MAXREG, "region 1 came, expected region 0"),
+        ((REGION,), REGION, ErrorCode.MAXREG, "region 0 came, expected region 1"),
         ((), replace(REGION, index=256), ErrorCode.MAXREG, "region index 256 is above the advertised 255"),
-        ((REGION,), replace(S2M, index=1), ErrorCode.MAXRING, "s2m ring 1 came where s2m ring 0 was due"),
-        ((REGION,), replace(M2S, index=1), ErrorCode.MAXRING, "m2s ring 1 came where m2s ring 0 was due"),
-        ((REGION, S2M), S2M, ErrorCode.MAXRING, "s2m ring 0 came where s2m ring 1 was due"),
-        ((REGION, S2M), replace(M2S, index=1), ErrorCode.MAXRING, "m2s ring 1 came where m2s ring 0 was due"),
+        ((REGION,), replace(S2M, index=1), ErrorCode.MAXRING, "s2m ring 1 came, expected s2m ring 0"),
+        ((REGION,), replace(M2S, index=1), ErrorCode.MAXRING, "m2s ring 1 came, expected m2s ring 0"),
+        ((REGION, S2M), S2M, ErrorCode.MAXRING, "s2m ring 0 came, expected s2m ring 1"),
+        ((REGION, S2M), replace(M2S, index=1), ErrorCode.MAXRING, "m2s ring 1 came, expected m2s ring 0"),
         ((REGION,), replace(S2M, index=256), ErrorCode.MAXRING, "s2m ring index 256 is above the advertised 255"),
         ((REGION,), replace(S2M, log2_ring_size=15), ErrorCode.MAX_RING, "2^15 descriptors; the advertised limit"),
         ((REGION,), replace(M2S, log2_ring_size=255), ErrorCode.MAX_RING, "2^255 descriptors"),

@@ -304,7 +304,7 @@ def test_an_fd_that_does_not_arrive_for_want_of_room_is_named(socket_name: str, 
                 with room_for(0):
                     wait_until(lambda: record.reasons, runtime)
         (reason,) = record.reasons
-        assert str(reason) == "the fd that came with a message was lost: no more files can be opened"
+        assert str(reason) == "cannot take the fd of a message: this process has too many open files"
         assert reason.code is ErrorCode.PROC_FILE_LIMIT
 
     in_child(check)

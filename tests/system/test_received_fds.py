@@ -212,7 +212,7 @@ def test_a_user_whose_fds_do_not_close_sends_no_more_of_them(
     with ScriptedSlave(socket_name, runtime) as peer:
         peer.run(until="init")
         peer.send(b"\0" * 128)
-        assert peer.reason() == f"fds that uid {os.getuid()} has sent do not close: no more are taken from it"
+        assert peer.reason() == f"fds from uid {os.getuid()} do not close; no more are accepted from this user"
     assert outstanding() == 2
     assert not received.closes_too_slowly(12345)
 
