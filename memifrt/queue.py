@@ -252,6 +252,10 @@ class RxQueue(_Queue[RxRing]):
             self._event.notify()  # the kick that was read may be the disconnect's: waiting callers must not miss it
         return drained
 
+    def is_readable(self) -> bool:
+        """Return whether the eventfd is readable: a kick has come that nobody has read."""
+        return self._event.is_readable()
+
     def pending(self) -> int:
         """Return the number of buffers that wait in the ring.
 

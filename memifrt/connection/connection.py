@@ -372,14 +372,15 @@ class Connection(ABC):
                 raise
 
     def _hand_over_what_came_before(self) -> None:
-        """Call ``on_interrupt`` for packets that the peer sent before it left.
+        """Call ``on_interrupt`` for kicks that the peer sent before it left.
 
-        Both events may be ready in one round, and which of them comes first is chance. The callback is called as long
-        as it takes packets, as it would be without the end: that ends, because what it leaves must become less.
+        Both events may be ready in one round, and which of them comes first is chance. The callback is called as often
+        as it would be without the end: until the eventfd is read. That ends, because each call must leave fewer
+        packets.
         """
         for queue in self.rx_queues:
             left = queue.ring_size + 1
-            while queue.connected and queue.fileno() in self._registry:
+            while queue.connected and queue.fileno() in self._registry and queue.is_readable():
                 try:
                     waiting = queue.pending()
                 except Disconnected:  # the peer broke the ring, too

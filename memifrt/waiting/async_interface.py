@@ -1,0 +1,118 @@
+"""The interface of asyncio's and trio's faces: the steps of each call, awaited. Knows neither loop.
+
+A face adds how to await one step (``_drive``), and a signal that wakes one task of its loop.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from memifrt.queue import DEFAULT_BURST
+from memifrt.ring import Burst
+from memifrt.waiting.base_interface import BaseInterface, BurstHolder
+from memifrt.waiting.steps import Waiting
+from memifrt.waiting.wakeup import Signal, Steps
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from memifrt.types import ReadableBuffer
+
+S = TypeVar("S", bound=Signal)
+T = TypeVar("T")
+
+
+class AsyncInterface(BaseInterface[S]):
+    """An interface whose calls are awaited in the thread of its loop.
+
+    Any number of tasks may wait, also for the same queue; each packet goes to one of them. Cancelling a call is safe at
+    any point: a packet that it did not return stays in the ring, or with :meth:`send` is sent or is not.
+    """
+
+    @staticmethod
+    @abstractmethod
+    async def _drive(steps: Steps[S, T]) -> T:
+        """Await what the steps wait for, and return their result.
+
+        Nothing is awaited between the last step and the return, so that a cancellation finds the packets in the ring or
+        in the caller's hands.
+        """
+
+    async def wait_connected(self) -> None:
+        """Wait until there is a peer. That nobody listens yet is not an error: the timer tries again, and
+        :attr:`last_error` says why it has to.
+
+        :raises Disconnected: a peer came and refused, or went before everything was agreed, and ``reconnect`` is off;
+            or the interface is deleted.
+        """
+        await self._drive(self._waiting.wait_connected())
+
+    async def recv(self, limit: int = DEFAULT_BURST, *, qid: int = 0) -> list[bytes]:
+        """Wait for packets and take those of up to ``limit`` buffers, copied: at least one packet.
+
+        :raises ConfigError: there is no such queue.
+        :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is deleted.
+        """
+        return await self._drive(self._waiting.recv(qid, limit))
+
+    def bursts(self, qid: int = 0, limit: int = DEFAULT_BURST) -> Bursts[S]:
+        """Iterate over what a queue receives, without copies: memoryviews into the peer's memory, up to ``limit``
+        buffers at a time.
+
+        Each burst is given back to the peer, and its views end, when the body of the loop is done with it. The same
+        happens when the loop is left by ``break``, an exception or a cancellation. If the iterator outlives the loop,
+        end it with ``aclose()``, or use it as a context manager (``async with interface.bursts() as bursts``). Raises
+        as :meth:`recv` does.
+        """
+        return Bursts(self._waiting, qid, limit, self._drive)
+
+    async def send(self, packets: Iterable[ReadableBuffer], *, qid: int = 0) -> int:
+        """Send all packets, wait for room as often as it takes, and return their number.
+
+        memif has no signal for "the ring has room again". While the ring is full this looks again after pauses that
+        double from 0.1 ms to 5 ms (the timers of trio and of asyncio's own loops make at least 1 ms of the first). So a
+        packet leaves up to 5 ms after it could have, and a sender that waits for long costs 200 looks a second, under
+        2 % of a core. A larger ring costs less.
+
+        Packets longer than a buffer go as chains. Several senders on one queue take turns in between batches. With
+        ``reconnect`` it goes on with the next peer; what the last one has not received is lost.
+
+        :raises ConfigError: a packet is empty or too long, or there is no such queue. Packets before it may have been
+            sent.
+        :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is deleted.
+        """
+        return await self._drive(self._waiting.send(packets, qid))
+
+
+class Bursts(BurstHolder[S]):
+    """The iterator of :meth:`AsyncInterface.bursts`."""
+
+    def __init__(
+        self, waiting: Waiting[S], qid: int, limit: int, drive: Callable[[Steps[S, Any]], Awaitable[Burst | None]]
+    ) -> None:
+        super().__init__(waiting, qid, limit)
+        self._drive = drive
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Burst:
+        burst = await self._drive(self._next())
+        if burst is None:
+            raise StopAsyncIteration
+        return burst
+
+    async def aclose(self) -> None:
+        """Give the present burst back, and end the iteration. A second call is harmless."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.close()
+
+
+__all__ = ["AsyncInterface", "Bursts"]
