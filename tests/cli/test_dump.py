@@ -289,7 +289,7 @@ def test_a_percent_sign_is_for_strftime_and_no_file_is_written_twice(
 def test_rotation_without_a_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dump", "-G", "10"]) == 2
     assert main(["dump", "-C", "10", "-w", "-"]) == 2
-    assert capsys.readouterr().err == 2 * "memifrt dump: -G and -C begin new files: they need -w FILE\n"
+    assert capsys.readouterr().err == 2 * "memifrt dump: -G and -C start new files: they need -w FILE\n"
     with pytest.raises(ConfigError, match="-w FILE"):
         DumpOptions(rotation=Rotation(seconds=1))
 

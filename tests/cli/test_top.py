@@ -335,7 +335,7 @@ def test_a_socket_of_something_else_is_told_apart(
         with contextlib.closing(other.accept()[0]) as client:
             client.sendall(said)
             observer.wait(DEADLINE)
-    assert "no stats socket of memifrt" in observer.programs[0].error
+    assert "not a stats socket of memifrt" in observer.programs[0].error
     os.unlink(stats_path)
 
 
