@@ -63,7 +63,7 @@ def test_an_endpoint_is_what_is_written(text: str) -> None:
 
 def test_between_two_memifs_the_kind_goes_without_saying() -> None:
     assert parse_memif_endpoint("@lab,id=3") == MemifEndpoint("@lab", InterfaceConfig(id=3, rx_mode=RxMode.ADAPTIVE))
-    with pytest.raises(ConfigError, match="'tap:x' is no memif"):
+    with pytest.raises(ConfigError, match="'tap:x' is not a memif"):
         parse_memif_endpoint("tap:x")
 
 
