@@ -287,7 +287,7 @@ def test_without_the_kernel_s_table_the_rest_is_told(
     with running_in_thread(runtime):
         found = findings(socket_path)
     assert [finding.check for finding in found] == ["file", "peer", "hello", "id"]
-    assert "not to be seen" in found[-1].text
+    assert "cannot be seen" in found[-1].text
 
 
 # --- what it says ---------------------------------------------------------------------------------------------------

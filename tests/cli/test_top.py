@@ -512,7 +512,7 @@ def test_json_goes_on_until_it_is_told_to_end(how: signal.Signals, stats_path: s
         ([], ["PATH"]),
         ([""], ["PATH", "''"]),
         (["-i", "0", "x"], ["-i", "'0'"]),
-        (["x"], ["no terminal", "--once", "--json"]),
+        (["x"], ["not a terminal", "--once", "--json"]),
     ],
 )
 def test_wrong_arguments_are_one_line(
