@@ -1,11 +1,14 @@
-"""libmemif's names and return codes on memifrt's objects, as thin as can be.
+"""Offer libmemif's names, argument orders and return codes on memifrt's objects.
 
-Owns the translation: exceptions to codes, C argument orders and defaults to ours. A socket handle is a
-:class:`memifrt.Socket`, a connection handle a :class:`memifrt.Interface`, a per-thread main a :class:`memifrt.Runtime`.
+Owns the translation: exceptions become codes, C's argument orders and defaults become memifrt's. Adds no behaviour of
+its own. A socket handle is a :class:`memifrt.Socket`, a connection handle a :class:`memifrt.Interface`, and a
+per-thread main a :class:`memifrt.Runtime`.
 
-A function without results returns its code, one with results ``(code, result, ...)``; what C returns by itself (a
-path, a handle, an fd, a version, a text) is returned by itself. No exception of memifrt's leaves these functions: see
-:func:`memif_last_error` for what is behind a code. What an application's own callback raises does.
+A function without results returns its code. A function with results returns ``(code, result)``. A function that
+returns a plain value in C (a path, a handle, an fd, a version, a text) returns that value alone. These functions turn
+memifrt's errors into codes; :func:`memif_last_error` returns the error behind a code. An exception that a callback of
+the application raises passes through. :class:`memifrt.ForkedError` is raised too: no code says that the handle belongs
+to the parent process.
 """
 
 from __future__ import annotations
@@ -129,7 +132,7 @@ MEMIF_DEFAULT_RECONNECT_PERIOD_SEC = DEFAULT_RECONNECT_INTERVAL
 MEMIF_DEFAULT_RECONNECT_PERIOD_NSEC = 0
 MEMIF_DEFAULT_SOCKET_DIR, MEMIF_DEFAULT_SOCKET_FILENAME = os.path.split(DEFAULT_SOCKET)
 
-# memif.h: the protocol's.
+# The constants of memif.h, from the protocol.
 MEMIF_COOKIE = COOKIE
 MEMIF_VERSION = VERSION
 MEMIF_VERSION_MAJOR = VERSION >> 8
@@ -144,15 +147,15 @@ MEMIF_DESC_FLAG_NEXT = BufferFlag.NEXT
 
 # --- handles, arguments, results ------------------------------------------------------------------------------------
 
-#: What :func:`memif_per_thread_init` makes and ``main=`` takes.
+#: The state that :func:`memif_per_thread_init` makes and the argument ``main`` takes.
 MemifMain = Runtime
 MemifSocketHandle = Socket
 MemifConnHandle = Interface
 
 #: libmemif 3.x: ``hook(fd, events, private_ctx)``; 3.0's :func:`memif_init` passes None.
 ControlFdUpdateWithContext = Callable[[int, FdEvent, object], object]
-#: libmemif 2.x: ``hook(fd, events)``, or 3.x's. Any hook fails by raising, or in C's way by returning a number that is
-#: not 0.
+#: libmemif 2.x: ``hook(fd, events)``, or the hook of 3.x. A hook fails by raising an exception or, as in C, by
+#: returning a number that is not 0.
 ControlFdUpdate = Callable[[int, FdEvent], object] | ControlFdUpdateWithContext
 #: libmemif 4.0: ``hook(fd_event, private_ctx)``.
 ControlFdEventUpdate = Callable[["MemifFdEvent", object], object]
@@ -164,8 +167,10 @@ InterruptCallback = Callable[[Interface, object, int], object]
 
 
 class MemifFdEvent(NamedTuple):
-    """What a hook of libmemif 4.0 is told: give ``private_ctx`` to :func:`memif_control_fd_handler` when the fd is
-    ready."""
+    """The argument of a hook of libmemif 4.0.
+
+    When the fd is ready, pass ``private_ctx`` to :func:`memif_control_fd_handler`.
+    """
 
     fd: int
     type: FdEvent
@@ -173,7 +178,7 @@ class MemifFdEvent(NamedTuple):
 
 
 class MemifFdContext(NamedTuple):
-    """Which fd of which socket's event loop; opaque to the application."""
+    """Names an fd and the event loop that it belongs to. Opaque to the application."""
 
     hook: _EventHook
     fd: int
@@ -181,7 +186,7 @@ class MemifFdContext(NamedTuple):
 
 @dataclass
 class MemifSocketArgs:
-    """``memif_socket_args_t``. ``connection_request_timer`` is in seconds, 0 for none."""
+    """``memif_socket_args_t``. ``connection_request_timer`` is in seconds; 0 turns the timer off."""
 
     path: str = MEMIF_DEFAULT_SOCKET_PATH
     app_name: str = MEMIF_DEFAULT_APP_NAME
@@ -191,8 +196,11 @@ class MemifSocketArgs:
 
 @dataclass
 class MemifConnArgs:
-    """``memif_conn_args_t``. Zero takes libmemif's default: one ring each way, 1024 slots, 2048 bytes; no socket is
-    the one at ``/run/vpp/memif.sock``."""
+    """``memif_conn_args_t``.
+
+    A zero means libmemif's default: one ring in each direction, 1024 slots, buffers of 2048 bytes. Without a
+    ``socket`` the connection uses ``/run/vpp/memif.sock``.
+    """
 
     socket: Socket | None = None
     secret: str | bytes = field(default=b"", repr=False)
@@ -207,8 +215,10 @@ class MemifConnArgs:
 
 
 class MemifBuffer:
-    """``memif_buffer_t``: one buffer of a queue. It is valid until it is sent or given back; touched later its
-    properties raise ``ValueError``."""
+    """``memif_buffer_t``: one buffer of a queue.
+
+    It is valid until it is sent or given back. After that its properties raise ``ValueError``.
+    """
 
     __slots__ = ("_burst", "_index", "_queue")
 
@@ -219,18 +229,19 @@ class MemifBuffer:
 
     @property
     def queue(self) -> RxQueue | TxQueue:
-        """The queue that it lies on."""
+        """The queue of the buffer."""
         return self._queue
 
     @property
     def desc_index(self) -> int:
-        """The slot of its descriptor."""
+        """The slot of the buffer's descriptor."""
         return self._burst.slot(self._index)
 
     @property
     def flags(self) -> BufferFlag:
-        """``MEMIF_BUFFER_FLAG_NEXT``: the packet goes on in the next buffer. To be set on an allocated buffer, before
-        it is sent (``tx.flags = rx.flags``).
+        """``MEMIF_BUFFER_FLAG_NEXT`` if the packet continues in the next buffer, otherwise 0.
+
+        The flag can be set on an allocated buffer, before it is sent: ``tx.flags = rx.flags``.
 
         :raises ConfigError: the buffer was received, or there is no such flag.
         """
@@ -242,15 +253,17 @@ class MemifBuffer:
 
     @property
     def data(self) -> memoryview:
-        """Its ``len`` bytes in shared memory. To be taken anew after ``len`` or ``advance``."""
+        """The ``len`` bytes of data, in shared memory. Setting ``len`` and ``advance`` end the view: read it again."""
         return self._burst[self._index]
 
     @property
     def len(self) -> int:
-        """Bytes of data. To be set before it is sent: to less, or to as much as the buffer has room for. A slave knows
-        the room of its buffers; a master may use what the slave had posted when the buffer was allocated.
+        """The number of bytes of data. Set it before the buffer is sent.
 
-        :raises ConfigError: there is no room for it, or nothing would be left.
+        The data can shrink, or grow as far as the buffer has room. On a slave that is its whole buffer. On a master it
+        is as much as the slave had posted when the buffer was allocated.
+
+        :raises ConfigError: the buffer has no room for this length, or the length is less than 1.
         """
         return self._burst.length(self._index)
 
@@ -259,10 +272,12 @@ class MemifBuffer:
         self._burst.set_length(self._index, length)
 
     def advance(self, count: int) -> None:
-        """Let the data start ``count`` bytes later: C's ``data += count; len -= count``. A slave may go back into the
-        headroom with a negative count, to prepend a header.
+        """Move the start of the data ``count`` bytes forward: C's ``data += count; len -= count``.
 
-        :raises ConfigError: nothing would be left, there is no such room, or it is a buffer that a master is to send.
+        On a slave a negative count moves the start back into the headroom, to prepend a header.
+
+        :raises ConfigError: no byte would be left, there is not so much headroom, or this is a transmit buffer of a
+            master.
         """
         self._burst.advance(self._index, count)
 
@@ -280,7 +295,7 @@ class MemifRegionDetails:
 
 @dataclass(frozen=True)
 class MemifQueueDetails:
-    """``memif_queue_details_t``. A master does not know the buffer size: 0."""
+    """``memif_queue_details_t``. ``buffer_size`` is 0 on a master, because the protocol does not carry it."""
 
     region: int
     qid: int
@@ -293,7 +308,7 @@ class MemifQueueDetails:
 
 @dataclass(frozen=True)
 class MemifDetails:
-    """``memif_details_t``; ``regions_num`` and its like are the tuples' lengths."""
+    """``memif_details_t``. The lengths of the tuples replace the fields ``*_num``."""
 
     if_name: str
     inst_name: str
@@ -317,19 +332,21 @@ _last = threading.local()
 
 
 def memif_last_error() -> MemifError | None:
-    """The exception behind the last code but SUCCESS that a function here returned in this thread: its text names
-    what failed, and a system call's has ``errno`` and ``filename``. Not in C."""
+    """Return the error behind the last code of this thread that was not SUCCESS; None if there was none.
+
+    Its text says what failed. The error of a system call has ``errno`` and ``filename``. C has no such function.
+    """
     error: MemifError | None = getattr(_last, "error", None)
     return error
 
 
 def _failed(error: MemifError) -> int:
-    """The code of an error, which is kept for :func:`memif_last_error`."""
+    """Keep an error for :func:`memif_last_error` and return its code."""
     link: BaseException | None = error
-    while link is not None:  # frames would keep buffers, and with them mappings, alive
+    while link is not None:  # a traceback's frames would keep buffers, and so mappings, alive
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
-    if isinstance(error, ForkedError):  # no code says whose the handle is
+    if isinstance(error, ForkedError):  # no code says that the handle belongs to the parent
         raise error
     _last.error = error
     logger.debug("code %d (%s): %s", error.code, error.code.name, error)
@@ -337,17 +354,20 @@ def _failed(error: MemifError) -> int:
 
 
 class _CallbackError(Exception):
-    """Carries a :class:`MemifError` that a callback raised past the place where our own become codes."""
+    """Carries a :class:`MemifError` of a callback past the code that turns memifrt's own errors into codes."""
 
     def __init__(self, error: MemifError) -> None:
         self.error = error
 
 
-def _noting(callback: Callable[_P, _T]) -> Callable[_P, _T]:
-    """An application's callback, whose errors are known again although they are of our classes."""
+def _recording(callback: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Wrap an application's callback, and record the :class:`MemifError` that it raises.
+
+    :func:`_pass_callback_errors` then tells it from an error of memifrt's own.
+    """
 
     @functools.wraps(callback)
-    def noted(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+    def recorded(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return callback(*args, **kwargs)
         except MemifError as error:
@@ -355,12 +375,12 @@ def _noting(callback: Callable[_P, _T]) -> Callable[_P, _T]:
                 _last.raised = error
             raise
 
-    return noted
+    return recorded
 
 
 @contextlib.contextmanager
-def _callbacks_run() -> Iterator[None]:
-    """Around a call that may run callbacks: what one of them raises comes out, whatever its class."""
+def _pass_callback_errors() -> Iterator[None]:
+    """Let what a callback raises pass through a call, even if it is a :class:`MemifError`."""
     watched, outer = getattr(_last, "watched", False), getattr(_last, "raised", None)
     _last.watched, _last.raised = True, None
     try:
@@ -376,7 +396,7 @@ def _callbacks_run() -> Iterator[None]:
 
 
 def _code(call: Callable[_P, None]) -> Callable[_P, int]:
-    """A function without results: it returns its code."""
+    """Make a function without results return its code."""
 
     @functools.wraps(call)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> int:
@@ -391,8 +411,8 @@ def _code(call: Callable[_P, None]) -> Callable[_P, int]:
     return wrapper
 
 
-def _result(nothing: Callable[[], _E]) -> Callable[[Callable[_P, tuple[int, _T]]], Callable[_P, tuple[int, _T | _E]]]:
-    """A function that returns its code and a result: ``nothing()`` on an error."""
+def _result(empty: Callable[[], _E]) -> Callable[[Callable[_P, tuple[int, _T]]], Callable[_P, tuple[int, _T | _E]]]:
+    """Make a function return its code and a result; on an error the result is ``empty()``."""
 
     def decorate(call: Callable[_P, tuple[int, _T]]) -> Callable[_P, tuple[int, _T | _E]]:
         @functools.wraps(call)
@@ -402,7 +422,7 @@ def _result(nothing: Callable[[], _E]) -> Callable[[Callable[_P, tuple[int, _T]]
             except _CallbackError as raised:
                 raise raised.error from raised.error.__cause__
             except MemifError as error:
-                return _failed(error), nothing()
+                return _failed(error), empty()
 
         return wrapper
 
@@ -426,14 +446,14 @@ def _no_fd() -> int:
 
 @dataclass
 class _SocketState:
-    """What C keeps in a socket and a :class:`memifrt.Socket` does not."""
+    """The state of a socket in C that a :class:`memifrt.Socket` does not have."""
 
     private_ctx: object
     owns_runtime: bool
 
 
 class _NotGiven:
-    """An argument that is not there, which differs from C's NULL."""
+    """Marks an argument that was not given. None stands for C's NULL."""
 
 
 _NOT_GIVEN = _NotGiven()
@@ -449,13 +469,14 @@ def memif_init(
     memif_realloc: None = None,
     memif_free: None = None,
 ) -> None:
-    """Make the global state (libmemif 2.x and 3.x): ``ALREADY`` if there is one.
+    """Make the global state (libmemif 2.x and 3.x). The code is ``ALREADY`` if it exists.
 
-    :param control_fd_update: ``hook(fd, events)``, or ``hook(fd, events, None)`` as in 3.x; without it memifrt polls by
-        itself: :func:`memif_poll_event`.
-    :param app_name: None takes the default.
-    :param region_allocator: ``allocate(size) -> fd``, in the place of C's ``malloc`` and its like.
-    :param memif_realloc: only None, as is ``memif_free``: memory is not allocated this way here.
+    :param control_fd_update: ``hook(fd, events)``, or ``hook(fd, events, None)`` as in 3.x. Without a hook memifrt
+        polls by itself: see :func:`memif_poll_event`.
+    :param app_name: the name that peers see; None for the default.
+    :param region_allocator: ``allocate(size) -> fd``; it replaces C's three allocators.
+    :param memif_realloc: must be None.
+    :param memif_free: must be None.
     """
     if memif_realloc is not None or memif_free is not None:
         raise ConfigError("memif_realloc and memif_free must be None: a region_allocator stands in for all three")
@@ -474,7 +495,11 @@ def memif_per_thread_init(
     memif_realloc: None = None,
     memif_free: None = None,
 ) -> tuple[int, Runtime]:
-    """Make a state of a thread's own, to be passed as ``main=``; its hook is ``hook(fd, events, private_ctx)``."""
+    """Make the state of one thread (libmemif 3.x). Pass it as ``main`` to the other calls.
+
+    The arguments are those of :func:`memif_init`. The hook is ``hook(fd, events, private_ctx)``, or
+    ``hook(fd, events)``.
+    """
     if memif_realloc is not None or memif_free is not None:
         raise ConfigError("memif_realloc and memif_free must be None: a region_allocator stands in for all three")
     hook = _with_context(control_fd_update, private_ctx)
@@ -482,9 +507,9 @@ def memif_per_thread_init(
 
 
 def _with_context(hook: ControlFdUpdate | None, private_ctx: object) -> Callable[[int, FdEvent], object] | None:
-    """A hook of two arguments (2.x) or three (3.x) as one of two.
+    """Turn a hook of two arguments (2.x) or of three (3.x) into a hook of two.
 
-    :raises ConfigError: it is not a function, or takes neither.
+    :raises ConfigError: the hook is not callable, or takes another number of arguments.
     """
     check_callback("control_fd_update", hook)
     if hook is None:
@@ -498,7 +523,7 @@ def _with_context(hook: ControlFdUpdate | None, private_ctx: object) -> Callable
 
 
 def _takes(function: Callable[..., object], count: int) -> bool:
-    """Whether a function can be called with ``count`` arguments; a built-in one that does not tell takes two."""
+    """Return whether a function takes ``count`` arguments. A built-in function without a signature takes two."""
     try:
         inspect.signature(function).bind(*range(count))
     except TypeError:
@@ -510,8 +535,10 @@ def _takes(function: Callable[..., object], count: int) -> bool:
 
 @_code
 def memif_cleanup(main: Runtime | None = None) -> None:
-    """Delete the global state, or a thread's, with all its connections and sockets; ``INVAL_ARG`` if there is none.
-    A forked child only forgets its parent's."""
+    """Delete the global state, or that of a thread, with its connections and sockets.
+
+    The code is ``INVAL_ARG`` if there is none. A forked child only forgets the state of its parent.
+    """
     global _main
     inherited = _main if main is None else main
     runtime = inherited if inherited is not None and inherited.inherited else _runtime(None, main)
@@ -519,7 +546,7 @@ def memif_cleanup(main: Runtime | None = None) -> None:
         _main = None
     for sock in runtime.sockets:
         _sockets.pop(sock, None)
-    with _callbacks_run():
+    with _pass_callback_errors():
         runtime.close()
 
 
@@ -539,7 +566,7 @@ def _new_runtime(
 
 
 def _checked(hook: Callable[[int, FdEvent], object]) -> Hook:
-    """C's hook says by its return value that it failed, Python's by raising: both are understood."""
+    """Make a hook that fails in C's way, by returning a number that is not 0, raise an error."""
 
     def checked(fd: int, events: FdEvent) -> None:
         result = hook(fd, events)
@@ -555,7 +582,7 @@ def _owner(sock: Socket) -> Runtime:
 
 
 def _runtime(sock: Socket | None = None, main: Runtime | None = None) -> Runtime:
-    """The event loop that is meant: a socket's, a thread's, or the global one."""
+    """Return the event loop of a socket, of a thread (``main``), or the global one."""
     if sock is not None:
         return _owner(sock)
     runtime = _main if main is None else main
@@ -570,12 +597,12 @@ def _runtime(sock: Socket | None = None, main: Runtime | None = None) -> Runtime
 
 
 class _EventHook:
-    """A hook of libmemif 4.0 behind the one of 2.x."""
+    """Calls a hook of libmemif 4.0 as a hook of 2.x."""
 
     def __init__(self, hook: ControlFdEventUpdate, private_ctx: object) -> None:
         self._hook = hook
         self._private_ctx = private_ctx
-        #: Known only after the first call, with the runtime's own timer.
+        #: Set after the runtime is made. The runtime calls the hook before that, for its own timer.
         self.runtime: Runtime | None = None
 
     def __call__(self, fd: int, events: FdEvent) -> object:
@@ -595,9 +622,13 @@ def memif_create_socket(
     *,
     main: Runtime | None = None,
 ) -> tuple[int, Socket]:
-    """A socket: on a path in the global or a thread's state (2.x), or with an event loop of its own (4.0).
+    """Make a socket.
 
-    A path that starts with ``@`` or NUL is an abstract name.
+    With a path, the socket belongs to the global state or to ``main`` (libmemif 2.x). With a
+    :class:`MemifSocketArgs`, it has its own event loop (4.0).
+
+    :param args: a path or a :class:`MemifSocketArgs`. A path that starts with ``@`` or NUL is an abstract name.
+    :param private_ctx: passed to the hook of 4.0 and to the callbacks of an external region.
     """
     _required("args", args)
     if isinstance(args, MemifSocketArgs):
@@ -626,7 +657,7 @@ def _create_own_socket(args: MemifSocketArgs, private_ctx: object) -> Socket:
 
 @_code
 def memif_delete_socket(sock: Socket | None) -> None:
-    """Forget a socket: ``INVAL_ARG`` while connections use it, or if there is none."""
+    """Delete a socket. The code is ``INVAL_ARG`` while connections use it, or if it is deleted already."""
     if sock is None or sock not in _owner(sock).sockets:
         raise ConfigError("there is no such socket, or it is deleted already")
     sock.delete()
@@ -636,28 +667,31 @@ def memif_delete_socket(sock: Socket | None) -> None:
 
 
 def memif_get_socket_path(sock: Socket | None) -> str | None:
-    """The path as it was given, an abstract one as ``@name``."""
+    """Return the path of a socket as it was given. An abstract name is shown as ``@name``."""
     return None if sock is None else sock.path
 
 
 def memif_get_socket_filename(sock: Socket | None) -> str | None:
-    """:func:`memif_get_socket_path`, as libmemif 3.x names it."""
+    """Do what :func:`memif_get_socket_path` does. This is its name in libmemif 3.x."""
     return memif_get_socket_path(sock)
 
 
 def memif_get_socket_handle(conn: Interface | None) -> Socket | None:
-    """The socket that a connection uses."""
+    """Return the socket of a connection; None if the connection is deleted."""
     return None if conn is None or _is_gone(conn) else cast(Socket, conn.socket)
 
 
 def memif_get_listener_fd(sock: Socket | None) -> int:
-    """The listener's fd; -1 while the socket does not listen."""
+    """Return the fd of the listener; -1 while the socket does not listen."""
     return -1 if sock is None else sock.listener_fd
 
 
 @_code
 def memif_set_listener_fd(sock: Socket | None, fd: int) -> None:
-    """Accept peers on a listener that somebody else made, and own it from now on: ``FILE_NOT_SOCK``, ``BAD_FD``."""
+    """Accept peers on a listener that the application or its parent made, and take ownership of the fd.
+
+    The code is ``FILE_NOT_SOCK`` or ``BAD_FD`` if the fd is not a listening socket.
+    """
     _required("fd", fd)
     if fd < 0:
         raise MemifError(ErrorCode.BAD_FD, f"{fd} is not an fd")
@@ -672,14 +706,17 @@ def memif_register_external_region(
     del_external_region: Callable[[memoryview, int, int, object], object] | None = None,
     get_external_buffer_offset: Callable[[object], int] | None = None,
 ) -> None:
-    """Let buffers live in the application's own memory (:class:`memifrt.ExternalRegion`); each callback gets the
-    socket's private context as its last argument. ``INVAL_ARG`` once a connection exists.
+    """Put the buffers into memory of the application: see :class:`memifrt.ExternalRegion`.
 
-    :param add_external_region: slave: ``add(size, private_ctx) -> (fd, memory)``. The fd stays the application's, as in
-        C: close it in ``delete``, which gets the same number.
-    :param get_external_region_addr: master: ``map(size, fd, private_ctx) -> memory``.
+    Each callback gets the private context of the socket as its last argument. The code is ``INVAL_ARG`` once a
+    connection exists.
+
+    :param add_external_region: for a slave: ``add(size, private_ctx) -> (fd, memory)``. The application owns the fd,
+        as in C. It closes the fd in ``delete``, which gets the same number.
+    :param get_external_region_addr: for a master: ``map(size, fd, private_ctx) -> memory``. memifrt owns the fd.
     :param del_external_region: ``delete(memory, size, fd, private_ctx)``.
-    :param get_external_buffer_offset: ``next_offset(private_ctx) -> offset`` of the next slot's buffer.
+    :param get_external_buffer_offset: ``next_offset(private_ctx) -> offset``: the offset in bytes of the buffer of the
+        next slot.
     """
     home = _existing(sock)
     for what, callback in (
@@ -689,12 +726,12 @@ def memif_register_external_region(
         ("get_external_buffer_offset", get_external_buffer_offset),
     ):
         check_callback(what, callback)
-    add, get = _noting(_required("add_external_region", add_external_region)), get_external_region_addr
-    get = _noting(_required("get_external_region_addr", get))
+    add, get = _recording(_required("add_external_region", add_external_region)), get_external_region_addr
+    get = _recording(_required("get_external_region_addr", get))
     state = _sockets.get(home)
     ctx = None if state is None else state.private_ctx
-    delete = None if del_external_region is None else _noting(del_external_region)
-    offset = None if get_external_buffer_offset is None else _noting(get_external_buffer_offset)
+    delete = None if del_external_region is None else _recording(del_external_region)
+    offset = None if get_external_buffer_offset is None else _recording(get_external_buffer_offset)
 
     def deleted(memory: memoryview, size: int, fd: int) -> None:
         if delete is not None:
@@ -739,11 +776,13 @@ def memif_poll_event(
     *,
     main: Runtime | None = None,
 ) -> None:
-    """Wait once and handle what is ready: ``memif_poll_event(sock, timeout)`` as in 4.0, ``memif_poll_event(timeout)``
-    as in 2.x. ``POLL_CANCEL`` if cancelled, ``INVAL_ARG`` with a hook.
+    """Wait for events once and handle them.
 
-    :param timeout: in **seconds**; 0 does not wait, None or a negative number waits for as long as it takes. The first
-        whole number from 100 on, which looks like milliseconds, makes a RuntimeWarning.
+    Call it as ``memif_poll_event(sock, timeout)`` as in 4.0, or as ``memif_poll_event(timeout)`` as in 2.x. The code is
+    ``POLL_CANCEL`` if the poll was cancelled, and ``INVAL_ARG`` if the event loop has a hook.
+
+    :param timeout: in **seconds**. 0 does not wait. None or a negative number waits without a limit. The first integer
+        of 100 or more causes a RuntimeWarning, because it looks like milliseconds.
     """
     if isinstance(sock, _NotGiven):
         runtime, seconds = _runtime(None, main), timeout
@@ -754,7 +793,7 @@ def memif_poll_event(
     else:
         runtime, seconds = _runtime(None, main), sock
     _warn_of_milliseconds(seconds)
-    with _callbacks_run():
+    with _pass_callback_errors():
         runtime.poll_event(None if isinstance(seconds, _NotGiven) else seconds)
 
 
@@ -762,7 +801,7 @@ _milliseconds_warned = False
 
 
 def _warn_of_milliseconds(timeout: object) -> None:
-    """C's programs pass milliseconds, whatever its documentation says: one that waits for 1000 s seems to hang."""
+    """Warn once of a timeout that looks like milliseconds: C programs pass those, and 1000 s looks like a hang."""
     global _milliseconds_warned
     if isinstance(timeout, int) and timeout >= 100 and not _milliseconds_warned:
         _milliseconds_warned = True
@@ -775,7 +814,10 @@ def _warn_of_milliseconds(timeout: object) -> None:
 
 @_code
 def memif_cancel_poll_event(sock: Socket | _NotGiven | None = _NOT_GIVEN, *, main: Runtime | None = None) -> None:
-    """End one poll, from any thread or signal handler; ``INVAL_ARG`` with a hook, and for None, which is no socket."""
+    """End one poll. This can be called in any thread and in a signal handler.
+
+    The code is ``INVAL_ARG`` if the event loop has a hook, and if ``sock`` is None.
+    """
     _runtime(None if isinstance(sock, _NotGiven) else _existing(sock), main).cancel_poll_event()
 
 
@@ -785,12 +827,16 @@ def memif_control_fd_handler(ptr: MemifFdContext, events: FdEvent | int) -> int:
 def memif_control_fd_handler(ptr: int, events: FdEvent | int, *, main: Runtime | None = None) -> int: ...
 @_code
 def memif_control_fd_handler(ptr: MemifFdContext | int, events: FdEvent | int, *, main: Runtime | None = None) -> None:
-    """Say that an fd is ready: by its number (2.x), or by the ``private_ctx`` of its :class:`MemifFdEvent` (4.0)."""
+    """Handle the events of an fd that is ready.
+
+    :param ptr: the fd (2.x), or the ``private_ctx`` of its :class:`MemifFdEvent` (4.0).
+    :param events: the events, a combination of ``MEMIF_FD_EVENT_*``.
+    """
     if isinstance(ptr, MemifFdContext):
         runtime, fd = _runtime(None, ptr.hook.runtime), ptr.fd
     else:
         runtime, fd = _runtime(None, main), _required("fd", ptr)
-    with _callbacks_run():
+    with _pass_callback_errors():
         runtime.control_fd_handler(fd, _required("events", events))
 
 
@@ -802,11 +848,16 @@ def memif_set_connection_request_timer(period: float, /, *, main: Runtime | None
 def memif_set_connection_request_timer(
     sock: Socket | float, period: float | _NotGiven | None = _NOT_GIVEN, *, main: Runtime | None = None
 ) -> None:
-    """The period in **seconds** in which slaves try to connect, 0 for none: of a socket's event loop
-    (``(sock, period)``, 4.0) or the global one (``(period)``, 2.x)."""
+    """Set the time between two attempts of disconnected slaves to connect.
+
+    Call it with ``(sock, period)`` for the event loop of a socket (4.0), or with ``(period)`` for the global state
+    (2.x).
+
+    :param period: in **seconds**; 0 turns the timer off.
+    """
     if isinstance(sock, Socket):
         if period is None or isinstance(period, _NotGiven):
-            raise ConfigError("there is no period")
+            raise ConfigError("period is missing; it must be a number of seconds, 0 for none")
         _runtime(sock).set_reconnect_interval(period)
     elif isinstance(period, _NotGiven):
         _runtime(None, main).set_reconnect_interval(_required("period", sock))
@@ -814,40 +865,40 @@ def memif_set_connection_request_timer(
         raise ConfigError(f"sock is {sock!r}; it must be a socket handle")
 
 
-# --- libmemif 3.x: the same, for a thread's state --------------------------------------------------------------------
+# --- libmemif 3.x: the same for the state of a thread ----------------------------------------------------------------
 
 
 def memif_per_thread_cleanup(main: Runtime | None) -> int:
-    """:func:`memif_cleanup` of a thread's state."""
+    """Call :func:`memif_cleanup` for the state of a thread."""
     return _no_main() if main is None else memif_cleanup(main)
 
 
 def memif_per_thread_create_socket(
     main: Runtime | None, filename: str | os.PathLike[str] = MEMIF_DEFAULT_SOCKET_PATH, private_ctx: object = None
 ) -> tuple[int, Socket | None]:
-    """:func:`memif_create_socket` in a thread's state."""
+    """Call :func:`memif_create_socket` for the state of a thread."""
     if main is None:
         return _no_main(), None
     return memif_create_socket(filename, private_ctx, main=main)
 
 
 def memif_per_thread_poll_event(main: Runtime | None, timeout: float | None = None) -> int:
-    """:func:`memif_poll_event` of a thread's state; ``timeout`` is in **seconds**."""
+    """Call :func:`memif_poll_event` for the state of a thread. ``timeout`` is in **seconds**."""
     return _no_main() if main is None else memif_poll_event(timeout=timeout, main=main)
 
 
 def memif_per_thread_cancel_poll_event(main: Runtime | None) -> int:
-    """:func:`memif_cancel_poll_event` of a thread's state."""
+    """Call :func:`memif_cancel_poll_event` for the state of a thread."""
     return _no_main() if main is None else memif_cancel_poll_event(main=main)
 
 
 def memif_per_thread_control_fd_handler(main: Runtime | None, fd: int, events: FdEvent | int) -> int:
-    """:func:`memif_control_fd_handler` of a thread's state."""
+    """Call :func:`memif_control_fd_handler` for the state of a thread."""
     return _no_main() if main is None else memif_control_fd_handler(fd, events, main=main)
 
 
 def memif_per_thread_set_connection_request_timer(main: Runtime | None, period: float) -> int:
-    """:func:`memif_set_connection_request_timer` of a thread's state; ``period`` is in **seconds**."""
+    """Call :func:`memif_set_connection_request_timer` for the state of a thread. ``period`` is in **seconds**."""
     return _no_main() if main is None else memif_set_connection_request_timer(period, main=main)
 
 
@@ -866,10 +917,15 @@ def memif_create(
     on_interrupt: InterruptCallback | None = None,
     private_ctx: object = None,
 ) -> tuple[int, Interface]:
-    """A connection: a master listens at once; a slave tries at once, and goes on trying when nobody listens.
+    """Create a connection. A master listens at once. A slave tries to connect at once, and again with the timer.
 
-    ``CONN`` if the id is taken, ``MAX_RING`` for more than 2^14 slots. A slave receives nothing before
-    ``memif_refill_queue(conn, qid, -1, 0)`` in its ``on_connect``. ``conn.last_error`` says why a connection ended.
+    The code is ``CONN`` if the id is taken, and ``MAX_RING`` for more than 2^14 slots. A slave receives nothing until
+    it calls ``memif_refill_queue(conn, qid, -1, 0)``, usually in ``on_connect``. ``conn.last_error`` says why a
+    connection ended.
+
+    :param on_connect: ``on_connect(conn, private_ctx)``.
+    :param on_disconnect: ``on_disconnect(conn, private_ctx)``.
+    :param on_interrupt: ``on_interrupt(conn, private_ctx, qid)``.
     """
     _required("args", args)
     runtime = _runtime(args.socket)
@@ -879,7 +935,7 @@ def memif_create(
         ("on_interrupt", on_interrupt),
     ):
         check_callback(what, callback)
-    with _callbacks_run():
+    with _pass_callback_errors():
         conn = _create(runtime, args, on_connect, on_disconnect, on_interrupt, private_ctx)
     conn.reports_before_unregister = True
     return MEMIF_ERR_SUCCESS, conn
@@ -913,39 +969,44 @@ def _create(
 
 
 def _on_connect(callback: ConnectionCallback | None, ctx: object) -> OnConnect | None:
-    return None if callback is None else _noting(lambda conn: callback(conn, ctx))
+    return None if callback is None else _recording(lambda conn: callback(conn, ctx))
 
 
 def _on_disconnect(callback: ConnectionCallback | None, ctx: object) -> OnDisconnect | None:
-    return None if callback is None else _noting(lambda conn, reason: callback(conn, ctx))
+    return None if callback is None else _recording(lambda conn, reason: callback(conn, ctx))
 
 
 def _on_interrupt(callback: InterruptCallback | None, ctx: object) -> OnInterrupt | None:
-    return None if callback is None else _noting(lambda conn, qid: callback(conn, ctx, qid))
+    return None if callback is None else _recording(lambda conn, qid: callback(conn, ctx, qid))
 
 
 @_code
 def memif_delete(conn: Interface | None) -> None:
-    """Disconnect (``on_disconnect`` is called, in which the handle still works) and forget: the handle is ``NOCONN``
-    from then on."""
+    """Disconnect and delete a connection.
+
+    The handle still works in ``on_disconnect``, which this call runs. After that, calls on it return ``NOCONN``.
+    """
     live = _live(conn)
-    if live.deleted:  # by the call that on_disconnect runs in
+    if live.deleted:  # on_disconnect of an outer memif_delete calls memif_delete again
         raise MemifError(ErrorCode.NOCONN, f"{live} is deleted")
-    with _callbacks_run():
+    with _pass_callback_errors():
         live.delete()
 
 
 @_code
 def memif_request_connection(conn: Interface | None) -> None:
-    """Connect now, without waiting for the timer: ``ALRCONN``, or the errno of the attempt (``NO_FILE``,
-    ``CONNREFUSED``, ``ACCES``, …). A master that listens has nothing to do."""
-    with _callbacks_run():
+    """Try to connect now, without waiting for the timer.
+
+    The code is ``ALRCONN`` if the connection exists, or that of the failed attempt (``NO_FILE``, ``CONNREFUSED``,
+    ``ACCES``, …). A master that listens does nothing.
+    """
+    with _pass_callback_errors():
         _live(conn).request_connection()
 
 
 @_result(_none)
 def memif_get_details(conn: Interface | None) -> tuple[int, MemifDetails]:
-    """Everything about a connection. No buffer is passed in, so ``NOBUF_DET`` never comes."""
+    """Return the details of a connection. The code is never ``NOBUF_DET``, because the call takes no buffer."""
     return MEMIF_ERR_SUCCESS, _details(_live(conn).details())
 
 
@@ -986,7 +1047,7 @@ def _live(conn: Interface | None) -> Interface:
 
 
 def _is_gone(conn: Interface) -> bool:
-    """Whether a connection is deleted. In on_disconnect it still works, as in C."""
+    """Return whether a connection is deleted. In ``on_disconnect`` the handle still works, as in C."""
     return conn.deleted and conn.ending is None
 
 
@@ -1002,21 +1063,25 @@ def _member(what: str, kind: type[_M], value: int) -> _M:
 
 @_result(_no_fd)
 def memif_get_queue_efd(conn: Interface | None, qid: int) -> tuple[int, int]:
-    """The eventfd of a receive queue, for an application that polls it itself: ``DISCONNECTED``, ``QID``."""
+    """Return the eventfd of a receive queue, for an application that polls it.
+
+    The code is ``DISCONNECTED`` without a connection, and ``QID`` if there is no such queue.
+    """
     return MEMIF_ERR_SUCCESS, _rx(conn, qid).fileno()
 
 
 @_code
 def memif_set_rx_mode(conn: Interface | None, rx_mode: int, qid: int) -> None:
-    """Interrupts or polling, for one receive queue."""
+    """Set the mode of one receive queue: ``MEMIF_RX_MODE_INTERRUPT`` or ``MEMIF_RX_MODE_POLLING``."""
     _rx(conn, qid).set_rx_mode(_member("rx_mode", RxMode, rx_mode))
 
 
 @_result(_no_buffers)
 def memif_rx_burst(conn: Interface | None, qid: int, count: int) -> tuple[int, list[MemifBuffer]]:
-    """Take up to ``count`` received buffers, which :func:`memif_refill_queue` gives back.
+    """Take up to ``count`` received buffers. :func:`memif_refill_queue` gives them back.
 
-    ``NOBUF`` if more wait, and the interrupt is then not consumed; SUCCESS and no buffer if the ring is empty.
+    The code is ``NOBUF`` if more buffers wait; the queue then interrupts again. It is SUCCESS, with no buffers, if the
+    ring is empty.
     """
     queue = _rx(conn, qid)
     buffers: list[MemifBuffer] = []
@@ -1030,10 +1095,10 @@ def memif_rx_burst(conn: Interface | None, qid: int, count: int) -> tuple[int, l
 
 @_code
 def memif_refill_queue(conn: Interface | None, qid: int, count: int = -1, headroom: int = 0) -> None:
-    """Give the ``count`` oldest received buffers back to the peer, or all: -1, or any number above the ring's size
-    (C's -1 is 65535).
+    """Give the ``count`` oldest received buffers back to the peer.
 
-    :param headroom: bytes that stay free in front of the next packet; for a slave.
+    :param count: -1, or a number larger than the ring, gives all of them back (C's -1 is 65535).
+    :param headroom: bytes that stay free in front of the data of the next packets; only for a slave.
     """
     queue = _rx(conn, qid)
     try:
@@ -1044,8 +1109,11 @@ def memif_refill_queue(conn: Interface | None, qid: int, count: int = -1, headro
 
 @_result(_no_buffers)
 def memif_buffer_alloc(conn: Interface | None, qid: int, count: int, size: int) -> tuple[int, list[MemifBuffer]]:
-    """Room for ``count`` packets of ``size`` bytes, to be filled and sent; ``NOBUF_RING`` and fewer if the ring is
-    full. A packet longer than a buffer takes several, all but its last with ``MEMIF_BUFFER_FLAG_NEXT``."""
+    """Allocate buffers for ``count`` packets of ``size`` bytes, to fill and to send.
+
+    A packet longer than a buffer takes several buffers. All except the last have ``MEMIF_BUFFER_FLAG_NEXT``. The code
+    is ``NOBUF_RING``, with fewer buffers, if the ring is full.
+    """
     queue = _tx(conn, qid)
     if count == 0:
         return MEMIF_ERR_SUCCESS, []
@@ -1060,22 +1128,22 @@ def memif_buffer_alloc(conn: Interface | None, qid: int, count: int, size: int) 
 def memif_tx_burst(
     conn: Interface | None, qid: int, buffers: Sequence[MemifBuffer], count: int | None = None
 ) -> tuple[int, int]:
-    """Send the first ``count`` (None: all) buffers; how many were sent.
+    """Send the first ``count`` buffers (None: all) and return how many were sent.
 
-    ``INVAL_ARG`` at the first that is not the oldest one allocated: those before it are sent. The peer is kicked once
-    for each allocation that the buffers come from.
+    Buffers must be sent in the order in which they were allocated. At a buffer out of order the code is ``INVAL_ARG``,
+    and only the buffers before it are sent. The peer is kicked once for each allocation that the buffers come from.
     """
     queue = _tx(conn, qid)
     sent = 0
     try:
         for burst, first, length in _runs(buffers, count):
             if first != burst.done:
-                raise ConfigError(f"buffer {sent} is not the next that is to be sent on queue {qid}")
+                raise ConfigError(f"buffer {sent} is out of order: it must be the oldest unsent buffer of queue {qid}")
             try:
                 queue.transmit(burst, length)
             except BufferError as error:
                 raise ConfigError(str(error)) from error
-            finally:  # a failed kick comes after the packets
+            finally:  # the kick fails after the packets are sent: count them
                 sent += burst.done - first
     except MemifError as error:
         return _failed(error), sent
@@ -1086,10 +1154,11 @@ def memif_tx_burst(
 def memif_buffer_enq_tx(
     conn: Interface | None, qid: int, buffers: Sequence[MemifBuffer], count: int | None = None
 ) -> tuple[int, int]:
-    """Zero copy: swap the first ``count`` (None: all) received buffers into a transmit queue; how many were swapped.
+    """Swap the first ``count`` received buffers (None: all) into a transmit queue, without a copy.
 
-    They become buffers of that queue, ready for :func:`memif_tx_burst`; the receive queue gets free ones, still to
-    be refilled. ``NOBUF_RING`` if the queue is full, ``INVAL_ARG`` for a master.
+    Return how many were swapped. They become buffers of that queue, ready for :func:`memif_tx_burst`. The receive queue
+    gets free buffers in exchange; :func:`memif_refill_queue` still has to give those to the peer. The code is
+    ``NOBUF_RING`` if the queue is full, and ``INVAL_ARG`` on a master.
     """
     queue = _tx(conn, qid)
     done = 0
@@ -1107,8 +1176,10 @@ def memif_buffer_enq_tx(
 
 @_code
 def memif_buffer_requeue(conn: Interface | None, buffer_a: MemifBuffer, buffer_b: MemifBuffer) -> None:
-    """Zero copy: let two buffers change places, within a queue or across. Each keeps its data, and has the other's
-    queue and index then. ``INVAL_ARG`` for a master."""
+    """Swap the places of two buffers, on one queue or on two, without a copy.
+
+    Each buffer keeps its data and takes the queue and index of the other. The code is ``INVAL_ARG`` on a master.
+    """
     _live(conn)
     a, b = _required("buffer_a", buffer_a), _required("buffer_b", buffer_b)
     _check_held(a)
@@ -1122,8 +1193,10 @@ def memif_buffer_requeue(conn: Interface | None, buffer_a: MemifBuffer, buffer_b
 
 @_code
 def memif_set_next_free_buffer(conn: Interface | None, qid: int, buffer: MemifBuffer) -> None:
-    """Give back this allocated buffer and all after it: the next allocation starts here. ``INVAL_ARG`` if it is not
-    allocated, or sent."""
+    """Give back this allocated buffer and all after it. The next allocation starts at this buffer.
+
+    The code is ``INVAL_ARG`` if the buffer is not allocated, or is sent already.
+    """
     queue = _tx(conn, qid)
     _check_held(_required("buffer", buffer))
     with _no_derived_views():
@@ -1150,7 +1223,10 @@ def _pick(conn: Interface, queues: tuple[_Q, ...], qid: int) -> _Q:
 
 @contextlib.contextmanager
 def _no_derived_views() -> Iterator[None]:
-    """:raises ConfigError: a slice or the like of a buffer's ``data`` is still held."""
+    """Turn the ``BufferError`` of a view that the application still holds into a ``ConfigError``.
+
+    :raises ConfigError: the application still holds a slice or a cast of a buffer's ``data``.
+    """
     try:
         yield
     except BufferError as error:
@@ -1158,10 +1234,10 @@ def _no_derived_views() -> Iterator[None]:
 
 
 def _runs(buffers: Sequence[MemifBuffer], count: int | None) -> list[tuple[Burst, int, int]]:
-    """The first ``count`` buffers as runs of neighbours in their bursts: burst, first index, length."""
+    """Return the first ``count`` buffers as runs of neighbours in their bursts: burst, first index, length."""
     _required("buffers", buffers)
     if count is not None and not 0 <= count <= len(buffers):
-        raise ConfigError(f"count is {count}, of {len(buffers)} buffers")
+        raise ConfigError(f"count is {count}; it must be from 0 to {len(buffers)}, the number of buffers")
     runs: list[tuple[Burst, int, int]] = []
     for buffer in buffers if count is None else buffers[:count]:
         _check_held(buffer)
@@ -1175,7 +1251,10 @@ def _runs(buffers: Sequence[MemifBuffer], count: int | None) -> list[tuple[Burst
 
 
 def _check_held(buffer: MemifBuffer) -> None:
-    """:raises ConfigError: the buffer is the peer's (again), or None."""
+    """Check that the application holds a buffer.
+
+    :raises ConfigError: the buffer is None, was sent, or was given back to the peer.
+    """
     _required("buffer", buffer)
     try:
         buffer._burst.length(buffer._index)
@@ -1183,21 +1262,21 @@ def _check_held(buffer: MemifBuffer) -> None:
         raise ConfigError(str(error)) from error
 
 
-# --- words ----------------------------------------------------------------------------------------------------------
+# --- version and error texts -----------------------------------------------------------------------------------------
 
 
 def memif_get_version() -> int:
-    """The protocol's version: 0x0200."""
+    """Return the version of the protocol: 0x0200."""
     return VERSION
 
 
 def memif_get_version_str() -> str:
-    """``"2.0"``."""
+    """Return the version of the protocol as a text: ``"2.0"``."""
     return f"{VERSION >> 8}.{VERSION & 0xFF}"
 
 
 def memif_strerror(code: int) -> str:
-    """The text for a code, from any thread; "undefined error" for a number that is none."""
+    """Return the text for a code. A number that is not a code gives "undefined error"."""
     return strerror(code)
 
 

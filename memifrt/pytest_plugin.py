@@ -1,9 +1,9 @@
-"""Fixtures of pytest for tests of what speaks memif: a VPP plugin, a DPDK application, a program of one's own.
+"""pytest fixtures for tests of programs that use memif: a VPP plugin, a DPDK application, your own program.
 
-Owns what a test opens, and that it is all closed afterwards. The fixtures: :func:`memif` makes ports, pairs,
-listeners and responders with any options; :func:`memif_socket`, :func:`memif_pair`, :func:`memif_listener` and
-:func:`memif_responder` are the usual ones. Every interface is handled by a background thread, so that a test is a
-straight line of sends and receives, each with a deadline::
+Owns everything that a test opens, and closes it afterwards. The fixture :func:`memif` makes ports, pairs, listeners and
+responders with any options. :func:`memif_socket`, :func:`memif_pair`, :func:`memif_listener` and
+:func:`memif_responder` are shorthands. A background thread handles every interface, so a test is a sequence of sends
+and receives, each with a deadline::
 
     def test_plugin_counts_what_it_forwards(memif, vpp):
         listener = memif.listener()
@@ -13,7 +13,8 @@ straight line of sends and receives, each with a deadline::
         listener.send(packet)
         assert listener.recv() == [expected]
 
-Every run of pytest imports this module, where memifrt is installed: what only some tests need is imported there.
+pytest imports this module in every run where memifrt is installed. So modules that only some tests need are imported in
+the functions that use them.
 """
 
 from __future__ import annotations
@@ -49,46 +50,47 @@ if TYPE_CHECKING:
     from memifrt.threaded.runtime_thread import Background
     from memifrt.types import ReadableBuffer
 
-    #: What can be sent: bytes of any kind, or a packet of scapy's.
+    #: A packet to send: a bytes-like object or a scapy packet.
     Sendable = ReadableBuffer | SupportsBytes
 
 _T = TypeVar("_T")
 _Q = TypeVar("_Q", RxQueue, TxQueue)
 
-#: What peers see of us.
+#: The application's name that peers see.
 APP_NAME = "memifrt pytest"
-#: Seconds between two attempts of a slave to connect: a test waits for it.
+#: Seconds between two attempts of a slave to connect. It is short because a test waits for it.
 _RECONNECT_INTERVAL = 0.02
-#: Seconds between two looks where no event tells: room in a ring, a queue whose eventfd is gone.
+#: Seconds between two looks where no event comes: for room in a ring, or at a queue that is polled.
 _TICK = 0.0005
 _LONGEST_POLL = 0.25
-#: Bytes that the name of a directory of ours and of a socket in it take.
+#: Bytes that the names of our directory and of a socket in it need.
 _ROOM = 40
 
 
 class MemifTimeout(AssertionError):
-    """What a test waited for has not come in time; the message says what has."""
+    """A wait of a test reached its timeout. The message says what happened until then."""
 
 
 class PortOptions(InterfaceArguments, total=False):
     """The options of a port: those of :meth:`memifrt.Runtime.create_interface`, and ``receive``.
 
-    ``receive=False`` leaves packets in the rings until :meth:`MemifPort.recv` asks for them, for a test that wants a
-    full ring, or uses ``port.interface.rx_queues`` itself. So does an ``on_interrupt``, and ``rx_mode="polling"``.
+    ``receive=False`` leaves packets in the rings until the test calls :meth:`MemifPort.recv`. Use it to fill a ring, or
+    to read from ``port.interface.rx_queues`` in the test. ``on_interrupt`` and ``rx_mode="polling"`` have the same
+    effect.
     """
 
     receive: bool
 
 
-# --- what a test holds ----------------------------------------------------------------------------------------------
+# --- ports and what is made of them ---------------------------------------------------------------------------------
 
 
 class MemifPort:
-    """One interface of a test, connected or not. Made by :class:`Memif`.
+    """One interface of a test, connected or not. :class:`Memif` makes it.
 
-    Waits last at most ``timeout`` seconds; None is the ini option ``memif_timeout``. They raise
-    :class:`MemifTimeout`, and :class:`~memifrt.Disconnected` when the peer is gone. To send or receive waits for the
-    first peer too.
+    A call that waits takes a ``timeout`` in seconds; None means the ini option ``memif_timeout``. It raises
+    :class:`MemifTimeout` after that time, and :class:`~memifrt.Disconnected` if the peer goes away. :meth:`send`,
+    :meth:`recv` and :meth:`collect` also wait for the first peer.
     """
 
     def __init__(self, background: Background, timeout: float) -> None:
@@ -101,7 +103,7 @@ class MemifPort:
         self._then_disconnect: OnDisconnect | None = None
         self._received: list[bytes] = []
         self._receives = True
-        #: For its state, queues and counters; what changes it is to be called with :meth:`call`.
+        #: The interface, for its state, queues and counters. To change it, use :meth:`call`.
         self.interface: Interface
         abandon_after_fork(self._abandon)
 
@@ -120,23 +122,23 @@ class MemifPort:
 
     @property
     def socket(self) -> str:
-        """The path of its socket, for the other side's configuration."""
+        """The path of the socket, for the configuration of the peer."""
         return self.interface.socket.path
 
     @property
     def connected(self) -> bool:
-        """Whether there is a peer, and ``on_connect`` has been called for it."""
+        """Whether there is a peer and ``on_connect`` has been called for it."""
         return self._up
 
     @property
     def counters(self) -> Counters:
-        """What all queues did since the interface was created, reconnects included."""
+        """The counters of all queues since the interface was created, reconnects included."""
         return self.interface.counters
 
     def wait_connected(self, timeout: float | None = None) -> MemifPort:
-        """Wait for the peer; the port itself.
+        """Wait until a peer is connected, and return the port.
 
-        :raises MemifTimeout: none has come; with what the last attempt to connect met.
+        :raises MemifTimeout: no peer connected in time. The message says why the last attempt failed.
         """
         __tracebackhide__ = True
         with self._changed:
@@ -146,9 +148,9 @@ class MemifPort:
         return self
 
     def wait_disconnected(self, timeout: float | None = None) -> Disconnected:
-        """Wait until the peer is gone; why it went.
+        """Wait until no peer is connected, and return the reason.
 
-        :raises MemifTimeout: it is still there.
+        :raises MemifTimeout: the peer is still connected.
         """
         __tracebackhide__ = True
         with self._changed:
@@ -157,16 +159,16 @@ class MemifPort:
             return self._reason or Disconnected(f"{self.interface}: never connected")
 
     def disconnect(self, reason: str = "disconnected by the test") -> None:
-        """End the connection, with a reason that the peer hears; a slave then connects again."""
+        """End the connection and send the reason to the peer. A slave then connects again."""
         self._background.call(lambda: self.interface.disconnect(reason))
 
     def close(self) -> None:
-        """Delete the interface, before the end of the test does. Twice is harmless."""
+        """Delete the interface before the end of the test. A second call is harmless."""
         with contextlib.suppress(ForkedError):
             self._background.call(self.interface.delete)
 
     def call(self, function: Callable[[], _T]) -> _T:
-        """Call a function in the thread that handles the interface's events; what it returns."""
+        """Call a function in the thread that handles the interface's events, and return its result."""
         return self._background.call(function)
 
     # --- packets ------------------------------------------------------------------------------------------------
@@ -175,13 +177,13 @@ class MemifPort:
     def send(
         self, packets: Iterable[Sendable] = (), *more: Sendable, qid: int = 0, timeout: float | None = None
     ) -> int:
-        """Send all packets, and wait for room where the ring is full.
+        """Send all packets. Wait for room while the ring is full.
 
-        :param packets: bytes of any kind, or packets of scapy's. One packet, or packets as arguments of their own
-            (``more``), are the old way: it warns.
+        :param packets: bytes-like objects or scapy packets. To pass one packet, or each packet as an argument
+            (``more``), is deprecated and warns.
         :param qid: the number of the transmit queue.
-        :returns: how many were sent: all of them.
-        :raises MemifTimeout: the peer has not made room for all; the message says for how many.
+        :returns: the number of packets.
+        :raises MemifTimeout: the peer did not make room for all packets. The message says how many were sent.
         :raises ConfigError: a packet is empty or too long, or there is no such queue.
         """
         __tracebackhide__ = True
@@ -206,9 +208,9 @@ class MemifPort:
         return total
 
     def recv(self, count: int = 1, timeout: float | None = None) -> list[bytes]:
-        """Wait for exactly ``count`` packets, of all queues. What comes beyond them is kept for the next call.
+        """Wait for exactly ``count`` packets from all queues. Further packets stay for the next call.
 
-        :raises MemifTimeout: fewer have come; the message says how many, and they are kept.
+        :raises MemifTimeout: fewer packets came. The message says how many; they stay for the next call.
         """
         __tracebackhide__ = True
         deadline = self._begin(limit := self._limit(timeout))
@@ -220,10 +222,10 @@ class MemifPort:
 
     @renamed_arguments(seconds="timeout")
     def collect(self, timeout: float) -> list[bytes]:
-        """Return every packet that is here or comes within ``timeout`` seconds: ``assert port.collect(0.1) == []``."""
+        """Return the packets that have come, or come within ``timeout`` seconds: ``assert port.collect(0.1) == []``."""
         __tracebackhide__ = True
         deadline = self._begin(timeout)
-        with contextlib.suppress(Disconnected):  # what came before is what came
+        with contextlib.suppress(Disconnected):  # return what came before
             while time.monotonic() < deadline:
                 self._has(None, deadline)
         if not self._receives:
@@ -231,9 +233,9 @@ class MemifPort:
         return self._give(len(self._received))
 
     def _has(self, count: int | None, deadline: float) -> bool:
-        """Wait for packets until the deadline, or for a while; whether there are so many (None: never enough).
+        """Wait for packets, at most until the deadline; return whether ``count`` of them have come (None: never).
 
-        :raises Disconnected: there are fewer, and the peer is gone.
+        :raises Disconnected: fewer have come, and the peer is gone.
         """
 
         def enough() -> bool:
@@ -279,14 +281,14 @@ class MemifPort:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """A queue does not know whose it is."""
+        """Add the interface to the message of a :class:`Disconnected`, which a queue does not know."""
         try:
             yield
         except Disconnected as error:
             raise Disconnected(f"{self.interface}: not connected: {error}") from error
 
     def _begin(self, limit: float) -> float:
-        """Wait for the first peer; until when the rest may last."""
+        """Wait for the first peer; return the deadline of the call."""
         __tracebackhide__ = True
         self.interface.check_not_forked()
         deadline = time.monotonic() + limit
@@ -299,7 +301,7 @@ class MemifPort:
         return self._timeout if timeout is None else timeout
 
     def _abandon(self) -> None:
-        """In a forked child: a thread that it does not have may hold the lock."""
+        """Replace the lock in a forked child: a thread that exists only in the parent may hold it."""
         self._changed = threading.Condition()
         self._up = False
 
@@ -313,8 +315,8 @@ class MemifPort:
             self._then_connect(interface)
 
     def _on_interrupt(self, interface: Interface, qid: int) -> None:
-        """Packets are taken at once: what is still in a ring goes with the peer."""
-        with contextlib.suppress(Disconnected), self._changed:  # on_disconnect tells
+        """Take packets at once, because those in a ring are lost when the peer goes away."""
+        with contextlib.suppress(Disconnected), self._changed:  # on_disconnect reports it
             self._received += interface.rx_queues[qid].recv()
             self._changed.notify_all()
 
@@ -347,7 +349,7 @@ class MemifResponder:
 
     @property
     def socket(self) -> str:
-        """The path of its socket, for the other side's configuration."""
+        """The path of the socket, for the configuration of the peer."""
         return self.port.socket
 
     @property
@@ -357,21 +359,21 @@ class MemifResponder:
 
     @property
     def counters(self) -> Counters:
-        """What all queues of its port did, reconnects included."""
+        """The counters of all queues of the port, reconnects included."""
         return self.port.counters
 
     def close(self) -> None:
-        """Delete the interface, before the end of the test does. A second call is harmless."""
+        """Delete the interface before the end of the test. A second call is harmless."""
         self.port.close()
 
     @property
     def answered(self) -> int:
-        """Replies so far."""
+        """The number of replies so far."""
         return sum(queue.counters.packets for queue in self.port.interface.tx_queues)
 
 
 def _is_packet(value: object) -> bool:
-    """Whether this is one packet and not several: bytes of any kind, or a packet of scapy's, which one can iterate."""
+    """Return whether this is one packet and not several. A scapy packet is iterable too."""
     if isinstance(value, SupportsBytes):
         return True
     try:
@@ -381,7 +383,7 @@ def _is_packet(value: object) -> bool:
 
 
 def _short_directory() -> Path:
-    """Make a directory in which the path of a socket fits into an address, whatever TMPDIR is.
+    """Make a directory with a path that is short enough for a socket in it, even if that of TMPDIR is not.
 
     :raises ConfigError: no directory for temporary files is both short and writable.
     """
@@ -397,10 +399,10 @@ def _short_directory() -> Path:
 
 
 class Memif:
-    """Makes what a test needs of memif. Everything is closed after the test, in whatever state it is, and an exception
-    that a callback raised meanwhile fails the test.
+    """Makes ports, pairs, listeners and responders for a test, and closes them after it.
 
-    What a port is asked for with are :class:`PortOptions`: ``role``, ``id``, ``mode``, ``queues``, ``secret``, …
+    An exception that a callback raised fails the test. The options of a port are :class:`PortOptions`: ``role``,
+    ``id``, ``mode``, ``queues``, ``secret``, …
     """
 
     def __init__(self, timeout: float) -> None:
@@ -411,20 +413,20 @@ class Memif:
         self._sockets = 0
 
     def socket(self) -> str:
-        """A new path for a socket, short enough for an address. Nothing is there yet; what is goes after the test."""
+        """Return a new path for a socket, short enough for an address. A file there is removed after the test."""
         if self._directory is None:
-            # Not pytest's tmp_path: with the test's name in it it may be longer than the 107 bytes of an address.
+            # pytest's tmp_path contains the name of the test and may be longer than the 107 bytes of an address.
             self._directory = _short_directory()
             self._stack.callback(shutil.rmtree, self._directory, ignore_errors=True)
         self._sockets += 1
         return str(self._directory / f"{self._sockets}.sock")
 
     def port(self, *, wait: bool = False, **options: Unpack[PortOptions]) -> MemifPort:
-        """One interface: a slave on a new socket, if nothing else is said.
+        """Make one interface; by default a slave on a new socket.
 
-        :param wait: whether to wait for its peer.
+        :param wait: whether to wait for a peer.
         :raises MemifError: an option is wrong, or a master cannot listen.
-        :raises MemifTimeout: no peer has come.
+        :raises MemifTimeout: no peer connected in time.
         """
         __tracebackhide__ = True
         options.setdefault("socket", self.socket())
@@ -433,35 +435,34 @@ class Memif:
         return port.wait_connected() if wait else port
 
     def listener(self, *, wait: bool = False, **options: Unpack[PortOptions]) -> MemifPort:
-        """A master, for the program under test to connect to."""
+        """Make a master that the program under test can connect to. The arguments are those of :meth:`port`."""
         options.setdefault("role", Role.MASTER)
         return self.port(wait=wait, **options)
 
     def pair(
         self, *, master: PortOptions | None = None, slave: PortOptions | None = None, **common: Unpack[PortOptions]
     ) -> MemifPair:
-        """Two ports, connected to each other.
+        """Make two ports that are connected to each other.
 
-        :param master: options for the master alone: ``memif.pair(queues=2, master={"rx_mode": "polling"})``.
-        :param slave: options for the slave alone.
-        :raises MemifTimeout: they do not agree, as with two different secrets; the message says why.
+        :param master: options only for the master: ``memif.pair(queues=2, master={"rx_mode": "polling"})``.
+        :param slave: options only for the slave.
+        :raises MemifTimeout: they do not connect, for example because the secrets differ. The message says why.
         """
         __tracebackhide__ = True
         common.setdefault("socket", self.socket())
         first: PortOptions = {**common, **(master or {}), "role": Role.MASTER}
         second: PortOptions = {**common, **(slave or {}), "role": Role.SLAVE}
         pair = MemifPair(self.port(**first), self.port(**second))
-        for port in (pair.slave, pair.master):  # it is the slave that is told why not
+        for port in (pair.slave, pair.master):  # the slave first: it gets the reason of a refusal
             port.wait_connected()
         return pair
 
     def responder(
         self, ip: str = "192.168.1.2", mac: str | None = None, *, wait: bool = False, **options: Unpack[PortOptions]
     ) -> MemifResponder:
-        """A port that answers ARP and ICMP echo requests for ``ip`` in the background: a master, if nothing else is
-        said.
+        """Make a port that answers ARP and ICMP echo requests for ``ip`` in the background; by default a master.
 
-        :param mac: default 02:fe and the four bytes of the IP address.
+        :param mac: the MAC address; by default 02:fe and the four bytes of the IP address.
         """
         __tracebackhide__ = True
         from memifrt.cli.commands.responder import serve
@@ -489,8 +490,8 @@ class Memif:
     ) -> MemifSocket:
         """Open a :class:`memifrt.scapy.MemifSocket`, on a new socket by default, and close it after the test.
 
-        :param timeout: seconds to wait for its peer; 0 does not wait. None is the ini option ``memif_timeout``.
-        :param reconnect: whether the socket outlives its connection.
+        :param timeout: seconds to wait for its peer. 0 does not wait; None means the ini option ``memif_timeout``.
+        :param reconnect: whether the socket stays open when the connection ends.
         :param options: as for every interface: ``role``, ``queues``, ``ring_size``, …
         :raises ImportError: scapy is missing: install ``memifrt[scapy]``.
         """
@@ -506,7 +507,7 @@ class Memif:
     def close(self) -> None:
         """Close everything.
 
-        :raises BaseException: the first that a callback raised.
+        :raises BaseException: the first exception that a callback raised.
         """
         self._stack.close()
         if self._made is not None and self._made.failure is not None:
@@ -514,7 +515,7 @@ class Memif:
 
     @property
     def _background(self) -> Background:
-        """Made when it is needed: a test that wants a path alone has no thread."""
+        """The background thread. It starts at the first use, so a test that only needs a path has none."""
         if self._made is None:
             from memifrt.threaded.runtime_thread import Background
 
@@ -542,7 +543,7 @@ def memif(request: pytest.FixtureRequest) -> Iterator[Memif]:
 
 @pytest.fixture
 def memif_socket(memif: Memif) -> str:
-    """A path for a memif socket; what is there after the test is removed."""
+    """A path for a memif socket. A file there is removed after the test."""
     return memif.socket()
 
 

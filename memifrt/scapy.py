@@ -1,8 +1,8 @@
-"""memif as a socket of scapy: ``send``, ``sr``, ``sniff``, ``bridge_and_sniff`` and the rest of it, over shared memory.
+"""A memif as a scapy socket, for ``send``, ``sr``, ``sniff``, ``bridge_and_sniff`` and scapy's other functions.
 
-Owns :class:`MemifSocket`, the packets that scapy has not asked for yet, and the one background thread of all sockets.
-Knows nothing of rings: packets come from a queue and go to one. Needs the extra ``memifrt[scapy]``, and is the only
-module that imports scapy.
+Owns :class:`MemifSocket`, the received packets that scapy has not read yet, and the one background thread of all
+sockets. Knows nothing of rings: it reads packets from queues and sends them to a queue. Needs the extra
+``memifrt[scapy]``, and is the only module that imports scapy.
 """
 
 from __future__ import annotations
@@ -46,20 +46,21 @@ if TYPE_CHECKING:
 
 __all__ = ["MemifSocket"]
 
-#: What peers see of us.
+#: The application's name that peers see.
 APP_NAME = "memifrt scapy"
-#: Seconds between two attempts of a slave to connect: somebody waits for it.
+#: Seconds between two attempts of a slave to connect. It is short because the user waits for the connection.
 _RECONNECT_INTERVAL = 0.25
-#: Seconds between two looks at a full ring: no event tells of room in it.
+#: Seconds between two looks at a full ring: no event says that the peer made room.
 _TICK = 0.0005
-#: 4096 slots: scapy and the background thread share one interpreter, and a peer that polls drops what finds no room.
+#: The default ring size. It is large because scapy may delay the background thread, and a peer drops packets when the
+#: ring is full.
 _RING_SIZE = 4096
-#: Packets that wait for scapy before the rest is left in the ring.
+#: The number of packets that may wait for scapy before the background thread leaves the rest in the ring.
 DEFAULT_BACKLOG = 65536
 
 
 class MemifSocket(SuperSocket):
-    """A memif interface as a scapy socket; a context manager.
+    """A memif interface as a scapy socket. It is a context manager.
 
     ::
 
@@ -69,43 +70,43 @@ class MemifSocket(SuperSocket):
             sendp(packets, socket=s)
             bridge_and_sniff(s, other)
 
-    **Packets** are :class:`~scapy.layers.l2.Ether` in Ethernet mode, and :class:`~scapy.layers.inet.IP` or
-    :class:`~scapy.layers.inet6.IPv6` by their first nibble in IP mode. They are received on every queue, and sent on
-    the first.
+    **Packets** are :class:`~scapy.layers.l2.Ether` in Ethernet mode. In IP mode they are
+    :class:`~scapy.layers.inet.IP` or :class:`~scapy.layers.inet6.IPv6`, by their first nibble. The socket receives on
+    every queue and sends on the first one.
 
     **A background thread**, one for all sockets of the process, handles the control channel and takes packets from the
-    rings at once, whether or not a scapy function runs: the peer finds room, nothing is lost between two calls, and a
-    slave connects again when its peer comes back. Up to ``backlog`` packets wait for scapy; the rest stays in the ring,
-    where a peer that goes on sending finds no room. ``fileno()`` is readable exactly when ``recv()`` returns at once.
-    Any threads may send; one at a time receives.
+    rings at once, even while no scapy function runs. So the peer finds room, no packet is lost between two calls, and a
+    slave connects again when its peer comes back. Up to ``backlog`` packets wait for scapy. The rest stays in the ring,
+    and the ring is then full for the peer. ``fileno()`` is readable exactly when ``recv()`` returns at once. Any number
+    of threads may send; only one thread at a time may receive.
 
-    **Time**: ``packet.time`` is when the thread found the packet in the ring. memif carries no timestamps, so all
-    packets of one burst (up to 256 that were in the ring together) have the same one.
+    **Time**: ``packet.time`` is the time at which the thread found the packet in the ring. memif carries no
+    timestamps, so all packets of one burst (up to 256) have the same time.
 
-    **When the peer goes away**, what has been received can still be read. Then a ``sniff`` goes on waiting for the
-    peer to come back, and says so in scapy's log; with ``reconnect=False`` it ends, and the socket with it. In either
-    case ``send`` raises :class:`~memifrt.Disconnected` while there is no peer.
+    **When the peer goes away**, packets that were received before can still be read. Then ``sniff`` waits for the peer
+    to come back, and says so in scapy's log. With ``reconnect=False``, ``sniff`` and the socket end. In both cases
+    ``send`` raises :class:`~memifrt.Disconnected` while there is no peer.
 
     :param socket: a path, or ``@name`` for the abstract namespace.
-    :param id: the interface's number on this socket, the same on both ends.
+    :param id: the number of the interface on this socket; both ends need the same.
     :param role: ``"slave"`` (or ``"client"``) connects; ``"master"`` (or ``"server"``) listens.
-    :param mode: ``"ethernet"`` or ``"ip"``, the same on both ends.
-    :param secret: at most 23 bytes; a master demands it, a slave presents it.
-    :param timeout: seconds to wait for the connection; 0 does not wait, None waits for as long as it takes.
-    :param interface: an interface that exists, in place of ``socket`` and all options. The background thread handles
-        the events of its runtime (internal mode) from now on until the last socket of this runtime is closed: nobody
-        else may poll it. Its ``on_connect`` and ``on_disconnect`` are still called, in that thread. Closing the socket
-        leaves the interface open.
+    :param mode: ``"ethernet"`` or ``"ip"``; both ends need the same.
+    :param secret: at most 23 bytes; a master requires it, a slave sends it.
+    :param timeout: seconds to wait for the connection. 0 does not wait; None waits without a limit.
+    :param interface: an existing interface, instead of ``socket`` and all options. Its runtime must be in internal
+        mode. The background thread handles the events of that runtime until the last of its sockets is closed; the
+        application must not poll it meanwhile. ``on_connect`` and ``on_disconnect`` of the interface are still called,
+        in that thread. Closing the socket leaves the interface open.
     :param options: ``id``, ``role``, ``mode``, ``secret``, ``queues``, ``ring_size``, ``buffer_size`` and the others of
         :class:`memifrt.options.InterfaceOptions`. The default name is ``memif`` and the id. The default ring size is
-        4096: Python may keep the thread waiting for some milliseconds.
-    :param reconnect: whether the socket outlives the connection.
-    :param backlog: packets that wait for scapy before the rest is left in the ring.
-    :param send_timeout: seconds for which ``send`` waits for room in a ring that is full.
-    :param basecls: the class of received packets, if it is to be another.
+        4096, because Python may delay the thread by some milliseconds.
+    :param reconnect: whether the socket stays open when the connection ends.
+    :param backlog: the number of packets that may wait for scapy before the rest stays in the ring.
+    :param send_timeout: the seconds that ``send`` waits for room in a full ring.
+    :param basecls: a class for received packets, instead of the ones above.
     :raises ConfigError: an argument is wrong.
     :raises MemifOSError: a master cannot listen.
-    :raises Disconnected: there is no connection within ``timeout``; the message says what the last attempt met.
+    :raises Disconnected: there was no connection within ``timeout``. The message says why the last attempt failed.
     """
 
     desc = "send and receive packets on a memif (shared memory packet interface)"
@@ -122,7 +123,7 @@ class MemifSocket(SuperSocket):
         basecls: type[Packet] | None = None,
         **options: Unpack[InterfaceOptions],
     ) -> None:
-        self.closed = True  # until there is something to close
+        self.closed = True  # so that __del__ closes nothing if the arguments are wrong
         _check_seconds("timeout", timeout)
         self._send_timeout = _check_seconds("send_timeout", send_timeout) or 0.0
         check_range("backlog", backlog, 1, 1 << 30)
@@ -154,30 +155,30 @@ class MemifSocket(SuperSocket):
             self.close()
             raise
 
-    # --- what it is ---------------------------------------------------------------------------------------------
+    # --- state --------------------------------------------------------------------------------------------------
 
     @property
     def interface(self) -> Interface:
-        """The interface, for its state and counters. Its control side belongs to the background thread."""
+        """The interface, for its state and counters. Only the background thread may change it."""
         return self._link.interface
 
     @property
     def connected(self) -> bool:
-        """Whether there is a peer, and ``on_connect`` has been called for it."""
+        """Whether there is a peer and ``on_connect`` has been called for it."""
         return not self.closed and self._link.up.is_set()
 
     @property
     def counters(self) -> Counters:
-        """What all queues of the interface did since it was created, reconnects included."""
+        """The counters of all queues since the interface was created, reconnects included."""
         return self.interface.counters
 
     @property
     def waiting(self) -> int:
-        """Packets that were taken from the ring and that scapy has not asked for yet."""
+        """The number of received packets that scapy has not read yet."""
         return len(self._link.inbox)
 
     def fileno(self) -> int:
-        """An fd that is readable exactly when :meth:`recv` returns at once; -1 once the socket is closed."""
+        """Return an fd that is readable exactly when :meth:`recv` returns at once; -1 once the socket is closed."""
         return -1 if self.closed else self._link.inbox.fileno()
 
     def __repr__(self) -> str:
@@ -185,7 +186,7 @@ class MemifSocket(SuperSocket):
         return f"<MemifSocket {self.iface}: {self.interface}, {state}>"
 
     def _abandon(self) -> None:
-        """In a forked child, which has none of the threads that may hold these locks."""
+        """Replace the locks in a forked child: a thread that exists only in the parent may hold them."""
         self._sending = threading.Lock()
         self._link.up = threading.Event()
         self._link.inbox.abandon()
@@ -193,18 +194,19 @@ class MemifSocket(SuperSocket):
     # --- packets ------------------------------------------------------------------------------------------------
 
     def send(self, x: Packet | ReadableBuffer) -> int:
-        """Send one packet; its length in bytes. Waits for room in a full ring.
+        """Send one packet and return its length in bytes. Wait for room if the ring is full.
 
+        :param x: a scapy packet, or bytes, which are sent unchanged.
         :raises Disconnected: there is no peer.
-        :raises MemifError: the peer has made no room within ``send_timeout`` (``NOBUF_RING``), or the socket is
-            closed (``BAD_FD``).
-        :raises ConfigError: the packet is empty or too long for the ring; a packet of scapy's (bytes are sent as they
-            are) starts with the wrong layer for the interface's mode.
+        :raises MemifError: the peer made no room within ``send_timeout`` (``NOBUF_RING``), or the socket is closed
+            (``BAD_FD``).
+        :raises ConfigError: the packet is empty or too long for the ring, or a scapy packet starts with the wrong layer
+            for the mode of the interface.
         """
         data, patience = packet_bytes(0, x), self._send_timeout
         if isinstance(x, Packet):
             _check_layer(self.interface, x)
-            x.sent_time = time.time()  # before it is sent: an answer is never older than its question
+            x.sent_time = time.time()  # before it is sent, so that no answer is older than its request
         with self._sending:
             deadline = time.monotonic() + patience
             while not self._transmit(data):
@@ -215,14 +217,14 @@ class MemifSocket(SuperSocket):
         return len(data)
 
     def _transmit(self, data: bytes) -> bool:
-        """Whether the ring took it."""
+        """Send a packet; return False if the ring is full."""
         interface = self.interface
         if self.closed:
             raise MemifError(ErrorCode.BAD_FD, f"{interface}: this socket is closed")
         queues = interface.tx_queues
         if not queues:
             interface.check_not_forked()
-        if not queues and self.connected:  # a slave need not offer any
+        if not queues and self.connected:  # a slave may offer no queue in this direction
             raise MemifError(ErrorCode.QID, f"{interface}: the peer offers no queue to send on")
         if not queues:
             raise _not_connected(interface, "", interface.last_error)
@@ -232,9 +234,9 @@ class MemifSocket(SuperSocket):
             raise _not_connected(interface, "", error) from error
 
     def recv_raw(self, x: int = MTU) -> tuple[type[Packet], bytes, float]:
-        """The class, the bytes (the first ``x``) and the time of the next packet. Waits for one.
+        """Wait for the next packet; return its class, its first ``x`` bytes, and its time in seconds.
 
-        :raises EOFError: there will be none: the socket is closed, or the peer is gone and ``reconnect`` is off.
+        :raises EOFError: the socket is closed, or the peer is gone and ``reconnect`` is off.
         """
         while (taken := self._take()) is None:
             self._link.inbox.wait()
@@ -242,9 +244,9 @@ class MemifSocket(SuperSocket):
         return self._class_of(data), data[:x], when
 
     def nonblock_recv(self, x: int = MTU) -> Packet | None:
-        """The next packet, or None if there is none now.
+        """Return the next packet, or None if there is none now.
 
-        :raises EOFError: there will be none.
+        :raises EOFError: the socket is closed, or the peer is gone and ``reconnect`` is off.
         """
         return self.recv(x) if self._link.inbox.readable() else None
 
@@ -253,7 +255,7 @@ class MemifSocket(SuperSocket):
         self._link.after_take()
         return taken
 
-    # --- its life -----------------------------------------------------------------------------------------------
+    # --- opening and closing ------------------------------------------------------------------------------------
 
     def _await_connection(self, timeout: float | None) -> None:
         if timeout == 0 or self._link.up.wait(timeout):
@@ -262,7 +264,10 @@ class MemifSocket(SuperSocket):
         raise _not_connected(self.interface, f" within {timeout:g} s", last)
 
     def close(self) -> None:
-        """Delete the interface (one that was given stays) and wake who waits in :meth:`recv`. Twice is harmless."""
+        """Close the socket and delete its interface, unless the application gave it. A second call is harmless.
+
+        A thread that waits in :meth:`recv` gets an ``EOFError``.
+        """
         self._close(wait=True)
 
     def _close(self, *, wait: bool) -> None:
@@ -272,7 +277,7 @@ class MemifSocket(SuperSocket):
         link = self._link
         try:
             if wait:
-                with contextlib.suppress(MemifError):  # the thread has ended, and the interface with it
+                with contextlib.suppress(MemifError):  # the thread and the interface have ended already
                     self._background.call(link.close)
             else:
                 self._background.post(link.close)
@@ -284,25 +289,26 @@ class MemifSocket(SuperSocket):
         return self
 
     def __del__(self) -> None:
-        # Where the collector runs, any lock may be held: nothing here may wait for the thread.
+        # The garbage collector may run while any lock is held, so this must not wait for the thread.
         if not getattr(self, "closed", True):
             self._close(wait=False)
 
     def __call__(self, *args: object, **kwargs: object) -> SuperSocket:
-        """The socket once more, for scapy to open and close: ``conf.L2socket = conf.L2listen = s`` makes ``srp``,
-        ``sendp``, ``sniff`` and ``arping`` use this memif; in IP mode ``conf.L3socket = s`` does so for ``sr`` and
-        ``send``.
+        """Return a view of this socket that scapy can open and close without closing this socket.
 
-        :raises ConfigError: ``sniff`` asks for a BPF filter: memif has none; scapy's ``lfilter`` works.
+        ``conf.L2socket = conf.L2listen = s`` makes ``srp``, ``sendp``, ``sniff`` and ``arping`` use this memif. In IP
+        mode ``conf.L3socket = s`` does so for ``sr`` and ``send``.
+
+        :raises ConfigError: ``sniff`` asks for a BPF filter. A memif has none; use scapy's ``lfilter``.
         """
-        # What matches answers to requests (it knows "nofilter") needs no filter, which only spares it other packets.
+        # sr and its relatives pass "nofilter" and a filter that only spares them other packets: they work without it.
         if kwargs.get("filter") and "nofilter" not in kwargs:
             raise ConfigError(f"filter is {kwargs['filter']!r}: a memif has no BPF filter; use lfilter")
-        return _Lent(self)
+        return _NonClosingView(self)
 
 
-class _Lent(SuperSocket):
-    """A :class:`MemifSocket` under another's hands: to close it leaves that one open."""
+class _NonClosingView(SuperSocket):
+    """A view of a :class:`MemifSocket`. Closing the view leaves the socket open."""
 
     def __init__(self, owner: MemifSocket) -> None:
         self._owner = owner
@@ -322,8 +328,10 @@ class _Lent(SuperSocket):
 
 
 class _Link:
-    """What becomes of one interface: its callbacks, which run in the background thread. Does not know the socket, so
-    that a socket which nobody holds any more is closed."""
+    """One interface and its callbacks, which run in the background thread.
+
+    It holds no reference to the socket, so that the garbage collector closes a socket that is no longer used.
+    """
 
     interface: Interface
 
@@ -340,14 +348,17 @@ class _Link:
         self._before_disconnect: Callable[[Interface, Disconnected], object] | None = None
 
     def make(self, create: Callable[..., Interface]) -> None:
-        """Create an interface of our own, which goes with us."""
+        """Create an interface. :meth:`close` deletes it."""
         self.interface = create(
             on_connect=self.on_connect, on_disconnect=self.on_disconnect, on_interrupt=self.on_interrupt
         )
         self._undo = self.interface.delete
 
     def adopt(self, interface: Interface) -> None:
-        """Take the application's, and leave it as it was."""
+        """Use an interface of the application. :meth:`close` restores its callbacks.
+
+        :raises ConfigError: the interface is deleted, has a socket already, or is polled.
+        """
         if interface.deleted:
             raise ConfigError(f"{interface} is deleted")
         if interface in _adopted:
@@ -370,7 +381,7 @@ class _Link:
             self.up.set()
 
     def close(self) -> None:
-        """Let go of the interface. Twice is harmless."""
+        """Delete the interface, or give it back to the application. A second call is harmless."""
         undo, self._undo = self._undo, _nothing
         self._closing = True
         undo()
@@ -389,7 +400,7 @@ class _Link:
 
     def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
         self.up.clear()
-        if interface.deleted:  # by its owner, or with its runtime
+        if interface.deleted:  # by the application, or by closing the runtime
             self._end()
         elif reason.established:
             what = "waiting for the peer to come back" if self._reconnect else "this socket ends"
@@ -401,18 +412,18 @@ class _Link:
 
     def on_interrupt(self, interface: Interface, qid: int) -> None:
         if len(self.inbox) >= self._backlog:
-            # The queues are not looked at until scapy has caught up. What they hold keeps their fds readable.
+            # Stop reading until scapy has caught up. Unread packets keep the fds of the queues readable.
             interface.on_interrupt = None
             self._paused = True
-            self.after_take()  # scapy may have caught up before it could see that we pause
+            self.after_take()  # scapy may have caught up before it saw _paused
             return
-        with contextlib.suppress(Disconnected):  # on_disconnect tells
+        with contextlib.suppress(Disconnected):  # on_disconnect reports it
             packets = interface.rx_queues[qid].recv()
             # Not before: what came in between would be older than the question that it answers.
             self.inbox.put(packets, time.time())
 
     def after_take(self) -> None:
-        """Go on with the queues when half of the backlog is taken."""
+        """Read from the queues again once half of the backlog is read."""
         if self._paused and len(self.inbox) <= self._backlog // 2:
             self._paused = False
             self._background.post(self._resume)
@@ -423,14 +434,17 @@ class _Link:
 
 
 class _Inbox:
-    """Packets that were taken from a ring and not asked for yet. The eventfd counts them, so that it is readable
-    exactly as long as there is one; the end counts as one that is never taken."""
+    """The received packets that scapy has not read yet.
+
+    An eventfd counts them, so that it is readable exactly while there is a packet. The end of the socket counts as a
+    packet that is never taken.
+    """
 
     def __init__(self) -> None:
         self._packets: deque[tuple[bytes, float]] = deque()
         self._ended = False
-        # Keeps a late reader from an fd that is closed, and whose number may be another file's. A finalizer may come
-        # in the middle of it.
+        # Keeps a late reader from using the fd after it is closed, when its number may belong to another file. It is
+        # reentrant because a finalizer may run while this thread holds it.
         self._lock = threading.RLock()
         try:
             fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
@@ -453,21 +467,24 @@ class _Inbox:
         self._packets.clear()
 
     def put(self, packets: list[bytes], when: float) -> None:
-        """In the background thread: packets first, then their number, so that who reads the number finds them."""
+        """Add packets; called in the background thread.
+
+        The packets are added before the eventfd counts them, so that a reader of the eventfd finds them.
+        """
         if packets:
             self._packets.extend([(packet, when) for packet in packets])
             self._add(len(packets))
 
     def end(self) -> None:
-        """No more packets will come."""
+        """Note that no more packets will come."""
         if not self._ended:
             self._ended = True
             self._add(1)
 
     def take(self) -> tuple[bytes, float] | None:
-        """The oldest packet and its time; None if there is none now.
+        """Return the oldest packet and its time; None if there is none now.
 
-        :raises EOFError: there will be none.
+        :raises EOFError: no more packets will come.
         """
         if not self._is_ours():
             raise EOFError(str(ForkedError(self._pid, "memif socket")))
@@ -485,7 +502,7 @@ class _Inbox:
             raise EOFError("the memif socket has ended") from None
 
     def readable(self, seconds: float | None = 0) -> bool:
-        """Whether there is something to take, or nothing to wait for, within this time."""
+        """Wait up to ``seconds`` (None: no limit); return whether :meth:`take` has a packet or the end to report."""
         if self._fd.closed or not self._is_ours():
             return True
         poll = select.poll()
@@ -501,11 +518,11 @@ class _Inbox:
                 os.eventfd_write(self._fd.fileno(), number)
 
     def _is_ours(self) -> bool:
-        """Whether this is no forked child, with which the fd is shared, and where the lock may be held for ever."""
+        """Return False in a forked child: it shares the fd, and its copy of the lock may be held for ever."""
         return self._pid == os.getpid()
 
     def close(self) -> None:
-        """Who waits is woken first."""
+        """Close the fd, after waking threads that wait for it."""
         if self._is_ours():
             self.end()
             with self._lock:
@@ -516,14 +533,14 @@ class _Inbox:
 # --- the background thread ------------------------------------------------------------------------------------------
 
 _lock = threading.Lock()
-#: Interfaces of applications that have a socket now.
+#: Interfaces of the application that have a socket now.
 _adopted: weakref.WeakSet[Interface] = weakref.WeakSet()
-#: By the identity of the application's runtime; 0 is the runtime of the sockets that make their interfaces.
+#: The threads by the ``id()`` of the application's runtime. 0 is the runtime of sockets that make their own interfaces.
 _backgrounds: weakref.WeakValueDictionary[int, Background] = weakref.WeakValueDictionary()
 
 
 def _acquire(interface: Interface | None) -> Background:
-    """The background thread for this interface, or for new ones; to be released."""
+    """Return the background thread of an interface, or of new interfaces (None). The caller must release it."""
     key = 0 if interface is None else id(interface.owner)
     with _lock:
         background = _backgrounds.get(key)
@@ -537,17 +554,17 @@ def _acquire(interface: Interface | None) -> Background:
         return background
 
 
-def _start_anew() -> None:
-    """A forked child has no thread, and perhaps a lock that its parent held."""
+def _reset_after_fork() -> None:
+    """Start without threads in a forked child: it has none, and the parent may have held the lock."""
     global _lock
     _lock = threading.Lock()
     _backgrounds.clear()
 
 
-os.register_at_fork(after_in_child=_start_anew)
+os.register_at_fork(after_in_child=_reset_after_fork)
 
 
-# --- small things ---------------------------------------------------------------------------------------------------
+# --- helpers --------------------------------------------------------------------------------------------------------
 
 
 def _nothing() -> None:
@@ -555,7 +572,7 @@ def _nothing() -> None:
 
 
 def _class_of(mode: Mode) -> Callable[[bytes], type[Packet]]:
-    """Which class the packets of an interface are."""
+    """Return a function that returns the class of a packet, for an interface in this mode."""
     match mode:
         case Mode.ETHERNET:
             return lambda packet: Ether
@@ -567,7 +584,10 @@ def _class_of(mode: Mode) -> Callable[[bytes], type[Packet]]:
 
 
 def _check_layer(interface: Interface, packet: Packet) -> None:
-    """A peer would drop it without a word."""
+    """Refuse a packet that starts with the wrong layer, which a peer would drop silently.
+
+    :raises ConfigError: the packet does not fit the mode of the interface.
+    """
     if interface.mode is Mode.ETHERNET and isinstance(packet, IP | IPv6):
         wrong, right = f"Ethernet mode, and this packet starts with {packet.name}", "put Ether() in front of it"
     elif interface.mode is Mode.IP and isinstance(packet, Ether):
@@ -593,7 +613,7 @@ def _check_seconds(what: str, value: float | None) -> float | None:
 
 
 def _named(positional: tuple[Any, ...], options: InterfaceOptions) -> InterfaceOptions:
-    """Give names to the arguments that used to be positional: ``MemifSocket(socket, id, role, mode, secret)``."""
+    """Name the arguments that older versions took by position: ``MemifSocket(socket, id, role, mode, secret)``."""
     names = ("id", "role", "mode", "secret")
     if len(positional) > len(names):
         raise TypeError(f"MemifSocket takes at most {1 + len(names)} positional arguments")

@@ -18,7 +18,7 @@ from memifrt.asyncio import AsyncioInterface, open_interface
 from memifrt.packets import parse_ip, parse_mac, reply_in_place
 
 MAC = parse_mac("02:fe:00:00:01:02")
-#: Seconds that an HTTP client has for its request and for taking the answer.
+#: Seconds that an HTTP client has to send its request and to take the response.
 CLIENT_TIMEOUT = 10.0
 
 # --- memif ----------------------------------------------------------------------------------------------------------
@@ -36,13 +36,13 @@ def on_disconnect(interface: Interface, reason: Disconnected) -> None:
 
 
 async def answer_pings(interface: AsyncioInterface, ip: bytes) -> None:
-    """Until it is cancelled: with ``reconnect`` it goes on with the next peer."""
+    """Answer pings until cancelled. With ``reconnect`` the loop continues with the next peer."""
     async for burst in interface.bursts():
-        for index, packet in enumerate(burst):
-            if not reply_in_place(packet, ip, MAC):  # written over the request, where it lies
-                burst.drop(index)
-        with contextlib.suppress(Disconnected):  # by a peer that broke its ring: on_disconnect will tell
-            interface.tx_queues[0].forward(burst)  # what the ring has no room for is lost, as on a wire
+        for packet in burst.packets():
+            if not reply_in_place(packet.views[0], ip, MAC):  # writes the reply over the request
+                packet.drop()
+        with contextlib.suppress(Disconnected):  # on_disconnect reports it
+            interface.tx_queues[0].forward(burst)  # if the ring is full, replies are lost, as on a wire
 
 
 # --- HTTP -----------------------------------------------------------------------------------------------------------
@@ -61,13 +61,13 @@ def status(interface: AsyncioInterface) -> dict[str, object]:
 
 
 def respond(request: bytes, interface: AsyncioInterface) -> bytes:
-    """The response to the head of a request."""
+    """Return the response to the head of a request."""
     method, _, rest = request.partition(b" ")
     path = rest.partition(b" ")[0]
     if method != b"GET":
         code, body = "405 Method Not Allowed", "only GET\n"
     elif path != b"/":
-        code, body = "404 Not Found", "all there is is at /\n"
+        code, body = "404 Not Found", "there is only /\n"
     else:
         code, body = "200 OK", json.dumps(status(interface), indent=2) + "\n"
     kind = "application/json" if code.startswith("200") else "text/plain"
@@ -81,13 +81,13 @@ async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, i
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, interface: AsyncioInterface) -> None:
-    """One client, in a task of its own: who is slow keeps nobody else waiting."""
+    """Serve one client in its own task, so that a slow client does not delay others."""
     try:
         await asyncio.wait_for(converse(reader, writer, interface), CLIENT_TIMEOUT)
     except (asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
         pass  # too slow, gone, or not HTTP
     except asyncio.CancelledError:
-        pass  # the program ends, and this task with it
+        pass  # the program ends
     finally:
         writer.close()
 
@@ -133,7 +133,7 @@ def main() -> int:
         "--http", type=http_address, default="127.0.0.1:8080", metavar="HOST:PORT", help="default: %(default)s"
     )
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
-    parser.add_argument("--id", type=int, default=0, help="interface id, the same on both sides (default: 0)")
+    parser.add_argument("--id", type=int, default=0, help="interface id, the same at both ends (default: 0)")
     parser.add_argument("--ip", default="192.168.1.2", help="address to answer for (default: %(default)s)")
     parser.add_argument("--role", choices=("slave", "master"), default="slave", help="default: slave")
     args = parser.parse_args()

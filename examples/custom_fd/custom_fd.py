@@ -1,8 +1,8 @@
-"""Many memif connections and a prompt in one loop: the application's own holds memifrt's fds and standard input.
+"""Many memif connections and a prompt in one loop: the application's loop watches memifrt's fds and standard input.
 
     python custom_fd.py [--socket PATH] [--listen PATH] [--loop epoll|poll|select|fileno]
 
-`help` lists the commands; `exit`, the end of the input or Ctrl+C ends it.
+`help` lists the commands. `exit`, the end of the input and Ctrl+C end the program.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from memifrt.packets import (
 
 
 class Loop(ABC):
-    """A loop of our own. Standard input and the like are ours; every other fd in it is the runtime's."""
+    """The application's loop. It watches a few fds of the application; all others belong to the runtime."""
 
     def __init__(self) -> None:
         self._ours: dict[int, Callable[[], object]] = {}
@@ -55,14 +55,14 @@ class Loop(ABC):
 
     @abstractmethod
     def control_fd_update(self, fd: int, events: FdEvent) -> None:
-        """The hook. The runtime says which fd to watch for what; and, before it closes one, to watch it no more."""
+        """Watch an fd for events, or stop watching it. This is the hook, which the runtime calls."""
 
     @abstractmethod
     def ready(self, timeout: float | None) -> Sequence[tuple[int, int]]:
-        """Wait once; the fds that are ready, and for which events."""
+        """Wait once; return the fds that are ready, with their events."""
 
     def wait(self, timeout: float | None) -> None:
-        """Wait once, and hand what is ready to its owner."""
+        """Wait once, and pass each event to the owner of its fd."""
         for fd, events in self.ready(timeout):
             if fd in self._ours:
                 self._ours[fd]()
@@ -70,16 +70,16 @@ class Loop(ABC):
                 self.runtime.control_fd_handler(fd, events)
 
     def watch(self, fd: int, handler: Callable[[], object]) -> None:
-        """Call ``handler`` whenever an fd of the application's own is readable."""
+        """Call ``handler`` whenever an fd of the application is readable."""
         self.control_fd_update(fd, FdEvent.READ)
         self._ours[fd] = handler
 
     def close(self) -> None:
-        self.runtime.close()  # withdraws its fds through the hook: the loop must still be there
+        self.runtime.close()  # removes its fds through the hook, so the loop must still exist
 
 
 class EpollLoop(Loop):
-    """select.epoll. Not for files: standard input must be a terminal or a pipe."""
+    """A loop on select.epoll. It cannot watch files: standard input must be a terminal or a pipe."""
 
     MASKS = (
         (FdEvent.READ, select.EPOLLIN),
@@ -110,7 +110,7 @@ class EpollLoop(Loop):
 
 
 class PollLoop(Loop):
-    """select.poll: an fd that is registered again is modified, and nothing needs to be closed."""
+    """A loop on select.poll. Registering an fd again modifies it, and there is nothing to close."""
 
     MASKS = (
         (FdEvent.READ, select.POLLIN),
@@ -134,8 +134,10 @@ class PollLoop(Loop):
 
 
 class SelectLoop(Loop):
-    """select.select: lists, made anew each time. An error shows as the reading or writing that explains it; fds end at
-    1023."""
+    """A loop on select.select, with lists that are made for each wait.
+
+    An error makes an fd readable or writable. select.select takes only fds up to 1023.
+    """
 
     def __init__(self) -> None:
         self._watched: dict[int, FdEvent] = {}
@@ -155,14 +157,14 @@ class SelectLoop(Loop):
 
 
 class OneFdLoop(Loop):
-    """No hook at all: the runtime polls for itself, and its one fd is readable whenever it has something to do."""
+    """A loop without a hook: the runtime polls by itself, and its one fd is readable when it has events."""
 
     def __init__(self) -> None:
         self._ours = {}
         self.runtime = Runtime("custom-fd")
 
     def control_fd_update(self, fd: int, events: FdEvent) -> None:
-        """Only our own fds pass here: they are watched as long as the loop lives."""
+        """Do nothing: only fds of the application come here, and ready() watches them."""
 
     def ready(self, timeout: float | None) -> Sequence[tuple[int, int]]:
         readable, _, _ = select.select([self.runtime.fileno(), *self._ours], [], [], timeout)
@@ -176,13 +178,13 @@ LOOPS: dict[str, type[Loop]] = {"epoll": EpollLoop, "poll": PollLoop, "select": 
 
 # --- connections ----------------------------------------------------------------------------------------------------
 
-#: One transmit queue for replies, which the loop's thread sends, and one for a sender's thread: a queue belongs to one
-#: thread at a time.
+#: The transmit queue for replies, which the loop's thread sends, and the one for a sender's thread. A queue belongs to
+#: one thread at a time.
 REPLIES, REQUESTS = 0, 1
 
 
 class Connection:
-    """One interface with an address of its own. All of it belongs to the loop's thread."""
+    """One interface with its own address. Only the loop's thread uses it."""
 
     def __init__(self, runtime: Runtime, socket: str, index: int, role: Role, *, icmp: bool, patient: bool) -> None:
         self.index = index
@@ -191,10 +193,10 @@ class Connection:
         self.sender: Sender | None = None
         self.echo_replies = 0
         self._icmp = icmp
-        #: Whether replies wait for room in the ring, or are lost.
+        #: Whether replies wait for room in a full ring; otherwise they are lost.
         self._patient = patient
         self._waiting: list[bytearray] = []
-        #: Where the counters stood when they were cleared: the library's never go back.
+        #: The counters at the time of the last clear, because the library never resets them.
         self._cleared: dict[str, QueueCounters] = {}
         self.interface = runtime.create_interface(
             socket=socket,
@@ -222,41 +224,43 @@ class Connection:
     def on_interrupt(self, interface: Interface, qid: int) -> None:
         tx = interface.tx_queues[REPLIES]
         if not self._send_waiting(tx):
-            return  # the queue's fd stays readable: we are called again
+            return  # the queue's fd stays readable, so this is called again
         self._waiting = [packet for packet in map(bytearray, interface.rx_queues[qid].recv()) if self._answer(packet)]
         self._send_waiting(tx)
         if not self._patient:
             self._waiting.clear()
 
     def _answer(self, packet: bytearray) -> bool:
-        """Turn a request into its reply; whether it was one."""
+        """Turn a request into its reply, in place; return whether it was a request."""
         if parse_echo_reply(packet) is not None:
             self.echo_replies += 1
             return False
         return reply_in_place(memoryview(packet), self.ip, self.mac, icmp=self._icmp)
 
     def _send_waiting(self, tx: TxQueue) -> bool:
-        """Send the replies that wait for room in the ring; whether none is left."""
+        """Send the replies that wait for room in the ring; return whether none is left."""
         try:
             del self._waiting[: tx.send(self._waiting)]
-        except ConfigError:  # a reply longer than all that the peer has room for
+        except ConfigError:  # a reply is longer than the whole ring of the peer
             self._waiting.clear()
         return not self._waiting
 
     def poll(self) -> bool:
-        """Do what no fd tells: look into the rings that poll, and for room in one that was full. Whether there is
-        such a ring."""
+        """Do the work for which no fd gives an event: poll rings, and look for room in a ring that was full.
+
+        :returns: whether there is such a ring.
+        """
         if not self.interface.connected:
             return False
         polling = [queue for queue in self.interface.rx_queues if queue.rx_mode is RxMode.POLLING]
-        with contextlib.suppress(Disconnected):  # on_disconnect will tell
+        with contextlib.suppress(Disconnected):  # on_disconnect reports it
             self._send_waiting(self.interface.tx_queues[REPLIES])
             for queue in polling:
                 self.on_interrupt(self.interface, queue.qid)
         return bool(polling or self._waiting)
 
     def counters(self) -> Iterator[tuple[str, QueueCounters]]:
-        """What each queue counted since the last ``clear``."""
+        """Return the counters of each queue since the last ``clear``."""
         for name, queue in self._queues():
             before = self._cleared.get(name, QueueCounters())
             yield name, QueueCounters(*(a - b for a, b in zip(astuple(queue.counters), astuple(before), strict=True)))
@@ -271,7 +275,7 @@ class Connection:
 
 
 class Sender(threading.Thread):
-    """Sends ICMP echo requests on a queue that is this thread's alone, and reports how it went."""
+    """Sends ICMP echo requests on a queue that only this thread uses, and prints the result."""
 
     BATCH = 64
 
@@ -289,7 +293,7 @@ class Sender(threading.Thread):
                 taken = self._tx.send([self._request(number) for number in range(sent, stop)])
                 sent += taken
                 if not taken:
-                    self._end.wait(0.001)  # the ring is full: no fd tells when there is room again
+                    self._end.wait(0.001)  # the ring is full, and no fd says when there is room again
         except Disconnected as reason:
             ending = f"; ended by: {reason}"
         seconds = time.monotonic() - start
@@ -297,7 +301,7 @@ class Sender(threading.Thread):
         say(f"send {self._index}: {sent} of {self._count} packets in {seconds:.3f} s, {rate:.0f} packets/s{ending}")
 
     def end(self) -> None:
-        """Stop early, and wait until the thread is gone."""
+        """Stop early, and wait for the end of the thread."""
         self._end.set()
         self.join()
 
@@ -317,12 +321,12 @@ class Sender(threading.Thread):
 
 
 class CommandError(Exception):
-    """A command that cannot be done, and why."""
+    """A command failed; the text says why."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """What stands behind a word at the prompt."""
+    """A command of the prompt."""
 
     run: Callable[..., None]
     arguments: str
@@ -334,7 +338,7 @@ class Command:
 
 
 class Prompt:
-    """Standard input, and the commands that come from there."""
+    """Reads commands from standard input and runs them."""
 
     def __init__(self, loop: Loop, slaves_connect_to: str, masters_listen_on: str) -> None:
         self.running = True
@@ -343,17 +347,17 @@ class Prompt:
         self._sockets = {Role.SLAVE: slaves_connect_to, Role.MASTER: masters_listen_on}
         self._unfinished_line = b""
         self._commands = {
-            "help": Command(self.help, "", "this list"),
+            "help": Command(self.help, "", "show this list"),
             "exit": Command(self.exit, "", "delete every connection and end"),
             "conn": Command(
                 self.conn,
                 "<index> <0 slave|1 master> [<interrupt-desc>]",
                 "connect; interrupt-desc: none: answer ARP and ICMP; 0: the same, and wait when the ring is full; "
-                "1: answer ARP alone",
+                "1: answer only ARP",
             ),
             "del": Command(self.delete, "<index>", "delete a connection"),
-            "show": Command(self.show, "", "the connections and their queues"),
-            "ip-set": Command(self.ip_set, "<index> <ip>", "the address to answer for"),
+            "show": Command(self.show, "", "show the connections and their queues"),
+            "ip-set": Command(self.ip_set, "<index> <ip>", "set the address to answer for"),
             "rx-mode": Command(self.rx_mode, "<index> <qid> <interrupt|polling|adaptive>", "until the connection ends"),
             "sh-count": Command(self.sh_count, "", "show the counters"),
             "cl-count": Command(self.cl_count, "", "clear the counters"),
@@ -377,7 +381,7 @@ class Prompt:
             print("custom-fd> ", end="", flush=True)
 
     def execute(self, words: list[str]) -> None:
-        """Do one command; a bad one gives one line and changes nothing."""
+        """Run one command. A wrong command prints one line and changes nothing."""
         if not words:
             return
         name, *arguments = words
@@ -463,7 +467,7 @@ class Prompt:
             raise CommandError(f"connection {connection.index} is sending already")
         queues = connection.interface.tx_queues
         if len(queues) <= REQUESTS:
-            raise CommandError("the only transmit queue that the peer allows is taken by the replies")
+            raise CommandError("the peer allows only one transmit queue, and the replies use it")
         number = parse_number("count", count, 1, 10**9)
         connection.sender = Sender(connection, queues[REQUESTS], number, parse_ip(ip), parse_mac(mac))
         connection.sender.start()
@@ -494,7 +498,7 @@ def parse_choice(what: str, text: str, choices: tuple[str, ...]) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line in one piece: senders speak from their own threads."""
+    """Print a line in one write, because senders print from their own threads."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -508,7 +512,7 @@ def run(args: argparse.Namespace) -> None:
             loop.watch(sys.stdin.fileno(), prompt.on_input)
         except PermissionError:
             raise CommandError("epoll cannot watch a file: standard input must be a terminal or a pipe") from None
-        # A signal handler runs in between anything: it only makes an fd readable, and the loop does the rest.
+        # A signal handler may run at any point, so it only makes an fd readable, and the loop does the rest.
         signalled = os.eventfd(0)
         at_end.callback(os.close, signalled)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -525,8 +529,8 @@ def run(args: argparse.Namespace) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
-    parser.add_argument("--listen", metavar="PATH", help="where masters listen, if not on the same socket")
-    parser.add_argument("--loop", choices=LOOPS, default="epoll", help="what to wait with (default: %(default)s)")
+    parser.add_argument("--listen", metavar="PATH", help="where masters listen (default: the same socket)")
+    parser.add_argument("--loop", choices=LOOPS, default="epoll", help="the kind of loop (default: %(default)s)")
     args = parser.parse_args()
     try:
         run(args)

@@ -31,17 +31,17 @@ StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
 def answer_pings(interface: GeventInterface, qid: int, ip: bytes) -> None:
-    """One greenlet for each queue. Waiting costs nothing; under a flood it lets the web server have its turns."""
+    """Answer pings on one queue, in its own greenlet. During a flood of packets the web server still gets its turns."""
     while True:
         try:
             for burst in interface.bursts(qid):
-                for index, packet in enumerate(burst):
-                    if not reply_in_place(packet, ip, MAC):  # written over the request, where it lies
-                        burst.drop(index)
-                # What the ring has no room for is lost, as on a wire.
+                for packet in burst.packets():
+                    if not reply_in_place(packet.views[0], ip, MAC):  # writes the reply over the request
+                        packet.drop()
+                # If the ring is full, the remaining replies are lost, as on a wire.
                 interface.tx_queues[qid].forward(burst)
         except Disconnected:
-            # The peer went while we answered. The next burst waits for its return; but not if we are the ones to end.
+            # The peer disconnected while we answered. bursts() waits for it to return, unless this program ends.
             if interface.interface.deleted:
                 return
 
@@ -58,7 +58,7 @@ def on_disconnect(interface: Interface, reason: Disconnected) -> None:
 
 
 def report(interface: GeventInterface, ip: bytes) -> dict[str, object]:
-    """What a browser is shown."""
+    """Return the contents of the page."""
     details, counters = interface.details(), interface.counters
     return {
         "interface": str(interface),
@@ -91,7 +91,7 @@ class Application:
 
 
 def serve(interface: GeventInterface, ip: bytes, address: str, queues: int) -> None:
-    """Answer pings and HTTP until a signal comes."""
+    """Answer pings and HTTP requests until a signal comes."""
     ending = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, ending.set)
@@ -109,10 +109,10 @@ def serve(interface: GeventInterface, ip: bytes, address: str, queues: int) -> N
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
-    parser.add_argument("--id", type=int, default=0, help="interface id, the same on both sides (default: 0)")
+    parser.add_argument("--id", type=int, default=0, help="interface id, the same at both ends (default: 0)")
     parser.add_argument("--ip", default="192.168.1.2", help="address to answer for (default: %(default)s)")
     parser.add_argument("--role", choices=("slave", "master"), default="slave", help="default: slave")
-    parser.add_argument("--queues", type=int, default=1, help="queues each way (default: 1)")
+    parser.add_argument("--queues", type=int, default=1, help="queues in each direction (default: 1)")
     parser.add_argument("--http", default="127.0.0.1:8080", help="address and port of HTTP (default: %(default)s)")
     args = parser.parse_args()
     try:

@@ -24,7 +24,7 @@ class Responder:
 
     def on_connect(self, interface: Interface) -> None:
         queues = len(interface.tx_queues)
-        if self.tx_queue >= queues:  # the other side has the last word on how many there are
+        if self.tx_queue >= queues:  # the peer may allow fewer queues than we asked for
             raise ConfigError(f"transmit queue {self.tx_queue}: the peer allows {queues}, counted from 0")
         print(f"connected to {interface.details().remote_app_name!r}")
 
@@ -33,12 +33,12 @@ class Responder:
 
     def on_interrupt(self, interface: Interface, qid: int) -> None:
         with interface.rx_queues[qid].burst() as burst:
-            for index, packet in enumerate(burst):
-                # Written over the request, where it lies. A packet longer than a buffer, which comes as several, is
-                # not answered here.
-                if not reply_in_place(packet, self.ip, MAC):
-                    burst.drop(index)
-            # What the ring has no room for is lost, as on a wire.
+            for packet in burst.packets():
+                # The reply is written over the request. A packet that is longer than one buffer has several views: this
+                # example does not answer it.
+                if not reply_in_place(packet.views[0], self.ip, MAC):
+                    packet.drop()
+            # If the ring is full, the remaining replies are lost, as on a wire.
             interface.tx_queues[self.tx_queue].forward(burst)
 
 
@@ -46,18 +46,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
     parser.add_argument("tx_queue", nargs="?", type=int, default=0, help="queue to transmit on (default: 0)")
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
-    parser.add_argument("--id", type=int, default=0, help="interface id, the same on both sides (default: 0)")
+    parser.add_argument("--id", type=int, default=0, help="interface id, the same at both ends (default: 0)")
     parser.add_argument("--ip", default="192.168.1.2", help="address to answer for (default: %(default)s)")
     parser.add_argument("--role", choices=("slave", "master"), default="slave", help="default: slave")
     args = parser.parse_args()
     if not 0 <= args.tx_queue < 255:
-        parser.error(f"there is no queue {args.tx_queue}: they are numbered from 0 to 254")
+        parser.error(f"there is no queue {args.tx_queue}: queues are numbered from 0 to 254")
     try:
         responder = Responder(parse_ip(args.ip), args.tx_queue)
         with Runtime("icmp-responder") as runtime:
 
             def stop(*_: object) -> None:
-                if not runtime.closed:  # else it is a second Ctrl+C, too late to matter
+                if not runtime.closed:  # a second Ctrl+C may come after the end
                     runtime.cancel_poll_event()
 
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -66,8 +66,8 @@ def main() -> int:
                 socket=args.socket,
                 id=args.id,
                 role=args.role,
-                # A slave sends on the first and receives on the second; a master takes what its slave offers. As many
-                # of each: DPDK drops what it would send on a queue that is missing.
+                # A slave sends on s2m rings and receives on m2s rings; a master takes its slave's. The numbers are
+                # equal because DPDK drops packets for a queue that does not exist.
                 num_s2m_rings=args.tx_queue + 1,
                 num_m2s_rings=args.tx_queue + 1,
                 on_connect=responder.on_connect,

@@ -1,4 +1,4 @@
-"""Answers ARP and ICMP echo requests for one IP address, with libmemif's calls and an epoll of its own.
+"""Answers ARP and ICMP echo requests for one IP address, with libmemif's calls and its own epoll.
 
 python libmemif_responder.py [--socket PATH] [--id N] [--ip A.B.C.D] [--role slave|master]
 """
@@ -22,7 +22,7 @@ running = True
 
 
 def check(what: str, err: int) -> None:
-    """End the program if a call has failed. memif_strerror(err) has the text of the code alone."""
+    """End the program if a call has failed. memif_strerror(err) would give only the text of the code."""
     if err != m.MEMIF_ERR_SUCCESS:
         print(f"libmemif_responder: {what}: {m.memif_last_error()}", file=sys.stderr)
         raise SystemExit(2)
@@ -45,7 +45,7 @@ def control_fd_update(fd: int, events: int, private_ctx: object) -> int:
 
 
 def on_connect(conn: m.MemifConnHandle, private_ctx: object) -> int:
-    # A slave posts its receive buffers here; for a master there is nothing to post.
+    # A slave posts its receive buffers here. A master has nothing to post.
     m.memif_refill_queue(conn, 0, -1, 0)
     _, details = m.memif_get_details(conn)
     if details is not None:
@@ -80,7 +80,7 @@ def on_interrupt(conn: m.MemifConnHandle, private_ctx: object, qid: int) -> int:
         err, requests = m.memif_rx_burst(conn, qid, MAX_MEMIF_BUFS)
         chained = False
         for request in requests:
-            # A packet longer than a buffer comes as several, and is not answered here.
+            # A packet that is longer than one buffer comes as several; this example does not answer it.
             if not chained and not request.flags & m.MEMIF_BUFFER_FLAG_NEXT:
                 answer(conn, qid, request)
             chained = bool(request.flags & m.MEMIF_BUFFER_FLAG_NEXT)
@@ -89,7 +89,7 @@ def on_interrupt(conn: m.MemifConnHandle, private_ctx: object, qid: int) -> int:
 
 
 def poll_event(timeout: float) -> None:
-    """One turn of the application's own loop. An fd that is gone meanwhile is harmless."""
+    """Run one turn of the application's loop. Events of an fd that was closed meanwhile are harmless."""
     for fd, mask in epoll.poll(timeout):
         events = 0
         if mask & select.EPOLLIN:
@@ -110,7 +110,7 @@ def main() -> int:
     global ip
     parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
     parser.add_argument("--socket", default=m.MEMIF_DEFAULT_SOCKET_PATH, help="path, or @name (default: %(default)s)")
-    parser.add_argument("--id", type=int, default=0, help="interface id, the same on both sides (default: 0)")
+    parser.add_argument("--id", type=int, default=0, help="interface id, the same at both ends (default: 0)")
     parser.add_argument("--ip", default="192.168.1.2", help="address to answer for (default: %(default)s)")
     parser.add_argument("--role", choices=("slave", "master"), default="slave", help="default: slave")
     args = parser.parse_args()
@@ -132,7 +132,7 @@ def main() -> int:
         check("memif_get_details", err)
         print(f"{conn} answers for {args.ip}; {(details.error if details else '') or 'Ctrl+C ends it'}")
         while running:
-            poll_event(0.5)  # in seconds; a signal ends it at the latest then
+            poll_event(0.5)  # in seconds; after a signal the loop ends within this time
         check("memif_delete", m.memif_delete(conn))
         check("memif_delete_socket", m.memif_delete_socket(sock))
     finally:

@@ -1,8 +1,8 @@
-"""Answers ARP and ICMP echo requests on several queues, with a thread for each; the main thread connects.
+"""Answers ARP and ICMP echo requests on several queues, with a thread for each. The main thread only connects.
 
     python multithread.py [--socket PATH] [--id N] [--ip A.B.C.D] [--role slave|master] [--queues N]
 
-Threads of even queues wait for interrupts, those of odd queues poll their ring.
+Threads of even queues wait for interrupts; threads of odd queues poll their ring.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAC = parse_mac("02:fe:00:00:01:02")
 
 
 class Workers:
-    """The threads of one connection. Each owns one receive and one transmit queue, and nobody else touches these."""
+    """The threads of one connection. Each one alone uses one receive queue and one transmit queue."""
 
     def __init__(self, interface: Interface, ip: bytes) -> None:
         self._ip = ip
@@ -33,14 +33,14 @@ class Workers:
         self._threads = []
         for rx, tx in self._queues:
             polls = rx.qid % 2 == 1
-            rx.set_rx_mode(RxMode.POLLING if polls else RxMode.INTERRUPT)  # here: it is the control thread's to call
+            rx.set_rx_mode(RxMode.POLLING if polls else RxMode.INTERRUPT)  # only the control thread may call this
             self._threads.append(threading.Thread(target=self._poll if polls else self._wait, args=(rx, tx)))
             print(f"queue {rx.qid}: a thread {'polls' if polls else 'waits for interrupts'}")
         for thread in self._threads:
             thread.start()
 
     def end(self) -> None:
-        """Wait until the threads are gone: they use fds that are closed after this."""
+        """Stop the threads and wait for them: they use fds that are closed after this."""
         os.eventfd_write(self._stop, 1)
         for thread in self._threads:
             thread.join()
@@ -59,11 +59,11 @@ class Workers:
     def _poll(self, rx: RxQueue, tx: TxQueue) -> None:
         while rx.connected:
             if not self._answer(rx, tx):
-                time.sleep(0)  # lets the other threads run
+                time.sleep(0)  # let other threads run
 
     def _answer(self, rx: RxQueue, tx: TxQueue) -> int:
-        """Answer what is in the ring; the number of packets that were."""
-        # The main thread is told of a disconnect as well, and ends us.
+        """Answer the packets in the ring; return how many buffers there were."""
+        # After a disconnect the main thread ends this thread.
         with contextlib.suppress(Disconnected), rx.burst() as burst:
             send_back(burst, tx, self._reply)
             return len(burst)
@@ -74,7 +74,7 @@ class Workers:
 
 
 class Application:
-    """The callbacks, all on the main thread. There is no on_interrupt: the workers watch their queues themselves."""
+    """The callbacks, which run on the main thread. There is no on_interrupt: the workers watch their queues."""
 
     def __init__(self, ip: bytes) -> None:
         self._ip = ip
@@ -86,7 +86,7 @@ class Application:
 
     def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
         workers, self._workers = self._workers, None
-        if workers is not None:  # else the peer went away before it was connected
+        if workers is not None:  # None if the peer went away before on_connect
             workers.end()
         print(f"disconnected: {reason}")
 
@@ -94,10 +94,10 @@ class Application:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
-    parser.add_argument("--id", type=int, default=0, help="interface id, the same on both sides (default: 0)")
+    parser.add_argument("--id", type=int, default=0, help="interface id, the same at both ends (default: 0)")
     parser.add_argument("--ip", default="192.168.1.2", help="address to answer for (default: %(default)s)")
     parser.add_argument("--role", choices=("slave", "master"), default="slave", help="default: slave")
-    parser.add_argument("--queues", type=int, default=2, help="in each direction; the slave's choice (default: 2)")
+    parser.add_argument("--queues", type=int, default=2, help="queues each way; the slave chooses (default: 2)")
     args = parser.parse_args()
     if not 0 < args.queues <= 255:
         parser.error(f"--queues is {args.queues}; it must be a number from 1 to 255")
@@ -106,7 +106,7 @@ def main() -> int:
         with Runtime("multithread") as runtime:
 
             def stop(*_: object) -> None:
-                if not runtime.closed:  # else it is a second Ctrl+C, too late to matter
+                if not runtime.closed:  # a second Ctrl+C may come after the end
                     runtime.cancel_poll_event()
 
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -121,7 +121,7 @@ def main() -> int:
                 on_disconnect=application.on_disconnect,
             )
             print(f"{interface} answers for {args.ip}; {interface.last_error or 'Ctrl+C ends it'}")
-            runtime.run()  # until a signal cancels it; then the interface is deleted, which ends the workers
+            runtime.run()  # until a signal; then the interface is deleted, which ends the workers
     except MemifError as error:
         print(f"multithread: {error}", file=sys.stderr)
         return 2

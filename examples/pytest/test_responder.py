@@ -1,4 +1,4 @@
-"""Tests of a program that speaks memif: here memifrt's own responder, as a process, as yours would be."""
+"""Tests of a program that uses memif. Here it is memifrt's own responder, in a process like your program."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_program_answers_a_burst_in_order(program: subprocess.Popen[bytes], memi
     assert [reply.sequence for reply in replies if reply] == list(range(500))
 
 
-def test_program_leaves_what_is_not_for_it(program: subprocess.Popen[bytes], memif_listener: MemifPort) -> None:
+def test_program_does_not_answer_other_packets(program: subprocess.Popen[bytes], memif_listener: MemifPort) -> None:
     memif_listener.wait_connected()
     memif_listener.send([os.urandom(60)])
     assert memif_listener.collect(0.1) == []
@@ -69,7 +69,7 @@ def test_program_says_goodbye(program: subprocess.Popen[bytes], memif_listener: 
 @pytest.mark.parametrize("mode", ["ethernet", "ip"])
 @pytest.mark.parametrize("queues", [1, 4])
 def test_every_queue_carries_packets(memif: Memif, queues: int, mode: ModeName) -> None:
-    """No program at all: two ports of the test's own, with options."""
+    """Without a program: two ports of the test, with options."""
     master, slave = memif.pair(queues=queues, mode=mode, slave={"rx_mode": "polling"})
     for qid in range(queues):
         slave.send([b"to the master"], qid=qid)
@@ -84,8 +84,8 @@ def test_pair(memif_pair: MemifPair) -> None:
     assert slave.recv(2) == [b"one", b"two"]
 
 
-def test_program_that_asks_finds_a_responder(memif_responder: MemifResponder) -> None:
-    """The other way round: something in the background that the program under test can ping."""
+def test_program_can_ping_a_responder(memif_responder: MemifResponder) -> None:
+    """The opposite: a responder in the background that the program under test can ping."""
     asker = [sys.executable, "-m", "memifrt", "ping", memif_responder.ip, "--socket", memif_responder.socket]
     subprocess.run([*asker, "-c", "3", "-i", "0.01"], timeout=20, check=True)
     assert memif_responder.answered >= 3

@@ -1,7 +1,7 @@
-"""A test of a VPP plugin: packets go in at one memif and come out, or not, at another.
+"""Tests a VPP plugin: packets go in at one memif and come out, or not, at another.
 
-Runs where VPP does (`vppctl` answers), and is skipped elsewhere. Put the name of your feature where this uses VPP's own
-L2 cross-connect.
+The tests run if VPP runs (`vppctl` answers), and are skipped otherwise. Put your feature in the place of VPP's L2
+cross-connect.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PACKET = echo_request(
 
 
 class Vpp:
-    """A VPP that runs already."""
+    """A running VPP."""
 
     def cli(self, command: str) -> str:
         done = subprocess.run(["vppctl", *command.split()], capture_output=True, text=True, timeout=10, check=True)
@@ -69,7 +69,7 @@ def test_packet_comes_out_at_the_other_side(ports: tuple[MemifPort, MemifPort]) 
     assert west.interface.mode is Mode.ETHERNET
     west.send([PACKET])
     assert east.recv() == [PACKET]
-    assert west.collect(0.1) == []  # and at no other
+    assert west.collect(0.1) == []  # and not at this one
 
 
 def test_interface_that_is_down_drops(ports: tuple[MemifPort, MemifPort], vpp: Vpp) -> None:

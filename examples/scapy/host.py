@@ -1,4 +1,4 @@
-"""A host behind a memif, made of scapy: answers ARP, ping, and TCP on one port, where it accepts and closes.
+"""A host behind a memif, made with scapy. Answers ARP and ping, and accepts and closes TCP connections on one port.
 
 python host.py [--socket PATH] [--id N] [--role slave|master] [--mode ethernet|ip] [--ip A.B.C.D] [--port N]
 """
@@ -17,13 +17,13 @@ from memifrt import MemifError
 from memifrt.packets import parse_ip
 from memifrt.scapy import MemifSocket
 
-# scapy's packets have no types of use: Any stands for one below.
+# scapy's packets have no useful types, so this file uses Any for a packet.
 MAC = "02:fe:00:00:00:02"
 FIRST_SEQUENCE = 1000
 
 
 def answer(packet: Any, ip: str, port: int) -> Any:
-    """What the host says to a packet: a packet, or None."""
+    """Return the reply of the host to a packet, or None."""
     if ARP in packet and packet[ARP].op == 1 and packet[ARP].pdst == ip:
         asked = packet[ARP]
         reply: Any = Ether(src=MAC, dst=packet.src)
@@ -44,7 +44,7 @@ def answer(packet: Any, ip: str, port: int) -> Any:
 
 
 def answer_tcp(segment: Any, port: int) -> Any:
-    """No state: an acknowledgement for what opens or closes a connection, a refusal on every other port."""
+    """Answer a segment without any state: accept and close connections on one port, refuse them on others."""
     flow: dict[str, Any] = {"sport": segment.dport, "dport": segment.sport, "ack": segment.seq + 1 & 0xFFFFFFFF}
     if segment.dport != port:
         return None if segment.flags.R else TCP(flags="RA", **flow)
@@ -52,19 +52,19 @@ def answer_tcp(segment: Any, port: int) -> Any:
         return TCP(flags="SA", seq=FIRST_SEQUENCE, **flow)
     if segment.flags.F:
         return TCP(flags="FA", seq=segment.ack, **flow)
-    return None  # an acknowledgement needs none
+    return None  # an acknowledgement needs no reply
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
-    parser.add_argument("--id", type=int, default=0, help="interface id, the same on both sides (default: 0)")
+    parser.add_argument("--id", type=int, default=0, help="interface id, the same at both ends (default: 0)")
     parser.add_argument("--role", choices=("slave", "master"), default="slave", help="default: slave")
     parser.add_argument("--mode", choices=("ethernet", "ip"), default="ethernet", help="default: ethernet")
     parser.add_argument("--ip", default="192.168.1.2", help="address to answer for (default: %(default)s)")
     parser.add_argument("--port", type=int, default=80, help="port that is open (default: 80)")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a sniff, as Ctrl+C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends sniff(), as Ctrl+C does
     try:
         parse_ip(args.ip)
         with MemifSocket(args.socket, id=args.id, role=args.role, mode=args.mode, timeout=0) as socket:
@@ -76,12 +76,12 @@ def main() -> int:
                 if reply is not None:
                     socket.send(reply)
 
-            socket.sniff(prn=on_packet, store=False)  # goes on when the peer comes back
+            socket.sniff(prn=on_packet, store=False)  # continues when the peer comes back
     except MemifError as error:
         print(f"host: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        pass  # before the sniff began
+        pass  # Ctrl+C before sniff() started
     return 0
 
 

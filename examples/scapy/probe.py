@@ -1,4 +1,4 @@
-"""Asks a host behind a memif for its MAC address, pings it, and shakes hands with it over TCP, with scapy.
+"""Asks a host behind a memif for its MAC address, pings it, and opens and closes a TCP connection, with scapy.
 
 python probe.py [TARGET] [--socket PATH] [--id N] [--role slave|master] [--mode ethernet|ip] [--ip A.B.C.D]
                 [--count N] [--port N] [--timeout SECONDS]
@@ -19,26 +19,26 @@ from memifrt import MemifError
 from memifrt.packets import parse_ip
 from memifrt.scapy import MemifSocket
 
-# scapy's packets have no types of use: Any stands for one below.
+# scapy's packets have no useful types, so this file uses Any for a packet.
 MAC = "02:fe:00:00:00:01"
 
 
 class Probe:
-    """Questions to one host. Each prints what came of it, and says whether there was an answer."""
+    """Sends requests to one host. Each method prints the result and returns whether there was a reply."""
 
     def __init__(self, socket: MemifSocket, args: argparse.Namespace) -> None:
         self.socket = socket
         self.target = args.target
         self.own = args.ip
         self.timeout = args.timeout
-        self.link: Any = None  # what stands in front of IP: nothing in IP mode
+        self.link: Any = None  # the Ethernet header; None in IP mode
 
     def ask(self, packet: Any) -> Any:
-        """The answer to a packet, or None."""
+        """Send a packet and return the reply, or None."""
         return self.socket.sr1(packet, timeout=self.timeout, verbose=False)
 
     def over_ip(self, payload: Any) -> Any:
-        """A packet to the host."""
+        """Return a packet to the host."""
         packet: Any = IP(src=self.own, dst=self.target)
         return packet / payload if self.link is None else self.link / packet / payload
 
@@ -59,7 +59,7 @@ class Probe:
         if answer is None or answer[Raw].load != question[Raw].load:
             print(f"ping {number}: no answer")
             return False
-        # Sent: when scapy gave it to the ring. Received: when the background thread found it there.
+        # sent_time: when scapy sent it to the ring. time: when the background thread found the reply in the ring.
         print(f"ping {number}: {len(answer)} bytes, {(answer.time - question.sent_time) * 1000:.2f} ms")
         return True
 
@@ -85,7 +85,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
     parser.add_argument("target", nargs="?", default="192.168.1.2", help="address to ask (default: %(default)s)")
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
-    parser.add_argument("--id", type=int, default=0, help="interface id, the same on both sides (default: 0)")
+    parser.add_argument("--id", type=int, default=0, help="interface id, the same at both ends (default: 0)")
     parser.add_argument("--role", choices=("slave", "master"), default="slave", help="default: slave")
     parser.add_argument("--mode", choices=("ethernet", "ip"), default="ethernet", help="default: ethernet")
     parser.add_argument("--ip", default="192.168.1.1", help="our own address (default: %(default)s)")
@@ -95,7 +95,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         for address in (args.target, args.ip):
-            parse_ip(address)  # scapy would ask the network for a name
+            parse_ip(address)  # scapy would look up a name
         with MemifSocket(args.socket, id=args.id, role=args.role, mode=args.mode) as socket:
             print(socket)
             probe = Probe(socket, args)

@@ -1,1 +1,1 @@
-"""Captures: pcap and pcapng files, filters, one-line summaries."""
+"""Read and write pcap and pcapng files, filter packets, summarize packets in one line."""

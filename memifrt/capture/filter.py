@@ -1,6 +1,6 @@
-"""Capture filters in tcpdump's language, compiled and run by libpcap where it is installed.
+"""Capture filters in tcpdump's language. libpcap compiles and runs them, if it is installed.
 
-Owns the few functions of libpcap that this takes.
+Owns the calls of libpcap's functions.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable
 from memifrt.capture.pcap import MAX_SNAPLEN, LinkType
 from memifrt.errors import ConfigError, ErrorCode, MemifError
 
-#: Names of libpcap: Debian's, everybody else's, and that of its development package.
+#: File names of libpcap: on Debian, on other systems, and of the development package.
 _LIBRARIES = ("libpcap.so.0.8", "libpcap.so.1", "libpcap.so")
 _UNKNOWN_NETMASK = 0xFFFFFFFF
-#: libpcap's own number for what files call RAW, on Linux.
+#: libpcap's number for raw IP on Linux. Files use another number.
 _DLT_RAW = 12
 
 Matches = Callable[[bytes], bool]
@@ -39,23 +39,23 @@ class _Header(ctypes.Structure):
 
 
 def compile_filter(expression: str, link_type: LinkType) -> Matches:
-    """Whether a packet is one that ``expression`` is after.
+    """Return a function that says whether a packet matches ``expression``.
 
-    :raises ConfigError: libpcap does not understand it; in its own words.
+    :raises ConfigError: libpcap does not understand the expression. The message has libpcap's own text.
     :raises MemifError: libpcap is not installed.
     """
     library = _library()
     handle = library.pcap_open_dead(_DLT_RAW if link_type is LinkType.RAW else link_type, MAX_SNAPLEN)
     if not handle:
-        raise MemifError(ErrorCode.NOMEM, "libpcap could not be prepared for a filter")
+        raise MemifError(ErrorCode.NOMEM, "libpcap could not prepare a filter")
     program = _Program()
     try:
         if library.pcap_compile(handle, ctypes.byref(program), os.fsencode(expression), 1, _UNKNOWN_NETMASK):
             words = (library.pcap_geterr(handle) or b"").decode(errors="replace")
-            raise ConfigError(f"the filter {expression!r} is not one that libpcap understands: {words}")
+            raise ConfigError(f"libpcap does not understand the filter {expression!r}: {words}")
     finally:
         library.pcap_close(handle)
-    # The program lives as long as this process: a command has one.
+    # The compiled program is never freed: a command has only one.
     run, header = library.pcap_offline_filter, _Header()
     program_at, header_at = ctypes.byref(program), ctypes.byref(header)
 

@@ -1,6 +1,7 @@
-"""Packets of a capture as packets of a memif: which link types a memif carries, and how the others are converted.
+"""Convert packets of a capture into packets that a memif can carry.
 
-Owns the names of link types and the layouts of their headers. Bytes in, bytes out.
+Owns the link types that a memif carries, the names of link types, and the layouts of their headers. Takes and returns
+bytes.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from memifrt.types import Mode
 
 _VLAN_TYPES = (0x8100, 0x88A8)
 _IPV4, _IPV6 = 0x0800, 0x86DD
-#: Where an Ethernet header has a length; a smaller number is one.
+#: The smallest EtherType. A smaller number in an Ethernet header is a length.
 _LEAST_ETHERTYPE = 0x600
 _U16 = struct.Struct("!H")
 # LINUX_SLL: packet type, hardware type, address length, address, protocol;
 # LINUX_SLL2: protocol, reserved, interface, hardware type, packet type, address length, address
 _SLL, _SLL2 = struct.Struct("!HHH8sH"), struct.Struct("!HHIHBB8s")
-#: Protocols of both that stand for 802.3 frames, whose header has a length.
+#: Protocols of both headers that mean an 802.3 frame, which has a length instead of an EtherType.
 _SLL_802_3 = (0x0001, 0x0004)
 _MAC_BYTES = 6
 
-#: Names of https://www.tcpdump.org/linktypes.html, of those that people meet.
+#: The names of common link types, from https://www.tcpdump.org/linktypes.html.
 _NAMES = {
     0: "NULL",
     1: "ETHERNET",
@@ -54,25 +55,25 @@ _NAMES = {
     276: "LINUX_SLL2",
 }
 
-#: A packet as the memif carries it; None if it is none that it can carry.
+#: Turns a packet of a capture into one that the memif can carry; returns None if that is impossible.
 Conversion = Callable[[bytes], "bytes | None"]
 
-#: Ethernet addresses of frames that are made: everybody's, and a locally administered one.
+#: Default addresses of Ethernet headers that we make: the broadcast address, and a locally administered one.
 BROADCAST, OURS = b"\xff" * _MAC_BYTES, b"\x02\xfe\0\0\0\0"
 
 
 def link_type_name(number: int) -> str:
-    """A link type's name and number."""
+    """Return the name and the number of a link type, as a text."""
     return f"{_NAMES.get(number, 'link type')} ({number})"
 
 
 @dataclass(frozen=True, slots=True)
 class LinkLayer:
-    """What becomes of a capture's packets on a memif in this mode.
+    """How to send the packets of a capture on a memif in this mode.
 
-    :ivar convert: change the link layer of packets that the memif cannot carry as they are.
-    :ivar source: MAC address of Ethernet headers that are made, where the capture has none.
-    :ivar target: the same for where they go to.
+    :ivar convert: whether to convert the link layer of packets that the memif cannot carry.
+    :ivar source: the source address of Ethernet headers that we make, if the capture has none.
+    :ivar target: the destination address of Ethernet headers that we make.
     """
 
     mode: Mode
@@ -81,7 +82,7 @@ class LinkLayer:
     target: bytes = BROADCAST
 
     def conversion(self, link_type: int) -> Conversion | None:
-        """Return a function that makes packets of this link type ready to be sent; None if they cannot be sent."""
+        """Return the conversion for packets of this link type; None if the memif cannot carry them."""
         if LinkType.mode_of(link_type) is self.mode:
             return _as_it_is
         if not self.convert:
@@ -102,7 +103,7 @@ class LinkLayer:
         return None if cooked is None else functools.partial(_cooked_to_ethernet, cooked, self.target, self.source)
 
     def mismatch(self, link_type: int) -> str:
-        """Say why packets of this link type cannot be sent, and what would help."""
+        """Return a text that says why packets of this link type cannot be sent, and what would help."""
         carried, mode = link_type_name(LinkType.of(self.mode)), self.mode.name.lower()
         text = f"its packets are {link_type_name(link_type)}, and a memif in mode {mode} carries {carried}"
         if self.convert or self._made(link_type) is None:
@@ -118,7 +119,7 @@ def _as_it_is(data: bytes) -> bytes:
 
 
 def ethernet_to_ip(frame: bytes) -> bytes | None:
-    """The IP packet in an Ethernet frame, without VLAN tags and padding; None if there is none."""
+    """Return the IP packet in an Ethernet frame, without VLAN tags and padding; None if there is none."""
     at = 2 * _MAC_BYTES
     while at + 2 <= len(frame):
         (ethertype,) = _U16.unpack_from(frame, at)
@@ -129,7 +130,7 @@ def ethernet_to_ip(frame: bytes) -> bytes | None:
 
 
 def _ip(ethertype: int, data: bytes, at: int) -> bytes | None:
-    """The IP packet that begins there, without what follows it."""
+    """Return the IP packet that starts at this byte, without any padding; None if it is not IP."""
     if ethertype not in (_IPV4, _IPV6) or at >= len(data):
         return None
     end = len(data)
@@ -150,7 +151,7 @@ def _ip_to_ethernet(addresses: bytes, packet: bytes) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class _Cooked:
-    """A packet of ``tcpdump -i any``: its protocol, its sender's MAC address if there is one, its payload's start."""
+    """A packet of ``tcpdump -i any``: protocol, MAC address of the sender (or None), start of the payload."""
 
     protocol: int
     source: bytes | None
@@ -158,7 +159,7 @@ class _Cooked:
 
 
 def _mac(length: int, address: bytes) -> bytes | None:
-    """The loopback interface's address is all zeros."""
+    """Return a MAC address; None for all zeros, which the loopback interface has."""
     mac = address[:_MAC_BYTES]
     return mac if length == _MAC_BYTES and any(mac) else None
 
@@ -181,7 +182,7 @@ def _cooked_to_ip(parse: Callable[[bytes], _Cooked | None], data: bytes) -> byte
     cooked = parse(data)
     if cooked is None:
         return None
-    # A VLAN tag, where the kernel has left one, begins with its type, as behind Ethernet addresses.
+    # If the kernel left a VLAN tag in the packet, it starts with its type, as after Ethernet addresses.
     protocol, at = cooked.protocol, cooked.start
     while protocol in _VLAN_TYPES and at + 4 <= len(data):
         protocol, at = _U16.unpack_from(data, at + 2)[0], at + 4

@@ -1,7 +1,7 @@
-"""Capture files: pcap and pcapng, read and written as a stream, with timestamps in nanoseconds.
+"""Read and write pcap and pcapng files as a stream, with timestamps in nanoseconds.
 
-Owns both formats (draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng) and what is wrong with a file that is neither.
-Knows nothing of interfaces: bytes (or a burst of them) and times in, bytes and times out.
+Owns both formats (draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng) and the errors of broken files. Knows nothing of
+interfaces: it takes and returns bytes (or bursts) and times.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from memifrt.errors import ErrorCode, MemifError, MemifOSError, os_error
 from memifrt.ring import Burst
 from memifrt.types import Mode
 
-#: What libpcap holds for the longest packet of any file; a longer one is garbage.
+#: The longest packet that libpcap accepts in a file. A longer one means that the file is broken.
 MAX_SNAPLEN = 262144
 _SECOND = 1_000_000_000
-#: Bytes that are read or written at once.
+#: Size of the buffer for reading and writing, in bytes.
 _BUFFER = 1 << 18
 
 _PCAP_NANOSECONDS, _PCAP_MICROSECONDS = 0xA1B23C4D, 0xA1B2C3D4
@@ -32,20 +32,23 @@ _SECTION_HEADER, _INTERFACE, _OLD_PACKET, _SIMPLE_PACKET, _ENHANCED_PACKET = 0x0
 _BYTE_ORDER = 0x1A2B3C4D
 _NAME, _RESOLUTION, _OFFSET = 2, 9, 14  # options of an interface
 _APPLICATION = 4  # an option of a section
-#: Nothing that we know of is larger than this in a pcapng block.
+#: The longest pcapng block that we accept, in bytes. Real blocks are much shorter.
 _MAX_BLOCK = 16 << 20
-#: Options of one interface that have a value. The draft defines 20; some of them, like comments, may be repeated.
+#: The most options with a value that we accept for one interface. The draft defines 20; some may be repeated.
 _MAX_OPTIONS = 1024
-#: Empty options one after the other. Nobody writes them, and each takes time to skip.
+#: The most empty options that we accept in a row. No program writes them, and skipping each one takes time.
 _MAX_EMPTY_OPTIONS = 65536
-#: Options without a value, in either byte order, except the one that ends them all. A block may hold millions.
+#: Options without a value, in either byte order, except the end-of-options mark. A block may have millions of them.
 _EMPTY_OPTIONS = re.compile(rb"(?:(?!\0\0)..\0\0)*", re.DOTALL)
 _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 class LinkType(IntEnum):
-    """What a packet of the file starts with: the numbers of the formats' registry that memif can carry as they are, and
-    those of the "cooked" packets of ``tcpdump -i any``, which can be converted."""
+    """The first header of a packet of a file, by its number in the registry of both formats.
+
+    A memif carries ``ETHERNET``, ``RAW``, ``IPV4`` and ``IPV6`` directly. The "cooked" packets of ``tcpdump -i any``
+    (``LINUX_SLL``, ``LINUX_SLL2``) can be converted.
+    """
 
     ETHERNET = 1
     RAW = 101
@@ -56,24 +59,27 @@ class LinkType(IntEnum):
 
     @classmethod
     def of(cls, mode: Mode) -> LinkType:
-        """The link type of what an interface in this mode carries."""
+        """Return the link type of packets on an interface in this mode."""
         return cls.RAW if mode is Mode.IP else cls.ETHERNET
 
     @classmethod
     def mode_of(cls, number: int) -> Mode | None:
-        """The mode of an interface that carries packets of this link type, if there is one."""
+        """Return the mode of an interface that carries packets of this link type; None if there is no such mode."""
         if number == cls.ETHERNET:
             return Mode.ETHERNET
         return Mode.IP if number in (cls.RAW, cls.IPV4, cls.IPV6, *_ALSO_RAW) else None
 
 
-#: Two numbers that raw IP had on some systems before it got its own.
+#: Two other numbers for raw IP, which some systems used before it got its own.
 _ALSO_RAW = (12, 14)
 
 
 class Packet(NamedTuple):
-    """A packet of a file: ``time`` in nanoseconds since 1970 (None if the file does not tell), the bytes that were
-    kept, and how many there were."""
+    """A packet of a file.
+
+    ``time`` is in nanoseconds since 1970, or None if the file has none. ``data`` are the captured bytes; ``length`` is
+    the length of the packet before it was cut.
+    """
 
     time: int | None
     data: bytes
@@ -82,7 +88,7 @@ class Packet(NamedTuple):
 
 
 class CaptureFileError(MemifError):
-    """A file is no capture, or is broken: the message names it, the place and what stands there."""
+    """A file is not a capture, or it is broken. The message names the file, the position and the fault."""
 
     def __init__(self, message: str) -> None:
         super().__init__(ErrorCode.INVAL_ARG, message)
@@ -92,12 +98,12 @@ class CaptureFileError(MemifError):
 
 
 class Reader(ABC):
-    """The packets of a file, in its order; a context manager that closes it.
+    """Reads the packets of a file, in order. It is a context manager that closes the file.
 
-    Iterating raises :class:`CaptureFileError` where the file is broken; what stands before that has been given.
+    Iteration raises :class:`CaptureFileError` at the broken part of a file, after it has given the packets before that.
 
-    :ivar size: bytes of the file, 0 for a pipe.
-    :ivar regular: whether it is a file on a disk, which can be read ahead without waiting for a writer.
+    :ivar size: the length of the file in bytes, 0 for a pipe.
+    :ivar regular: whether this is a file on a disk, which can be read ahead without waiting for a writer.
     """
 
     def __init__(self, file: BinaryIO, name: str, start: bytes) -> None:
@@ -108,7 +114,7 @@ class Reader(ABC):
 
     @property
     def offset(self) -> int:
-        """Bytes that have been read so far."""
+        """The number of bytes read so far."""
         return self._offset
 
     @abstractmethod
@@ -117,10 +123,10 @@ class Reader(ABC):
     @property
     @abstractmethod
     def link_types(self) -> Sequence[int]:
-        """Those of the interfaces that have been described so far."""
+        """The link types of the interfaces that the file has described so far."""
 
-    def describe(self) -> None:  # noqa: B027 - the header of most formats does so
-        """Read up to the first description of an interface, so that there is a link type if the file has any.
+    def describe(self) -> None:  # noqa: B027 - pcap has the link type in its header
+        """Read up to the first description of an interface, so that :attr:`link_types` is known.
 
         :raises CaptureFileError: the file is broken.
         """
@@ -161,7 +167,7 @@ class _PcapReader(Reader):
         major, minor, _, _, _, link = struct.unpack(order + "HHiIII", self._whole(20, "its header"))
         if major != 2:
             self._fail(f"version {major}.{minor} of pcap; it must be 2.4", 4)
-        self._link_type = link & 0xFFFF  # above it: the length of a frame check sequence
+        self._link_type = link & 0xFFFF  # the upper bits are the length of a frame check sequence
 
     @property
     def link_types(self) -> Sequence[int]:
@@ -186,15 +192,15 @@ class _PcapReader(Reader):
             yield Packet(seconds * _SECOND + fraction * unit, data, length, link_type)
 
 
-#: Stands for a block that holds no packet.
+#: Returned for a block without a packet.
 _NO_PACKET = Packet(None, b"", 0, -1)
 
 
 class _Interface(NamedTuple):
     link_type: int
     snaplen: int
-    units: int  # a second has
-    offset: int  # seconds
+    units: int  # ticks of a timestamp per second
+    offset: int  # seconds to add to a timestamp
 
 
 class _PcapngReader(Reader):
@@ -202,7 +208,7 @@ class _PcapngReader(Reader):
         super().__init__(file, name, start)
         self._order = "<"
         self._interfaces: list[_Interface] = []
-        #: Of all sections; a dictionary, for there may be many.
+        #: The link types of all sections, in order. The dictionary keeps each of them once.
         self._link_types: dict[int, None] = {}
         self._section(self._read(4), 0)
 
@@ -216,7 +222,7 @@ class _PcapngReader(Reader):
         return [*self._link_types]
 
     def describe(self) -> None:
-        # A packet before any description is an error of the file, which the block itself tells.
+        # If a packet comes before any description, _block raises the error.
         while not self._link_types and self._block() is not None:
             pass
 
@@ -260,7 +266,7 @@ class _PcapngReader(Reader):
         self._interfaces = []
 
     def _body(self, kind: int, length: int, start: int, already: int = 0) -> bytes:
-        """What stands between a block's head and its end, behind the ``already`` bytes that have been read."""
+        """Read the body of a block, of which ``already`` bytes have been read, and check the length at its end."""
         if not 12 + already <= length <= _MAX_BLOCK or length % 4:
             self._fail(f"a block of type 0x{kind:x} that claims {length} bytes; this is no pcapng block", start)
         data = self._whole(length - 8 - already, f"a block of type 0x{kind:x}")
@@ -286,7 +292,7 @@ class _PcapngReader(Reader):
         self._link_types[link_type] = None
 
     def _options(self, body: bytes, at: int, start: int) -> Iterator[tuple[int, bytes]]:
-        """The options of a block that have a value, from this byte of its body on."""
+        """Iterate over the options of a block that have a value, from this byte of its body on."""
         layout = struct.Struct(self._order + "HH")
         for _ in range(_MAX_OPTIONS):
             if (empty := _EMPTY_OPTIONS.match(body, at)) is not None:
@@ -318,7 +324,7 @@ class _PcapngReader(Reader):
         return Packet(time, body[20 : 20 + captured], length, interface.link_type)
 
     def _simple_packet(self, body: bytes, start: int) -> Packet:
-        """It has no time."""
+        """Parse a simple packet block, which has no time."""
         if len(body) < 4:
             self._fail("a packet that is too short", start)
         interface = self._interface(0, start)
@@ -342,10 +348,10 @@ _READERS: dict[int, Callable[[BinaryIO, str, bytes], Reader]] = {
 
 
 def open_capture(path: str | os.PathLike[str]) -> Reader:
-    """Read a pcap or pcapng file, which of both by its first bytes; ``-`` is standard input.
+    """Open a pcap or pcapng file for reading. Its first bytes say which it is. ``-`` is standard input.
 
-    :raises CaptureFileError: it is neither, or ends within its header.
-    :raises MemifOSError: it cannot be read.
+    :raises CaptureFileError: the file is neither, or ends within its header.
+    :raises MemifOSError: the file cannot be read.
     """
     name = os.fspath(path)
     if name == "-":
@@ -362,9 +368,9 @@ def open_capture(path: str | os.PathLike[str]) -> Reader:
 
 
 def read_capture(file: BinaryIO, name: str) -> Reader:
-    """The packets of an open file, which ``name`` stands for in messages.
+    """Return a reader for an open file. Messages call the file ``name``.
 
-    :raises CaptureFileError: it is no capture, or ends within its header.
+    :raises CaptureFileError: the file is not a capture, or ends within its header.
     """
     start = _read(file, 4, name)
     for order in ("<I", ">I"):
@@ -384,12 +390,12 @@ def read_capture(file: BinaryIO, name: str) -> Reader:
 
 
 class Writer(ABC):
-    """A capture file while it is written; a context manager that closes it.
+    """Writes a capture file. It is a context manager that closes the file.
 
-    Everything of one call has the same time: that at which a burst was taken.
+    All packets of one call get the same time: that of their burst.
 
-    :param snaplen: bytes of a packet that are kept.
-    :ivar written: bytes so far.
+    :param snaplen: the most bytes to keep of a packet.
+    :ivar written: the number of bytes written so far.
     """
 
     def __init__(self, file: BinaryIO, name: str, snaplen: int = MAX_SNAPLEN) -> None:
@@ -399,15 +405,17 @@ class Writer(ABC):
         self.written = 0
 
     def write(self, packets: Sequence[bytes], time: int, interface: int = 0) -> None:
-        """Add packets that were seen at ``time``, in nanoseconds since 1970, on this interface (by its number).
+        """Add packets.
 
-        :raises MemifOSError: it cannot be written.
-        :raises BrokenPipeError: nobody reads it any more.
+        :param time: when they were seen, in nanoseconds since 1970.
+        :param interface: the number of the interface that they were seen on.
+        :raises MemifOSError: the file cannot be written.
+        :raises BrokenPipeError: the reader of the pipe has closed it.
         """
         if not packets:
             return
         lengths = [*map(len, packets)]
-        # What all records of one length have in common is made once: packets of a burst share their time.
+        # For speed, make the headers once for each length: the packets of a burst share their time.
         fronts, backs = {}, {}
         for length in set(lengths):
             fronts[length], backs[length] = self._record(length, min(length, self.snaplen), time, interface)
@@ -425,13 +433,13 @@ class Writer(ABC):
 
     @abstractmethod
     def _record(self, length: int, captured: int, time: int, interface: int) -> tuple[bytes, bytes]:
-        """What stands before and behind a packet."""
+        """Return the bytes to write before and after the data of a packet."""
 
     def flush(self) -> None:
-        """Hand what has been written on to who reads it.
+        """Write all buffered data to the file.
 
-        :raises MemifOSError: it cannot be written.
-        :raises BrokenPipeError: nobody reads it any more.
+        :raises MemifOSError: the file cannot be written.
+        :raises BrokenPipeError: the reader of the pipe has closed it.
         """
         try:
             self._file.flush()
@@ -468,7 +476,7 @@ class Writer(ABC):
 
 
 class PcapWriter(Writer):
-    """Classic pcap, with timestamps in nanoseconds. It cannot tell interfaces apart."""
+    """Writes classic pcap, with timestamps in nanoseconds. The format does not distinguish interfaces."""
 
     _HEADER = struct.Struct("<IHHiIII")
     _FRONT = struct.Struct("<IIII")
@@ -479,15 +487,18 @@ class PcapWriter(Writer):
     ) -> None:
         super().__init__(file, name, snaplen)
         self._write(self._HEADER.pack(_PCAP_NANOSECONDS, 2, 4, 0, 0, snaplen, link_types[0][1]))
-        #: Records of whole bursts, until they are worth a write; the longest record fits.
+        #: Buffers the records of bursts until there are enough for a write. The longest record fits.
         self._room = memoryview(bytearray(_BUFFER + snaplen + self._FRONT.size))
         self._used = 0
 
     def write_burst(self, burst: Burst, time: int) -> None:
-        """Add the packets of a received burst, from where they lie: a record is a stamp, two lengths, and the data.
+        """Add the packets of a received burst, directly from its buffers.
 
-        :raises MemifOSError: it cannot be written.
-        :raises BrokenPipeError: nobody reads it any more.
+        A record of the file is a time stamp, two lengths, and the data.
+
+        :param time: when the burst was received, in nanoseconds since 1970.
+        :raises MemifOSError: the file cannot be written.
+        :raises BrokenPipeError: the reader of the pipe has closed it.
         """
         seconds, nanoseconds = divmod(time, _SECOND)
         stamp = self._STAMP.pack(seconds & 0xFFFFFFFF, nanoseconds)
@@ -520,7 +531,7 @@ class PcapWriter(Writer):
 
 
 class PcapngWriter(Writer):
-    """pcapng, with timestamps in nanoseconds and the names of the interfaces."""
+    """Writes pcapng, with timestamps in nanoseconds and the names of the interfaces."""
 
     _FRONT = struct.Struct("<IIIIIII")
 
@@ -543,10 +554,11 @@ class PcapngWriter(Writer):
 
 
 def create_capture(path: str, link_types: Sequence[tuple[str, LinkType]], snaplen: int = MAX_SNAPLEN) -> Writer:
-    """Write a capture: pcapng if the path ends so, else pcap; ``-`` is pcap on standard output.
+    """Create a capture file: pcapng if the path ends with ``.pcapng``, otherwise pcap.
 
-    :param link_types: each interface's name and link type; pcap keeps the first one's.
-    :raises MemifOSError: the file cannot be made.
+    :param path: the file; ``-`` writes pcap to standard output.
+    :param link_types: the name and link type of each interface. pcap stores only the first link type.
+    :raises MemifOSError: the file cannot be created.
     """
     if path == "-":
         return PcapWriter(sys.stdout.buffer, "standard output", link_types, snaplen)
@@ -563,7 +575,7 @@ def create_capture(path: str, link_types: Sequence[tuple[str, LinkType]], snaple
 
 
 def check_writable(path: str) -> None:
-    """Find out whether :func:`create_capture` could write there, and leave everything as it is.
+    """Check that :func:`create_capture` could write to this path, without changing anything.
 
     :raises MemifOSError: it could not.
     """
@@ -576,17 +588,17 @@ def check_writable(path: str) -> None:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             os.unlink(path)
             return
-        if stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode):  # to open a pipe would wake its reader
+        if stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode):  # opening a pipe would wake its reader
             os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
     except OSError as error:
         raise os_error(f"cannot write {path}", error, path=path) from error
 
 
-# --- small parts ----------------------------------------------------------------------------------------------------
+# --- helpers --------------------------------------------------------------------------------------------------------
 
 
 def _read(file: BinaryIO, count: int, name: str) -> bytes:
-    """``count`` bytes, fewer at the end of the file."""
+    """Read ``count`` bytes, or fewer at the end of the file."""
     try:
         return file.read(count)
     except OSError as error:
@@ -594,10 +606,10 @@ def _read(file: BinaryIO, count: int, name: str) -> bytes:
 
 
 def _size(file: BinaryIO) -> tuple[int, bool]:
-    """How many bytes it has, and whether it is a file on a disk."""
+    """Return the length of a file in bytes, and whether it is a file on a disk."""
     try:
         status = os.fstat(file.fileno())
-    except (OSError, ValueError):  # it is no file of the system
+    except (OSError, ValueError):  # the object has no fd
         return 0, False
     return status.st_size, stat.S_ISREG(status.st_mode)
 
@@ -615,7 +627,7 @@ def _option(code: int, value: bytes) -> bytes:
 
 
 def _block(kind: int, body: bytes) -> bytes:
-    """A block whose body is one of options at its end, which are closed here."""
+    """Build a block. The options at the end of ``body`` are terminated here."""
     body += bytes(4)
     total = _little(len(body) + 12)
     return _little(kind) + total + body + total

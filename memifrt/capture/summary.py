@@ -1,6 +1,6 @@
-"""A packet in one line, in tcpdump's manner: who to whom, and what.
+"""Summarize a packet in one line, as tcpdump does: source, destination, protocol.
 
-Owns the words. Nothing that a packet holds makes it raise: what is cut off or unknown is said so.
+Owns the texts. No content of a packet makes a summary raise: truncated or unknown parts are named so.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ _ICMP6_NAMES = {
     136: "neighbor advertisement",
 }
 _ICMP_ECHO, _ICMP6_ECHO = (0, 8), (128, 129)
-#: In tcpdump's order.
+#: TCP flags and their signs, in tcpdump's order.
 _TCP_FLAGS = ((0x02, "S"), (0x01, "F"), (0x04, "R"), (0x08, "P"), (0x10, "."), (0x20, "U"), (0x40, "E"), (0x80, "W"))
 _PROTOCOLS = {2: "IGMP", 4: "IPIP", 41: "IP6", 47: "GRE", 50: "ESP", 51: "AH", 89: "OSPF", 132: "SCTP"}
 
 
 class _Truncated(Exception):
-    """There are fewer bytes than the headers need."""
+    """The packet is shorter than its headers need."""
 
 
 def summary(mode: Mode, style: str = "auto") -> Summary:
-    """What makes a line of a packet.
+    """Return a function that summarizes a packet in one line.
 
-    :param style: ``scapy`` for scapy's own summaries, ``short`` for ours, ``auto`` for scapy's if it is installed.
-    :raises MemifError: scapy is asked for and not installed.
+    :param style: ``scapy`` for scapy's summaries, ``short`` for memifrt's, ``auto`` for scapy's if it is installed.
+    :raises MemifError: ``style`` is ``scapy`` and scapy is not installed.
     """
     short = ip_summary if mode is Mode.IP else ethernet_summary
     if style == "short":
@@ -68,14 +68,14 @@ def _scapy_summary(mode: Mode, otherwise: Summary) -> Summary:
         layer = link.Ether if mode is not Mode.IP else six.IPv6 if data[:1] >= b"\x60" else four.IP
         try:
             return printable(layer(data).summary())
-        except Exception:  # whatever a dissector makes of garbage
+        except Exception:  # a dissector may raise anything on garbage
             return otherwise(data)
 
     return describe
 
 
 def ethernet_summary(data: bytes) -> str:
-    """For an Ethernet frame."""
+    """Summarize an Ethernet frame."""
     if len(data) < 14:
         return f"[|ether], length {len(data)}"
     (ethertype,) = struct.unpack_from("!H", data, 12)
@@ -94,7 +94,7 @@ def ethernet_summary(data: bytes) -> str:
 
 
 def ip_summary(data: bytes) -> str:
-    """For an IP packet."""
+    """Summarize an IP packet."""
     version = data[0] >> 4 if data else 0
     name = {4: "IP", 6: "IP6"}.get(version)
     if name is None:
@@ -128,7 +128,7 @@ def _ip4(data: bytes) -> str:
     if header < 20 or len(data) < max(header, 20):
         raise _Truncated
     source, target = _address(data[12:16]), _address(data[16:20])
-    payload = data[header : max(total, header)]  # what follows is padding
+    payload = data[header : max(total, header)]  # the rest is padding
     length = max(total - header, 0) or len(payload)
     if fragment & _FRAGMENT_OFFSET:
         offset = 8 * (fragment & _FRAGMENT_OFFSET)
@@ -143,7 +143,7 @@ def _ip6(data: bytes) -> str:
         raise _Truncated
     source, target = _address(data[8:24]), _address(data[24:40])
     at, end = 40, min(40 + length, len(data))
-    while protocol in (0, 43, 60) and end - at >= 8:  # options and routes; there may be thousands
+    while protocol in (0, 43, 60) and end - at >= 8:  # extension headers; there may be thousands
         protocol, at = data[at], at + 8 * (data[at + 1] + 1)
     return _transport(source, target, protocol, data[at:end], max(40 + length - at, 0))
 

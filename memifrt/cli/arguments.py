@@ -1,4 +1,4 @@
-"""Arguments that commands share: what an interface is asked for with, and how one argument is read.
+"""The arguments that commands share: the options of an interface, and parsers of single arguments.
 
 A command is a :class:`Command` value in its own module; ``memifrt.cli.command_line`` lists them.
 """
@@ -30,10 +30,10 @@ from memifrt.stats.prometheus import parse_endpoint
 
 _T = TypeVar("_T")
 
-#: Limits for what is counted in requests and seconds.
+#: The limits of counts, and of times in seconds.
 MANY = 1_000_000_000
 _SHORTEST, _LONGEST = 0.001, 86400
-#: Secrets that are looked for in an error message, and bytes of one that may be a part of another word.
+#: The most secrets to search for in an error message; and the length from which a secret needs no word boundaries.
 _MANY_SECRETS, _LONG_SECRET = 64, 100
 
 
@@ -42,10 +42,10 @@ class Command:
     """One ``memifrt NAME``.
 
     :ivar help: one line, in lower case, without a full stop.
-    :ivar epilog: what stands below the options in ``--help``: an example, and the exit statuses if they tell anything.
-    :ivar add_arguments: fills the parser.
-    :ivar run: does it, with what was parsed; the exit status. A :class:`~memifrt.MemifError` or ``OSError`` that it
-        raises becomes one line and status 2.
+    :ivar epilog: the text below the options in ``--help``: an example, and the exit statuses if they are special.
+    :ivar add_arguments: adds the arguments to the parser.
+    :ivar run: runs the command with the parsed arguments and returns the exit status. A :class:`~memifrt.MemifError` or
+        ``OSError`` that it raises becomes one line on standard error and status 2.
     """
 
     name: str
@@ -56,18 +56,18 @@ class Command:
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors in one line, and never a secret in them."""
+    """Prints an error in one line, and removes secrets from it."""
 
     given: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
         secrets = set(_secrets(self.given))
-        if len(secrets) > _MANY_SECRETS:  # each takes a look at the whole message, which may be as long as all of them
+        if len(secrets) > _MANY_SECRETS:  # each one needs a search of the message, which may be as long as all
             message = f"more than {_MANY_SECRETS} secrets are given"
             secrets = set()
         for secret in secrets:
             for shown in (secret, repr(secret)[1:-1]):
-                if len(shown) > _LONG_SECRET:  # no word of a message is that long; and this is linear in both
+                if len(shown) > _LONG_SECRET:  # no word of a message is that long, and replace() is fast
                     message = message.replace(shown, "***")
                 else:
                     message = re.sub(rf"(?<!\w){re.escape(shown)}(?!\w)", "***", message)
@@ -92,7 +92,7 @@ def add_interface_arguments(parser: Parser, ip: str) -> None:
 
 
 def add_peer_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
-    """Add what it takes to meet any peer: :func:`add_ring_arguments`, secret and mode."""
+    """Add the options that a peer may require: :func:`add_ring_arguments`, secret and mode."""
     group = add_ring_arguments(parser, rx_mode)
     _add_option(group, "secret", None)
     _add_option(group, "mode", "ethernet")
@@ -100,7 +100,7 @@ def add_peer_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
 
 
 def add_ring_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
-    """Add what every command that has an interface takes."""
+    """Add the options of every command that has an interface."""
     group = parser.add_argument_group("interface")
     _add_option(group, "role", "slave")
     group.add_argument(
@@ -111,7 +111,7 @@ def add_ring_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
         help=f"control socket, @name for an abstract one; default {DEFAULT_SOCKET}",
     )
     _add_option(group, "id", "0")
-    # No default for argparse: it would contradict the option that says the same in another way.
+    # No default for argparse: it would contradict the other option for the same value.
     _add_option(group, "queues", None, "1")
     _add_option(group, "num_s2m_rings", None)
     _add_option(group, "num_m2s_rings", None)
@@ -126,8 +126,8 @@ def add_ring_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
 def _add_option(group: argparse._ArgumentGroup, name: str, default: str | None, otherwise: str | None = None) -> None:
     """Add an option of an interface.
 
-    :param default: what argparse takes in its place.
-    :param otherwise: what applies without it, where argparse has no default.
+    :param default: the default for argparse.
+    :param otherwise: the default to show in the help if argparse has none.
     """
     option = TEXT_OPTIONS[name]
     shown = otherwise if default is None else default
@@ -147,7 +147,7 @@ def interface_config(arguments: argparse.Namespace) -> InterfaceConfig:
 
 
 def add_loop_argument(parser: Parser) -> None:
-    """``--loop``: see :mod:`memifrt.cli.run_in_loop`."""
+    """Add ``--loop``: see :mod:`memifrt.cli.run_in_loop`."""
     parser.add_argument(
         "--loop",
         choices=LOOPS,
@@ -158,12 +158,12 @@ def add_loop_argument(parser: Parser) -> None:
 
 
 def add_session_arguments(parser: Parser) -> None:
-    """For every command that has an interface; see :func:`session_options`."""
+    """Add the options of every command that runs a session; see :func:`session_options`."""
     parser.add_argument(
         "--connect-timeout",
         type=seconds,
         metavar="SECONDS",
-        help="how long to wait for the first peer; without one the exit status is 3; default: for ever",
+        help="how long to wait for the first peer; if none comes the exit status is 3; default: no limit",
     )
     add = parser.add_argument_group("statistics").add_argument
     add("--stats", type=checked(socket_path), metavar="PATH", help="open a stats socket, for memifrt top PATH")
@@ -171,7 +171,7 @@ def add_session_arguments(parser: Parser) -> None:
         "--prometheus",
         type=checked(endpoint),
         metavar="ADDRESS:PORT",
-        help="serve /metrics for Prometheus there; port 0 lets the system choose",
+        help="serve /metrics for Prometheus on this address; port 0 lets the system choose",
     )
 
 
@@ -194,7 +194,7 @@ def program_interface(arguments: argparse.Namespace) -> ProgramInterface:
 
 
 def checked(parse: Callable[[str], _T]) -> Callable[[str], _T]:
-    """``parse`` for argparse, with its own words for what is wrong."""
+    """Wrap ``parse`` for argparse, and keep the text of its errors."""
 
     def checked(text: str) -> _T:
         try:

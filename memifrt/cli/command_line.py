@@ -1,4 +1,4 @@
-"""The command line: ``memifrt NAME``, one :class:`~memifrt.cli.arguments.Command` each.
+"""The command line ``memifrt NAME``. Each name is a :class:`~memifrt.cli.arguments.Command`.
 
 Owns the list of commands and the exit statuses. Every error is one line on standard error and status 2.
 """
@@ -37,15 +37,15 @@ _EPILOG = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status."""
+    """Run one command and return its exit status."""
     _print_anything()
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(arguments)
     try:
         parsed, unknown = parser.parse_known_args(arguments)
         if unknown:
-            parser.prog = f"memifrt {parsed.command}"  # whose --help tells which there are
-            # Its name alone: what stands behind a misspelt --secret is not to be shown.
+            parser.prog = f"memifrt {parsed.command}"  # its --help lists the arguments
+            # Show only the name: the value may be the secret of a misspelt --secret.
             parser.error(f"unknown argument {unknown[0].partition('=')[0]}")
         command: Callable[[argparse.Namespace], int] = parsed.run
         return command(parsed)
@@ -57,18 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemifError as error:
         return _fail(f"memifrt {parsed.command}: {error}")
     except BrokenPipeError:
-        # Nobody reads what we print (memifrt ping … | head): the flush at exit must not fail again.
+        # The reader of our output is gone (memifrt ping … | head). The flush at exit must not fail again.
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return 1
     except OSError as error:
         return _fail(f"memifrt {parsed.command}: {error}")
     except KeyboardInterrupt:
-        return 130  # 128 + SIGINT, before or after the part that ends by itself
+        return 130  # 128 + SIGINT: outside the part that handles signals
 
 
 def _print_anything() -> None:
-    """Print what the encoding lacks with escapes: paths are any bytes, and peers choose their names."""
+    """Print characters that the encoding lacks as escapes: paths and the names of peers may have any."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

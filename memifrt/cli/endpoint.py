@@ -1,6 +1,6 @@
-"""The ends of a bridge as people write them: ``memif:…``, ``tap:…`` and ``packet:…``.
+"""Parse the endpoints of a bridge: ``memif:…``, ``tap:…`` and ``packet:…``.
 
-Owns the syntax, ``KIND:NAME,KEY=VALUE,…``, and what may stand in it. Opens nothing.
+Owns the syntax ``KIND:NAME,KEY=VALUE,…`` and the allowed keys and values. Opens nothing.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from memifrt.types import Mode
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-#: Bytes of an interface's name in the kernel, without its NUL.
+#: The longest name of a kernel interface in bytes, without the NUL.
 _IFNAMSIZ = 15
-#: The smallest MTU of IPv4, and the largest that a TAP device takes.
+#: The smallest MTU of IPv4, and the largest one of a TAP device.
 _MTU = (68, 65521)
 
-#: For the help of commands that take endpoints.
+#: The text for the help of commands that take endpoints.
 MEMIF_SYNTAX = """\
   memif:PATH[,role=master|slave][,id=N][,mode=ethernet|ip][,secret=S][,queues=N][,ring-size=N][,buffer-size=N]
             [,rx-mode=adaptive|interrupt|polling][,num-s2m-rings=N][,num-m2s-rings=N][,netns=NS]
             PATH is @name for an abstract socket"""
 SYNTAX = f"""{MEMIF_SYNTAX}
-  tap:NAME[,mtu=N][,mac=M][,mode=ethernet|ip][,netns=NS]   a TAP device (mode=ip: TUN), made if there is none
-  packet:IFNAME[,mode=ethernet|ip][,netns=NS]              an interface of the kernel (mode=ip: one without Ethernet
-            headers, like TUN or WireGuard); NS is a name or a path"""
+  tap:NAME[,mtu=N][,mac=M][,mode=ethernet|ip][,netns=NS]   a TAP device (mode=ip: TUN), created if it does not exist
+  packet:IFNAME[,mode=ethernet|ip][,netns=NS]              a kernel interface (mode=ip: one without Ethernet headers,
+            like TUN or WireGuard); NS is a name or a path"""
 
 
 _Parse = Callable[[str], Any]
@@ -42,20 +42,20 @@ _Parse = Callable[[str], Any]
 @dataclass(frozen=True, slots=True)
 class _Kind:
     make: Callable[..., Endpoint]
-    #: The field that stands behind the colon by itself.
+    #: The key of a first value without a key.
     first: str
     keys: Mapping[str, tuple[str, _Parse]]
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """An endpoint from ``memif:@lab,role=master``, ``tap:tap0,mtu=9000`` or ``packet:eth1``.
+    """Parse an endpoint like ``memif:@lab,role=master``, ``tap:tap0,mtu=9000`` or ``packet:eth1``.
 
-    :raises ConfigError: it is none; the message never shows a secret.
+    :raises ConfigError: the text is not an endpoint. The message never shows a secret.
     """
     name, colon, rest = text.partition(":")
     if not colon or name not in _KINDS:
         kinds = ", ".join(f"{kind}:…" for kind in _KINDS)
-        raise ConfigError(f"{name!r} is no kind of endpoint; it must be one of {kinds}")
+        raise ConfigError(f"{name!r} is not a kind of endpoint; it must be one of {kinds}")
     kind = _KINDS[name]
     fields: dict[str, Any] = {}
     for number, part in enumerate(rest.split(",")):
@@ -65,7 +65,7 @@ def parse_endpoint(text: str) -> Endpoint:
                 continue
             key, value = kind.first, part
         if key not in kind.keys:
-            raise ConfigError(f"{key!r} is nothing that {name}: has; it must be one of {', '.join(kind.keys)}")
+            raise ConfigError(f"{key!r} is not an option of {name}:; it must be one of {', '.join(kind.keys)}")
         into, parse = kind.keys[key]
         if into in fields:
             raise ConfigError(f"{key} is given twice for {name}:")
@@ -79,25 +79,25 @@ def parse_endpoint(text: str) -> Endpoint:
 
 
 def parse_memif_endpoint(text: str) -> MemifEndpoint:
-    """As :func:`parse_endpoint`; what stands without a kind is a memif.
+    """Parse a memif endpoint as :func:`parse_endpoint` does; ``memif:`` may be left out.
 
-    :raises ConfigError: it is no memif.
+    :raises ConfigError: the text is not a memif endpoint.
     """
     endpoint = parse_endpoint(text if text.partition(":")[0] in _KINDS else f"memif:{text}")
     if not isinstance(endpoint, MemifEndpoint):
-        raise ConfigError(f"{text!r} is no memif; it must be like memif:@lab,role=master")
+        raise ConfigError(f"{text!r} is not a memif; it must be like memif:@lab,role=master")
     return endpoint
 
 
 def memif_endpoint(arguments: argparse.Namespace) -> MemifEndpoint:
-    """The memif that ``add_peer_arguments`` has asked for."""
+    """Return the memif endpoint that the options of ``add_peer_arguments`` describe."""
     return MemifEndpoint(arguments.socket, interface_config(arguments))
 
 
 def check_pair(a: Endpoint, b: Endpoint) -> None:
-    """Whether a packet of one end is a packet for the other.
+    """Check that two endpoints can be the ends of one bridge.
 
-    :raises ConfigError: it is not, or both are the same.
+    :raises ConfigError: they have different modes, or they are the same.
     """
     if a.mode is not b.mode:
         carries = {Mode.ETHERNET: "Ethernet frames", Mode.IP: "IP packets"}
@@ -118,7 +118,9 @@ def _interface_name(text: str) -> str:
         or any(c.isspace() for c in text)
         or text in (".", "..")
     ):
-        raise ConfigError(f"{text!r} is no name of an interface; it has 1 to {_IFNAMSIZ} bytes, without spaces or /")
+        raise ConfigError(
+            f"{text!r} is not an interface's name; it must have 1 to {_IFNAMSIZ} bytes, without spaces or /"
+        )
     return text
 
 

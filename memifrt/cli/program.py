@@ -1,5 +1,6 @@
-"""What every program on the command line does the same way: make its interface, say on standard error what becomes of
-the connection, and end on Ctrl+C or SIGTERM.
+"""The common part of all programs of the command line.
+
+Creates the interface, reports changes of the connection on standard error, and ends on Ctrl+C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ from memifrt.types import RxMode, printable
 
 logger = logging.getLogger("memifrt")
 
-#: What ends a program, as far as it can be told.
+#: The signals that end a program cleanly.
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Different reports that are remembered, so that a retry does not repeat them.
+#: The number of reports to remember, so that retries do not repeat them.
 _REMEMBERED = 64
 
 
 def default_mac(ip: bytes) -> bytes:
-    """A locally administered address that goes with ``ip``: each end has one of its own."""
+    """Return a locally administered MAC address made from ``ip``, so that each end has its own."""
     return b"\x02\xfe" + ip
 
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """What every program with an interface is told besides.
+    """The options of every program with an interface, besides those of the interface.
 
-    :ivar stats: the path of a stats socket.
-    :ivar prometheus: ``ADDRESS:PORT`` for Prometheus.
-    :ivar connect_timeout: seconds to wait for the first peer; None waits for as long as it takes.
+    :ivar stats: the path of a stats socket, or None.
+    :ivar prometheus: ``ADDRESS:PORT`` for Prometheus, or None.
+    :ivar connect_timeout: seconds to wait for the first peer; None waits without a limit.
     """
 
     stats: str | None = None
@@ -97,10 +98,11 @@ def session(
     hook: Hook | None = None,
     cancel: Callable[[], None] | None = None,
 ) -> Iterator[Runtime]:
-    """A runtime that reports to standard error. Ctrl+C and SIGTERM end its poll with ``PollCancelled``.
+    """Open a runtime that reports to standard error. Ctrl+C and SIGTERM end its poll with ``PollCancelled``.
 
-    :param hook: for a runtime in external mode; and ``cancel``, what ends its loop's wait then.
-    :raises NoPeerError: no peer has connected within ``session_options.connect_timeout``.
+    :param hook: the hook of a runtime in external mode.
+    :param cancel: ends the wait of the application's loop in external mode.
+    :raises NoPeerError: no peer connected within ``session_options.connect_timeout``.
     """
     runtime = Runtime(
         f"memifrt {program}",
@@ -111,7 +113,7 @@ def session(
     )
     if runtime.metrics_url:
         complain(f"memifrt {program}: metrics on {runtime.metrics_url}")
-    # The signals stay ours until the runtime is closed: a second Ctrl+C must not cut the clearing up short.
+    # Handle the signals until the runtime is closed: a second Ctrl+C must not interrupt the cleanup.
     stop = cancel or runtime.cancel_poll_event
     with _reporting(program), signals_to(stop), runtime, _deadline(runtime, stop, session_options.connect_timeout):
         yield runtime
@@ -119,14 +121,14 @@ def session(
 
 @contextlib.contextmanager
 def _deadline(runtime: Runtime, stop: Callable[[], None], seconds: float | None) -> Iterator[None]:
-    """Stop the program after ``seconds`` unless a peer has connected by then.
+    """Stop the program after ``seconds`` if no peer has connected by then.
 
-    :raises NoPeerError: none has.
+    :raises NoPeerError: no peer has connected.
     """
     if seconds is None:
         yield
         return
-    expired: list[str] = []  # why, once it has
+    expired: list[str] = []  # the reason, once the time is over
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
         if not any(interface.connects for interface in runtime.interfaces):
@@ -147,7 +149,7 @@ def _deadline(runtime: Runtime, stop: Callable[[], None], seconds: float | None)
 
 
 class _Reports(logging.Handler):
-    """Connection changes, a line each; a reason that comes with every retry is told once until it connects."""
+    """Prints a line for each change of a connection, but a reason that retries repeat only once."""
 
     def __init__(self, program: str) -> None:
         super().__init__(logging.INFO)
@@ -164,20 +166,20 @@ class _Reports(logging.Handler):
 
 
 def complain(text: str) -> None:
-    """One line on standard error."""
-    with contextlib.suppress(OSError):  # nobody reads it any more
-        sys.stderr.write(one_line(text) + "\n")  # in one piece: other processes write to the same terminal
+    """Print one line on standard error."""
+    with contextlib.suppress(OSError):  # the reader of standard error is gone
+        sys.stderr.write(one_line(text) + "\n")  # in one write: other processes write to the same terminal
         sys.stderr.flush()
 
 
 def one_line(text: str) -> str:
-    """Return ``text`` for a terminal. A peer chose parts of it and must not move the cursor: they become escapes."""
+    """Return ``text`` for a terminal, with control characters as escapes: a peer may have chosen parts of it."""
     return printable(text)
 
 
 @contextlib.contextmanager
 def _reporting(program: str) -> Iterator[None]:
-    if logger.handlers:  # MEMIFRT_DEBUG, or an embedding application, tells it all
+    if logger.handlers:  # MEMIFRT_DEBUG or an embedding application prints all log lines already
         yield
         return
     handler, level = _Reports(program), logger.level
@@ -192,13 +194,13 @@ def _reporting(program: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_to(stop: Callable[[], None]) -> Iterator[None]:
-    """Call ``stop`` on SIGINT, SIGTERM and SIGHUP. Elsewhere than in the main thread, signals are not ours to take."""
+    """Call ``stop`` on SIGINT, SIGTERM and SIGHUP. Outside the main thread, do nothing: signals cannot be set there."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        with contextlib.suppress(MemifError):  # the runtime is closed: it has ended already
+        with contextlib.suppress(MemifError):  # the runtime is closed already
             stop()
 
     before = [(number, signal.signal(number, on_signal)) for number in _ENDINGS]

@@ -1,7 +1,7 @@
-"""How far a command has come, on standard error, for who watches it there.
+"""Show the progress of a command on standard error.
 
-With rich (``memifrt[cli]``) a bar or a running line, without it a line now and then, and nothing at all where standard
-error is no terminal.
+With rich (``memifrt[cli]``) this is a bar or a line that changes. Without rich it is a line every few seconds. Nothing
+is shown if standard error is not a terminal.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from memifrt.cli.program import complain
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: Seconds between two updates of a bar, and of plain lines.
+#: Seconds between two updates of a bar, and between two plain lines.
 _OFTEN, _NOW_AND_THEN = 0.1, 5.0
 
 
 class Progress:
-    """A context manager; outside of it nothing is shown. This one shows nothing inside either.
+    """Shows progress between entering and leaving it as a context manager. This base class shows nothing.
 
-    :ivar due: ``time.monotonic()`` from which on an update would be shown. Callers that count fast look here first.
+    :ivar due: the ``time.monotonic()`` at which the next update would be shown. Fast callers check it first.
     """
 
     due = float("inf")
 
     def update(self, text: str, done: int = 0) -> None:
-        """Show this.
+        """Show a text.
 
-        :param done: of the total, if there is one.
+        :param done: how much of the total is done, if there is a total.
         """
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
 
 
 def progress(command: str, total: int = 0) -> Progress:
-    """The best that standard error has room for.
+    """Return the best display that standard error supports.
 
-    :param total: what ``done`` reaches at the end, 0 if nobody knows.
+    :param total: the value of ``done`` at the end; 0 if it is not known.
     """
     if not sys.stderr.isatty():
         return Progress()
@@ -80,7 +80,7 @@ class _Bar(Progress):
             TextColumn("{task.description}"),
             *times,
             console=Console(stderr=True),
-            auto_refresh=False,  # by a thread, which would outlive a fork and take time from the packets
+            auto_refresh=False,  # automatic refresh needs a thread, which takes time from packets and is lost in a fork
             transient=True,
         )
         self._task = self._progress.add_task("", total=total or None, command=command)

@@ -1,9 +1,9 @@
-"""``--loop``: a program of the command line in whichever event loop it is asked for.
+"""Run a program of the command line in the event loop that ``--loop`` names.
 
-A program is written once, as a coroutine that waits on a :class:`Waiter`. Where waiting blocks (the internal loop,
-selectors, gevent's greenlets) it never suspends, and is simply run to its end.
+A program is a coroutine that waits on a :class:`Waiter`, so it is written once for all loops. In loops with blocking
+waits (the internal loop, selectors, gevent's greenlets) the coroutine never suspends, and runs straight to its end.
 
-Owns how each loop waits, and how a signal ends that. Knows nothing of what the programs do.
+Owns how to wait in each loop, and how a signal ends a wait. Knows nothing of the programs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from memifrt.types import FdEvent
 LOOPS = ("internal", "selectors", "gevent", "asyncio", "trio")
 
 T = TypeVar("T")
-#: A program's coroutine: nobody but a loop ever looks at what it yields.
+#: The coroutine of a program. Only the event loop uses the values that it yields.
 Main = Callable[["Waiter"], Coroutine[object, object, T]]
 
 
@@ -37,7 +37,7 @@ def run(
     reconnect_interval: float,
     session_options: SessionOptions = SessionOptions(),  # noqa: B008 - it is frozen
 ) -> T:
-    """Run a program's ``main`` in a loop, with a :func:`~memifrt.cli.program.session` around it; its result.
+    """Run a program's ``main`` in a loop, inside a :func:`~memifrt.cli.program.session`, and return its result.
 
     :param loop: one of :data:`LOOPS`.
     :raises ConfigError: there is no such loop, or its package is not installed.
@@ -59,25 +59,26 @@ def run(
 
 
 class Waiter(ABC):
-    """A runtime in some loop, and waiting for its events."""
+    """Waits for the events of a runtime in one of the loops."""
 
     runtime: Runtime
 
     @abstractmethod
     async def wait(self, timeout: float | None) -> None:
-        """Handle events until there was one, for at most ``timeout`` seconds; None: for as long as it takes.
+        """Wait until at least one event was handled.
 
+        :param timeout: the most seconds to wait; None waits without a limit.
         :raises PollCancelled: :meth:`cancel` was called.
-        :raises BaseException: what a callback raised.
+        :raises BaseException: the exception of a callback.
         """
 
     @abstractmethod
     async def run_for(self, seconds: float | None) -> None:
-        """Handle events for ``seconds`` (None: until cancelled); raises as :meth:`wait` does."""
+        """Handle events for ``seconds`` (None: until cancelled). Raises what :meth:`wait` raises."""
 
     @abstractmethod
     def cancel(self) -> None:
-        """End one wait, the present or the next. From any thread or signal handler."""
+        """End the current wait, or else the next one. Any thread and any signal handler may call this."""
 
 
 def _to_its_end(program: Coroutine[object, object, T]) -> T:
@@ -90,7 +91,7 @@ def _to_its_end(program: Coroutine[object, object, T]) -> T:
     raise AssertionError("a waiter that blocks has suspended")
 
 
-# --- loops that are asked for events: a turn blocks until there are some ---------------------------------------------
+# --- loops with a blocking call that waits for events -----------------------------------------------------------------
 
 
 class _Turning(Waiter):
@@ -107,7 +108,7 @@ class _Turning(Waiter):
 
     @abstractmethod
     def _turn(self, timeout: float | None) -> None:
-        """Wait once, and handle what came."""
+        """Wait once and handle the events."""
 
 
 class _Internal(_Turning):
@@ -130,10 +131,10 @@ def _run_internal(main: Main[T], open_session: _OpenSession) -> T:
 
 
 class _Cancelling(Waiter):
-    """What the application's own loops share: a cancel is an eventfd in the loop, like any other fd.
+    """The common part of external loops: an eventfd in the loop makes :meth:`cancel` end a wait.
 
-    A signal's handler runs between two bytecodes, when the loop's wait is interrupted; the loop then waits on. What it
-    wrote is what ends that.
+    A signal interrupts the wait of a loop only while Python runs the signal handler; then the loop waits again. The
+    handler writes to the eventfd, and that event ends the wait.
     """
 
     def __init__(self) -> None:
@@ -141,13 +142,13 @@ class _Cancelling(Waiter):
         self._failure: BaseException | None = None
 
     def handle(self, fd: int, events: FdEvent) -> None:
-        """What the adapter calls."""
+        """Handle the events of an fd; the adapter calls this."""
         try:
             if fd != self._cancel_fd.fileno():
                 self.runtime.control_fd_handler(fd, events)
             elif self._cancel_fd.drain():
                 raise PollCancelled
-        except BaseException as error:  # it comes out of the wait, whatever the loop does with exceptions
+        except BaseException as error:  # wait() raises it, because loops treat exceptions of callbacks differently
             self._failure = self._failure or error
 
     def cancel(self) -> None:
@@ -160,7 +161,7 @@ class _Cancelling(Waiter):
 
     @contextlib.contextmanager
     def opened(self, hook: Hook, start: Callable[[FdHandler], None], open_session: _OpenSession) -> Iterator[None]:
-        """The session, with the cancel eventfd in the loop."""
+        """Open the session, with the cancel eventfd in the loop."""
         fd = self._cancel_fd.fileno()
         with self._cancel_fd_closed(), open_session(hook, self.cancel) as self.runtime:
             start(self.handle)
@@ -200,7 +201,7 @@ def _run_selectors(main: Main[T], open_session: _OpenSession) -> T:
             return _to_its_end(main(waiter))
 
 
-# --- loops that call: a waiter sleeps until a callback wakes it -------------------------------------------------------
+# --- loops with callbacks: the waiter sleeps until a callback wakes it ------------------------------------------------
 
 
 class _Sleeping(_Cancelling):
@@ -208,7 +209,7 @@ class _Sleeping(_Cancelling):
         super().__init__()
         self._handled = 0
         self._seen = 0
-        #: Whether any event wakes the sleeper, or only what ends it.
+        #: Whether every event wakes the sleeper, or only an exception.
         self._wake_for_any = False
 
     def handle(self, fd: int, events: FdEvent) -> None:
@@ -235,11 +236,14 @@ class _Sleeping(_Cancelling):
 
     @abstractmethod
     def _wake(self) -> None:
-        """End the present sleep, if there is one."""
+        """End the current sleep, if there is one."""
 
     @abstractmethod
     async def _sleep(self, timeout: float | None) -> None:
-        """Let the loop run until :meth:`_wake` is called, for at most ``timeout`` seconds; 0: for one round."""
+        """Let the loop run until :meth:`_wake` is called.
+
+        :param timeout: the most seconds to sleep; 0 runs one round of the loop, None sleeps without a limit.
+        """
 
 
 def _run_gevent(main: Main[T], open_session: _OpenSession) -> T:
@@ -332,7 +336,7 @@ def _run_trio(main: Main[T], open_session: _OpenSession) -> T:
                     return await main(waiter)
             except trio.Cancelled:
                 raise
-            except BaseException as error:  # kept from the nursery, which would make a group of it
+            except BaseException as error:  # hidden from the nursery, which would wrap it in an exception group
                 failure = error
             finally:
                 nursery.cancel_scope.cancel()

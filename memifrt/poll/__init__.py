@@ -1,1 +1,1 @@
-"""Fds and event masks: the hook, its registry, and what can stand behind it."""
+"""The hook, the registry of its fds, and an adapter for each event loop. Knows fds and event masks alone."""

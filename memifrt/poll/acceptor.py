@@ -1,7 +1,7 @@
-"""A listening socket in a runtime's loop: who connects is handed on, a few at a time.
+"""A listening socket in a runtime's loop: accepts connections, a few at a time.
 
-Owns the listener, when it is watched, and the pause that it takes while the system has no room for a connection. Knows
-nothing of what is spoken.
+Owns the listener, when it is watched, and its pause while the system has no resources for a connection. Knows nothing
+of the protocol on the connections.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from memifrt.types import FdEvent
 
 logger = logging.getLogger("memifrt")
 
-#: Connections accepted for one readiness of the listener: what else is ready has its turn in between.
+#: Connections to accept for one event of the listener, so that other fds get their turn.
 _PER_EVENT = 16
-#: Seconds until a listener that found no room for a connection, for want of fds or memory, looks again.
+#: Seconds until a listener that failed for lack of fds or memory tries again.
 _PAUSE = 0.1
 
 
 class ListeningSocket(Protocol):
-    """What is accepted from: a listener of Unix sockets, or one like it."""
+    """A listener of Unix sockets, or another one with the same methods."""
 
     def fileno(self) -> int: ...
     def accept(self) -> original_functions.socket | None:
-        """The next connection, or None when none waits (any more).
+        """Accept the next connection; return None if none waits.
 
-        :raises MemifOSError: the system refuses.
+        :raises MemifOSError: ``accept`` failed.
         """
 
     def close(self) -> None: ...
 
 
 class Acceptor:
-    """Accepts from a listener until it is closed. Takes the listener.
+    """Accepts connections from a listener, which it owns, until it is closed.
 
-    :param welcome: called with each connection, which it takes.
-    :param what: who listens, for the log.
+    :param welcome: called with each connection, which it then owns.
+    :param what: the name of the listener in the log.
     :raises MemifError: ``CB_FDUPDATE`` if the hook raises; the listener is then closed.
     """
 
@@ -61,7 +61,7 @@ class Acceptor:
         self._what = what
         self._pause: TimerHandle | None = None
         self.closed = False
-        #: There was no room at the last attempt.
+        #: Whether the last attempt failed for lack of resources.
         self.out_of_fds = False
         try:
             self._watch()
@@ -87,7 +87,7 @@ class Acceptor:
             self._listener.close()
 
     def take_waiting(self, take: Callable[[original_functions.socket], object], limit: int) -> None:
-        """Hand on the connections that nobody has accepted yet, at most ``limit``, or as many as the system lets us."""
+        """Accept the waiting connections, at most ``limit``, and pass them to ``take``. Stop if ``accept`` fails."""
         with contextlib.suppress(MemifOSError):
             for _ in range(limit):
                 sock = self._listener.accept()
@@ -100,7 +100,7 @@ class Acceptor:
 
     def _on_ready(self, events: FdEvent) -> None:
         for _ in range(_PER_EVENT):
-            if self.closed:  # by whom we have just welcomed
+            if self.closed:  # welcome() may close the acceptor
                 return
             try:
                 sock = self._listener.accept()
@@ -113,7 +113,7 @@ class Acceptor:
             self._welcome(sock)
 
     def _rest(self, error: MemifOSError) -> None:
-        """There is no room for a connection: the listener stays readable, and watching it on would be a busy loop."""
+        """Pause after a failed ``accept``: the listener stays readable, and watching it would be a busy loop."""
         if not self.out_of_fds:
             logger.warning("%s: %s: trying again every %g s", self._what, error.message, _PAUSE)
             self.out_of_fds = True
@@ -123,6 +123,6 @@ class Acceptor:
     def _go_on(self) -> None:
         try:
             self._watch()
-        except BaseException:  # the application's hook: a listener that nobody watches would be lost
+        except BaseException:  # the hook failed: try again later, or the listener would never be watched
             self._pause = self._schedule.after(_PAUSE, self._go_on)
             raise

@@ -1,6 +1,6 @@
-"""The hook in an asyncio loop: ``add_reader`` and ``add_writer``, of asyncio's own loops and of uvloop's.
+"""The hook in an asyncio loop, with ``add_reader`` and ``add_writer``. Works with asyncio's own loops and uvloop.
 
-Owns which fds the loop watches, and how many of their events one round of the loop may handle. Knows nothing of memif.
+Owns which fds the loop watches, and how many of their events one round of the loop handles. Knows nothing of memif.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from memifrt.poll.hook import FdHandler
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent, check_range
 
-#: Events handled in one round of the loop. An event is one callback, some 20 us for a small burst that is answered: a
-#: round of 64 takes a millisecond or two, however many interfaces are ready. Measured with 200 of them, others run as
-#: punctually as with 16 and twice as punctually as with 256; the rate is the same.
+#: The most events to handle in one round of the loop. An event is one callback, about 20 us for a small burst with its
+#: replies, so 64 of them take a millisecond or two. Measured with 200 ready interfaces: other tasks are delayed as
+#: little as with 16, and half as much as with 256. The packet rate is the same.
 DEFAULT_BATCH = 64
 _NOTHING = FdEvent(0)
 
 
 class LoopCheck:
-    """Raises where a loop is used from outside: by another loop, or by another thread.
+    """Checks that a call comes from inside a loop, and not from another loop or thread.
 
-    :param loop: default: the running one.
+    :param loop: the loop; by default the running one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -34,7 +34,7 @@ class LoopCheck:
     def __call__(self, waiting: bool) -> None:
         """Check the caller.
 
-        :param waiting: whether the call could wait. One that cannot is right anywhere while the loop does not run.
+        :param waiting: whether the call may wait. A call that does not wait is also allowed while the loop is stopped.
         :raises ConfigError: the caller is not in the loop.
         """
         running = asyncio._get_running_loop()
@@ -51,12 +51,12 @@ class LoopCheck:
 class AsyncioPoller:
     """Fds watched by a running asyncio loop.
 
-    Events go to the handler from the loop itself, one at a time; what the handler raises goes to the loop's exception
-    handler. Level-triggered: an event that nobody has dealt with comes again in the next round.
+    The loop calls the handler, with one event at a time. An exception of the handler goes to the exception handler of
+    the loop. Events are level-triggered: an event that was not handled comes again in the next round.
 
-    :param loop: default: the running one.
-    :param batch: events that one round of the loop may handle; the others wait for the next one, in their order.
-    :raises RuntimeError: no loop runs, and none is given.
+    :param loop: the loop; by default the running one.
+    :param batch: the most events to handle in one round of the loop. The others wait for the next round, in order.
+    :raises RuntimeError: no loop is given, and none is running.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None, *, batch: int = DEFAULT_BATCH) -> None:
@@ -64,37 +64,40 @@ class AsyncioPoller:
         self._loop = self.check_owner.loop
         self._batch = check_range("batch", batch, 1, 1 << 30)
         self._handler: FdHandler | None = None
-        #: What is to be watched, and what the loop watches.
+        #: The events to watch, and the events that the loop watches now.
         self._wanted: dict[int, FdEvent] = {}
         self._watched: dict[int, FdEvent] = {}
         self._modified: set[int] = set()
-        #: Events that may still be handled before the loop goes round; and whether it will tell us that it has.
+        #: Events that this round may still handle; and whether _next_round is scheduled.
         self._left = self._batch
         self._round_planned = False
-        #: Fds that were ready in vain, the oldest first; and those among them for which this round keeps room.
+        #: Fds that had to wait for another round, the oldest first; and those that have a place in this round.
         self._postponed: dict[int, None] = {}
         self._reserved: set[int] = set()
         abandon_after_fork(self._abandon)
 
     def __len__(self) -> int:
-        """How many fds are watched."""
+        """Return the number of watched fds."""
         return len(self._wanted)
 
     def start(self, handler: FdHandler) -> None:
-        """Where events go: a runtime's ``control_fd_handler``. To be called before the loop goes on."""
+        """Pass events to ``handler(fd, events)``, a runtime's ``control_fd_handler``.
+
+        Call this before the loop goes on.
+        """
         self._handler = handler
 
     def check_caller(self) -> None:
-        """Check that what is watched may be changed from here.
+        """Check that the caller may change the watched fds.
 
-        :raises ConfigError: the loop runs, and this is not called in it.
+        :raises ConfigError: the loop is running, and the caller is not in it.
         """
         self.check_owner(False)
 
     def update(self, fd: int, events: FdEvent) -> None:
-        """The hook.
+        """Add, change or remove an fd: this is the hook, ``control_fd_update``.
 
-        :raises ConfigError: the loop runs, and this is not called in it.
+        :raises ConfigError: the loop is running, and the caller is not in it.
         :raises RuntimeError: the loop is closed, or uses this fd itself.
         """
         self.check_caller()
@@ -106,20 +109,23 @@ class AsyncioPoller:
             self._watch(fd, events & (FdEvent.READ | FdEvent.WRITE))
 
     def close(self) -> None:
-        """Watch nothing any more. Closing twice is harmless."""
+        """Stop watching all fds. A second call is harmless."""
         for fd in list(self._wanted):
             self._unwatch(fd)
 
     def _abandon(self) -> None:
-        """In a forked child: the loop's poll set is the parent's too. Take nothing out of it, and hand nothing on."""
+        """Forget all fds in a forked child. Remove none of them: the parent shares the poll set of the loop."""
         for fds in (self._wanted, self._watched, self._postponed):
             fds.clear()
         self._modified.clear()
         self._reserved.clear()
 
     def _modify(self, fd: int, wanted: FdEvent) -> None:
-        """With the next round: libuv forgets an event that it has for an fd when what the fd is watched for changes,
-        and a handler that changed another's fd in every round would starve it."""
+        """Change the events of an fd in the next round.
+
+        libuv drops a pending event of an fd when its watched events change. A handler that changed another fd in every
+        round would starve that fd.
+        """
         self._wanted[fd] = wanted
         if not self._modified:
             self._loop.call_soon(self._apply_modified)
@@ -151,7 +157,7 @@ class AsyncioPoller:
         self._reserved.discard(fd)
 
     def _remove(self, fd: int, events: FdEvent) -> None:
-        if self._loop.is_closed():  # and has forgotten every fd
+        if self._loop.is_closed():  # a closed loop watches no fd
             return
         if events & FdEvent.READ:
             self._loop.remove_reader(fd)
@@ -159,9 +165,9 @@ class AsyncioPoller:
             self._loop.remove_writer(fd)
 
     def _ready(self, fd: int, event: FdEvent) -> None:
-        """Handle the event, if this round has room for it; else its fd will be ready again in the next one."""
+        """Handle an event if this round has a place for it. Otherwise the fd is ready again in the next round."""
         event &= self._wanted.get(fd, _NOTHING)
-        if not event:  # not waited for any more
+        if not event:  # this event is no longer watched
             return
         if fd in self._reserved:
             self._reserved.discard(fd)
@@ -181,21 +187,21 @@ class AsyncioPoller:
             self._loop.call_soon(self._next_round)
 
     def _next_round(self) -> None:
-        """Runs before the events of a new round: those that have waited longest get room in it first."""
+        """Start a round, before its events come. Reserve places for the fds that have waited longest."""
         self._round_planned = False
         self._left = self._batch
-        for fd in self._reserved:  # there was room, but the fd was not ready any more
+        for fd in self._reserved:  # these had a place, but were no longer ready
             del self._postponed[fd]
         self._reserved = set(itertools.islice(self._postponed, self._batch))
 
     def _handle(self, fd: int, event: FdEvent) -> None:
         handler = self._handler
         if handler is None:
-            raise ConfigError(f"fd {fd} is ready, but nobody is told: start(handler) was not called")
+            raise ConfigError(f"fd {fd} is ready, but there is no handler: call start(handler) first")
         try:
             handler(fd, event)
         except Exception as error:
-            # Said here, and not left to the loop: it would name its handle, and not what this is about.
+            # Report it here: the loop's own message would name its handle, but not the fd and the event.
             self._loop.call_exception_handler(
                 {"message": f"memifrt: exception while handling {event!r} of fd {fd}", "exception": error}
             )

@@ -1,4 +1,4 @@
-"""Internal polling: our own epoll behind the same hook that an application would bring.
+"""Internal polling: memifrt's own epoll loop, behind the same hook as the loop of an application.
 
 Owns the epoll fd and the cancel eventfd. Knows nothing of memif.
 """
@@ -18,38 +18,38 @@ from memifrt.types import FdEvent
 if TYPE_CHECKING:
     from memifrt.poll.gevent import ReadableWait
 
-#: Events taken from the kernel in one wait.
+#: The most events to take from the kernel in one wait.
 _MAX_EVENTS = 256
-#: Seconds: what epoll_wait takes at most, in an int of milliseconds.
+#: The longest wait in seconds: epoll_wait takes an int of milliseconds.
 _LONGEST_WAIT = (2**31 - 1) // 1000
 
 
 class EpollPoller:
-    """An epoll set, level-triggered, and a way to end a wait from outside.
+    """A level-triggered epoll set, with :meth:`cancel` to end a wait from outside.
 
-    The cancel eventfd is a semaphore: each :meth:`cancel` ends exactly one wait, whenever it comes.
+    The cancel eventfd is a semaphore: each :meth:`cancel` ends exactly one wait, the current one or the next.
     """
 
     def __init__(self) -> None:
         self._epoll = original_functions.epoll()
         self._pid = os.getpid()
         self._cancel = OwnedFd(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE), "cancel")
-        # A cancel in another thread must not reach whatever file gets the number of the closed fd. Reentrant: a signal
-        # handler may cancel while its own thread closes.
+        # A cancel in another thread must not write to another file that gets the number of the closed fd. The lock is
+        # reentrant because a signal handler may cancel while the same thread closes.
         self._closing = original_functions.RLock()
         self._epoll.register(self._cancel.fileno(), select.EPOLLIN)
-        #: Events that came without a wait: no other greenlet has run since.
+        #: Events since other greenlets last ran.
         self._unyielding = 0
-        #: Greenlets that wait.
+        #: The waits of greenlets.
         self._waits: list[ReadableWait] = []
         abandon_after_fork(self._abandon)
 
     def fileno(self) -> int:
-        """The epoll's own fd: readable whenever a wait would find something."""
+        """Return the fd of the epoll set. It is readable when a wait would return an event."""
         return self._epoll.fileno()
 
     def update(self, fd: int, events: FdEvent) -> None:
-        """The hook."""
+        """Add, change or remove an fd: this is the hook, ``control_fd_update``."""
         if events & FdEvent.DEL:
             self._epoll.unregister(fd)
         elif events & FdEvent.MOD:
@@ -58,17 +58,17 @@ class EpollPoller:
             self._epoll.register(fd, to_epoll(events))
 
     def wait(self, timeout: float | None) -> tuple[list[tuple[int, FdEvent]], bool]:
-        """The fds that are ready, and whether the wait is cancelled.
+        """Wait for events; return the fds that are ready, and whether the wait was cancelled.
 
-        Where gevent has patched the process, other greenlets run meanwhile, and now and then even if there is nothing
-        to wait for.
+        If gevent has patched the process, other greenlets run during the wait, and now and then even if events are
+        ready.
 
-        :param timeout: in seconds; 0 does not wait, None or a negative number waits for as long as it takes. More
-            than 24 days are 24 days.
-        :raises ConfigError: it is not a number.
+        :param timeout: in seconds. 0 does not wait; None or a negative number waits without a limit. The longest wait
+            is 24 days.
+        :raises ConfigError: the timeout is not a number.
         """
         if timeout is not None and not timeout >= 0:
-            if timeout != timeout:  # gevent's timers would never end again
+            if timeout != timeout:  # a timer of gevent with NaN would never end
                 raise ConfigError(f"timeout is {timeout!r}; it must be a number of seconds, or None")
             timeout = None
         cooperative = timeout != 0 and original_functions.is_patched()
@@ -80,7 +80,7 @@ class EpollPoller:
         return self._epoll.poll(-1 if timeout is None else min(timeout, _LONGEST_WAIT), limit)
 
     def _wait_cooperatively(self, timeout: float | None) -> list[tuple[int, int]]:
-        from memifrt.poll import gevent  # which is there already, or nothing would be patched
+        from memifrt.poll import gevent  # it is installed, because it has patched the process
 
         if not gevent.can_wait():
             return self._poll(timeout)
@@ -104,21 +104,23 @@ class EpollPoller:
 
     @property
     def _lost(self) -> bool:
-        """What can become of the set while others run: one closes it, or forks, and the copy of this greenlet goes on
-        in a child to which it does not belong."""
+        """Whether the set was lost while other greenlets ran.
+
+        One of them may have closed it, or forked: then a copy of this greenlet runs in a child that must not use it.
+        """
         return self._epoll.closed or self._pid != os.getpid()
 
     def _look(self, limit: int) -> list[tuple[int, int]]:
         return [] if self._lost else self._poll(0, limit)
 
     def cancel(self) -> None:
-        """End one wait. Safe from any thread and from a signal handler."""
+        """End one wait. Any thread and any signal handler may call this."""
         with self._closing:
             if not self._cancel.closed:
                 os.eventfd_write(self._cancel.fileno(), 1)
 
     def consume_cancel(self) -> bool:
-        """Take one cancel; False if there is none (any more)."""
+        """Take one cancel; return False if there is none."""
         try:
             os.eventfd_read(self._cancel.fileno())
         except BlockingIOError:
@@ -126,8 +128,8 @@ class EpollPoller:
         return True
 
     def _abandon(self) -> None:
-        """In a forked child: the set is the parent's too. A copied greenlet that waits for it goes on."""
-        self._closing = original_functions.RLock()  # a thread that the child does not have may hold it
+        """Leave the set alone in a forked child, because the parent shares it. End the waits of copied greenlets."""
+        self._closing = original_functions.RLock()  # a thread that exists only in the parent may hold the old one
         for wait in self._waits:
             wait.abandon()
 
@@ -141,7 +143,7 @@ class EpollPoller:
 
 
 def to_epoll(events: FdEvent) -> int:
-    """The epoll mask for READ, WRITE and ERROR."""
+    """Return the epoll mask for READ, WRITE and ERROR."""
     return (
         (select.EPOLLIN if events & FdEvent.READ else 0)
         | (select.EPOLLOUT if events & FdEvent.WRITE else 0)
@@ -150,7 +152,7 @@ def to_epoll(events: FdEvent) -> int:
 
 
 def from_epoll(mask: int) -> FdEvent:
-    """The events in an epoll mask. A hang-up is an ERROR that reading explains."""
+    """Return the events of an epoll mask. A hang-up becomes ERROR; reading the fd shows the cause."""
     return (
         (FdEvent.READ if mask & select.EPOLLIN else FdEvent(0))
         | (FdEvent.WRITE if mask & select.EPOLLOUT else FdEvent(0))

@@ -1,9 +1,9 @@
-"""memifrt's fds in eventlet's hub, and the green thread that calls back.
+"""Watch memifrt's fds in eventlet's hub, and call back in a green thread.
 
-Owns the hub's listeners for these fds. Knows nothing of memif.
+Owns the hub's listeners for these fds, and the green thread. Knows nothing of memif.
 
-A listener's callback runs in the hub, which must never wait, and which forgets a listener that raises. So it only notes
-the event; a green thread hands events on, one at a time. Callbacks may sleep, lock and do I/O.
+A listener runs in the hub. The hub must never wait, and it drops a listener that raises. So the listener only records
+the event, and a green thread passes events on, one at a time. Callbacks may sleep, lock and do I/O.
 
 ::
 
@@ -30,7 +30,7 @@ from memifrt.types import FdEvent
 
 
 class _Watch:
-    """One fd, what is waited for, and the hub's listeners for it."""
+    """One fd, its watched events, and the hub's listeners for it."""
 
     __slots__ = ("events", "fd", "listeners", "pending")
 
@@ -38,15 +38,15 @@ class _Watch:
         self.fd = fd
         self.events = events
         self.listeners: list[Any] = []
-        #: Events that are ready and not handed on yet. Meanwhile the hub does not listen: it would call on and on.
+        #: Events that are ready and not passed on yet. Until then the hub does not listen, or it would call endlessly.
         self.pending = FdEvent(0)
 
 
 class EventletPoller:
     """The hook of a runtime whose fds are in eventlet's hub of this thread.
 
-    :param on_error: called with what a callback raised. Default: its traceback is printed. The fd stays
-        watched, and an event that was not handled comes again. ``Runtime(on_error=...)`` comes first.
+    :param on_error: called with the exception of a callback. By default its traceback is printed. The fd stays
+        watched, and an event that was not handled comes again. ``Runtime(on_error=...)`` has precedence.
     """
 
     def __init__(self, *, on_error: Callable[[BaseException], object] | None = None) -> None:
@@ -60,30 +60,30 @@ class EventletPoller:
         abandon_after_fork(self._abandon)
 
     def __len__(self) -> int:
-        """How many fds are watched."""
+        """Return the number of watched fds."""
         return len(self._watches)
 
     def start(self, handler: FdHandler) -> None:
-        """Hand events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
+        """Pass events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
         self._handler = handler
 
     def check_caller(self) -> None:
-        """Check that this thread may change what is watched.
+        """Check that this thread may change the watched fds.
 
         :raises ConfigError: called from a thread that is not the hub's.
         """
-        if threading.get_native_id() != self._thread:  # get_hub() would make a hub for a thread that has none
+        if threading.get_native_id() != self._thread:  # not get_hub(): it would make a hub for a thread without one
             raise ConfigError("this runtime's fds are in the eventlet hub of another thread: it must be used there")
 
     def update(self, fd: int, events: FdEvent) -> None:
-        """The hook.
+        """Add, change or remove an fd: this is the hook, ``control_fd_update``.
 
         :raises ConfigError: called from a thread that is not the hub's.
         """
         self.check_caller()
         if events & FdEvent.DEL:
             watch = self._watches.pop(fd, None)
-            if watch is not None:  # else the poller is closed, before its runtime
+            if watch is not None:  # None if the poller was closed before its runtime
                 watch.pending = FdEvent(0)
                 self._ignore(watch)
         elif events & FdEvent.MOD:
@@ -97,7 +97,7 @@ class EventletPoller:
             self._listen(watch)
 
     def close(self) -> None:
-        """Take every fd out of the hub. Closing the runtime does so too."""
+        """Remove every fd from the hub. Closing the runtime does so too."""
         self._handler = None
         for fd in list(self._watches):
             self.update(fd, FdEvent.DEL)
@@ -115,8 +115,8 @@ class EventletPoller:
 
     def _callback(self, watch: _Watch, event: FdEvent) -> Callable[..., None]:
         def on_ready(*_: object) -> None:
-            """In the hub."""
-            if self._watches.get(watch.fd) is not watch:  # stale: another callback of this turn has withdrawn the fd
+            """Record an event; the hub calls this."""
+            if self._watches.get(watch.fd) is not watch:  # stale: another callback of this round removed the fd
                 return
             if not watch.pending:
                 self._ignore(watch)
@@ -129,12 +129,12 @@ class EventletPoller:
         return on_ready
 
     def _dispatch(self) -> None:
-        """The green thread: as long as events wait."""
+        """Pass events on until none is left. This runs in the green thread."""
         try:
             while self._ready:
                 watch = self._ready.popleft()
                 events, watch.pending = watch.pending, FdEvent(0)
-                if not events:  # the fd was withdrawn meanwhile
+                if not events:  # the fd was removed meanwhile
                     continue
                 try:
                     if self._handler is not None:
@@ -158,7 +158,7 @@ class EventletPoller:
             traceback.print_exception(worse)
 
     def _abandon(self) -> None:
-        """In a forked child: the hub's poll set is the parent's too. Take nothing out of it."""
+        """Forget all fds in a forked child. Remove none of them: the parent shares the poll set of the hub."""
         self._watches.clear()
         self._ready.clear()
 

@@ -1,10 +1,10 @@
-"""memifrt's fds in gevent's hub, and waiting for an fd while other greenlets run.
+"""Watch memifrt's fds in gevent's hub, and wait for an fd while other greenlets run.
 
 Owns the watchers, and the greenlet that calls back. Knows nothing of memif.
 
-A watcher's callback runs in the hub, which must never wait. So it does no more than to note the event, and the
-dispatcher, a greenlet, hands it on: what it calls may sleep, lock and do I/O. No other event of the same runtime is
-handed on meanwhile, but every other greenlet runs.
+The callback of a watcher runs in the hub, which must never wait. So the callback only records the event. A greenlet,
+the dispatcher, passes it on. The callbacks of the application may sleep, lock and do I/O: other greenlets run
+meanwhile, but the same runtime passes on no other event.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from memifrt.poll.hook import FdHandler
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent, check_range
 
-#: Events handed on before other greenlets get a turn. A turn costs 3 us (libuv: 20 us), an event with one packet 8 us:
-#: with 16 a turn is a fiftieth of the whole (libuv: a seventh). A flood of 256 packets an event on a hundred interfaces
-#: then holds up the others for some 10 ms at most, with 64 for 30 ms, with 256 for 50 ms.
+#: The number of events to pass on before other greenlets get a turn. A turn costs 3 us (libuv: 20 us), and an event
+#: with one packet 8 us, so with 16 events the turns take 2 % of the time (libuv: 14 %). A flood of 256 packets an event
+#: on a hundred interfaces then delays other greenlets by 10 ms at most; with 64 by 30 ms, with 256 by 50 ms.
 DEFAULT_BATCH = 16
 _NOTHING = FdEvent(0)
-_WAITED = FdEvent.READ | FdEvent.WRITE  # whose numbers are gevent's
-#: By gevent's number. An error is none of them; reading explains it.
+_WAITED = FdEvent.READ | FdEvent.WRITE  # gevent has the same numbers
+#: Events by gevent's number. gevent has none for errors, so an error becomes READ; reading shows the cause.
 _EVENTS = (FdEvent.READ, FdEvent.READ, FdEvent.WRITE, _WAITED)
 
 
 class _Watcher(Protocol):
-    """What is needed of gevent's watchers."""
+    """The part of gevent's watchers that we use."""
 
     def start(self, callback: Callable[..., object], *args: object, pass_events: bool = False) -> object: ...
     def stop(self) -> object: ...
@@ -51,7 +51,7 @@ class _Loop(Protocol):
 
 
 class _Hub(Protocol):
-    """What is needed of gevent's hub."""
+    """The part of gevent's hub that we use."""
 
     loop: _Loop
 
@@ -68,16 +68,16 @@ class _Watch:
     def __init__(self, fd: int, watcher: _Watcher) -> None:
         self.fd = fd
         self.watcher = watcher
-        #: Called by the hub itself, in the dispatcher's place.
+        #: If set, the hub calls this instead of the dispatcher.
         self.in_hub: Callable[[], object] | None = None
-        #: What is ready and not handed on yet. While there is something, the watch is in the queue.
+        #: Events that are ready and not passed on yet. While there are any, the watch is in the queue.
         self.pending = _NOTHING
-        #: The watcher is stopped: it would call the hub again and again for what the dispatcher has not come to yet.
+        #: Whether the watcher is stopped because events are pending: it would call the hub again and again.
         self.paused = False
 
 
 class GeventPoller:
-    """The hook of a runtime whose fds are in the hub of the thread that makes this.
+    """The hook of a runtime whose fds are in the hub of the thread that makes this poller.
 
     ::
 
@@ -85,13 +85,12 @@ class GeventPoller:
         runtime = memifrt.Runtime(control_fd_update=poller.update)
         poller.start(runtime.control_fd_handler)
 
-    Closing the runtime leaves no watcher and no greenlet behind. :mod:`memifrt.gevent` has all this ready-made.
+    Closing the runtime leaves no watcher and no greenlet behind. Most programs use :mod:`memifrt.gevent` instead.
 
-    :param batch: how many events are handed on before other greenlets get a turn; a flood of packets delays them by
-        no more than so many callbacks.
-    :param on_error: called with what a callback raised, in the dispatcher. Default: the hub's ``handle_error``, which
-        prints it. An event whose callback failed comes again.
-    :raises ConfigError: the batch is not a whole number from 1 on.
+    :param batch: how many events to pass on before other greenlets get a turn.
+    :param on_error: called in the dispatcher with the exception of a callback; by default the hub's ``handle_error``,
+        which prints it. An event whose callback failed comes again.
+    :raises ConfigError: the batch is not an integer of 1 or more.
     """
 
     def __init__(
@@ -103,22 +102,22 @@ class GeventPoller:
         self._handler: FdHandler | None = None
         self._watches: dict[int, _Watch] = {}
         self._ready: deque[_Watch] = deque()
-        #: The greenlet that calls back, if there is one: it must not wait for what it has to do itself.
+        #: The greenlet that calls back, or None. It must not wait for its own work.
         self.dispatcher: gevent.Greenlet | None = None
         self._parked = False
         abandon_after_fork(self._abandon)
 
     def __len__(self) -> int:
-        """How many fds are watched."""
+        """Return the number of watched fds."""
         return len(self._watches)
 
     @property
     def idle(self) -> bool:
-        """Whether there is no dispatcher: none is needed before the first event, nor after the last fd."""
+        """Whether there is no dispatcher: it starts with the first event, and ends after the last fd."""
         return self.dispatcher is None
 
     def start(self, handler: FdHandler) -> None:
-        """Hand events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
+        """Pass events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
         self._handler = handler
 
     def check_caller(self) -> None:
@@ -130,7 +129,7 @@ class GeventPoller:
             raise ConfigError("this runtime's fds are in the hub of another thread: it must be used there")
 
     def update(self, fd: int, events: FdEvent) -> None:
-        """The hook.
+        """Add, change or remove an fd: this is the hook, ``control_fd_update``.
 
         :raises ConfigError: called from a thread that is not the hub's.
         """
@@ -143,9 +142,9 @@ class GeventPoller:
             self._watch(_Watch(fd, self._hub.loop.io(fd, int(events & _WAITED))))
 
     def handle_in_hub(self, fd: int, callback: Callable[[], object]) -> None:
-        """Let the hub itself call ``callback()`` for each event of an fd that is watched, until it is withdrawn.
+        """Let the hub call ``callback()`` for each event of a watched fd, until the fd is removed.
 
-        The callback must not wait. It may switch to a waiting greenlet as the last thing that it does.
+        The callback must not wait. As its last step it may switch to a waiting greenlet.
         """
         watch = self._watches.get(fd)
         if watch is not None:
@@ -155,7 +154,7 @@ class GeventPoller:
                 watch.watcher.start(callback)
 
     def close(self) -> None:
-        """Watch nothing any more. Closing the runtime does so too."""
+        """Stop watching all fds. Closing the runtime does so too."""
         self._handler = None
         for fd in list(self._watches):
             self._remove(fd)
@@ -167,7 +166,7 @@ class GeventPoller:
         watch.watcher.start(self._on_ready, watch, pass_events=True)
 
     def _modify(self, fd: int, events: FdEvent) -> None:
-        # A watcher does not change while it is active, and one that is closed may not be used again: a new one it is.
+        # An active watcher cannot be changed, and a closed one cannot be used again, so make a new one.
         watch = self._watches[fd]
         old, watch.watcher = watch.watcher, self._hub.loop.io(fd, int(events & _WAITED))
         old.stop()
@@ -177,9 +176,9 @@ class GeventPoller:
 
     def _remove(self, fd: int) -> None:
         watch = self._watches.pop(fd, None)
-        if watch is None:  # the poller is closed, before its runtime
+        if watch is None:  # the poller was closed before its runtime
             return
-        # Now, and not when the hub comes to it: the fd is closed next, and its number may be another file's.
+        # Close the watcher now: the fd is closed next, and its number may soon belong to another file.
         watch.watcher.stop()
         watch.watcher.close()
         watch.pending = _NOTHING
@@ -187,7 +186,7 @@ class GeventPoller:
             self._end()
 
     def _on_ready(self, events: int, watch: _Watch) -> None:
-        """In the hub."""
+        """Record an event; the hub calls this."""
         if watch.in_hub is not None:
             watch.in_hub()
             return
@@ -212,7 +211,7 @@ class GeventPoller:
             self._hub.loop.run_callback(self.dispatcher.switch)
 
     def _on_end(self, dispatcher: object) -> None:
-        """A dispatcher that is killed before it runs leaves no other trace."""
+        """Note the end of a dispatcher. If it was killed before it ran, this is the only sign of it."""
         if self.dispatcher is dispatcher:
             self.dispatcher = None
             if self._ready:
@@ -226,7 +225,7 @@ class GeventPoller:
             self._parked = False
 
     def _dispatch(self) -> None:
-        """The dispatcher: as long as something is watched. If it is killed, the next event starts another."""
+        """Pass events on while any fd is watched. If this greenlet is killed, the next event starts another."""
         turn = self._hub.loop.timer(0)
         try:
             while self._watches:
@@ -235,7 +234,7 @@ class GeventPoller:
                         break
                     self._hand_on(self._ready.popleft())
                 if self._ready:
-                    turn.start(self._wake)  # when the loop has gone round: see let_others_run
+                    turn.start(self._wake)  # after one round of the loop: see let_others_run
                 elif not self._watches:
                     break
                 self._park()
@@ -248,7 +247,7 @@ class GeventPoller:
                 self._wake()
 
     def _end(self) -> None:
-        """Nothing is watched any more: the dispatcher is not needed."""
+        """End the dispatcher after the last fd is removed."""
         self._ready.clear()
         if self._parked:
             self._wake()
@@ -256,7 +255,7 @@ class GeventPoller:
     def _hand_on(self, watch: _Watch) -> None:
         events, watch.pending = watch.pending, _NOTHING
         try:
-            if events and self._handler is not None:  # else the fd is withdrawn meanwhile
+            if events and self._handler is not None:  # no events if the fd was removed meanwhile
                 self._handler(watch.fd, events)
         except gevent.GreenletExit:
             raise
@@ -277,7 +276,7 @@ class GeventPoller:
         self._hub.handle_error(self, type(error), error, error.__traceback__)
 
     def _abandon(self) -> None:
-        """In a forked child, which has a copy of every greenlet, but the fds and their events are the parent's."""
+        """Forget all fds in a forked child. It has a copy of every greenlet, but the fds belong to the parent."""
         watches = list(self._watches.values())
         self._watches.clear()
         self._ready.clear()
@@ -288,13 +287,13 @@ class GeventPoller:
 
 
 def _stop_inherited(hub: _Hub, watchers: list[_Watcher]) -> None:
-    """In a forked child: watch nothing of the parent's any more, and leave the parent's poll set as it is.
+    """Stop the parent's watchers in a forked child, without changing the parent's poll set.
 
-    The poll set of the hub's loop is shared with the parent. libev only notes that a watcher is stopped, and makes a
-    set of its own before it polls again. libuv takes the fd out of the set at once, and with it the parent's. So its
-    loop gets a set of its own first, as ``gevent.os.fork`` gives it a moment later; a second time is harmless. The hub
-    of a thread that the child does not have will never run: its watchers are kept as they are, for ever, because to
-    collect one is to close it.
+    The parent and the child share the poll set of the loop. libev only notes that a watcher is stopped, and makes a new
+    set before it polls again. libuv removes the fd from the shared set at once, so its loop must get a new set first.
+    ``gevent.os.fork`` does that too, a moment later; doing it twice is harmless. If the hub belongs to a thread that
+    exists only in the parent, it never runs in the child. Its watchers are kept for ever, because the garbage collector
+    would close them.
     """
     if not watchers:
         return
@@ -313,12 +312,12 @@ def _stop_inherited(hub: _Hub, watchers: list[_Watcher]) -> None:
 
 
 def can_wait() -> bool:
-    """Whether there are greenlets in this thread that could run meanwhile."""
+    """Return whether this thread has a hub, so that other greenlets can run during a wait."""
     return get_hub_if_exists() is not None
 
 
 class ReadableWait:
-    """One wait for an fd to become readable, while other greenlets run."""
+    """One wait for a readable fd, while other greenlets run."""
 
     def __init__(self, fd: int) -> None:
         hub: _Hub = gevent.get_hub()
@@ -328,23 +327,23 @@ class ReadableWait:
         self._watcher: _Watcher | None = hub.loop.io(fd, int(FdEvent.READ))
 
     def wait(self, timeout: float | None) -> None:
-        """Wait for at most ``timeout`` seconds; None for as long as it takes."""
+        """Wait for at most ``timeout`` seconds; None waits without a limit."""
         assert self._watcher is not None
         self._watcher.start(self._on_ready)
         try:
-            # libuv warns of a timer that is shorter than it can.
+            # libuv warns of a timer that is shorter than its resolution.
             self._over.wait(None if timeout is None else max(timeout, self._shortest))
         finally:
             self.end()
 
     def _on_ready(self) -> None:
-        """In the hub: once, or it would come again and again until the greenlet has its turn."""
+        """End the wait; the hub calls this. Stop the watcher, or it would fire until the greenlet has run."""
         if self._watcher is not None:
             self._watcher.stop()
         self._over.set()
 
     def end(self) -> None:
-        """The fd is closed next: whoever waits goes on. A second call is harmless."""
+        """End the wait before the fd is closed. A second call is harmless."""
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.stop()
@@ -352,7 +351,7 @@ class ReadableWait:
             self._over.set()
 
     def abandon(self) -> None:
-        """In a forked child: whoever waits goes on, and the parent's wait is as it was."""
+        """End the wait in a forked child, without changing the wait of the parent."""
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             _stop_inherited(self._hub, [watcher])
@@ -381,10 +380,10 @@ def end_copied_wait(error: ForkedError) -> NoReturn:
 
 
 def let_others_run() -> None:
-    """Give every other greenlet a turn, and the loop a look at its fds and timers.
+    """Let every other greenlet run, and let the loop check its fds and timers.
 
-    ``gevent.sleep(0)`` alone does the first but not the second: the hub goes through up to 50 greenlets in a row before
-    it asks whether it is time to look, and one that sleeps so after each batch of its own may be all of them.
+    ``gevent.sleep(0)`` alone does not let the loop check: the hub runs up to 50 greenlets before it does so, and one
+    greenlet that sleeps like this after each batch may be all 50 of them.
     """
     hub: _Hub = gevent.get_hub()
     timer = hub.loop.timer(0)
@@ -392,4 +391,4 @@ def let_others_run() -> None:
         hub.wait(timer)
     finally:
         timer.close()
-    gevent.sleep(0)  # out of the loop's timers, where a new timer of 0 s would be next (libuv before 1.45)
+    gevent.sleep(0)  # leave the timer phase of the loop, where a new timer of 0 s would run next (libuv before 1.45)

@@ -1,4 +1,4 @@
-"""memifrt's fds in GLib's default main context: GTK, GStreamer, D-Bus services, and Qt where it runs on GLib.
+"""Watch memifrt's fds in GLib's default main context, which GTK, GStreamer and D-Bus services use.
 
 Owns the context's sources for these fds. Knows nothing of memif.
 
@@ -28,15 +28,15 @@ from memifrt.poll.hook import FdHandler
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent
 
-_ERRORS = select.POLLERR | select.POLLHUP | select.POLLNVAL  # whose numbers are GLib's
+_ERRORS = select.POLLERR | select.POLLHUP | select.POLLNVAL  # GLib has the same numbers
 
-#: Each event that can be waited for has a source of its own. A source does not change; to put another one in its place
-#: takes it out of the present turn of the context, and a callback that did that in every turn would starve it.
+#: READ and WRITE have a source each, because a source cannot be changed. Replacing it would take the fd out of the
+#: current round of the context, and a callback that did so in every round would starve the fd.
 _CONDITIONS = {FdEvent.READ: GLib.IOCondition.IN, FdEvent.WRITE: GLib.IOCondition.OUT}
 
 
 class _Watch:
-    """One fd, and the numbers of the context's sources for it."""
+    """One fd, and the ids of its sources."""
 
     __slots__ = ("fd", "sources")
 
@@ -48,12 +48,12 @@ class _Watch:
 class GLibPoller:
     """The hook of a runtime whose fds are in GLib's default main context.
 
-    GLib removes a source whose callback raises, for ever. So this poller reports what a callback raised and keeps the
-    fd: events that were not handled come again.
+    GLib removes a source for ever if its callback raises. So this poller reports the exception of a callback and keeps
+    the fd: events that were not handled come again.
 
-    :param priority: of the sources. Default: ``GLib.PRIORITY_DEFAULT``.
-    :param on_error: called with what a callback raised. Default: ``sys.excepthook``, as for any callback of PyGObject.
-        ``Runtime(on_error=...)`` comes first.
+    :param priority: the priority of the sources.
+    :param on_error: called with the exception of a callback; by default ``sys.excepthook``, as for any callback of
+        PyGObject. ``Runtime(on_error=...)`` has precedence.
     """
 
     def __init__(
@@ -67,21 +67,21 @@ class GLibPoller:
         abandon_after_fork(self._abandon)
 
     def __len__(self) -> int:
-        """How many fds are watched."""
+        """Return the number of watched fds."""
         return len(self._watches)
 
     def start(self, handler: FdHandler) -> None:
-        """Hand events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
+        """Pass events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
         self._handler = handler
 
     def check_caller(self) -> None:
-        """Check that this thread may change what is watched.
+        """Check that this thread may change the watched fds.
 
         :raises ConfigError: the default main context runs in another thread.
         """
         if self._context.is_owner():
             return
-        if self._context.acquire():  # nobody runs it
+        if self._context.acquire():  # no thread runs it now
             self._context.release()
             return
         raise ConfigError(
@@ -90,7 +90,7 @@ class GLibPoller:
         )
 
     def update(self, fd: int, events: FdEvent) -> None:
-        """The hook.
+        """Add, change or remove an fd: this is the hook, ``control_fd_update``.
 
         :raises ConfigError: the default main context runs in another thread.
         """
@@ -107,7 +107,7 @@ class GLibPoller:
                 self._add_source(watch, event)
 
     def close(self) -> None:
-        """Take every fd out of the context. Closing the runtime does so too."""
+        """Remove every fd from the context. Closing the runtime does so too."""
         self._handler = None
         for fd in list(self._watches):
             self._remove(fd)
@@ -124,18 +124,18 @@ class GLibPoller:
 
     def _remove(self, fd: int) -> None:
         watch = self._watches.pop(fd, None)
-        if watch is not None:  # else the poller is closed, before its runtime
+        if watch is not None:  # None if the poller was closed before its runtime
             for event in _CONDITIONS:
                 self._remove_source(watch, event)
 
     def _on_ready(self, watch: _Watch, event: FdEvent, fd: int, condition: GLib.IOCondition) -> bool:
-        """In the context: hand an event on. A stale one, whose fd is gone, is harmless.
+        """Pass an event on; GLib calls this. Ignore a stale event of a removed fd.
 
-        :returns: False lets GLib remove the source.
+        :returns: whether GLib keeps the source.
         """
         if self._watches.get(fd) is not watch:
             return False
-        if self._handler is None:  # start() comes later
+        if self._handler is None:  # start() was not called yet
             return True
         try:
             self._handler(fd, _from_glib(condition))
@@ -158,12 +158,12 @@ class GLibPoller:
         sys.excepthook(type(error), error, error.__traceback__)
 
     def _abandon(self) -> None:
-        """In a forked child: the fds are the parent's. A source that fires in the child is removed there."""
+        """Forget all fds in a forked child: they belong to the parent. A source that fires in the child is removed."""
         self._watches.clear()
 
 
 def _from_glib(condition: GLib.IOCondition) -> FdEvent:
-    """The events in a condition. A hang-up is an ERROR that reading explains."""
+    """Return the events of a condition. A hang-up becomes ERROR; reading the fd shows the cause."""
     mask = int(condition)
     return (
         (FdEvent.READ if mask & select.POLLIN else FdEvent(0))

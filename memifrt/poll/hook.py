@@ -1,11 +1,11 @@
-"""The hook's contract: every fd is announced, changed and withdrawn through one function.
+"""The contract of the hook: one function that adds, changes and removes every fd.
 
-Owns the registry of which fd belongs to whom, and the rule *unregister, then close*. Knows nothing of memif.
+Owns the registry of fds and their handlers, and the rule *unregister, then close*. Knows nothing of memif.
 
-For each fd the hook sees one ADD (READ and/or WRITE, without MOD or DEL), any number of MOD, and one DEL while the
-fd is still open. The last matters: an epoll set holds the open file, not the number. A file that others share (the
-peer has our eventfds) survives our close, and its events would go on firing under a number that soon means another
-file.
+**Unregister, then close.** For each fd the hook gets one ADD (READ and/or WRITE, without MOD or DEL), any number of
+MOD, and one DEL while the fd is still open. The DEL must come before the close, because an epoll set holds the open
+file and not its number. A file that another process shares (the peer has our eventfds) stays open after our close. Its
+events would continue under a number that may soon belong to another file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from memifrt.types import FdEvent
 
 #: ``control_fd_update(fd, events)``.
 Hook = Callable[[int, FdEvent], object]
-#: ``control_fd_handler(fd, events)``: where a loop hands on what is ready.
+#: ``control_fd_handler(fd, events)``: a loop calls it with the events that are ready.
 FdHandler = Callable[[int, FdEvent], object]
 #: Called with the events that are ready.
 Handler = Callable[[FdEvent], object]
@@ -31,10 +31,10 @@ class _Registration:
 
 
 class FdRegistry:
-    """The fds of one runtime, and the hook that is told about them.
+    """The fds of one runtime, their handlers, and the hook that watches them.
 
-    :param hook: if it is a method of an adapter with a ``check_caller`` method, that one tells whether the present
-        thread may change what is watched.
+    :param hook: the hook. If it is a method of an adapter with a ``check_caller`` method, that method checks whether
+        the current thread may change the watched fds.
     """
 
     def __init__(self, hook: Hook) -> None:
@@ -51,15 +51,16 @@ class FdRegistry:
         return fd in self._registrations
 
     def check_caller(self) -> None:
-        """Check that this thread may change what is watched. What closes fds asks first: an fd that is closed while
-        its loop goes on watching it may be ready there for ever.
+        """Check that this thread may change the watched fds.
 
-        :raises ConfigError: the loop runs in another thread. Nothing has happened.
+        Code that closes fds checks this first: if a loop still watches a closed fd, it may be ready there for ever.
+
+        :raises ConfigError: the loop runs in another thread. Nothing was changed.
         """
         self._check_caller()
 
     def add(self, fd: int, events: FdEvent, handler: Handler) -> None:
-        """Announce an fd.
+        """Register an fd and its handler, and add the fd to the hook.
 
         :raises MemifError: ``CB_FDUPDATE`` if the hook raises; the fd is then not registered.
         """
@@ -73,7 +74,7 @@ class FdRegistry:
             raise
 
     def modify(self, fd: int, events: FdEvent) -> None:
-        """Change what is waited for; nothing is said if nothing changes."""
+        """Change the events of an fd. Do not call the hook if they stay the same."""
         if self._hook is _tell_nobody:
             return
         registration = self._registrations[fd]
@@ -82,10 +83,10 @@ class FdRegistry:
             registration.events = events
 
     def remove(self, fd: int) -> None:
-        """Withdraw an fd, before it is closed; harmless if it was never announced.
+        """Remove an fd, before it is closed. This is harmless if the fd is not registered.
 
-        :raises ConfigError: the loop runs in another thread; nothing has happened.
-        :raises MemifError: ``CB_FDUPDATE`` if the hook raises; the fd is withdrawn all the same.
+        :raises ConfigError: the loop runs in another thread. Nothing was changed.
+        :raises MemifError: ``CB_FDUPDATE`` if the hook raises. The fd is removed all the same.
         """
         if fd in self._registrations:
             self._check_caller()
@@ -93,9 +94,9 @@ class FdRegistry:
             self._tell(fd, FdEvent.DEL)
 
     def remove_all(self) -> None:
-        """Withdraw every fd that is left.
+        """Remove every fd.
 
-        :raises MemifError: ``CB_FDUPDATE``, the first, if the hook raises; all are withdrawn all the same.
+        :raises MemifError: ``CB_FDUPDATE`` if the hook raises: the first such error. All fds are removed all the same.
         """
         failure: MemifError | None = None
         for fd in list(self._registrations):
@@ -107,7 +108,7 @@ class FdRegistry:
             raise failure
 
     def dispatch(self, fd: int, events: FdEvent) -> bool:
-        """Hand events to the fd's handler. A stale event, of an fd that is gone, is harmless: False."""
+        """Pass events to the handler of an fd. Return False for a stale event, of an fd that is not registered."""
         registration = self._registrations.get(fd)
         if registration is None:
             return False
@@ -115,7 +116,7 @@ class FdRegistry:
         return True
 
     def abandon(self) -> None:
-        """Forget everything without a word to the hook: for a forked child, whose poll set is its parent's."""
+        """Forget all fds without calling the hook, in a forked child: the parent shares the poll set."""
         self._registrations.clear()
         self._hook = _tell_nobody
         self._check_caller = _let_everybody
@@ -131,8 +132,8 @@ class FdRegistry:
 
 
 def _tell_nobody(fd: int, events: FdEvent) -> None:
-    """The hook of a forked child."""
+    """Do nothing: the hook in a forked child."""
 
 
 def _let_everybody() -> None:
-    """The check of a hook that cannot tell."""
+    """Allow every caller: the check for a hook that has none."""

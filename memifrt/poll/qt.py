@@ -1,4 +1,4 @@
-"""memifrt's fds in the Qt event loop of a thread, with PySide6. Needs QtCore alone.
+"""Watch memifrt's fds in the Qt event loop of a thread, with PySide6. Needs only QtCore.
 
 Owns the socket notifiers of these fds. Knows nothing of memif.
 
@@ -28,12 +28,12 @@ from memifrt.types import FdEvent
 
 
 class _Watch:
-    """One fd and its two notifiers, each enabled while its event is waited for."""
+    """One fd and its two notifiers. Each is enabled while its event is watched."""
 
     def __init__(self, fd: int, poller: QtPoller) -> None:
         self._fd = fd
         self._poller = poller
-        #: Made when first needed: most fds are never waited for to be writable.
+        #: A notifier is made when it is first needed: most fds never need one for writing.
         self._notifiers: dict[FdEvent, QSocketNotifier] = {}
 
     def apply(self, events: FdEvent) -> None:
@@ -50,8 +50,8 @@ class _Watch:
 
     def remove(self) -> None:
         for notifier in self._notifiers.values():
-            with contextlib.suppress(RuntimeError):  # the application is gone, and its objects with it
-                # Disable it now, for the fd is closed next. Delete it later: this may be its own signal.
+            with contextlib.suppress(RuntimeError):  # the application has ended and deleted its objects
+                # Disable it now, because the fd is closed next. Delete it later: its own signal may be running.
                 notifier.setEnabled(False)
                 notifier.deleteLater()
         self._notifiers.clear()
@@ -64,13 +64,13 @@ class _Watch:
 
 
 class QtPoller:
-    """The hook of a runtime whose fds are in the Qt event loop of the thread that makes this.
+    """The hook of a runtime whose fds are in the Qt event loop of the thread that makes this poller.
 
-    Qt has no event for errors. A hang-up or an error shows as the READ or WRITE that was waited for, and reading or
-    writing explains it.
+    Qt has no event for errors. A hang-up or an error becomes the READ or WRITE that is watched; reading or writing then
+    shows the cause.
 
-    :param on_error: called with what a callback raised. Default: ``sys.excepthook``, as for any slot. The fd stays
-        watched, and an event that was not handled comes again. ``Runtime(on_error=...)`` comes first.
+    :param on_error: called with the exception of a callback; by default ``sys.excepthook``, as for any slot. The fd
+        stays watched, and an event that was not handled comes again. ``Runtime(on_error=...)`` has precedence.
     :raises ConfigError: there is no Qt event loop in this thread.
     """
 
@@ -78,29 +78,29 @@ class QtPoller:
         if QAbstractEventDispatcher.instance() is None:
             raise ConfigError(
                 f"there is no Qt event loop in thread {threading.current_thread().name!r}: make a QCoreApplication "
-                "first, or make this in a QThread"
+                "first, or make this poller in a QThread"
             )
         self._thread = threading.get_native_id()
         self._thread_name = threading.current_thread().name
         self._on_error = on_error
         self._handler: FdHandler | None = None
         self._watches: dict[int, _Watch] = {}
-        #: In a forked child: what is the parent's, kept so that nothing is taken out of a loop that both may share.
+        #: The parent's watches in a forked child. They are kept, because deleting them would change a shared loop.
         self._inherited: list[_Watch] = []
         abandon_after_fork(self._abandon)
 
     def __len__(self) -> int:
-        """How many fds are watched."""
+        """Return the number of watched fds."""
         return len(self._watches)
 
     def start(self, handler: FdHandler) -> None:
-        """Hand events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
+        """Pass events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
         self._handler = handler
 
     def check_caller(self) -> None:
-        """Check that this thread may change what is watched.
+        """Check that this thread may change the watched fds.
 
-        :raises ConfigError: this is another thread than the one whose event loop has the fds.
+        :raises ConfigError: the fds are in the event loop of another thread.
         """
         if threading.get_native_id() != self._thread:
             raise ConfigError(
@@ -109,7 +109,7 @@ class QtPoller:
             )
 
     def update(self, fd: int, events: FdEvent) -> None:
-        """The hook.
+        """Add, change or remove an fd: this is the hook, ``control_fd_update``.
 
         :raises ConfigError: called from another thread.
         """
@@ -122,7 +122,7 @@ class QtPoller:
         watch.apply(events)
 
     def dispatch(self, fd: int, events: FdEvent) -> None:
-        """Hand an event on. A stale one, whose fd is gone, is harmless."""
+        """Pass an event on. Ignore a stale event of a removed fd."""
         if self._handler is None or fd not in self._watches:
             return
         try:
@@ -131,14 +131,14 @@ class QtPoller:
             self._report(error)
 
     def close(self) -> None:
-        """Take every fd out of the event loop. Closing the runtime does so too."""
+        """Remove every fd from the event loop. Closing the runtime does so too."""
         self._handler = None
         for fd in list(self._watches):
             self._remove(fd)
 
     def _remove(self, fd: int) -> None:
         watch = self._watches.pop(fd, None)
-        if watch is not None:  # else the poller is closed, before its runtime
+        if watch is not None:  # None if the poller was closed before its runtime
             watch.remove()
 
     def _report(self, error: Exception) -> None:
@@ -151,7 +151,7 @@ class QtPoller:
         sys.excepthook(type(error), error, error.__traceback__)
 
     def _abandon(self) -> None:
-        """In a forked child: the fds are the parent's. Take nothing out, and hand nothing on."""
+        """Forget all fds in a forked child: they belong to the parent. Remove none, and pass no event on."""
         self._inherited += self._watches.values()
         self._watches.clear()
 

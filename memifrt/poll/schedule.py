@@ -1,6 +1,6 @@
-"""Calls that are due later, in a loop that knows only fds: one timerfd, set to the earliest.
+"""Schedule calls in a loop that knows only fds, with one timerfd that is set to the earliest call.
 
-Owns the order of the calls. Knows nothing of what they do.
+Owns the order of the calls. Does not know what they do.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, order=True, slots=True)
 class TimerHandle:
-    """One call that is due at a moment of ``time.monotonic()``. Made by :meth:`Schedule.after`."""
+    """One call that is due at a time of ``time.monotonic()``. :meth:`Schedule.after` makes it."""
 
     due: float
-    #: Orders calls that are due at the same moment: the one made first comes first.
+    #: Orders calls that are due at the same time: the one made first comes first.
     number: int
     action: Callable[[], object] = field(compare=False, repr=False)
 
 
 class Schedule:
-    """Calls that are due later, on one :class:`TimerFd`. Its owner polls the fd and calls :meth:`run`."""
+    """Calls that are due later, on one :class:`TimerFd`. The owner polls the fd and calls :meth:`run`."""
 
     def __init__(self, timer: TimerFd) -> None:
         self._timer = timer
         self._numbers = itertools.count()
-        #: Sorted: the next one first.
+        #: Sorted, the next call first.
         self._handles: list[TimerHandle] = []
-        #: Calls that other threads have asked for, and when they are due. The schedule's own thread takes them over.
+        #: Calls that other threads have requested, with their times. The schedule's own thread adds them.
         self._posted: deque[tuple[float, Callable[[], object]]] = deque()
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class Schedule:
 
     @property
     def pending(self) -> tuple[TimerHandle, ...]:
-        """The calls that are still to be made, the next one first."""
+        """The calls that are due later, the next one first."""
         return tuple(self._handles)
 
     def after(self, delay: float, action: Callable[[], object]) -> TimerHandle:
@@ -57,17 +57,17 @@ class Schedule:
     def post(self, delay: float, action: Callable[[], object]) -> None:
         """Call ``action`` once on the schedule's own thread, in ``delay`` seconds. May be called from any thread.
 
-        There is no lock, so a signal handler or a finalizer may call this at any moment, too. The request is queued
-        before the timer is set, and the schedule's thread looks for requests after it has set the timer: one of the
-        two sets it early enough.
+        This takes no lock, so a signal handler or a finalizer may call it too. It queues the request before it sets the
+        timer. The schedule's own thread looks for requests after it has set the timer. So one of the two threads always
+        sets the timer early enough.
         """
         due = time.monotonic() + delay
         self._posted.append((due, action))
-        with contextlib.suppress(OSError):  # the timer is closed: nothing is called any more
+        with contextlib.suppress(OSError):  # the timer is closed: no more calls are made
             self._timer.hasten(due)
 
     def cancel(self, handle: TimerHandle | None) -> None:
-        """Cancel a call. Harmless for None, and for a call that was made or cancelled."""
+        """Cancel a call. This is harmless for None, and for a call that was made or cancelled already."""
         if handle is None:
             return
         index = bisect.bisect_left(self._handles, handle)
@@ -78,7 +78,7 @@ class Schedule:
     def run(self) -> None:
         """Make the calls that are due by now.
 
-        :raises BaseException: what an action raised. The others are called with the next event of the timer.
+        :raises BaseException: the exception of an action. The other calls are made with the next event of the timer.
         """
         if not self._timer.drain():
             return
@@ -91,13 +91,13 @@ class Schedule:
             self._set_timer()
 
     def clear(self) -> None:
-        """Cancel everything."""
+        """Cancel all calls."""
         self._posted.clear()
         self._handles.clear()
         self._set_timer()
 
     def abandon(self) -> None:
-        """Forget everything in a forked child, without setting the timer: the parent has the same one."""
+        """Forget all calls in a forked child, without setting the timer, which the parent shares."""
         self._posted.clear()
         self._handles.clear()
         self._timer.detach()

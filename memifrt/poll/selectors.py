@@ -1,4 +1,4 @@
-"""memifrt's fds in a selector that the application owns, beside keys of its own.
+"""Watch memifrt's fds in a selector of the application, beside the application's own keys.
 
 Owns which keys are memifrt's. Knows nothing of memif.
 
@@ -28,47 +28,47 @@ from memifrt.poll.hook import FdHandler
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent
 
-#: glibc's ``FD_SETSIZE``: what ``select()`` has a bit for.
+#: glibc's ``FD_SETSIZE``: ``select()`` takes only smaller fds.
 _SELECT_LIMIT = 1024
-_WAITED = FdEvent.READ | FdEvent.WRITE  # whose numbers are EVENT_READ's and EVENT_WRITE's
-#: By a selector's number: making an FdEvent anew takes longer.
+_WAITED = FdEvent.READ | FdEvent.WRITE  # EVENT_READ and EVENT_WRITE have the same numbers
+#: Events by a selector's number, because making an FdEvent takes longer.
 _EVENTS = (FdEvent(0), FdEvent.READ, FdEvent.WRITE, _WAITED)
 
 
 class SelectorPoller:
-    """The hook of a runtime whose fds are in ``selector``: any of ``EpollSelector``, ``PollSelector`` and
-    ``SelectSelector``, or another with their ways.
+    """The hook of a runtime whose fds are in a selector.
 
-    The poller is itself the ``data`` of its keys, and to call it is to hand an event on. So a loop in the style of the
-    standard library's, ``key.data(key.fileobj, mask)``, needs no change at all.
+    The poller is the ``data`` of its keys, and calling it passes an event on. So a loop that calls
+    ``key.data(key.fileobj, mask)``, as in the documentation of the standard library, works unchanged.
 
-    Selectors have no event for errors. A hang-up or an error shows as the READ or WRITE that was waited for, and
-    reading or writing explains it.
+    Selectors have no event for errors. A hang-up or an error becomes the READ or WRITE that is watched; reading or
+    writing then shows the cause.
 
-    :param selector: the application's; it stays open when the poller is closed.
+    :param selector: the application's ``EpollSelector``, ``PollSelector``, ``SelectSelector`` or the like. It stays
+        open when the poller is closed.
     """
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self._selector = selector
         self._handler: FdHandler | None = None
         self._fds: set[int] = set()
-        #: The kernel's number of the thread that handed on the last event: it runs the selector.
+        #: The native id of the thread that passed the last event on, and so runs the selector.
         self._thread: int | None = None
         abandon_after_fork(self._abandon)
 
     def __len__(self) -> int:
-        """How many fds are watched."""
+        """Return the number of watched fds."""
         return len(self._fds)
 
     def start(self, handler: FdHandler) -> None:
-        """Hand events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
+        """Pass events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
         self._handler = handler
 
     def update(self, fd: int, events: FdEvent) -> None:
-        """The hook.
+        """Add, change or remove an fd: this is the hook, ``control_fd_update``.
 
-        :raises ConfigError: the selector is run by another thread.
-        :raises ValueError: the number is too large for ``select()``.
+        :raises ConfigError: another thread runs the selector.
+        :raises ValueError: the fd is too large for ``select()``.
         """
         self.check_caller()
         if events & FdEvent.DEL:
@@ -84,11 +84,11 @@ class SelectorPoller:
             self._fds.add(fd)
 
     def check_caller(self) -> None:
-        """Check that this thread may change what is watched. A selector does not notice a change while it waits.
+        """Check that this thread may change the watched fds. A selector does not notice a change while it waits.
 
-        The thread that handed on the last event runs the selector, until it ends.
+        The selector belongs to the thread that passed the last event on, until that thread ends.
 
-        :raises ConfigError: that is another thread.
+        :raises ConfigError: another thread runs the selector.
         """
         if self._thread is None or self._thread == threading.get_native_id():
             return
@@ -99,27 +99,27 @@ class SelectorPoller:
             )
 
     def __call__(self, fd: int, mask: int) -> None:
-        """One of our keys is ready. A stale one, whose fd is gone, is harmless.
+        """Pass an event of one of our keys on. Ignore a stale event of a removed fd.
 
-        :raises BaseException: what a callback raised.
+        :raises BaseException: the exception of a callback.
         """
         self._thread = threading.get_native_id()
         if self._handler is not None and fd in self._fds:
             self._handler(fd, _EVENTS[mask & 3])
 
     def close(self) -> None:
-        """Take every fd of ours out of the selector. Closing the runtime does so too."""
+        """Remove our fds from the selector. Closing the runtime does so too."""
         for fd in list(self._fds):
             self._remove(fd)
         self._handler = None
 
     def _abandon(self) -> None:
-        """In a forked child: the selector's poll set is the parent's too. Take nothing out of it."""
+        """Forget all fds in a forked child. Remove none of them: the parent shares the poll set of the selector."""
         self._fds.clear()
         self._thread = None
 
     def _remove(self, fd: int) -> None:
-        if fd in self._fds:  # else the poller is closed, before its runtime
+        if fd in self._fds:  # not if the poller was closed before its runtime
             self._fds.discard(fd)
-            with contextlib.suppress(KeyError):  # the selector is closed, and has forgotten every fd
+            with contextlib.suppress(KeyError):  # the selector is closed and has no keys
                 self._selector.unregister(fd)

@@ -1,9 +1,9 @@
-"""The hook in trio: an epoll set of our own, and one task in a nursery that waits for it.
+"""The hook in trio: an epoll set, and one task in a nursery that waits for it.
 
-Owns the set, the task, and how many events are handled before trio's other tasks get a turn. Knows nothing of memif.
+Owns the set, the task, and how many events to handle before trio's other tasks get a turn. Knows nothing of memif.
 
-One task with a set is both simpler and faster than a task for each fd: what is withdrawn leaves the set at once, with
-no task to be cancelled, and many events cost one turn of the scheduler.
+One task with a set is simpler and faster than a task for each fd. A removed fd leaves the set at once, without
+cancelling a task, and many events need only one turn of the scheduler.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from memifrt.system import original_functions
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent, check_range
 
-#: Events handled before other tasks get a turn; see :data:`memifrt.poll.asyncio.DEFAULT_BATCH`.
+#: The most events to handle before other tasks get a turn; see :data:`memifrt.poll.asyncio.DEFAULT_BATCH`.
 DEFAULT_BATCH = 64
 
 
 class RunCheck:
-    """Raises outside of the run of trio in which this was made."""
+    """Checks that a call comes from inside the ``trio.run`` in which this object was made."""
 
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -34,7 +34,7 @@ class RunCheck:
     def __call__(self, waiting: bool) -> None:
         """Check the caller.
 
-        :param waiting: whether the call could wait. One that cannot is right anywhere when the run has ended.
+        :param waiting: whether the call may wait. A call that does not wait is also allowed after the run has ended.
         :raises ConfigError: the caller is not in the run.
         """
         try:
@@ -59,17 +59,17 @@ class RunCheck:
 
 
 def _do_nothing() -> None:
-    """What asks a run whether it has ended."""
+    """Do nothing: scheduling this shows whether a run has ended."""
 
 
 class TrioPoller:
-    """Fds watched by a task in a nursery, which is there as long as there are any.
+    """Fds watched by a task in a nursery. The task runs while there are any fds.
 
-    Events go to the handler from this task, one at a time. What the handler raises comes out of the nursery, and then
-    nothing is watched any more.
+    The task calls the handler, with one event at a time. An exception of the handler comes out of the nursery, and the
+    poller then stops watching.
 
-    :param nursery: where the task runs. When it is cancelled nothing is watched any more.
-    :param batch: events handled before other tasks get a turn.
+    :param nursery: the nursery of the task. The poller stops watching when it is cancelled.
+    :param batch: the most events to handle before other tasks get a turn.
     """
 
     def __init__(self, nursery: trio.Nursery, *, batch: int = DEFAULT_BATCH) -> None:
@@ -78,31 +78,34 @@ class TrioPoller:
         self._batch = check_range("batch", batch, 1, 1 << 30)
         self._handler: FdHandler | None = None
         self._wanted: dict[int, FdEvent] = {}
-        #: Withdrawn since the events in hand were taken from the set: theirs are stale.
+        #: Fds that were removed after the current events were read: their events are stale.
         self._withdrawn: set[int] = set()
         self._epoll: original_functions.epoll | None = None
         self._scope = trio.CancelScope()
         abandon_after_fork(self._abandon)
 
     def __len__(self) -> int:
-        """How many fds are watched."""
+        """Return the number of watched fds."""
         return len(self._wanted)
 
     def start(self, handler: FdHandler) -> None:
-        """Where events go: a runtime's ``control_fd_handler``. To be called before the next checkpoint."""
+        """Pass events to ``handler(fd, events)``, a runtime's ``control_fd_handler``.
+
+        Call this before the next checkpoint.
+        """
         self._handler = handler
 
     def check_caller(self) -> None:
-        """Check that what is watched may be changed from here.
+        """Check that the caller may change the watched fds.
 
-        :raises ConfigError: the run goes on, and this is not called in it.
+        :raises ConfigError: the run has not ended, and the caller is not in it.
         """
         self.check_owner(False)
 
     def update(self, fd: int, events: FdEvent) -> None:
-        """The hook.
+        """Add, change or remove an fd: this is the hook, ``control_fd_update``.
 
-        :raises ConfigError: the run goes on, and this is not called in it.
+        :raises ConfigError: the run has not ended, and the caller is not in it.
         :raises RuntimeError: the nursery is closed.
         """
         self.check_caller()
@@ -118,16 +121,16 @@ class TrioPoller:
             self._wanted[fd] = wanted
 
     def close(self) -> None:
-        """Watch nothing any more. Closing twice is harmless."""
+        """Stop watching all fds. A second call is harmless."""
         for fd in list(self._wanted):
             self._unwatch(fd)
 
     def _abandon(self) -> None:
-        """In a forked child: the sets, ours and trio's, are the parent's too. Take nothing out of them."""
+        """Forget all fds in a forked child. Remove none of them: the parent shares our poll set and trio's."""
         self._wanted.clear()
         epoll, self._epoll = self._epoll, None
         if epoll is not None:
-            epoll.close()  # the child's number alone: the parent has its own
+            epoll.close()  # this closes only the child's fd
 
     def _unwatch(self, fd: int) -> None:
         if self._wanted.pop(fd, None) is None:
@@ -135,13 +138,13 @@ class TrioPoller:
         self._withdrawn.add(fd)
         if self._epoll is not None:
             self._epoll.unregister(fd)
-        # An application's own task that waits for it (of a queue's fileno(), say) must know.
+        # Wake a task of the application that waits for this fd, for example for a queue's fileno().
         _notify_closing(fd)
         if not self._wanted:
             self._close()
 
     def _opened(self) -> original_functions.epoll:
-        """The set, and a task that waits for it."""
+        """Return the set. Make it, and start the task that waits for it, if there is none."""
         if self._epoll is None:
             epoll, scope = original_functions.epoll(), trio.CancelScope()
             try:
@@ -170,7 +173,7 @@ class TrioPoller:
                     self._close()
 
     def _handle_batch(self, epoll: original_functions.epoll) -> None:
-        """What is ready, and what gets ready meanwhile. The kernel's list goes round: what is left comes first then."""
+        """Handle a batch of events. The kernel lists ready fds in turn, so the remaining ones come first next time."""
         left = self._batch
         while left and not epoll.closed:
             ready = epoll.poll(0, left)
@@ -184,11 +187,11 @@ class TrioPoller:
 
     def _handle(self, fd: int, events: FdEvent) -> None:
         if self._handler is None:
-            raise ConfigError(f"fd {fd} is ready, but nobody is told: start(handler) was not called")
+            raise ConfigError(f"fd {fd} is ready, but there is no handler: call start(handler) first")
         if events:
             self._handler(fd, events)
 
 
 def _notify_closing(fd: int) -> None:
-    with contextlib.suppress(RuntimeError):  # trio has ended, and its own epoll with it
+    with contextlib.suppress(RuntimeError):  # trio has ended
         trio.lowlevel.notify_closing(fd)

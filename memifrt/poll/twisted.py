@@ -1,4 +1,4 @@
-"""memifrt's fds in a Twisted reactor: epoll, poll, select and asyncio reactors alike.
+"""Watch memifrt's fds in a Twisted reactor: an epoll, poll, select or asyncio reactor.
 
 Owns the reactor's readers and writers for these fds. Knows nothing of memif.
 
@@ -30,7 +30,7 @@ from memifrt.types import FdEvent
 
 
 class Reactor(Protocol):
-    """What is needed of a reactor."""
+    """The part of a reactor that we use."""
 
     running: bool
 
@@ -42,7 +42,7 @@ class Reactor(Protocol):
 
 @implementer(IReadWriteDescriptor)
 class _Descriptor:
-    """One fd, as the reactor knows it."""
+    """One fd, with the interface that a reactor needs."""
 
     def __init__(self, fd: int, poller: TwistedPoller) -> None:
         self._fd = fd
@@ -58,7 +58,7 @@ class _Descriptor:
         self._poller.dispatch(self._fd, FdEvent.WRITE)
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor saw a hang-up and has removed the fd. Reading explains what happened."""
+        """Pass a hang-up on, after which the reactor has removed the fd. Reading the fd shows the cause."""
         self._poller.dispatch(self._fd, FdEvent.READ | FdEvent.ERROR)
         self._poller.watch_again(self._fd)
 
@@ -69,11 +69,12 @@ class _Descriptor:
 class TwistedPoller:
     """The hook of a runtime whose fds are in a Twisted reactor.
 
-    A reactor removes a descriptor whose ``doRead`` raises, for ever. So this poller reports what a callback raised and
-    keeps the fd: events that were not handled come again.
+    A reactor removes a descriptor for ever if its ``doRead`` raises. So this poller reports the exception of a callback
+    and keeps the fd: events that were not handled come again.
 
-    :param reactor: the reactor, ``twisted.internet.reactor``.
-    :param on_error: called with what a callback raised. Default: Twisted's log. ``Runtime(on_error=...)`` comes first.
+    :param reactor: the reactor, usually ``twisted.internet.reactor``.
+    :param on_error: called with the exception of a callback. By default it goes to Twisted's log.
+        ``Runtime(on_error=...)`` has precedence.
     """
 
     def __init__(self, reactor: Reactor, *, on_error: Callable[[BaseException], object] | None = None) -> None:
@@ -84,15 +85,15 @@ class TwistedPoller:
         abandon_after_fork(self._abandon)
 
     def __len__(self) -> int:
-        """How many fds are watched."""
+        """Return the number of watched fds."""
         return len(self._watched)
 
     def start(self, handler: FdHandler) -> None:
-        """Hand events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
+        """Pass events to ``handler(fd, events)``, a runtime's ``control_fd_handler``."""
         self._handler = handler
 
     def check_caller(self) -> None:
-        """Check that this thread may change what is watched.
+        """Check that this thread may change the watched fds.
 
         :raises ConfigError: the reactor runs in another thread.
         """
@@ -102,7 +103,7 @@ class TwistedPoller:
             )
 
     def update(self, fd: int, events: FdEvent) -> None:
-        """The hook.
+        """Add, change or remove an fd: this is the hook, ``control_fd_update``.
 
         :raises ConfigError: the reactor runs in another thread.
         """
@@ -115,7 +116,7 @@ class TwistedPoller:
         self._apply(descriptor, events)
 
     def dispatch(self, fd: int, events: FdEvent) -> None:
-        """Hand an event on. A stale one, whose fd is gone, is harmless."""
+        """Pass an event on. Ignore a stale event of a removed fd."""
         if self._handler is None or fd not in self._watched:
             return
         try:
@@ -126,12 +127,12 @@ class TwistedPoller:
             self._report(error)
 
     def watch_again(self, fd: int) -> None:
-        """Watch an fd that the reactor has removed, if it is still ours."""
+        """Watch an fd again after the reactor has removed it, if it is still ours."""
         if fd in self._watched:
             self._apply(*self._watched[fd])
 
     def close(self) -> None:
-        """Take every fd out of the reactor. Closing the runtime does so too."""
+        """Remove every fd from the reactor. Closing the runtime does so too."""
         self._handler = None
         for fd in list(self._watched):
             self._remove(fd)
@@ -141,7 +142,7 @@ class TwistedPoller:
         (self._reactor.addWriter if events & FdEvent.WRITE else self._reactor.removeWriter)(descriptor)
 
     def _remove(self, fd: int) -> None:
-        if fd in self._watched:  # else the poller is closed, before its runtime
+        if fd in self._watched:  # not if the poller was closed before its runtime
             descriptor, _ = self._watched.pop(fd)
             self._reactor.removeReader(descriptor)
             self._reactor.removeWriter(descriptor)
@@ -156,7 +157,7 @@ class TwistedPoller:
         log.err(Failure(error), "a callback of memifrt failed")
 
     def _abandon(self) -> None:
-        """In a forked child: the reactor's poll set is the parent's too. Take nothing out of it."""
+        """Forget all fds in a forked child. Remove none of them: the parent shares the poll set of the reactor."""
         self._watched.clear()
 
 

@@ -1,1 +1,1 @@
-"""What a bridge joins: memif, TAP and kernel interfaces, and the forwarding between them."""
+"""The ports of a bridge (memif, TAP and kernel interfaces) and the forwarding between them."""

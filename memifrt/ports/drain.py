@@ -1,7 +1,7 @@
-"""Before a program hangs up: its peers get time to take what is in their rings, for a disconnect throws it away.
+"""Give peers time to take their packets before a program disconnects, because a disconnect throws the packets away.
 
-Owns how long that is waited for, and what counts as not taken. The waiting itself is done by the program's loop, whose
-timer kicks peers that leave packets (``memifrt.rekick``).
+Owns how long to wait, and which packets count as not taken. The loop of the program does the waiting. Its timer kicks
+peers that leave packets in a ring (``memifrt.rekick``).
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Sequence
 from memifrt.interface import Interface
 from memifrt.rekick import Glance
 
-#: Seconds that a peer may take nothing of what is in its rings.
+#: Seconds to wait while a peer takes no packets.
 PATIENCE = 1.0
-#: The same, where a zero-copy slave has read every kick and only keeps fewer buffers than it offers at a time.
+#: Seconds to wait for a zero-copy slave that has read every kick: it has taken all packets, but keeps some buffers.
 _BRIEF = 0.1
-#: Seconds between two looks.
+#: Seconds between two looks at the rings.
 INTERVAL = 0.001
 
 
 class Drain:
-    """The transmit rings of some interfaces at the end of a program.
+    """Watches the transmit rings of some interfaces at the end of a program.
 
-    :param limit: seconds after which it is over even if packets are still being taken.
+    :param limit: seconds after which the wait ends even if peers still take packets.
     """
 
     def __init__(self, interfaces: Sequence[Interface], limit: float = math.inf) -> None:
@@ -34,7 +34,7 @@ class Drain:
         self._since = 0.0
 
     def goes_on(self) -> bool:
-        """Look at the rings; whether to wait a moment and look again."""
+        """Look at the rings; return whether to wait :data:`INTERVAL` and look again."""
         now = time.monotonic()
         glances = [glance for interface in self._interfaces for glance in _glances(interface)]
         seen = [(glance.taken, glance.left) for glance in glances]
@@ -47,7 +47,7 @@ class Drain:
 
     @staticmethod
     def left(interface: Interface) -> int:
-        """Buffers that the peer has not taken."""
+        """Return how many buffers the peer has not taken."""
         return sum(map(_not_taken, _glances(interface)))
 
 
@@ -58,9 +58,9 @@ def _glances(interface: Interface) -> list[Glance]:
 
 
 def _not_taken(glance: Glance) -> int:
-    """How many of the buffers that are not given back hold packets that nobody has taken, as far as can be told.
+    """Estimate how many buffers of a ring hold packets that the peer has not taken.
 
-    A zero-copy slave keeps some of those that it has taken. One that has read our last kick has taken what there was.
+    A zero-copy slave keeps some buffers of packets that it has taken. If it has read our last kick, it has taken all.
     """
     if glance.is_certain or not (glance.masked or glance.noticed):
         return glance.left

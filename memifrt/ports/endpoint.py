@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from memifrt.options import DEFAULT_SOCKET, InterfaceConfig
 from memifrt.types import Mode, RxMode
 
-#: A bridge adapts to its load unless it is told otherwise.
+#: The defaults of a bridge: it adapts to its load.
 DEFAULTS = InterfaceConfig(rx_mode=RxMode.ADAPTIVE)
 
 
@@ -31,7 +31,7 @@ class MemifEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class TapEndpoint:
-    """A TAP device, or a TUN device in mode ip. ``netns`` is a name or a path, empty for ours."""
+    """A TAP device, or a TUN device in mode ip. ``netns`` is a name or a path; empty means our own."""
 
     name: str
     mode: Mode = Mode.ETHERNET
@@ -45,7 +45,7 @@ class TapEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class PacketEndpoint:
-    """A network interface of the kernel; in mode ip one whose packets have no Ethernet header."""
+    """A kernel network interface. In mode ip its packets have no Ethernet header."""
 
     name: str
     netns: str = ""

@@ -1,7 +1,7 @@
-"""Packets from port to port, both ways, for as long as it takes.
+"""Forward packets between two ports, in both directions.
 
-Owns when to look, how much to take at once, and what waits for room. A direction leaves in its source what its target
-has no room for: who sends too fast feels it there.
+Owns when to look for packets, how many to take at once, and the packets that wait for room. If the target of a
+direction is full, packets stay in the source, so that a fast sender gets back-pressure.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from memifrt.ports.port import MemifPort, Port
 from memifrt.ring import Burst
 from memifrt.runtime import Runtime
 
-#: Packets (buffers of a memif) at once, and how often in a row while they keep coming.
+#: Packets (buffers of a memif) in one burst, and bursts in a row from one queue while packets keep coming.
 _BURST, _TURNS = 256, 16
-#: Where a burst has to be made and recorded in Python, more at once spares more.
+#: Packets in a burst that is recorded in Python. It is larger because each burst costs more there.
 _LONG_BURST = 512
-#: Time until we look for room again, for nothing interrupts when a peer makes some: seconds while more packets wait in
-#: the source, and milliseconds while none do.
+#: Time until we look for room again, because no event says that a peer made room: in seconds while more packets wait in
+#: the source, and in milliseconds while none do.
 _BACKOFF, _ROOM_MILLISECONDS = 0.0001, 1
 
-#: Seconds for which the peers may go on taking what was sent to them before the end.
+#: The most seconds to let the peers take packets before the end.
 _DRAIN_LIMIT = 3.0
 
-#: Told of packets before they go on; or of a burst of them, where they lie.
+#: Called with packets, or with a burst, before they are forwarded.
 Record = Callable[[Sequence[bytes]], None]
 RecordBurst = Callable[[Burst], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What went one way. ``dropped`` were received, and neither sent nor are they waiting."""
+    """The totals of one direction. ``dropped`` packets were received and are neither sent nor waiting."""
 
     source: str
     target: str
@@ -45,12 +45,12 @@ class Report:
     bytes: int
     dropped: int
     reasons: dict[str, int]
-    #: Buffers in the target's ring that its peer had not taken at the end, and packets that waited for room there.
+    #: Buffers in the target's ring that its peer had not taken at the end, and packets that still waited for room.
     left: int = 0
     waiting: int = 0
 
     def line(self) -> str:
-        """For people."""
+        """Return the report as one line of text."""
         text = f"{self.source} -> {self.target}: {self.packets} packets, {self.bytes} bytes, {self.dropped} dropped"
         if self.reasons:
             text += " (" + ", ".join(f"{count} {reason}" for reason, count in self.reasons.items()) + ")"
@@ -62,9 +62,9 @@ class Report:
 
 
 class Direction:
-    """One way through a bridge.
+    """One direction of a bridge.
 
-    :ivar blocked: the last step left packets behind for want of room.
+    :ivar blocked: whether the last step left packets behind because the target was full.
     """
 
     def __init__(self, source: Port, target: Port) -> None:
@@ -75,24 +75,24 @@ class Direction:
         self._without_peer = 0
 
     def step(self) -> bool:
-        """Move what is there; whether anything was."""
+        """Forward the packets that are there; return whether there were any."""
         self.blocked = False
         moved = False
-        with contextlib.suppress(Disconnected):  # the next event of the control channel tells
+        with contextlib.suppress(Disconnected):  # the next event of the control channel reports it
             for qid in range(self.source.queues):
                 for _ in range(_TURNS):
                     count = self._turn(qid) if self.target.can_send else self._discard(qid)
                     moved = moved or count > 0
-                    if count < _BURST // 2:  # little: more would have to come first
+                    if count < _BURST // 2:  # the queue is almost empty
                         break
         return moved
 
     def _turn(self, qid: int) -> int:
-        """Move one burst; how many packets, or buffers."""
+        """Forward one burst; return how many packets or buffers it had."""
         raise NotImplementedError
 
     def _discard(self, qid: int) -> int:
-        """There is nobody to send to. What piles up in the source would be stale when somebody comes."""
+        """Drop packets while the target has no peer: they would be stale by the time it has one."""
         count = self.source.discard(_BURST, qid=qid)
         self._without_peer += count
         return count
@@ -102,7 +102,7 @@ class Direction:
         return 0
 
     def close(self) -> None:
-        """Let go of what waits."""
+        """Release the packets that wait for room."""
 
     def report(self) -> Report:
         self.source.count_losses()
@@ -119,7 +119,7 @@ class Direction:
 
 
 class Forward(Direction):
-    """From memif to memif, in one pass over the ring."""
+    """Forwards from memif to memif, in one pass over the ring."""
 
     source: MemifPort
     target: MemifPort
@@ -133,12 +133,12 @@ class Forward(Direction):
 
 
 class Watch(Forward):
-    """From memif to memif; a burst is recorded where it lies in the source's memory before it goes on."""
+    """Forwards from memif to memif, and records each burst in the source's memory before that."""
 
     def __init__(self, source: MemifPort, target: MemifPort, record: RecordBurst) -> None:
         super().__init__(source, target)
         self._record = record
-        #: Bursts that have been recorded, and that the target did not take whole, by their queue.
+        #: By queue: a burst that is recorded, but that the target has not taken completely.
         self._held: dict[int, Burst] = {}
 
     def _turn(self, qid: int) -> int:
@@ -188,12 +188,12 @@ class Watch(Forward):
 
 
 class Carry(Direction):
-    """From any port to any other, as ``bytes``; what is ``record``ed goes on afterwards."""
+    """Forwards between any two ports, as ``bytes``. Packets are recorded before they are sent."""
 
     def __init__(self, source: Port, target: Port, record: Record | None = None) -> None:
         super().__init__(source, target)
         self._record = record
-        #: What the target did not take, by the queue that it came from.
+        #: By source queue: packets that the target did not take.
         self._left: dict[int, Sequence[bytes]] = {}
 
     def _turn(self, qid: int) -> int:
@@ -236,17 +236,17 @@ class Carry(Direction):
 
 
 def direction(source: Port, target: Port) -> Direction:
-    """The shortest way between two ports."""
+    """Return the fastest direction between two ports."""
     if isinstance(source, MemifPort) and isinstance(target, MemifPort):
         return Forward(source, target)
     return Carry(source, target)
 
 
 class Pump:
-    """Directions, and the loop that keeps them going until the runtime's poll is cancelled.
+    """Runs directions in a loop until the runtime's poll is cancelled.
 
-    :param polling: look at every source all the time, instead of when it tells of packets.
-    :param on_idle: called when nothing is left to be done for now.
+    :param polling: whether to look at every source all the time, instead of waiting for its events.
+    :param on_idle: called when there is nothing to do for now.
     """
 
     def __init__(
@@ -268,11 +268,11 @@ class Pump:
             way.source.link_changed(way.target.can_send)
 
     def _step(self, way: Direction) -> None:
-        """There may be packets for this direction."""
+        """Step a direction that may have packets."""
         self._moved = way.step() or self._moved
 
     def run(self) -> None:
-        """Move packets until the poll is cancelled.
+        """Forward packets until the poll is cancelled, then let the peers take what was sent.
 
         :raises MemifError: a port is gone.
         """
@@ -284,10 +284,10 @@ class Pump:
         self._drain()
 
     def _drain(self) -> None:
-        """Let the peers take what has been sent to them, for a while; a second cancel ends this."""
+        """Give the peers time to take what was sent to them. A second cancel ends the wait."""
         targets = {way: way.target.interface for way in self._directions if isinstance(way.target, MemifPort)}
         for interface in targets.values():
-            interface.on_interrupt = None  # nothing new is moved
+            interface.on_interrupt = None  # forward nothing more
         drain = Drain(list(targets.values()), _DRAIN_LIMIT)
         with contextlib.suppress(PollCancelled):
             while drain.goes_on():
@@ -297,7 +297,7 @@ class Pump:
             way.left = drain.left(interface)
 
     def close(self) -> None:
-        """Let go of what waits: before the runtime is closed, after the last report."""
+        """Release the packets that wait for room. Call it after the last report, and before the runtime is closed."""
         for way in self._directions:
             way.close()
 
@@ -315,11 +315,11 @@ class Pump:
                 self._on_idle()
                 if not stuck:
                     ready = poll.poll()
-            for way in stuck:  # its source may have nothing more to tell of
+            for way in stuck:  # no further event of the source may come
                 self._step(way)
             for fd, _ in ready:
                 if fd == control:
-                    self._runtime.poll_event(0)  # its callbacks step
+                    self._runtime.poll_event(0)  # its callbacks call _step
                 else:
                     self._step(ways[fd])
             self._back_off()
@@ -335,6 +335,6 @@ class Pump:
             self._back_off()
 
     def _back_off(self) -> None:
-        """What waits for room keeps its source readable: to look again at once would only burn the core."""
+        """Sleep if nothing moves: packets that wait for room keep their source readable, and the loop would spin."""
         if not self._moved and any(way.blocked for way in self._directions):
             time.sleep(_BACKOFF)

@@ -1,4 +1,4 @@
-"""Network interfaces of the kernel, as its ioctls see them: flags, MTU, address.
+"""Read and set flags, MTU and MAC address of kernel network interfaces, with ioctls.
 
 Owns the numbers and layouts of ``linux/if.h`` and ``linux/sockios.h``.
 """
@@ -17,40 +17,40 @@ from memifrt.types import Mode
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCGIFMTU, _SIOCSIFMTU, _SIOCSIFHWADDR = 0x8913, 0x8914, 0x8921, 0x8922, 0x8924
 # linux/if_arp.h
 _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
-#: Interfaces whose packets are IP packets, whatever the link below them puts in front: SLIP and CSLIP, PPP, raw IP,
-#: tunnels (ipip, ip6tnl, sit, GRE), and those without any header (TUN, WireGuard, xfrm).
+#: Types of interfaces that carry IP packets: SLIP and CSLIP, PPP, raw IP, tunnels (ipip, ip6tnl, sit, GRE), and
+#: interfaces without any header (TUN, WireGuard, xfrm).
 _ARPHRD_IP = frozenset({256, 257, 258, 259, 512, 519, 768, 769, 776, 778, 823, 65534})
 #: struct ifreq: the name, and a union of 24 bytes.
 _REQUEST = struct.Struct("16s24s")
 
 
 class InterfaceFlag(IntFlag):
-    """What an interface is and does (``IFF_*``)."""
+    """Flags of an interface (``IFF_*``)."""
 
     UP = 0x1
     LOOPBACK = 0x8
 
 
 def mode_of_hardware(hardware_type: int) -> Mode | None:
-    """What an interface of this ``ARPHRD_*`` carries; None if neither frames nor IP packets."""
+    """Return the mode for an interface of this ``ARPHRD_*``; None if it carries neither frames nor IP packets."""
     if hardware_type in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK):
         return Mode.ETHERNET
     return Mode.IP if hardware_type in _ARPHRD_IP else None
 
 
 def request(name: str, value: bytes) -> bytes:
-    """A ``struct ifreq``."""
+    """Build a ``struct ifreq``."""
     return _REQUEST.pack(name.encode(), value)
 
 
 def answer(result: bytes) -> bytes:
-    """The value that the kernel has put into a ``struct ifreq``."""
+    """Return the value that the kernel put into a ``struct ifreq``."""
     value: bytes = _REQUEST.unpack(result)[1]
     return value
 
 
 class KernelInterface:
-    """An interface by its name, in the namespace of the thread that asks. Every method may raise ``OSError``."""
+    """A named interface in the network namespace of the calling thread. Every method may raise ``OSError``."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -77,6 +77,6 @@ class KernelInterface:
 
 @contextlib.contextmanager
 def _any_socket() -> Iterator[socket.socket]:
-    """The ioctls go to any socket of the namespace."""
+    """Open a socket for ioctls, which take any socket of the network namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         yield sock

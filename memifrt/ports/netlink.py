@@ -1,7 +1,7 @@
-"""What the kernel tells of a network interface by netlink: its kind, its state, and what it has dropped.
+"""Read the kind, the state and the drops of a network interface by netlink.
 
-Owns the few layouts of ``linux/rtnetlink.h`` and ``linux/if_link.h`` that this takes. Unlike ``/sys/class/net``, the
-answers are of the network namespace in which the socket was made.
+Owns the few layouts of ``linux/rtnetlink.h`` and ``linux/if_link.h`` that it needs. Unlike ``/sys/class/net``, netlink
+answers for the network namespace in which the socket was made.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _MTU, _ADDRESS, _LINK_INFO, _STATISTICS = 4, 1, 18, 23
 _INFO_KIND, _INFO_DATA = 1, 2
 _TUN_OWNER, _TUN_GROUP, _TUN_TYPE, _TUN_MULTI_QUEUE = 1, 2, 3, 7
 _TUN_TYPE_TUN = 1
-#: Of struct rtnl_link_stats64: packets that were to be sent, and that the device had no room for.
+#: Offset of tx_dropped in struct rtnl_link_stats64: packets to send that the device had no room for.
 _TX_DROPPED_AT = 7 * 8
 _ATTRIBUTE_TYPE = 0x3FFF
-#: Bytes of the longest answer, and seconds until the kernel has given it.
+#: The longest answer in bytes, and the seconds to wait for it.
 _LONGEST, _PATIENCE = 1 << 18, 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class TunDevice:
-    """What only a TAP or TUN device has; ``owner`` and ``group`` are ids, None if it belongs to nobody."""
+    """The attributes of a TAP or TUN device. ``owner`` and ``group`` are ids, or None if they are not set."""
 
     is_tun: bool
     owner: int | None
@@ -43,8 +43,8 @@ class Link:
 
     :ivar hardware_type: ``ARPHRD_*`` of ``linux/if_arp.h``: 1 is Ethernet.
     :ivar flags: ``IFF_*``.
-    :ivar tx_dropped: packets that it was to send and has dropped since it was made.
-    :ivar tun: None if it is no TAP or TUN device.
+    :ivar tx_dropped: packets that it dropped instead of sending them, since it was made.
+    :ivar tun: None if it is not a TAP or TUN device.
     """
 
     hardware_type: int
@@ -56,7 +56,7 @@ class Link:
 
 
 class LinkReader:
-    """Asks for interfaces of the network namespace in which it was made. Every method may raise ``OSError``."""
+    """Reads interfaces of the network namespace in which it was made. Every method may raise ``OSError``."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
@@ -64,7 +64,7 @@ class LinkReader:
         self._sequence = 0
 
     def read(self, index: int) -> Link:
-        """Ask for the interface with this index."""
+        """Return the interface with this index."""
         self._sequence += 1
         body = _INTERFACE.pack(socket.AF_UNSPEC, 0, index, 0, 0)
         head = _HEADER.pack(_HEADER.size + len(body), _RTM_GETLINK, _NLM_F_REQUEST, self._sequence, 0)

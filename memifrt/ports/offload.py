@@ -1,8 +1,7 @@
-"""What a network card would still do to a frame: fill in its checksum, cut it into segments, put its VLAN tag back.
+"""Do a network card's work on a frame: fill in checksums, cut it into segments, insert its VLAN tag.
 
-The kernel hands frames of virtual interfaces to a packet socket as it would hand them to a card that can do these
-things; a peer behind a memif expects them done. Owns the virtio header that says what is to be done. Frames in, frames
-out.
+A packet socket gets frames of virtual interfaces as the kernel would give them to a card that does this work. The peer
+of a memif expects that the work is done. Owns the virtio header that says what is left to do. Takes and returns frames.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from memifrt.packets import checksum
 # flags, segmentation, header length, segment size, where the checksum starts, its place from there
 # (struct virtio_net_hdr of linux/virtio_net.h; native byte order)
 _HEADER = struct.Struct("=BBHHHH")
-#: Bytes of it in front of every frame.
+#: Length in bytes of the virtio header in front of every frame.
 HEADER_BYTES = _HEADER.size
-#: In front of a frame that is ready as it is.
+#: The header of a frame that needs no further work.
 NOTHING_TO_DO = bytes(HEADER_BYTES)
 _NEEDS_CHECKSUM = 1
 _TCP_IPV4, _TCP_IPV6, _UDP = 1, 4, 5
@@ -30,17 +29,17 @@ _MACS = 12
 _FIN, _PSH, _CWR = 0x01, 0x08, 0x80
 _PROTOCOL_TCP, _PROTOCOL_UDP = 6, 17
 _UDP_HEADER = 8
-#: Bytes of all headers of a frame that is cut: each segment has them again, and there may be tens of thousands.
+#: The most bytes of headers in a frame to cut: each segment repeats them, and there may be tens of thousands.
 _LONGEST_HEADERS = 512
 
 
 class NotPossible(Exception):
-    """The frame is none that we know how to finish."""
+    """We do not know how to do this work on this frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offload:
-    """What is left to be done to a frame. ``segmentation`` 0 is none; ``size`` are bytes of payload in a segment."""
+    """The work left to do on a frame. ``segmentation`` 0 is none; ``size`` is the payload of a segment in bytes."""
 
     needs_checksum: bool
     segmentation: int
@@ -50,22 +49,22 @@ class Offload:
 
     @classmethod
     def parse(cls, header: memoryview | bytes) -> Offload | None:
-        """From the header in front of a frame; None if nothing is to be done."""
+        """Parse the header in front of a frame; return None if there is no work left."""
         flags, segmentation, _, size, start, offset = _HEADER.unpack_from(header)
         if not flags & _NEEDS_CHECKSUM and not segmentation:
             return None
         return cls(bool(flags & _NEEDS_CHECKSUM), segmentation & ~_ECN, size, start, offset)
 
     def moved(self, distance: int) -> Offload:
-        """The same for a frame whose bytes lie so many places further behind."""
+        """Return the same work for the frame with ``distance`` more bytes in front."""
         return dataclasses.replace(self, checksum_start=max(self.checksum_start + distance, 0)) if distance else self
 
 
 def finished(frame: bytes, offload: Offload, network: int | None = None) -> list[bytes]:
-    """The frames that a card would have sent.
+    """Return the frames that a card would send.
 
-    :param network: where the IP header starts; None: behind an Ethernet header.
-    :raises NotPossible: it asks for what we do not know, or is not what it claims to be.
+    :param network: the offset of the IP header in bytes; None if it follows an Ethernet header.
+    :raises NotPossible: the kind of work is unknown, or the frame does not match its header.
     """
     if offload.segmentation:
         return _segments(frame, offload, _network_start(frame) if network is None else network)
@@ -73,15 +72,15 @@ def finished(frame: bytes, offload: Offload, network: int | None = None) -> list
 
 
 def insert_vlan(frame: bytes, tag_type: int, tag: int) -> bytes:
-    """Put a VLAN tag that was taken out of a frame back where it was."""
+    """Put a VLAN tag back into a frame, after its addresses."""
     return frame[:_MACS] + _U16.pack(tag_type) + _U16.pack(tag) + frame[_MACS:]
 
 
 def _with_checksum(frame: bytearray, start: int, offset: int) -> bytes:
-    """The field holds the sum over the pseudo header; what comes to it is the rest, itself included (RFC 1071)."""
+    """Fill in a checksum. The field already has the sum over the pseudo header, which is part of the sum (RFC 1071)."""
     if start + offset + 2 > len(frame):
         raise NotPossible(f"a checksum at byte {start + offset} of a frame of {len(frame)}")
-    # A UDP checksum of 0 would be none; elsewhere 0xffff is 0 as well.
+    # A UDP checksum of 0 means that there is none. In the sum, 0xffff equals 0.
     _U16.pack_into(frame, start + offset, checksum(memoryview(frame)[start:]) or 0xFFFF)
     return bytes(frame)
 
@@ -131,7 +130,7 @@ def _number_tcp(segment: bytearray, transport: int, offset: int, *, first: bool,
 
 
 def _fit_ip(segment: bytearray, network: int, version: int, number: int) -> None:
-    """The IP header's length, identification and checksum."""
+    """Set the length, the identification and the checksum of an IP header."""
     if version == 6:
         _U16.pack_into(segment, network + 4, len(segment) - network - 40)
         return
@@ -144,7 +143,7 @@ def _fit_ip(segment: bytearray, network: int, version: int, number: int) -> None
 
 
 def _pseudo_sum(segment: bytearray, network: int, transport: int, version: int, tcp: bool) -> None:
-    """Put the sum over addresses, protocol and length where the checksum comes (RFC 9293, RFC 8200)."""
+    """Put the sum over addresses, protocol and length into the checksum field (RFC 9293, RFC 8200)."""
     addresses = segment[network + 12 : network + 20] if version == 4 else segment[network + 8 : network + 40]
     protocol = _PROTOCOL_TCP if tcp else _PROTOCOL_UDP
     pseudo = bytes(addresses) + _U32.pack(len(segment) - transport) + _U32.pack(protocol)

@@ -1,7 +1,7 @@
-"""A network interface of the kernel as a port of a bridge, by a packet socket (``AF_PACKET``).
+"""A kernel network interface as a port of a bridge, through a packet socket (``AF_PACKET``).
 
-Owns the socket's options and what its frames lack: checksums, segmentation and VLAN tags that the kernel leaves to a
-card are done here, since no card comes any more.
+Owns the options of the socket. It also does the work that the kernel leaves to a network card (checksums, segmentation,
+VLAN tags), because the frames do not pass a card.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ _MR_PROMISC = 1
 _MEMBERSHIP = struct.Struct("=iHH8s")
 # struct tpacket_auxdata: status, length, captured length, mac, net, vlan tag, vlan type
 _AUXILIARY = struct.Struct("=IIIHHHH")
-# struct tpacket_stats: packets, those of them that were dropped; reading it sets it to 0
+# struct tpacket_stats: packets, and how many of them were dropped; reading resets it to 0
 _LOSSES = struct.Struct("=II")
 _SO_RCVBUFFORCE = 33
-#: Of the IP versions.
+#: EtherTypes by IP version.
 _PROTOCOLS = {4: 0x0800, 6: 0x86DD}
 _VLAN_VALID, _VLAN_TYPE_VALID = 1 << 4, 1 << 6
 _VLAN = 0x8100
 
-#: A frame before segmentation is at most 64 KiB of IP packet; with what "BIG TCP" allows it may be longer.
+#: The longest frame before segmentation. An IP packet has at most 64 KiB, but "BIG TCP" allows more.
 _LONGEST = HEADER_BYTES + (1 << 19)
 _ANCILLARY = socket.CMSG_SPACE(_AUXILIARY.size)
-#: Bytes that the kernel keeps for us until we come.
+#: Size of the receive buffer in bytes.
 _BACKLOG = 8 << 20
-#: Seconds that a full queue of the interface may hold us up.
+#: Seconds that a send may block on a full queue of the interface.
 _PATIENCE = 0.1
-#: Seconds from when an interface is down to when it is gone, if it is going.
+#: Seconds that the kernel may need to delete an interface after it is down.
 _FAREWELL = 0.5
 
 
 class PacketPort(Port):
-    """A network interface: what it receives comes in, what is sent goes out on it.
+    """A network interface. The port receives what the interface receives, and sends on it.
 
-    The kernel's own stack goes on receiving as well; an interface without an address keeps quiet.
+    The kernel's own network stack also receives the packets. It does not answer if the interface has no address.
 
-    :raises ConfigError: there is none of this name, it is down, or it does not carry what the endpoint's mode says.
-    :raises MemifOSError: a packet socket cannot be made.
+    :raises ConfigError: there is no such interface, it is down, or it does not fit the mode of the endpoint.
+    :raises MemifOSError: the packet socket cannot be made.
     """
 
     def __init__(self, endpoint: PacketEndpoint) -> None:
@@ -66,7 +66,7 @@ class PacketPort(Port):
         self._what = f"interface {endpoint.name}"
         self._name = endpoint.name
         self._ip = endpoint.mode is Mode.IP
-        self._losses = LossWarning(self._what, "they come faster than they are carried, or in too large bursts")
+        self._losses = LossWarning(self._what, "they come faster than the bridge forwards them, or in too large bursts")
         with network_namespace(endpoint.netns):
             self._index = self._checked(endpoint)
             try:
@@ -85,7 +85,7 @@ class PacketPort(Port):
         try:
             index = socket.if_nametoindex(name)
         except OSError:
-            raise ConfigError(f"there is no {self._what}; ip link shows those that there are") from None
+            raise ConfigError(f"there is no {self._what}; ip link lists the interfaces") from None
         try:
             with LinkReader() as reader:
                 link = reader.read(index)
@@ -102,7 +102,7 @@ class PacketPort(Port):
         sock = self._socket
         sock.setsockopt(_SOL_PACKET, _VNET_HDR, 1)
         sock.setsockopt(_SOL_PACKET, _AUXDATA, 1)
-        with contextlib.suppress(OSError):  # Linux 4.20; what goes out is told by its address as well
+        with contextlib.suppress(OSError):  # since Linux 4.20; recv() also recognizes outgoing packets by their address
             sock.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
         sock.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, _MEMBERSHIP.pack(self._index, _MR_PROMISC, 0, b""))
         try:
@@ -112,7 +112,7 @@ class PacketPort(Port):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BACKLOG)
         whole_seconds, rest = divmod(_PATIENCE, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(whole_seconds), int(rest * 1e6)))
-        # Last, and with no protocol before: nothing of another interface has come in between.
+        # Bind last. The socket had no protocol until now, so it received nothing from other interfaces.
         sock.bind((name, _ETH_P_ALL))
 
     @property
@@ -130,7 +130,7 @@ class PacketPort(Port):
         return 1 << 16
 
     def recv(self, limit: int, *, qid: int = 0) -> list[bytes]:
-        """A frame that is cut into segments may take the number above the limit."""
+        """Take packets. A frame that is cut into segments may give more packets than the limit."""
         packets: list[bytes] = []
         buffer, receive = self._buffer, self._socket.recvmsg_into
         try:
@@ -162,7 +162,7 @@ class PacketPort(Port):
             if level == _SOL_PACKET and kind == _AUXDATA and len(data) >= _AUXILIARY.size:
                 status, _, _, _, network, tag, tag_type = _AUXILIARY.unpack_from(data)
         if self._ip:
-            # An interface of a tunnel may put the tunnel's own headers in front of the IP packet.
+            # The interface of a tunnel may put headers of the tunnel in front of the IP packet.
             return self._ip_packets(bytes(self._buffer[HEADER_BYTES + network : size]), offload, network)
         frames = self._finished(bytes(self._buffer[HEADER_BYTES:size]), offload, None)
         if status & _VLAN_VALID:
@@ -187,7 +187,7 @@ class PacketPort(Port):
         if not self._ip:
             os.writev(self._socket.fileno(), (NOTHING_TO_DO, packet))
             return
-        # There is no Ethernet header that tells the kernel which protocol it is.
+        # Without an Ethernet header, the kernel needs the protocol in the address.
         protocol = _PROTOCOLS.get(packet[0] >> 4) if packet else None
         if protocol is None:
             raise OSError(errno.EPROTONOSUPPORT, "no IP packet")
@@ -197,7 +197,7 @@ class PacketPort(Port):
             name = self._socket.getsockname()[0]
             if error.errno != errno.ENODEV or name in ("", self._name):
                 raise
-            self._name = name  # it has been renamed
+            self._name = name  # the interface was renamed
             self._socket.sendmsg((NOTHING_TO_DO, packet), (), 0, (self._name, protocol))
 
     def send(self, packets: Sequence[bytes], *, qid: int = 0) -> int:
@@ -219,11 +219,14 @@ class PacketPort(Port):
         self._socket.close()
 
     def _check_still_there(self, error: OSError) -> None:
-        """What went wrong once may go right again, unless there is no interface any more."""
+        """Raise if the interface is gone. Other errors may be temporary.
+
+        :raises MemifOSError: the interface is gone.
+        """
         if error.errno in (errno.ENXIO, errno.ENODEV, errno.EBADF):
             raise self._gone(error) from error
         if error.errno == errno.ENETDOWN:
-            # One that is deleted is down first, and nothing more is said of it.
+            # An interface goes down before it is deleted, and no further error reports the deletion.
             deadline = time.monotonic() + _FAREWELL
             while time.monotonic() < deadline:
                 if not self._socket.getsockname()[0]:
@@ -235,7 +238,7 @@ class PacketPort(Port):
 
 
 def _carries(mode: Mode | None, hardware_type: int, name: str) -> str:
-    """What an interface carries that is not what was asked for, and the way out."""
+    """Return a text that says what an interface carries, and which endpoint to use instead."""
     if mode is None:
         return f"is of hardware type {hardware_type}: it carries neither Ethernet frames nor IP packets"
     if mode is Mode.IP:

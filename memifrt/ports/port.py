@@ -1,6 +1,6 @@
-"""What a bridge joins: ports that packets come from and go to.
+"""The ports of a bridge, which receive and send packets.
 
-Owns the contract, what a port counts, and the memif port. The kernel's ports are in ``tap`` and ``packet_socket``.
+Owns the contract of a port, its counters, and the memif port. The kernel's ports are in ``tap`` and ``packet_socket``.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from memifrt.types import Counters
 
 logger = logging.getLogger("memifrt")
 
-#: Why packets of the kernel never came to a port.
+#: The reason in ``Port.unusable`` for packets that the kernel dropped before the port could read them.
 LOST = "lost in the kernel"
-#: Seconds between two looks for losses while packets keep coming.
+#: Seconds between two checks for losses while packets keep coming.
 _BETWEEN_LOOKS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Packets and their bytes."""
+    """A number of packets and their bytes."""
 
     packets: int = 0
     bytes: int = 0
 
 
 class Port(ABC):
-    """One end of a bridge. Every method but ``close`` may raise :class:`~memifrt.Disconnected`.
+    """One end of a bridge. Every method except ``close`` may raise :class:`~memifrt.Disconnected`.
 
-    :ivar refused: how many packets were not sent, by the reason.
-    :ivar unusable: how many packets came that nobody can be given, by the reason; they do not count as received.
-    :ivar on_packets: called when packets have come, by ports without a ``fileno`` of their own.
-    :ivar on_link: called with whether packets can be sent, when that changes.
+    :ivar refused: by reason, how many packets could not be sent.
+    :ivar unusable: by reason, how many incoming packets cannot be forwarded. They do not count as received.
+    :ivar on_packets: called when packets have come, if the port has no fd (see :meth:`fileno`).
+    :ivar on_link: called with the new value when :attr:`can_send` changes.
     """
 
     def __init__(self, name: str) -> None:
@@ -54,12 +54,12 @@ class Port(ABC):
 
     @property
     def can_send(self) -> bool:
-        """Whether the port has an open way for packets: a link, or a peer with a queue for them."""
+        """Whether packets can be sent: the port has a link, or a peer with a queue."""
         return True
 
     @property
     def queues(self) -> int:
-        """How many there are in each direction."""
+        """The number of receive queues."""
         return 1
 
     @property
@@ -72,39 +72,39 @@ class Port(ABC):
 
     @abstractmethod
     def fileno(self) -> int:
-        """What becomes readable when packets come; -1 if the runtime sees to that."""
+        """Return an fd that is readable when packets come; -1 if the runtime calls ``on_packets`` instead."""
 
     @abstractmethod
     def room(self, qid: int = 0) -> int:
-        """Packets that can probably be sent now."""
+        """Return how many packets can probably be sent now."""
 
     @abstractmethod
     def recv(self, limit: int, *, qid: int = 0) -> list[bytes]:
-        """Take at most ``limit`` packets, or buffers of them."""
+        """Take at most ``limit`` packets or buffers."""
 
     @abstractmethod
     def send(self, packets: Sequence[bytes], *, qid: int = 0) -> int:
-        """Send packets; return how many are dealt with: sent, or refused. The others can be sent later."""
+        """Send packets; return how many were sent or refused. The others can be sent later."""
 
     @abstractmethod
     def discard(self, limit: int, *, qid: int = 0) -> int:
-        """Take at most ``limit`` packets and forget them; return how many they were, or their buffers."""
+        """Drop at most ``limit`` packets or buffers; return how many were dropped."""
 
     def count_losses(self) -> None:  # noqa: B027 - most ports lose nothing
-        """Add to ``unusable`` what was lost on the way to this port since the last call."""
+        """Add to ``unusable`` the packets that were lost before they reached this port since the last call."""
 
-    def link_changed(self, up: bool) -> None:  # noqa: B027 - for most ports it is nothing to act on
-        """The port on the other side has got its peer, or lost it."""
+    def link_changed(self, up: bool) -> None:  # noqa: B027 - most ports do nothing
+        """Note that the port on the other side got a peer, or lost it."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give everything back."""
+        """Close the port."""
 
 
 class MemifPort(Port):
     """A memif interface as a port.
 
-    :raises MemifError: the endpoint cannot be made.
+    :raises MemifError: the interface cannot be created.
     """
 
     def __init__(self, runtime: Runtime, endpoint: MemifEndpoint) -> None:
@@ -119,17 +119,17 @@ class MemifPort(Port):
 
     @property
     def connected(self) -> bool:
-        """Whether there is a peer, and ``on_connect`` has been called for it."""
+        """Whether there is a peer and ``on_connect`` has been called for it."""
         return self.interface.connected
 
     @property
     def counters(self) -> Counters:
-        """What all queues of the interface did since it was created, reconnects included."""
+        """The counters of all queues since the interface was created, reconnects included."""
         return self.interface.counters
 
     @property
     def can_send(self) -> bool:
-        # A slave need not offer any queue in the other direction.
+        # A slave may offer no queue in this direction.
         return self.connected and bool(self.interface.tx_queues)
 
     @property
@@ -140,7 +140,7 @@ class MemifPort(Port):
         return self.interface.rx_queues[qid]
 
     def tx(self, qid: int = 0) -> TxQueue:
-        """The transmit queue for packets that came on this queue of another port."""
+        """Return the transmit queue for packets from this queue of another port."""
         queues = self.interface.tx_queues
         return queues[qid % len(queues)]
 
@@ -169,7 +169,7 @@ class MemifPort(Port):
             return self._send_singly(tx, packets)
 
     def _send_singly(self, tx: TxQueue, packets: Sequence[bytes]) -> int:
-        """One of them can never be sent."""
+        """Send packets one by one, and refuse those that can never be sent."""
         for number, packet in enumerate(packets):
             try:
                 if not tx.send((packet,)):
@@ -187,10 +187,10 @@ class MemifPort(Port):
 
 
 class LossWarning:
-    """Logs once that a port loses packets, and looks at most once a second whether it does.
+    """Logs once that the kernel drops packets of a port, and limits the checks to one a second.
 
-    :param what: the port, for people.
-    :param hint: what helps.
+    :param what: the name of the port in the message.
+    :param hint: the cause, and what helps.
     """
 
     def __init__(self, what: str, hint: str) -> None:
@@ -199,7 +199,7 @@ class LossWarning:
         self._next = 0.0
 
     def is_due(self) -> bool:
-        """Whether it is time to look."""
+        """Return whether it is time to check for losses."""
         now = time.monotonic()
         if now < self._next:
             return False
@@ -207,7 +207,7 @@ class LossWarning:
         return True
 
     def lost(self, count: int) -> None:
-        """Log that so many packets have been lost so far, if there are any; later calls of :meth:`is_due` say no."""
+        """Log that ``count`` packets were lost, unless it is 0. After that :meth:`is_due` returns False."""
         if count:
             self._next = math.inf
             logger.warning(
@@ -216,7 +216,7 @@ class LossWarning:
 
 
 def _nothing(*arguments: object) -> None:
-    """Nobody wants to be told."""
+    """Do nothing: the default callback."""
 
 
 def _total(queues: Sequence[RxQueue] | Sequence[TxQueue]) -> Traffic:

@@ -1,7 +1,7 @@
 """A TAP or TUN device as a port of a bridge.
 
-Owns ``/dev/net/tun``. The kernel is told that the device can do nothing by itself, so that every packet comes with
-its checksums, in segments no longer than the MTU.
+Owns ``/dev/net/tun``. It turns off all offloads of the device, so that every packet comes with its checksums and no
+packet is longer than the MTU.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _LONGEST = 65535 + 22
 
 
 class TapPort(Port):
-    """A TAP device (TUN in mode ip), made if there is none of this name, and brought up.
+    """A TAP device (TUN in mode ip). The port creates the device if there is none of this name, and brings it up.
 
-    What is as it is wanted already is not set again: a device that root has prepared for a user needs no capability.
+    It does not set again what is already right, so a device that root has prepared for a user needs no capability.
 
-    :raises ConfigError: a device of this name is of the other kind, or a TUN device is to have a MAC address.
-    :raises MemifOSError: it cannot be made or set up.
+    :raises ConfigError: a device of this name is of the other kind, or a MAC address is given for a TUN device.
+    :raises MemifOSError: the device cannot be created or set up.
     """
 
     def __init__(self, endpoint: TapEndpoint) -> None:
@@ -50,7 +50,7 @@ class TapPort(Port):
         self._what = f"{kind} device {endpoint.name}"
         self._losses = LossWarning(
             self._what,
-            f"they come faster than they are carried; ip link set {endpoint.name} txqueuelen 10000 keeps more",
+            f"they come faster than the bridge forwards them; ip link set {endpoint.name} txqueuelen 10000 keeps more",
         )
         with network_namespace(endpoint.netns), contextlib.ExitStack() as on_failure:
             self._fd = self._open()
@@ -60,7 +60,7 @@ class TapPort(Port):
             self._attach(endpoint)
             self._index = socket.if_nametoindex(endpoint.name)
             link = self._set_up(endpoint)
-            #: Packets that the device had dropped when we last looked.
+            #: The packets that the device had dropped at the last check.
             self._dropped = link.tx_dropped
             on_failure.pop_all()
 
@@ -97,13 +97,13 @@ class TapPort(Port):
             elif error.errno == errno.EBUSY:
                 what += ": another program holds it"
             elif error.errno == errno.EINVAL and before is not None and before.multi_queue:
-                what += ": it is one with several queues; make it without multi_queue"
+                what += ": it has several queues; make it without multi_queue"
             elif error.errno == errno.EINVAL:
-                what += ": there is an interface of this name that is of another kind"
+                what += ": an interface of this name exists and is of another kind"
             raise os_error(what, error) from error
 
     def _there_already(self, endpoint: TapEndpoint) -> TunDevice | None:
-        """The device of this name, if there is one and it is a TAP or TUN device."""
+        """Return the TAP or TUN device of this name, or None."""
         try:
             return self._links.read(socket.if_nametoindex(endpoint.name)).tun
         except OSError:
@@ -150,7 +150,7 @@ class TapPort(Port):
         except BlockingIOError:
             pass
         except OSError as error:
-            # EIO: it is down, and comes back. Everything else ends it.
+            # EIO: the device is down and may come up again. Every other error is final.
             if error.errno != errno.EIO:
                 raise self._gone(error) from error
         self._received += len(packets)
@@ -161,7 +161,7 @@ class TapPort(Port):
         return packets
 
     def count_losses(self) -> None:
-        with contextlib.suppress(OSError):  # it is gone, or in another namespace by now
+        with contextlib.suppress(OSError):  # the device is gone, or was moved to another namespace
             dropped = self._links.read(self._index).tx_dropped
             if dropped > self._dropped:
                 self.unusable[LOST] += dropped - self._dropped
@@ -187,8 +187,8 @@ class TapPort(Port):
         return len(self.recv(limit, qid=qid))
 
     def link_changed(self, up: bool) -> None:
-        """The device has a carrier while the other port has a peer."""
-        with contextlib.suppress(OSError):  # a kernel before 5.0 knows nothing of it
+        """Set the carrier of the device, which it has while the other port has a peer."""
+        with contextlib.suppress(OSError):  # kernels before 5.0 do not have this call
             fcntl.ioctl(self._fd, _TUNSETCARRIER, struct.pack("=i", up))
 
     def close(self) -> None:
@@ -200,7 +200,7 @@ class TapPort(Port):
 
 
 def _owner(device: TunDevice | None) -> str:
-    """Whose device it is, if that tells why we may not have it."""
+    """Return a text that names the owner of a device, if another user owns it; otherwise an empty text."""
     if device is None or device.owner is None or device.owner == os.geteuid():
         return ""
     return f"it belongs to user {device.owner}, and we are {os.geteuid()}; "

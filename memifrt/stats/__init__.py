@@ -1,4 +1,4 @@
-"""What interfaces did, for other programs: a snapshot, a socket that serves it as JSON, Prometheus metrics, a client.
+"""Counters of interfaces for other programs: snapshots, a socket that serves them, Prometheus metrics, a client.
 
-Nothing of it is imported before a runtime is asked for statistics.
+Nothing here is imported until a runtime is asked for statistics.
 """

@@ -1,6 +1,6 @@
-"""The programs behind stats sockets, as ``memifrt top`` sees them: asked again and again, gone, and back.
+"""A client for stats sockets: asks programs for snapshots again and again, and connects again to those that return.
 
-Owns the connections, the check of what comes, rates between two snapshots and their history. Knows nothing of
+Owns the connections, the checks of snapshots, the rates between two snapshots, and their history. Knows nothing of
 terminals. Nothing here waits for a program that does not answer.
 """
 
@@ -26,18 +26,18 @@ from memifrt.errors import ErrorCode, MemifError
 from memifrt.stats.snapshot import SCHEMA, VERSION, InterfaceStats, QueueStats, Snapshot
 from memifrt.system.received_fds import UNKNOWN_USER, close_channel, receive_without_fds
 
-#: Samples of the history of one queue.
+#: The number of samples in the history of a queue.
 HISTORY = 240
-#: Bytes of one snapshot; 255 queues each way of one interface make a tenth of a megabyte.
+#: The longest snapshot in bytes. An interface with 255 queues in each direction needs a tenth of a megabyte.
 _LONGEST_LINE = 16 << 20
-#: Seconds without an answer after which a program is said to hang.
+#: Seconds without an answer after which a program counts as hanging.
 _PATIENCE = 2.0
 _CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class QueueKey:
-    """Which queue of a program: what stays the same over reconnects."""
+    """Identifies a queue of a program. It stays the same over reconnects."""
 
     socket: str
     role: str
@@ -48,7 +48,7 @@ class QueueKey:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a queue did in a second."""
+    """The rates of a queue, for one second."""
 
     packets: float
     bits: float
@@ -65,12 +65,12 @@ class Rates:
 
 
 class Program:
-    """One stats socket.
+    """The program behind one stats socket.
 
-    :ivar snapshot: the last one; it stays while the program is gone.
-    :ivar error: why there is no answer; empty while there is.
-    :ivar rates: of each queue, between the last two snapshots.
-    :ivar history: packets a second of each queue, None where nobody knows; the newest last.
+    :ivar snapshot: the last snapshot. It stays when the program is gone.
+    :ivar error: why there is no answer; empty while the program answers.
+    :ivar rates: the rates of each queue between the last two snapshots.
+    :ivar history: packets a second of each queue, the newest last; None for a time without an answer.
     """
 
     def __init__(self, path: str) -> None:
@@ -86,15 +86,15 @@ class Program:
 
     @property
     def waiting(self) -> bool:
-        """Whether an answer is due."""
+        """Whether an answer is pending."""
         return self._asked_at is not None
 
     def fileno(self) -> int:
-        """The socket's fd, -1 without a connection."""
+        """Return the fd of the socket; -1 without a connection."""
         return -1 if self._socket is None else self._socket.fileno()
 
     def ask(self) -> None:
-        """Ask for a snapshot, without waiting for it; connects if need be."""
+        """Ask for a snapshot without waiting for it. Connect first if there is no connection."""
         if self._asked_at is not None:
             silence = time.monotonic() - self._asked_at
             if silence >= _PATIENCE:
@@ -102,7 +102,7 @@ class Program:
             return
         try:
             if self._socket is None:
-                self._socket = connect(self._address, socket.SOCK_STREAM)  # and the first snapshot comes
+                self._socket = connect(self._address, socket.SOCK_STREAM)  # the server then sends a snapshot
             else:
                 self._socket.send(b"\n", socket.MSG_NOSIGNAL)
         except MemifError as error:
@@ -113,7 +113,7 @@ class Program:
             self._asked_at = time.monotonic()
 
     def receive(self) -> None:
-        """Take what has come; for a socket that is readable."""
+        """Receive data. Call this when the socket is readable."""
         if self._socket is None:
             return
         try:
@@ -127,14 +127,14 @@ class Program:
             return
         self._line += data
         if len(self._line) > _LONGEST_LINE:
-            self._hang_up(f"{_LONGEST_LINE >> 20} MiB without an end of line: this is no stats socket of memifrt")
+            self._hang_up(f"{_LONGEST_LINE >> 20} MiB without an end of line: this is not a stats socket of memifrt")
         elif self._line.endswith(b"\n"):
             line, self._line = bytes(self._line), bytearray()
             self._asked_at = None
             try:
                 self._take(parse_snapshot(line))
             except ValueError as error:
-                self._hang_up(f"this is no stats socket of memifrt: {error}")
+                self._hang_up(f"this is not a stats socket of memifrt: {error}")
 
     def close(self) -> None:
         self._asked_at = None
@@ -146,7 +146,7 @@ class Program:
     def _take(self, snapshot: Snapshot) -> None:
         before, self.snapshot, self.error = self.snapshot, snapshot, ""
         if before is not None and (before["pid"], before["started"]) != (snapshot["pid"], snapshot["started"]):
-            before = None  # another program, which counts from zero
+            before = None  # another program, with counters from zero
             self.history.clear()
         self.rates = {} if before is None else rates(before, snapshot)
         self._remember([key for key, _ in queues(snapshot)])
@@ -169,10 +169,11 @@ class Program:
 
 
 class Observer:
-    """The programs that somebody looks at.
+    """Watches several programs.
 
-    :param paths: of stats sockets; one with ``*``, ``?`` or ``[`` is a pattern, looked up at each turn.
-    :raises ConfigError: a path is none.
+    :param paths: the paths of stats sockets. A path with ``*``, ``?`` or ``[`` is a pattern, which each :meth:`ask`
+        expands.
+    :raises ConfigError: a path is not valid.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -185,14 +186,17 @@ class Observer:
         return list(self._programs.values())
 
     def ask(self) -> None:
-        """Ask all of them; see :meth:`wait`."""
+        """Ask all programs for a snapshot; :meth:`wait` takes the answers."""
         self._look_up()
         for program in self.programs:
             program.ask()
 
     def wait(self, timeout: float, *also: int) -> set[int]:
-        """Take answers until all are there, or for ``timeout`` seconds; which of ``also``, fds that end the wait, are
-        readable."""
+        """Take answers until all have come, or for ``timeout`` seconds.
+
+        :param also: fds that end the wait when they are readable.
+        :returns: the fds of ``also`` that are readable.
+        """
         deadline = time.monotonic() + timeout
         while any(program.waiting for program in self.programs):
             ready = self._poll(deadline - time.monotonic(), also)
@@ -201,7 +205,7 @@ class Observer:
         return set()
 
     def pause(self, timeout: float, *also: int) -> set[int]:
-        """Wait for ``timeout`` seconds, or until one of ``also`` is readable; which."""
+        """Wait for ``timeout`` seconds, or until a fd of ``also`` is readable; return the readable ones."""
         deadline = time.monotonic() + timeout
         ready: set[int] = set()
         while not ready and time.monotonic() < deadline:
@@ -220,7 +224,7 @@ class Observer:
                     self._programs[path] = Program(path)
 
     def _poll(self, timeout: float, also: tuple[int, ...]) -> set[int]:
-        """Wait once; the fds that are ready. The programs' answers are taken."""
+        """Wait once and receive data from the programs; return the fds that are ready."""
         poll = select.poll()
         connected = {program.fileno(): program for program in self.programs if program.fileno() >= 0}
         for fd in (*connected, *also):
@@ -231,7 +235,7 @@ class Observer:
         return ready
 
 
-# --- what is in a snapshot ------------------------------------------------------------------------------------------
+# --- the contents of a snapshot -------------------------------------------------------------------------------------
 
 
 def queues(snapshot: Snapshot) -> Iterator[tuple[QueueKey, QueueStats]]:
@@ -245,7 +249,7 @@ def queue_key(interface: InterfaceStats, queue: QueueStats) -> QueueKey:
 
 
 def rates(before: Snapshot, after: Snapshot) -> dict[QueueKey, Rates]:
-    """What each queue did in a second; without those that are new, or began anew."""
+    """Return the rates of each queue between two snapshots, except of queues that are new or were reset."""
     seconds = after["monotonic"] - before["monotonic"]
     if seconds <= 0:
         return {}
@@ -264,9 +268,9 @@ def rates(before: Snapshot, after: Snapshot) -> dict[QueueKey, Rates]:
 
 
 def parse_snapshot(line: bytes) -> Snapshot:
-    """A snapshot from what came over a socket, checked: every name of the schema is there, with a value of its type.
+    """Parse a snapshot, and check that it has every name of the schema, with a value of the right type.
 
-    :raises ValueError: it is something else; the text says what is wrong.
+    :raises ValueError: the line is not a snapshot. The text says what is wrong.
     """
     try:
         value = json.loads(line, parse_constant=_no_constant)
@@ -285,7 +289,7 @@ def parse_snapshot(line: bytes) -> Snapshot:
 
 
 def _difference(value: object, kind: object, where: str) -> str:
-    """What of a JSON value is not of a type, in words; empty if all is."""
+    """Return a text that says which part of a JSON value has the wrong type; empty if none has."""
     if typing.is_typeddict(kind):
         if not isinstance(value, dict):
             return f"{where} is no object"
@@ -307,7 +311,7 @@ def _difference(value: object, kind: object, where: str) -> str:
     return "" if _is_scalar(value, kind) else f"{where} is no {getattr(kind, '__name__', kind)}"
 
 
-#: Counters that programs of an earlier release do not have.
+#: Counters that earlier releases do not send.
 _SINCE_THEN = {"repeated_kicks"}
 
 
@@ -331,12 +335,12 @@ def _no_constant(name: str) -> float:
 
 
 def _why(error: MemifError) -> str:
-    """Why a socket does not answer, in few words: its path stands beside it."""
+    """Return a short text that says why a socket does not answer. The caller shows its path."""
     words = {
         ErrorCode.NO_FILE: "there is no such file: the program is gone, or was started without --stats",
         ErrorCode.CONNREFUSED: "nobody listens there: the program is gone",
-        ErrorCode.ACCES: "permission denied: only the program's user and root may look",
-        ErrorCode.FILE_NOT_SOCK: "this is no stats socket (SOCK_STREAM); memifrt doctor looks at memif's own sockets",
+        ErrorCode.ACCES: "permission denied: only the program's user and root may connect",
+        ErrorCode.FILE_NOT_SOCK: "this is not a stats socket (SOCK_STREAM); memifrt doctor checks memif's own sockets",
         ErrorCode.AGAIN: "it takes no connections: the program is stopped, or busy without polling",
     }
     return words.get(error.code, error.message)
@@ -344,7 +348,7 @@ def _why(error: MemifError) -> str:
 
 @contextlib.contextmanager
 def observing(paths: Iterable[str]) -> Iterator[Observer]:
-    """An :class:`Observer` whose connections are closed afterwards."""
+    """Open an :class:`Observer`, and close its connections afterwards."""
     observer = Observer(paths)
     try:
         yield observer

@@ -1,7 +1,7 @@
-"""The Prometheus endpoint: a runtime's snapshot in the text format that Prometheus scrapes, over HTTP.
+"""The Prometheus endpoint: serves a runtime's snapshot over HTTP, in Prometheus' text format.
 
-Owns the names of the metrics, and as much of HTTP as ``GET /metrics`` needs: one request for each connection. Knows
-nothing of interfaces beyond their snapshot.
+Owns the names of the metrics, and the part of HTTP that ``GET /metrics`` needs: one request for each connection. Knows
+interfaces only by their snapshot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from memifrt.system import original_functions
 from memifrt.system.fds import OwnedFd, accept, own_socket
 from memifrt.types import printable
 
-#: Bytes of a request; a scraper sends a few hundred.
+#: The longest request in bytes. A scraper sends a few hundred.
 _LONGEST_REQUEST = 8192
 _BACKLOG = 64
 _TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
@@ -87,8 +87,10 @@ _OF_QUEUES: tuple[tuple[_Metric, Callable[[QueueStats], float | None]], ...] = (
 
 
 def metrics(snapshot: Snapshot) -> str:
-    """A snapshot as text. Interfaces are told apart by ``role``, ``id`` and ``socket``, queues by ``direction`` and
-    ``queue`` besides."""
+    """Return a snapshot in Prometheus' text format.
+
+    The labels ``role``, ``id`` and ``socket`` identify an interface. Queues also have ``direction`` and ``queue``.
+    """
     interfaces = [(_labels(_identity(interface)), interface) for interface in snapshot["interfaces"]]
     queues = [
         (f"{where},{_labels({'direction': queue['direction'], 'queue': queue['qid']})}", queue)
@@ -122,7 +124,7 @@ def _peer(interface: InterfaceStats) -> str:
 
 
 def _family(metric: _Metric, samples: Iterable[tuple[str, float | None]]) -> list[str]:
-    """All samples of one metric, each with its labels, and what it is; nothing if there is none."""
+    """Return the lines of one metric: its help, its type and its samples; no line if there is no sample."""
     lines = [f"{metric.name}{{{labels}}} {value}" for labels, value in samples if value is not None]
     return [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}", *lines] if lines else []
 
@@ -140,7 +142,7 @@ def _quoted(value: object) -> str:
 
 
 class _HttpClient(Client):
-    """One request, one response, and the end."""
+    """Reads one request, sends one response, and closes the connection."""
 
     request_bytes = _LONGEST_REQUEST + 1
 
@@ -194,7 +196,7 @@ def _response(
     return "\r\n".join(head).encode() + (body if with_body else b"")
 
 
-# --- where it listens -----------------------------------------------------------------------------------------------
+# --- the listener ---------------------------------------------------------------------------------------------------
 
 
 class _TcpListener(OwnedFd):
@@ -207,9 +209,9 @@ class _TcpListener(OwnedFd):
         self._socket = own_socket(sock)
 
     def accept(self) -> original_functions.socket | None:
-        """The next connection, or None when none waits (any more).
+        """Accept the next connection; return None if none waits.
 
-        :raises MemifOSError: the system refuses.
+        :raises MemifOSError: ``accept`` failed.
         """
         try:
             return accept(self._socket)
@@ -224,14 +226,14 @@ class _TcpListener(OwnedFd):
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
 
     def close(self) -> None:
-        self._socket.detach()  # super() closes the number, or leaves it to the parent of a forked child
+        self._socket.detach()  # super() closes the fd, except in a forked child
         super().close()
 
 
 def parse_endpoint(text: str) -> tuple[str, int]:
-    """The address and the port of ``127.0.0.1:9100`` or ``[::1]:9100``; port 0 lets the system choose.
+    """Parse ``127.0.0.1:9100`` or ``[::1]:9100`` into an address and a port. Port 0 lets the system choose.
 
-    :raises ConfigError: it is not of this form.
+    :raises ConfigError: the text does not have this form.
     """
     found = (
         re.fullmatch(r"(?:\[(?P<v6>[^]]+)\]|(?P<v4>[^:]+)):(?P<port>[0-9]{1,5})", text)
@@ -253,10 +255,10 @@ def parse_endpoint(text: str) -> tuple[str, int]:
 def serve(
     source: Callable[[], Snapshot], registry: FdRegistry, schedule: Schedule, endpoint: str
 ) -> tuple[Server, str]:
-    """Serve snapshots from ``source`` over HTTP; the server and its URL, with the port that it got.
+    """Serve snapshots from ``source`` over HTTP. Return the server and its URL, with the actual port.
 
     :raises ConfigError: the endpoint is not ``ADDRESS:PORT``.
-    :raises MemifOSError: the system does not let us listen there.
+    :raises MemifOSError: we cannot listen on the endpoint.
     """
     host, port = parse_endpoint(endpoint)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -1,11 +1,12 @@
-"""The stats socket: snapshots of a runtime, as JSON, for every process that may open the socket file.
+"""The stats socket: serves snapshots of a runtime as JSON to every process that may open the socket file.
 
 Owns the clients of such a socket and the limit on their number. Knows nothing of how a snapshot is made or shown.
 
 A client connects (``AF_UNIX``, ``SOCK_STREAM``) and gets a snapshot: one line of JSON, in ASCII. Each newline that it
 sends asks for another. The server closes the connection after the client has closed its sending side, so that
 ``socat - UNIX-CONNECT:PATH </dev/null | jq`` shows one snapshot. The socket file has mode 0600. A client cannot make
-the runtime wait or grow: beyond :data:`MAX_CLIENTS`, the client that has been silent longest is disconnected.
+the runtime wait or grow: when :data:`MAX_CLIENTS` is reached, the server disconnects the client that has been silent
+longest.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ from memifrt.system.fds import own_socket
 from memifrt.system.received_fds import UNKNOWN_USER, close_channel, receive_without_fds
 from memifrt.types import FdEvent
 
-#: Clients of one server at a time.
+#: The most clients of one server at a time.
 MAX_CLIENTS = 16
-#: Mode of the socket file: only its owner, and root, may ask.
+#: The mode of the socket file: only its owner and root may connect.
 _FILE_MODE = 0o600
 
 
 class Client(ABC):
-    """One connection to a server. It reads while no answer is due and writes while one is.
+    """One connection to a server. It writes while an answer is due, and reads otherwise.
 
-    A client that does not take its first answer is therefore not asked for the next request.
+    So a client that does not take its answer cannot send further requests.
     """
 
-    #: Bytes read at a time. For the stats socket this also bounds the answers that may be due.
+    #: Bytes to read at a time. For the stats socket this also limits the number of pending answers.
     request_bytes = 64
 
     def __init__(self, sock: original_functions.socket) -> None:
@@ -56,7 +57,7 @@ class Client(ABC):
 
     @property
     def _finished(self) -> bool:
-        """Return whether the conversation ends once everything is sent."""
+        """Return whether to close the connection once everything is sent."""
         return False
 
     @abstractmethod
@@ -72,7 +73,7 @@ class Client(ABC):
         return bool(self._output) or self._due
 
     def advance(self) -> bool:
-        """Read and write once, without waiting, at most one answer. Return whether the conversation goes on.
+        """Read and write once without waiting, at most one answer. Return whether the connection stays open.
 
         :raises OSError: the connection is broken.
         """
@@ -103,9 +104,9 @@ class Client(ABC):
 
 
 class Server:
-    """A listening socket and its clients, in the runtime's own loop: every fd goes through the hook.
+    """A listening socket and its clients. Their fds go through the hook, in the runtime's loop.
 
-    Takes the socket.
+    The server takes ownership of the listener.
 
     :raises MemifError: ``CB_FDUPDATE`` if the hook raises; the socket is then closed.
     """
@@ -119,12 +120,12 @@ class Server:
     ) -> None:
         self._registry = registry
         self._make_client = client
-        self._clients: OrderedDict[int, Client] = OrderedDict()  # the longest silent one comes first
+        self._clients: OrderedDict[int, Client] = OrderedDict()  # the client that has been silent longest comes first
         self._acceptor = Acceptor(registry, schedule, listener, self._welcome, "statistics")
 
     def close(self) -> None:
         """Close every connection and stop listening. Closing twice is harmless."""
-        with contextlib.ExitStack() as steps:  # a hook that raises at one of them must not keep the others open
+        with contextlib.ExitStack() as steps:  # if the hook raises for one, the others are still closed
             steps.callback(self._acceptor.close)
             for client in self._clients.values():
                 steps.callback(self._hang_up, client)
@@ -150,7 +151,7 @@ class Server:
             goes_on = client.advance()
         except OSError:
             goes_on = False
-        except BaseException:  # else the client would wait for an answer that never comes
+        except BaseException:  # otherwise the client would wait for an answer that never comes
             self._drop(client)
             raise
         if not goes_on:
@@ -158,7 +159,7 @@ class Server:
             return
         try:
             self._registry.modify(fd, FdEvent.WRITE if client.wants_write else FdEvent.READ)
-        except BaseException:  # the application's hook: no event would reach this client any more
+        except BaseException:  # the hook failed: no further event would reach this client
             self._drop(client)
             raise
 
@@ -200,11 +201,11 @@ class _JsonClient(Client):
 
 
 def serve(runtime: SnapshotSource, registry: FdRegistry, schedule: Schedule, path: str | os.PathLike[str]) -> Server:
-    """Open the stats socket of a runtime. A stale socket file is replaced.
+    """Open the stats socket of a runtime. Replace a stale socket file.
 
-    :raises ConfigError: the path is too long, or none.
-    :raises MemifOSError: EADDRINUSE if somebody listens there; ``FILE_NOT_SOCK`` if a file of another kind is there;
-        ``NO_FILE`` if its directory is missing; ``ACCES``.
+    :raises ConfigError: the path is too long or not valid.
+    :raises MemifOSError: EADDRINUSE if a process listens there; ``FILE_NOT_SOCK`` if a file of another kind is there;
+        ``NO_FILE`` if its directory is missing; ``ACCES`` if permissions forbid it.
     """
     listener = Listener.bind(Address.parse(path), socket.SOCK_STREAM, permissions=FilePermissions(_FILE_MODE))
     return Server(registry, schedule, listener, lambda sock: _JsonClient(sock, runtime))

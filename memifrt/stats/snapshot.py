@@ -1,9 +1,9 @@
-"""What the interfaces of a runtime did, as a snapshot that can be written as JSON.
+"""Make a snapshot of the state and the counters of a runtime, which can be written as JSON.
 
-Owns the snapshot and its schema. Knows nothing of how a snapshot is asked for or shown.
+Owns the snapshot and its schema. Knows nothing of how a snapshot is requested or shown.
 
-The schema is that of :class:`Snapshot`. Readers ignore names that they do not know. A name keeps its meaning for as
-long as ``version`` stays. Times are Unix times in seconds. The secret of an interface is in none of it.
+The schema is that of :class:`Snapshot`. Readers must ignore names that they do not know. A name keeps its meaning while
+``version`` stays the same. Times are Unix times in seconds. A snapshot never contains the secret of an interface.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MASK_INT = 1
 
 
 class SnapshotSource(Protocol):
-    """What a snapshot is taken of: a runtime."""
+    """The source of a snapshot: a runtime."""
 
     @property
     def app_name(self) -> str: ...
@@ -34,7 +34,7 @@ class SnapshotSource(Protocol):
 
     @property
     def started(self) -> float:
-        """When it was made, in Unix time."""
+        """The Unix time at which the runtime was made, in seconds."""
 
     @property
     def interfaces(self) -> Iterable[Interface]: ...
@@ -44,7 +44,7 @@ class SnapshotSource(Protocol):
 
 
 class PeerStats(TypedDict):
-    """Who is at the other end: its names, and its credentials as the kernel saw them at connect."""
+    """The peer: its names, and its credentials at the time of ``connect``, from the kernel."""
 
     app_name: str
     name: str
@@ -54,13 +54,13 @@ class PeerStats(TypedDict):
 
 
 class QueueStats(TypedDict):
-    """One queue of the present connection, or of the last.
+    """One queue of the current connection, or of the last one.
 
-    ``direction`` is ours: ``rx`` or ``tx``; ``ring`` is the protocol's: ``s2m`` or ``m2s``. ``head``, ``tail``,
-    ``used`` and ``masked`` are null without a connection. ``used`` are the slots that the sender cannot fill now:
-    filled and not given back yet (s2m), or not offered to it (m2s). ``masked``: the receiver asks for no interrupts.
-    ``rx_mode`` is null for a transmit queue. The counters are those of :class:`~memifrt.QueueCounters`: they go on over
-    reconnects.
+    ``direction`` is ``rx`` or ``tx``, from our side. ``ring`` is ``s2m`` or ``m2s``, as in the protocol. ``head``,
+    ``tail``, ``used`` and ``masked`` are null without a connection. ``used`` is the number of slots that the sender
+    cannot fill now: they are filled and not given back (s2m), or not offered to it (m2s). ``masked`` says that the
+    receiver wants no interrupts. ``rx_mode`` is null for a transmit queue. The counters are those of
+    :class:`~memifrt.QueueCounters`; they continue over reconnects.
     """
 
     qid: int
@@ -83,9 +83,10 @@ class QueueStats(TypedDict):
 class InterfaceStats(TypedDict):
     """One interface.
 
-    ``state`` is ``disconnected``, ``connecting`` or ``connected``. ``connected_since`` is null unless it is connected,
-    ``peer`` unless it is connected or connecting. ``error`` says why the last connection, or attempt, ended; it is
-    empty while all is well. ``connects``, ``disconnects`` and ``violations`` are those of :class:`~memifrt.Interface`.
+    ``state`` is ``disconnected``, ``connecting`` or ``connected``. ``connected_since`` is null unless it is connected.
+    ``peer`` is null unless it is connected or connecting. ``error`` says why the last connection or attempt ended; it
+    is empty if there was no error. ``connects``, ``disconnects`` and ``violations`` are those of
+    :class:`~memifrt.Interface`.
     """
 
     id: int
@@ -104,8 +105,11 @@ class InterfaceStats(TypedDict):
 
 
 class Snapshot(TypedDict):
-    """A runtime at one moment. ``name`` is its ``app_name``, ``rings`` the ring implementation (``native`` or
-    ``python``), ``started`` when it was made; ``monotonic`` is the system's monotonic clock, in seconds, for rates."""
+    """The state of a runtime at one time.
+
+    ``name`` is its ``app_name``. ``rings`` is the ring implementation, ``native`` or ``python``. ``started`` is the
+    time at which the runtime was made. ``monotonic`` is the system's monotonic clock in seconds, for rates.
+    """
 
     schema: str
     version: int
@@ -119,9 +123,9 @@ class Snapshot(TypedDict):
 
 
 def snapshot(runtime: SnapshotSource) -> Snapshot:
-    """Return the state of a runtime at this moment. Reads only: it takes nothing from a ring and ends no connection.
+    """Return the state of a runtime now. This only reads: it takes no packet from a ring and ends no connection.
 
-    :raises ForkedError: in a forked child, to which the runtime does not belong.
+    :raises ForkedError: this is a forked child, and the runtime belongs to the parent.
     """
     runtime.check_not_forked()
     return {
@@ -203,7 +207,7 @@ def _queue(interface: Interface, queue: RxQueue | TxQueue, ring: RxRing | TxRing
 
 
 def _used(direction: Direction, head: int, tail: int, size: int) -> int:
-    """Return the slots in use, from the two indices alone (docs/protocol.md says who advances which).
+    """Return the number of used slots, from the two indices (docs/protocol.md says which end advances which).
 
     The peer owns one of the indices and may write anything there, so the result is kept within the ring.
     """

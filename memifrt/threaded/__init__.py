@@ -1,1 +1,1 @@
-"""A runtime on a thread of its own, for programs without an event loop."""
+"""Run a runtime on its own thread, for programs without an event loop."""

@@ -1,7 +1,7 @@
-"""A runtime whose events a thread handles, for programs without a loop: a test, scapy's prompt.
+"""Handle the events of a runtime in a thread, for programs without a loop: a test, scapy's prompt.
 
-Owns the thread, in which alone the control side of the runtime then runs, and how others ask it to do something
-there. Knows nothing of packets or peers.
+Owns the thread and the requests of other threads to it. The control side of the runtime runs only in this thread. Knows
+nothing of packets or peers.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ _T = TypeVar("_T")
 
 
 class Background:
-    """A runtime in internal mode, and the daemon thread that handles its events from now on.
+    """A daemon thread that handles the events of a runtime in internal mode.
 
-    Whatever belongs to the runtime's control thread (to create, delete or disconnect an interface, to set a callback)
-    is done with :meth:`call`. Queues may be used anywhere. What a callback raises is logged and kept as
-    :attr:`failure`; the thread goes on.
+    Use :meth:`call` for everything that belongs to the control thread of the runtime: to create, delete or disconnect
+    an interface, or to set a callback. Any thread may use queues. If a callback raises, the thread logs the exception,
+    keeps the first one as :attr:`failure`, and continues.
 
-    :param close_runtime: whether the runtime is closed when the thread ends.
-    :raises ConfigError: the runtime is in external mode: a loop drives it already.
+    :param close_runtime: whether to close the runtime when the thread ends.
+    :raises ConfigError: the runtime is in external mode.
     """
 
     def __init__(self, runtime: Runtime, *, close_runtime: bool = True) -> None:
         self.runtime = runtime
         #: The first exception that a callback raised.
         self.failure: BaseException | None = None
-        # A thread that is none of gevent's must wait for itself; one that is a greenlet must let the others run.
+        # A real thread needs the kernel's poll(). If gevent turned threads into greenlets, its poll() lets others run.
         self._ready = select.poll() if threads_are_patched() else poll()
         self._ready.register(runtime.fileno(), select.POLLIN)
         self._wake = _Wake()
@@ -64,13 +64,13 @@ class Background:
         abandon_after_fork(self._abandon)
         self._thread.start()
 
-    # --- asking the thread --------------------------------------------------------------------------------------
+    # --- requests to the thread ---------------------------------------------------------------------------------
 
     def call(self, function: Callable[[], _T]) -> _T:
-        """Call a function in the thread, between two events, and wait for what it returns.
+        """Call a function in the thread, between two events, and return its result.
 
         :raises MemifError: the thread has ended.
-        :raises BaseException: what the function raises.
+        :raises BaseException: the exception that the function raised.
         """
         if threading.current_thread() is self._thread and self._is_ours():
             return function()
@@ -79,23 +79,26 @@ class Background:
         return done.result()
 
     def post(self, function: Callable[[], object]) -> None:
-        """Call a function in the thread some time soon; not at all if the thread has ended. Takes no lock that anybody
-        waits under, and so may be called by a finalizer."""
+        """Ask the thread to call a function, and do not wait for it.
+
+        If the thread has ended, the function is not called. A finalizer may use this: it takes no lock that is held
+        while a thread waits.
+        """
         self._ask(function, lambda ended: None)
 
     def _ask(self, function: Callable[[], object], refuse: Callable[[MemifError], object]) -> None:
         self._requests.append((function, refuse))
         if self._is_ours():
             self._wake.up()
-        if self._ended or not self._is_ours():  # after the append: who ends looks at the requests last
+        if self._ended or not self._is_ours():  # after the append: a thread that ends refuses requests last
             self._refuse_all()
 
     def _is_ours(self) -> bool:
-        """Whether this is the process that has the thread, and no forked child."""
+        """Return whether this process has the thread; a forked child does not."""
         return self._pid == os.getpid()
 
     def _abandon(self) -> None:
-        """In a forked child, which has no such thread: what was asked for there is the parent's to do."""
+        """Forget all requests in a forked child, which has no such thread; the parent handles them."""
         self._ended = True
         self._requests.clear()
         self._wake.abandon()
@@ -107,20 +110,23 @@ class Background:
                 refuse(
                     ForkedError(self._pid)
                     if not self._is_ours()
-                    else MemifError(ErrorCode.INVAL_ARG, f"nobody handles the events of {self.runtime!r} any more")
+                    else MemifError(ErrorCode.INVAL_ARG, f"the thread for the events of {self.runtime!r} has ended")
                 )
 
-    # --- its users and its end ----------------------------------------------------------------------------------
+    # --- users and end ------------------------------------------------------------------------------------------
 
     def retain(self) -> bool:
-        """One more user, who calls :meth:`release`; False if the thread has ended."""
+        """Add a user, which must call :meth:`release`. Return False if the thread has ended."""
         try:
             return self.call(lambda: self._count(1) > 0)
         except MemifError:
             return False
 
     def release(self, *, wait: bool = True) -> None:
-        """One user less (its creator is the first). With the last the thread ends, and ``wait`` waits for that."""
+        """Remove a user; the creator is the first one. The thread ends when the last user is removed.
+
+        :param wait: whether to wait for that end.
+        """
         if not wait:
             self.post(lambda: self._count(-1))
             return
@@ -136,7 +142,7 @@ class Background:
         return 0 if self._stopping else self._users
 
     def close(self) -> None:
-        """End the thread, whoever uses it, and wait for it; then the runtime is closed. Twice is harmless."""
+        """End the thread even if it has other users, and wait for its end. A second call is harmless."""
         self.post(self._stop)
         self._join()
 
@@ -177,23 +183,26 @@ class Background:
         if self._stopping or self.runtime.closed:
             return
         try:
-            with contextlib.suppress(PollCancelled):  # nobody's poll but ours
+            with contextlib.suppress(PollCancelled):  # a cancel cannot be meant for another poll
                 self.runtime.poll_event(0)
         except (OSError, MemifError):
-            if not self.runtime.closed:  # by its owner, in another thread, just now
+            if not self.runtime.closed:  # its owner may close it in another thread at this moment
                 raise
 
     def _guarded(self, function: Callable[[], object]) -> None:
         try:
             function()
-        except BaseException as error:  # outcomes of pytest, and SystemExit, are no Exception
+        except BaseException as error:  # SystemExit and the outcomes of pytest do not derive from Exception
             self.failure = self.failure or error
             logger.exception("%r: a callback failed", self.runtime)
 
 
 class _Wake:
-    """An eventfd that makes the thread look. The lock keeps a late caller from writing to an fd that is closed, and
-    whose number may be another file's; a finalizer may come in the middle of it."""
+    """An eventfd that wakes the thread.
+
+    The lock keeps a late caller from writing to the fd after it is closed, when its number may belong to another file.
+    It is reentrant because a finalizer may run while the same thread holds it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -211,7 +220,7 @@ class _Wake:
                 os.eventfd_write(self._fd.fileno(), 1)
 
     def abandon(self) -> None:
-        """In a forked child: a thread that it does not have may hold the lock."""
+        """Replace the lock in a forked child: a thread that exists only in the parent may hold it."""
         self._lock = threading.RLock()
 
     def drain(self) -> None:
@@ -235,6 +244,9 @@ _running: weakref.WeakSet[Background] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Before daemon threads stop: peers hear goodbye, and no finalizer waits for a thread that will never run."""
+    """End all threads before the interpreter stops daemon threads.
+
+    Peers then get a DISCONNECT, and no finalizer waits for a thread that has been stopped.
+    """
     for background in list(_running):
         background.close()

@@ -137,7 +137,7 @@ class BaseInterface(Generic[S]):
 
     @property
     def connected(self) -> bool:
-        """Whether there is a peer, and ``on_connect`` has been called for it."""
+        """Whether there is a peer and ``on_connect`` has been called for it."""
         return self._waiting.connected
 
     @property

@@ -160,7 +160,7 @@ class Waiting(Generic[S]):
 
     @property
     def connected(self) -> bool:
-        """Whether there is a peer, and ``on_connect`` has been called for it."""
+        """Whether there is a peer and ``on_connect`` has been called for it."""
         return self.interface.connected and self.interface.announced
 
     @property

@@ -57,7 +57,7 @@ def test_an_endpoint_is_what_is_written(text: str) -> None:
 
 def test_between_two_memifs_the_kind_goes_without_saying() -> None:
     assert parse_memif_endpoint("@lab,id=3") == MemifEndpoint("@lab", InterfaceConfig(id=3, rx_mode=RxMode.ADAPTIVE))
-    with pytest.raises(ConfigError, match="'tap:x' is no memif"):
+    with pytest.raises(ConfigError, match="'tap:x' is not a memif"):
         parse_memif_endpoint("tap:x")
 
 
@@ -116,10 +116,7 @@ def test_ends_that_do_not_go_together_are_refused(a: str, b: str, words: str) ->
 
 def test_an_interface_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bridge", "packet:nosuchif0", "memif:@memifrt-test-none"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "memifrt bridge: there is no interface nosuchif0; ip link shows those that there are\n"
-    )
+    assert capsys.readouterr().err == "memifrt bridge: there is no interface nosuchif0; ip link lists the interfaces\n"
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -575,7 +572,7 @@ def test_a_name_that_is_taken_by_another_kind_of_interface_is_refused(capsys: py
     with namespaces(1) as (host,):
         host.ip("link", "add", "name", "va", "type", "veth", "peer", "name", "vb")
         assert main(["bridge", f"tap:va,netns={host.name}", "memif:@memifrt-test-taken"]) == 2
-    assert "TAP device va: there is an interface of this name that is of another kind" in capsys.readouterr().err
+    assert "TAP device va: an interface of this name exists and is of another kind" in capsys.readouterr().err
 
 
 # --- losses in the kernel -------------------------------------------------------------------------------------------
@@ -779,7 +776,7 @@ def test_a_device_of_somebody_else_is_refused_with_its_owner(monkeypatch: pytest
 def test_a_device_with_several_queues_is_refused_with_the_reason() -> None:
     with namespaces(1) as (host,):
         host.ip("tuntap", "add", "dev", "tp0", "mode", "tap", "multi_queue")
-        with pytest.raises(MemifOSError, match="tp0: it is one with several queues; make it without multi_queue"):
+        with pytest.raises(MemifOSError, match="tp0: it has several queues; make it without multi_queue"):
             bridge_port(f"tap:tp0,netns={host.name}")
 
 

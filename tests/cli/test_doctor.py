@@ -227,7 +227,7 @@ def test_a_program_in_a_file_system_of_its_own(public_directory: Path) -> None:
         try:
             assert program.stdout is not None
             assert program.stdout.readline().startswith("answering for")
-            finding = problem(str(path), f"there is no {path} here", "in a file system of its own")
+            finding = problem(str(path), f"there is no {path} here", "in another file system")
             assert f"/proc/{program.pid}/root{path}" in finding.todo
             found = findings(f"/proc/{program.pid}/root{path}")
             assert about("hello", found).level == OK
@@ -287,7 +287,7 @@ def test_without_the_kernel_s_table_the_rest_is_told(
     with running_in_thread(runtime):
         found = findings(socket_path)
     assert [finding.check for finding in found] == ["file", "peer", "hello", "id"]
-    assert "not to be seen" in found[-1].text
+    assert "cannot be seen" in found[-1].text
 
 
 # --- what it says ---------------------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def test_another_version_is_a_problem(raw_listener: RawListener, socket_path: st
     ("word", "words"),
     [
         (Disconnect(0, "not for you"), ["refuses this connection: not for you"]),
-        (Ack(), ["begins with ACK where HELLO is due"]),
+        (Ack(), ["begins with ACK instead of HELLO"]),
         (b"HTTP/1.1 400 Bad Request", ["message of 24 bytes"]),
         (b"\xff" * 128, ["unknown type 65535"]),
     ],
@@ -393,10 +393,10 @@ def test_a_name_that_moves_the_cursor_stays_text(
     [
         ("unmatched interface id", PROBLEM, "no interface with id 7"),  # VPP
         ("already connected", PROBLEM, "id 7 is taken"),
-        ("cannot connect to slave", PROBLEM, "is a slave, too"),
+        ("cannot connect to slave", PROBLEM, "is a slave too"),
         ("mode mismatch", OK, "id 7 is free"),
-        ("secret required", PROBLEM, "wants another secret"),
-        ("incorrect secret", PROBLEM, "wants another secret"),
+        ("secret required", PROBLEM, "requires another secret"),
+        ("incorrect secret", PROBLEM, "requires another secret"),
         ("ID not found", PROBLEM, "no interface with id 7"),  # DPDK
         ("Already connected", PROBLEM, "id 7 is taken"),
         ("Only ethernet mode supported", OK, "id 7 is free"),
@@ -448,7 +448,7 @@ def test_our_own_master_is_understood(runtime: Runtime, peer_runtime: Runtime, s
     with running_in_thread(runtime):
         assert "id 1 is taken" in problem(socket_path, probe_id=1).text
         assert about("id", findings(socket_path, probe_id=2)) == Finding(OK, "id", "id 2 is free")
-        assert "wants another secret" in problem(socket_path, "--secret", probe_id=3).text
+        assert "requires another secret" in problem(socket_path, "--secret", probe_id=3).text
         assert about("id", findings(socket_path, probe_id=3, secret=b"hush")).level == OK
         assert "no interface with id 4" in problem(socket_path, probe_id=4).text
     assert (free.connects, free.disconnects) == (0, 0)

@@ -222,14 +222,14 @@ def test_a_filter_of_ethernet_addresses_is_refused_in_ip_mode(capsys: pytest.Cap
     assert main(["dump", "--mode", "ip", "ether", "host", "02:00:00:00:00:01"]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert "the filter 'ether host 02:00:00:00:00:01' is not one that libpcap understands: " in err
+    assert "libpcap does not understand the filter 'ether host 02:00:00:00:00:01': " in err
 
 
 def test_a_filter_that_is_none_is_one_line_in_libpcap_s_words(capsys: pytest.CaptureFixture[str]) -> None:
     needs_libpcap()
     assert main(["dump", "--role", "master", "--socket", "@memifrt-test-filter", "icmp or else"]) == 2
     err = capsys.readouterr().err
-    assert "the filter 'icmp or else' is not one that libpcap understands: " in err
+    assert "libpcap does not understand the filter 'icmp or else': " in err
     assert err[:-1].isprintable()
 
 
@@ -289,7 +289,7 @@ def test_a_percent_sign_is_for_strftime_and_no_file_is_written_twice(
 def test_rotation_without_a_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dump", "-G", "10"]) == 2
     assert main(["dump", "-C", "10", "-w", "-"]) == 2
-    assert capsys.readouterr().err == 2 * "memifrt dump: -G and -C begin new files: they need -w FILE\n"
+    assert capsys.readouterr().err == 2 * "memifrt dump: -G and -C start new files: they need -w FILE\n"
     with pytest.raises(ConfigError, match="-w FILE"):
         DumpOptions(rotation=Rotation(seconds=1))
 

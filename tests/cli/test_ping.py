@@ -410,7 +410,7 @@ def test_request_that_finds_no_room_is_reported_and_not_waited_for(runtime: Runt
         wait_until(lambda: program.poll() is not None, runtime)
         status, out, err = finish(program)
     assert status == 1
-    assert "memifrt ping: icmp_seq=2 was not sent: the peer takes nothing\n" in err
+    assert "memifrt ping: icmp_seq=2 was not sent: the peer takes no packets\n" in err
     assert "3 packets transmitted, 0 received, +2 errors, 100% packet loss" in out
 
 

@@ -399,7 +399,7 @@ def test_a_long_wait_is_said(runtime: Runtime, socket_name: str, tmp_path: Path)
     with listener(runtime, socket_name, []), running("replay", str(path), "--socket", socket_name) as program:
         wait_until(lambda: runtime.interfaces[0].connected, runtime)
         said = read_until(program, "is due in", stderr=True)
-        assert re.search(r"the next packet is due in 99 days, .*; --max-gap bounds the gaps of the capture$", said)
+        assert re.search(r"the next packet is due in 99 days, .*; --max-gap limits the gaps of the capture$", said)
 
 
 def test_a_bounded_gap_is_said(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:

@@ -335,7 +335,7 @@ def test_a_socket_of_something_else_is_told_apart(
         with contextlib.closing(other.accept()[0]) as client:
             client.sendall(said)
             observer.wait(DEADLINE)
-    assert "no stats socket of memifrt" in observer.programs[0].error
+    assert "not a stats socket of memifrt" in observer.programs[0].error
     os.unlink(stats_path)
 
 
@@ -512,7 +512,7 @@ def test_json_goes_on_until_it_is_told_to_end(how: signal.Signals, stats_path: s
         ([], ["PATH"]),
         ([""], ["PATH", "''"]),
         (["-i", "0", "x"], ["-i", "'0'"]),
-        (["x"], ["no terminal", "--once", "--json"]),
+        (["x"], ["not a terminal", "--once", "--json"]),
     ],
 )
 def test_wrong_arguments_are_one_line(

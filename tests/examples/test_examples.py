@@ -671,7 +671,7 @@ def test_sender_needs_a_transmit_queue_of_its_own(prompt: Program, runtime: Runt
     peer = Peer(runtime, socket_path, "slave", num_m2s_rings=1)
     peer.connect(prompt)
     prompt.tell("send 0 1 192.168.1.1 02:fe:00:00:00:99")
-    prompt.line("send: the only transmit queue that the peer allows is taken by the replies", runtime)
+    prompt.line("send: the peer allows only one transmit queue, and the replies use it", runtime)
     peer.ping(prompt, connection_ip(0))
     end(prompt)
 

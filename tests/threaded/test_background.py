@@ -86,7 +86,7 @@ def test_exception_of_a_callback_is_kept_and_the_thread_goes_on(background: Back
 def test_close_closes_the_runtime_and_refuses_what_comes_later(background: Background) -> None:
     background.close()
     assert background.runtime.closed
-    with pytest.raises(MemifError, match="nobody handles the events of"):
+    with pytest.raises(MemifError, match="the thread for the events of"):
         background.call(lambda: 1)
     background.post(lambda: pytest.fail("it has ended"))
     assert not background.retain()

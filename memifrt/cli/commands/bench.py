@@ -1,7 +1,7 @@
-"""``memifrt bench``: one end of a measurement, over any of the three levels of the data plane.
+"""``memifrt bench``: run one end of a measurement, on one of the three levels of the data plane.
 
-Owns the loops of source, sink, echo, gen and rr, and what is counted in them. What it prints are this process's own
-figures: packets a second since the first packet, and CPU time a packet.
+Owns the loops of source, sink, echo, gen and rr, and their counters. It prints the figures of this process: packets a
+second since the first packet, and CPU time for each packet.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ MODES = ("source", "sink", "echo", "gen", "rr")
 APIS = ("packets", "burst", "vector")
 CHECKS = ("content", "count")
 PAYLOADS = ("zeros", "icmp")
-#: Whom the echo requests of ``payload="icmp"`` are for; any MAC address.
+#: The target of the echo requests of ``payload="icmp"``.
 ICMP_TARGET = "192.168.1.2"
 
-#: Turns between two looks at the clock.
+#: The number of turns between two looks at the clock.
 _TURNS = 32
-#: Seconds between two samples of the counters, and two looks at the control channel while a loop polls.
+#: Seconds between two samples of the counters, and between two looks at the control channel while a loop polls.
 _SAMPLE = 0.05
-#: Seconds without any packet after which gen and rr give up a peer: a testpmd may take nine until it forwards.
+#: Seconds without a first packet after which gen and rr give up: a testpmd may need nine until it forwards.
 _PATIENCE = 10.0
-#: Seconds without any packet after which gen and rr hold for lost what is on its way. An echo that merely had to wait
-#: for its core must not find more packets on its return than fit into the ring.
+#: Seconds without a packet after which gen and rr count the packets in flight as lost. The time is long, because an
+#: echo that only waited for its core must not find more packets than fit into the ring.
 _LOST = 1.0
-#: Seconds that gen gives its last packets to come back.
+#: Seconds that gen waits for its last packets.
 _LINGER = 1.0
 _SEQUENCE_BYTES = 8
 #: Ethernet, IPv4 and ICMP headers of an echo request.
@@ -62,8 +62,8 @@ _ECHO_HEADERS = 14 + 20 + 8
 class Options:
     """What to measure. ``seconds`` counts from the first packet; 0 goes on until the peer disconnects.
 
-    ``burst`` counts buffers where packets are received and packets where they are sent. ``window`` is how many packets
-    of gen may be on their way on each queue; 0 for what the ring holds, at most four bursts.
+    ``burst`` counts buffers when receiving, and packets when sending. ``window`` is the number of packets of gen that
+    may be in flight on each queue; 0 means as many as the ring holds, at most four bursts.
     """
 
     mode: str
@@ -100,7 +100,7 @@ class Options:
         check_range("burst", self.burst, 1, 1 << 14)
         check_range("window", self.window, 0, 1 << 16)
         if self.payload == "icmp" and self.mode == "gen" and self.check == "content":
-            raise ConfigError("payload is icmp; what comes back is another packet, so check must be count")
+            raise ConfigError("payload is icmp; the reply is another packet, so check must be count")
         if self.mode == "gen" and self.check == "content" and self.size < _SEQUENCE_BYTES:
             raise ConfigError(
                 f"size is {self.size}; a packet whose content is checked has at least {_SEQUENCE_BYTES} bytes"
@@ -115,17 +115,17 @@ class Options:
         return -(-self.size // self.buffer_size)
 
     def packet(self) -> bytes:
-        """What is sent."""
+        """Return the packet to send."""
         return bytes(self.size) if self.payload == "zeros" else _echo_request(self.size)
 
 
 @dataclass(slots=True)
 class Result:
-    """What was measured.
+    """The result of a measurement.
 
-    ``packets`` are those sent (source), received (sink), sent back (echo), or come back (gen, rr), from the first to
-    the last. ``pps`` is their rate and ``cpu_ns`` this process's CPU time for each, both in the ``seconds`` after the
-    first were seen. ``rtt_us`` are percentiles (rr only).
+    ``packets`` counts all packets that were sent (source), received (sink), sent back (echo), or came back (gen, rr).
+    ``pps`` is their rate, and ``cpu_ns`` the CPU time of this process for each; both are measured over ``seconds``,
+    from the first packets on. ``rtt_us`` are percentiles of round trips (rr only), in microseconds.
     """
 
     mode: str
@@ -141,7 +141,7 @@ class Result:
     rtt_us: dict[str, float] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the result as lines of text."""
         bits = 8 * self.bytes / max(self.packets, 1)
         text = [
             f"{self.mode} ({self.impl} rings): {self.packets} packets in {self.seconds:.2f} s: "
@@ -158,7 +158,7 @@ class Result:
 
 
 class Meter:
-    """Samples of (time, CPU time, packets): the rate is that between the first and the last packet seen."""
+    """Takes samples of time, CPU time and packets. The rate is measured from the first to the last packet."""
 
     def __init__(self, live: bool) -> None:
         self.started = False
@@ -166,7 +166,7 @@ class Meter:
         self._live = live
 
     def sample(self, packets: int) -> float:
-        """Note where we are; the seconds since the first packet."""
+        """Take a sample; return the seconds since the first packet."""
         now = (time.monotonic(), time.process_time(), packets)
         if not self.started:
             if packets:
@@ -193,11 +193,11 @@ class Meter:
             result.cpu_ns = (self._last[1] - self._first[1]) / packets * 1e9
 
 
-# --- turns: what is done again and again on a pair of queues --------------------------------------------------------
+# --- turns: the work that is repeated on a pair of queues -----------------------------------------------------------
 
 
 class Matrix:
-    """Rows for packets and their lengths, as the vector calls want them: plain buffers, no NumPy needed."""
+    """Rows for packets and their lengths, for the vector calls. They are plain buffers, without NumPy."""
 
     def __init__(self, rows: int, width: int) -> None:
         self.rows = memoryview(bytearray(rows * width)).cast("B", (rows, width))
@@ -205,9 +205,9 @@ class Matrix:
 
 
 class Turn(ABC):
-    """One turn on a pair of queues; the subclasses know which."""
+    """One turn on a pair of queues."""
 
-    #: Packets that it did not get rid of, or did not get back.
+    #: Packets that could not be sent, or did not come back.
     dropped = 0
     #: Packets that came back changed.
     corrupted = 0
@@ -292,38 +292,38 @@ class EchoVector(SinkVector):
 
 
 class Gen(Turn):
-    """Keeps a window of packets on their way."""
+    """Keeps a window of packets in flight."""
 
     def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
         super().__init__(options, rx, tx)
-        # What is on its way must fit into the ring on which it comes back, or an echo has to drop it.
+        # The packets in flight must fit into the ring on which they come back, or an echo has to drop some.
         fits = min(rx.ring_size, tx.ring_size) // options.buffers_per_packet
         self._window = options.window or max(1, min(4 * options.burst, fits))
         self._sent = 0
         self._returned = 0
 
     def stop(self) -> None:
-        """Send nothing more."""
+        """Send no more packets."""
         self._window = 0
 
     def is_complete(self) -> bool:
-        """Whether all that was sent has come back."""
+        """Return whether all packets have come back."""
         return self._returned + self.corrupted >= self._sent
 
     @abstractmethod
     def write_off(self) -> None:
-        """Hold what is on its way for lost."""
+        """Count the packets in flight as lost."""
 
     @abstractmethod
     def _on_its_way(self) -> int:
-        """Packets that are not held for lost."""
+        """Return the number of packets in flight."""
 
     def _room(self) -> int:
         return min(self.burst, self._window - self._on_its_way())
 
 
 class GenCount(Gen):
-    """Sends without touching the data, counts what comes back: as little work of our own as can be."""
+    """Sends without touching the data and counts the returned packets, with as little work as possible."""
 
     def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
         super().__init__(options, rx, tx)
@@ -335,12 +335,12 @@ class GenCount(Gen):
         self._earlier = rx.counters.packets
 
     def __call__(self) -> None:
-        # Written out, without a call more than it takes: what this end costs bounds what can be measured at the other.
+        # Inlined, with as few calls as possible: the cost of this end limits what can be measured at the other end.
         room = self._window - self._sent + self._returned + self.dropped
         if room > 0:
             if room > self.burst:
                 room = self.burst
-            if self._icmp:  # the peer may answer in place: each time anew
+            if self._icmp:  # the peer may answer in place, so write the data each time
                 self._sent += self._send(self._packets[:room])
             else:
                 allocated = self._alloc(room, self._size)
@@ -348,9 +348,9 @@ class GenCount(Gen):
                 self._transmit(allocated)
         with self._take(self.burst) as burst:
             self._returned += len(burst)
-        if self._chain > 1:  # the peer may cut them otherwise: the queue counts packets, whatever they are made of
+        if self._chain > 1:  # the peer may split packets differently: the queue counts packets, not buffers
             self._returned = self.rx.counters.packets - self._earlier
-        if self.dropped:  # what was written off may come all the same
+        if self.dropped:  # packets that counted as lost may still come
             self.dropped = min(self.dropped, self._sent - self._returned)
 
     def _on_its_way(self) -> int:
@@ -361,7 +361,7 @@ class GenCount(Gen):
 
 
 class GenContent(Gen):
-    """Numbers every packet, and checks that each comes back whole and in order; a gap is a drop."""
+    """Numbers every packet, and checks that each one comes back unchanged and in order. A gap counts as dropped."""
 
     def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
         super().__init__(options, rx, tx)
@@ -394,13 +394,13 @@ class GenContent(Gen):
 
 
 class RoundTrips(Turn):
-    """One packet there and back, again and again. A turn takes the answer and sends the next packet."""
+    """Sends one packet at a time and waits for it. A turn takes the reply and sends the next packet."""
 
     def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
         super().__init__(options, rx, tx)
-        #: Nanoseconds that each took.
+        #: The time of each round trip in nanoseconds.
         self.took = array("Q")
-        #: The one under way is the last.
+        #: Whether the current round trip is the last one.
         self.stopping = False
         self._packet = [options.packet()]
         self._started = 0
@@ -410,8 +410,8 @@ class RoundTrips(Turn):
         return self._started > 0
 
     def start(self) -> bool:
-        """Send a packet; whether there was room."""
-        if self.dropped:  # late: it must not pass for the answer to the next
+        """Send a packet; return False if there was no room."""
+        if self.dropped:  # a late reply must not count as the reply to the next packet
             while self.rx.recv(self.burst):
                 pass
         self._started = time.perf_counter_ns()
@@ -427,13 +427,13 @@ class RoundTrips(Turn):
                 self.start()
 
     def look_until(self, end: float) -> None:
-        """Turn after turn, with a look at the clock now and then."""
+        """Repeat turns, and look at the clock now and then."""
         while self._started and time.monotonic() < end:
             for _ in range(_TURNS):
                 self()
 
     def write_off(self) -> None:
-        """Hold the packet for lost if it has been away for too long."""
+        """Count the packet as lost if it has been away for too long."""
         if self._started and time.perf_counter_ns() - self._started > _LOST * 1e9 and not self.rx.pending():
             self._started = 0
             self.dropped += 1
@@ -458,7 +458,7 @@ _TURNS_OF: dict[tuple[str, str], type[Turn]] = {
 
 
 class Bench:
-    """One end: an interface, and turns on its queues until the time is over or the peer is gone."""
+    """One end of a measurement: an interface, and turns on its queues until the time is over or the peer is gone."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -493,7 +493,7 @@ class Bench:
                     await self._rr(waiter, interface, meter)
                 else:
                     await self._loop(waiter, interface, meter)
-            except (Disconnected, PollCancelled):  # Ctrl+C: what was measured until then counts
+            except (Disconnected, PollCancelled):  # Ctrl+C, or the peer is gone: report what was measured so far
                 pass
             finally:
                 meter.sample(self._counted().packets)
@@ -511,7 +511,7 @@ class Bench:
             self._trips = RoundTrips(options, rx[0], tx[0])
             return
         make = _TURNS_OF[options.mode, options.check if options.mode == "gen" else options.api]
-        # A peer may give fewer queues, and not as many in both directions.
+        # A peer may offer fewer queues, and different numbers in the two directions.
         pairs = (min if options.mode == "gen" else max)(len(rx), len(tx))
         self._turns = [make(options, rx[qid % len(rx)], tx[qid % len(tx)]) for qid in range(pairs)]
         self._gens = [turn for turn in self._turns if isinstance(turn, Gen)]
@@ -523,7 +523,7 @@ class Bench:
             self._turns[qid]()
 
     def _counted(self) -> QueueCounters:
-        """What ``Result.packets`` means: the queues count packets, whatever they are made of."""
+        """Return the counters behind ``Result.packets``. Queues count packets, not buffers."""
         if self.options.mode == "rr":
             trips = 0 if self._trips is None else len(self._trips.took)
             return QueueCounters(trips, trips * self.options.size)
@@ -549,7 +549,7 @@ class Bench:
     # --- loops --------------------------------------------------------------------------------------------------
 
     async def _loop(self, waiter: Waiter, interface: Interface, meter: Meter) -> None:
-        """Turn after turn; the clock and the control channel are looked at now and then."""
+        """Repeat turns, and look at the clock and the control channel now and then."""
         polling = parse_rx_mode(self.options.rx_mode) is RxMode.POLLING or self.options.mode in ("source", "gen")
         rounds = range(max(1, _TURNS // len(self._turns)))
         seen, last_progress, next_sample = 0, 0.0, 0.0
@@ -580,12 +580,12 @@ class Bench:
                     await waiter.wait(0)
 
     def _gives_up(self) -> float:
-        """When to end if nothing came: who sends first need not wait for a peer that does not answer."""
+        """Return the time at which to stop without a packet. Only the modes that send first have such a limit."""
         waits = self.options.mode not in ("gen", "rr") or not self.options.seconds
         return float("inf") if waits else time.monotonic() + _PATIENCE
 
     async def _drain(self, waiter: Waiter, interface: Interface) -> None:
-        """Take what is still on its way, so that what is missing is lost."""
+        """Receive the packets in flight, and then count the missing ones as lost."""
         for gen in self._gens:
             gen.stop()
         deadline = time.monotonic() + _LINGER
@@ -597,7 +597,7 @@ class Bench:
             gen.write_off()
 
     async def _rr(self, waiter: Waiter, interface: Interface, meter: Meter) -> None:
-        """One packet at a time, there and back; the answer is met in the callback, or looked for."""
+        """Make round trips. The reply is taken in the callback, or by polling."""
         trips = self._trips
         assert trips is not None
         polling = parse_rx_mode(self.options.rx_mode) is RxMode.POLLING
@@ -645,13 +645,13 @@ def _add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("what", choices=MODES, metavar="WHAT", help=", ".join(MODES))
     add("--size", type=whole(1, 65535), default=64, metavar="N", help="bytes of a packet; default 64")
-    add("--burst", type=whole(1, 1 << MAX_LOG2_RING_SIZE), default=256, metavar="N", help="default 256")
+    add("--burst", type=whole(1, 1 << MAX_LOG2_RING_SIZE), default=256, metavar="N", help="packets a call; default 256")
     add(
         "--seconds",
         type=seconds_or_zero,
         default=3.0,
         metavar="N",
-        help="how long, from the first packet on; 0: until the peer disconnects; default 3",
+        help="how long to measure, from the first packet; 0: until the peer disconnects; default 3",
     )
     add("--api", choices=APIS, default="burst", help="level of the data plane for source, sink, echo; default burst")
     add("--check", choices=CHECKS, default="content", help="what gen checks; default content")
@@ -675,12 +675,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 COMMAND = Command(
     "bench",
-    "measure: packets a second, CPU time a packet, round trips",
-    """example, in two terminals, packets there and back:
+    "measure packets a second, CPU time for each packet, and round trips",
+    """example, in two terminals, with packets sent and echoed:
   memifrt bench echo --role slave --socket @lab --cpu 0 --seconds 0
   memifrt bench gen --role master --socket @lab --cpu 1
 
-source sends, sink receives, echo sends back, gen sends and checks what comes back,
+source sends, sink receives, echo sends packets back, gen sends packets and checks the returned ones,
 rr sends one packet at a time and waits for it: p50, p99, p99.9""",
     _add_arguments,
     _run,

@@ -1,4 +1,4 @@
-"""``memifrt bridge``: a memif, a TAP device or an interface of the kernel, joined with another of them."""
+"""``memifrt bridge``: connect two of a memif, a TAP device and a kernel interface."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def bridge(
     session_options: SessionOptions = SessionOptions(),  # noqa: B008 - it is frozen
     on_ready: Callable[[], object] = lambda: None,
 ) -> tuple[Report, Report]:
-    """Carry packets both ways until Ctrl+C or SIGTERM; what went from ``a`` to ``b``, and back.
+    """Forward packets in both directions until Ctrl+C or SIGTERM.
 
-    :param on_ready: called when both ends are made.
-    :raises MemifError: an end cannot be made, or is gone.
+    :param on_ready: called when both ends are open.
+    :returns: the totals from ``a`` to ``b``, and from ``b`` to ``a``.
+    :raises MemifError: an end cannot be opened, or is gone.
     """
     check_pair(a, b)
     polling = any(isinstance(end, MemifEndpoint) and end.config.rx_mode is RxMode.POLLING for end in (a, b))
@@ -39,7 +40,7 @@ def bridge(
         contextlib.ExitStack() as stack,
     ):
         ports: dict[Endpoint, Port] = {}
-        # What is local comes first: a peer is to see nothing of a bridge that cannot be.
+        # Open the local ends first, so that a peer does not see a bridge that fails.
         for end in sorted((a, b), key=lambda end: isinstance(end, MemifEndpoint)):
             ports[end] = _port(runtime, end)
             stack.callback(ports[end].close)
@@ -78,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 COMMAND = Command(
     "bridge",
-    "join a memif with a TAP device, an interface of the kernel, or another memif",
+    "connect a memif to a TAP device, a kernel interface, or another memif",
     f"""ends:
 {SYNTAX}
 

@@ -1,4 +1,4 @@
-"""``memifrt demo``: a responder and a pinger, two processes that share nothing but memory and an abstract socket."""
+"""``memifrt demo``: run a responder and a pinger, two processes that share only memory and an abstract socket."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from memifrt.ring import __impl__ as rings
 
 _RESPONDER_IP = bytes((192, 168, 1, 2))
 _PINGER_IP = bytes((192, 168, 1, 1))
-#: ``python -m memifrt`` would look for modules in the current directory first, where a logging.py may lie.
+#: Not ``python -m memifrt``: that imports from the current directory first, which may have a logging.py.
 _PROGRAM = f"""\
 import sys
 del sys.path[0]
 sys.path.append({str(Path(memifrt.__file__).parent.parent)!r})
 from memifrt.cli import main
 sys.exit(main())"""
-#: Seconds that the responder has for its end; it needs milliseconds.
+#: Seconds to wait for the end of the responder, which needs milliseconds.
 _GRACE = 10.0
 
 
 def demo(count: int, interval: float, *, loop: str = "internal") -> int:
-    """Run it; the exit status: 0 if every ping was answered.
+    """Run the demo and return the exit status: 0 if every ping was answered.
 
     :raises MemifError: the responder did not start.
     """
     socket = f"@memifrt-demo-{uuid.uuid4().hex}"
     command = [sys.executable, "-c", _PROGRAM, "responder", "--role", "master", "--socket", socket]
     command += ["--ip", format_ip(_RESPONDER_IP), "--until-eof", "--loop", loop]
-    # The responder ends when its standard input does: with the demo, however that ends.
-    environment = {**os.environ, "MEMIFRT_RING": rings}  # the same as here, and what is to be said of them is said here
+    # The responder ends when its standard input is closed, so it never outlives the demo.
+    environment = {**os.environ, "MEMIFRT_RING": rings}  # the same as here; a warning about them is printed here
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as responder:
@@ -57,7 +57,7 @@ def demo(count: int, interval: float, *, loop: str = "internal") -> int:
 
 def _wait_until_listening(responder: subprocess.Popen[str]) -> None:
     assert responder.stdout is not None
-    if not responder.stdout.readline():  # it has said on standard error what went wrong
+    if not responder.stdout.readline():  # the responder has printed the error on standard error
         raise MemifError(ErrorCode.SYSCALL, f"the responder ended with status {responder.wait()} before it listened")
 
 
@@ -88,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 COMMAND = Command(
     "demo",
-    "a responder and a pinger, two processes: nothing else is needed",
+    "run a responder and a pinger in two processes; it needs nothing else",
     """example:
   memifrt demo -c 100 -i 0.01
 

@@ -1,8 +1,7 @@
-"""``memifrt doctor PATH``: what is wrong with a control socket, in words, one finding a line.
+"""``memifrt doctor PATH``: say what is wrong with a control socket, one finding in each line.
 
-Owns the questions and their order: the file, who listens, what it says, whether an id is taken. Nothing is asked that
-could disturb a running peer: it sees a connection that says DISCONNECT after its HELLO and closes. Only ``--probe-id``
-says more.
+Owns the checks and their order: the file, the listener, its HELLO, whether an id is taken. The checks do not disturb a
+running peer: it sees a connection that sends DISCONNECT after the HELLO and closes. Only ``--probe-id`` sends more.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from memifrt.types import VERSION
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
-#: No interface has this mode: VPP, DPDK and memifrt refuse it after they have looked whether the id is taken.
+#: A mode that no interface has. VPP, DPDK and memifrt first check whether the id is taken, and then refuse the mode.
 _NO_MODE = 255
-#: Seconds after an ACK in which a libmemif master hangs up if it has no such id.
+#: Seconds to wait after an ACK: a libmemif master that has no such id closes the connection in that time.
 _SECOND_THOUGHTS = 0.5
 _TABLE = "/proc/net/unix"
 _LISTENS = 0x10000
@@ -45,7 +44,7 @@ _CONNECTED, _WAITING = 3, 2
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: ``level`` is ok, note or problem; ``check`` what was looked at; ``todo`` what to do about it."""
+    """One line: ``level`` is ok, note or problem, ``check`` names the check, and ``todo`` says what to do."""
 
     level: str
     check: str
@@ -58,8 +57,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What to look at. ``probe_id`` None asks for no id; ``timeout`` is how long the peer has for each answer, in
-    seconds."""
+    """What to check.
+
+    ``probe_id`` None probes no id. ``timeout`` is the time in seconds that the peer has for each answer.
+    """
 
     address: Address
     timeout: float = 2.0
@@ -68,7 +69,7 @@ class Question:
 
 
 def examine(question: Question) -> Generator[Finding, None, None]:
-    """Findings as they come, up to the first problem that leaves nothing more to be asked."""
+    """Yield findings as they come. Stop at the first problem that makes further checks impossible."""
     address = question.address
     sockets = _listening(address)
     found: list[Finding] = []
@@ -81,7 +82,7 @@ def examine(question: Question) -> Generator[Finding, None, None]:
     yield from _listener(address, sockets)
     peers = sum(row.state == _CONNECTED for row in _bound(address))
     try:
-        with _signals_held():  # a socket that is not a channel yet would close without a DISCONNECT
+        with _signals_held():  # until the socket is a channel, a signal would close it without a DISCONNECT
             channel = Channel(connect(address))
     except MemifOSError as error:
         yield _refusal(address, sockets, error)
@@ -92,7 +93,7 @@ def examine(question: Question) -> Generator[Finding, None, None]:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Let no signal's handler run in between; it runs afterwards."""
+    """Delay signal handlers until the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield
@@ -131,14 +132,14 @@ def _file(path: str, sockets: list[UnixSocket]) -> Iterator[Finding]:
         )
     elif not os.access(path, os.W_OK, effective_ids=True):
         yield Finding(
-            PROBLEM, "file", f"{_me()} may not write to {path} ({shown}), and connecting is that", _join(status)
+            PROBLEM, "file", f"{_me()} may not write to {path} ({shown}), which connecting needs", _join(status)
         )
     else:
         yield Finding(OK, "file", f"{path} is a socket: {shown}")
 
 
 def _directory(path: str) -> Finding | None:
-    """What keeps us from a file in a directory: the first of its parents that is wrong."""
+    """Return the first problem with a directory or its parents; None if there is none."""
     for directory in [*reversed(Path(path).parents), Path(path)]:
         try:
             status = directory.stat()
@@ -154,7 +155,7 @@ def _directory(path: str) -> Finding | None:
 
 
 def _missing(path: str, sockets: list[UnixSocket]) -> Finding:
-    """There is no file. Maybe somebody listens under this name all the same."""
+    """Return the finding for a missing file. A program may still listen under this name."""
     if sockets:
         return _elsewhere(path, sockets, "file", f"there is no {path} here")
     todo = "start the listening end (master, server) first, or correct the path; memifrt's slaves try again"
@@ -162,7 +163,7 @@ def _missing(path: str, sockets: list[UnixSocket]) -> Finding:
 
 
 def _other_form(address: Address) -> str | None:
-    """What to do if a program listens on the same name in the other namespace, abstract or file; None if none does."""
+    """Return what to do if a program listens on this name as the other kind, abstract or file; None if none does."""
     path = address.path[1:] if address.is_abstract else f"@{os.path.abspath(address.path)}"
     names = {path} if address.is_abstract else {path, f"@{address.path}"}
     for row in unix_sockets():
@@ -173,28 +174,28 @@ def _other_form(address: Address) -> str | None:
 
 
 def _elsewhere(path: str, sockets: list[UnixSocket], check: str, text: str) -> Finding:
-    """Somebody listens under this name, but not on the file that we see, if we see any."""
+    """Return the finding for a program that listens under this name, but not on a file that we see."""
     for row in sockets:
         for pid, name in row.owners():
             who = f"process {pid} ({name}) listens under that name"
             theirs = f"/proc/{pid}/root{os.path.abspath(path)}"
             if _is_another_file(theirs, path):
                 todo = f"a container, or systemd's PrivateTmp: share the directory, or use {theirs} as root"
-                return Finding(PROBLEM, check, f"{text}, but {who} in a file system of its own", todo)
+                return Finding(PROBLEM, check, f"{text}, but {who} in another file system", todo)
             return Finding(PROBLEM, check, f"{text}, but {who}: its file was removed or replaced", "restart it")
     todo = "in a container, or with systemd's PrivateTmp, share the directory; else restart the program"
-    return Finding(PROBLEM, check, f"{text}, but somebody listens under that name", todo)
+    return Finding(PROBLEM, check, f"{text}, but a program listens under that name", todo)
 
 
 def _is_another_file(theirs: str, ours: str) -> bool:
     try:
         return os.path.exists(theirs) and not os.path.samefile(theirs, ours)
-    except FileNotFoundError:  # ours is not there
+    except FileNotFoundError:  # our file does not exist
         return True
 
 
 def _join(status: os.stat_result) -> str:
-    """How to get at a file that permissions keep us from."""
+    """Return what to do about a file that permissions keep us from."""
     group = _group(status.st_gid)
     if status.st_gid and status.st_mode & stat.S_IWGRP:
         return f"join its group (usermod -aG {group} {_user(os.geteuid())}, and log in anew), or run as root"
@@ -231,7 +232,7 @@ def _me() -> str:
 
 @dataclass(frozen=True, slots=True)
 class UnixSocket:
-    """One row of the kernel's table of the Unix sockets in our network namespace."""
+    """One row of the kernel's table of Unix sockets in our network namespace."""
 
     kind: int
     listens: bool
@@ -240,7 +241,7 @@ class UnixSocket:
     path: str
 
     def owners(self) -> list[tuple[int, str]]:
-        """The processes that hold it, as far as we may look: pid and name."""
+        """Return pid and name of each process that holds the socket, as far as we may see them."""
         found = []
         for name in os.listdir("/proc"):
             if name.isdigit() and _holds(name, f"socket:[{self.inode}]"):
@@ -249,7 +250,7 @@ class UnixSocket:
 
 
 def unix_sockets() -> Iterator[UnixSocket]:
-    """The table; nothing where there is none."""
+    """Iterate over the table. It is empty if the kernel does not show it."""
     try:
         with open(_TABLE, errors="surrogateescape") as table:
             rows = table.read().split("\n")[1:]
@@ -259,12 +260,12 @@ def unix_sockets() -> Iterator[UnixSocket]:
         columns = row.split(maxsplit=7)
         if len(columns) == 8:
             _, _, _, flags, kind, state, inode, path = columns
-            with contextlib.suppress(ValueError):  # an abstract name may have a newline in it: the rest is no row
+            with contextlib.suppress(ValueError):  # an abstract name may contain a newline; the rest of it is not a row
                 yield UnixSocket(int(kind, 16), bool(int(flags, 16) & _LISTENS), int(state, 16), int(inode), path)
 
 
 def _bound(address: Address) -> list[UnixSocket]:
-    """The sockets of this name: the listener, and its end of each connection, which inherits the name."""
+    """Return the sockets of this name: the listener, and its end of each connection, which has the same name."""
     names = {address.path} if address.is_abstract else {address.path, os.path.realpath(address.path)}
     return [row for row in unix_sockets() if row.path in names]
 
@@ -297,13 +298,15 @@ def _listener(address: Address, sockets: list[UnixSocket]) -> Iterator[Finding]:
     connected = sum(row.state == _CONNECTED for row in rows)
     waiting = sum(row.state == _WAITING for row in rows)
     owners = [f"process {pid} ({name})" for row in sockets for pid, name in row.owners()]
-    who = ", ".join(owners) or "somebody whose processes we may not see"
+    who = ", ".join(owners) or "a process that we may not see"
     kinds = ", ".join(sorted({_KINDS.get(row.kind, str(row.kind)) for row in sockets}))
     peers = f"{connected} peer{'s' if connected != 1 else ''} connected"
     yield Finding(OK, "listener", f"{who} listens ({kinds}), {peers}")
     if len(sockets) > 1:
-        todo = "end the one that should not be there"
-        yield Finding(NOTE, "listener", f"{len(sockets)} sockets listen under this name, and one has the file", todo)
+        todo = "end the program that should not be there"
+        yield Finding(
+            NOTE, "listener", f"{len(sockets)} sockets listen under this name, and only one has the file", todo
+        )
     if waiting:
         todo = "see whether it is stopped, or does not run its event loop"
         text = f"{waiting} connection{'s' if waiting != 1 else ''} waiting for the program to accept"
@@ -311,7 +314,7 @@ def _listener(address: Address, sockets: list[UnixSocket]) -> Iterator[Finding]:
 
 
 def _refusal(address: Address, sockets: list[UnixSocket], error: MemifOSError) -> Finding:
-    """Why we cannot connect."""
+    """Return the finding for a failed connect."""
     match error.code:
         case ErrorCode.CONNREFUSED if address.is_abstract:
             return Finding(
@@ -343,7 +346,7 @@ def _refusal(address: Address, sockets: list[UnixSocket], error: MemifOSError) -
             return Finding(
                 PROBLEM,
                 "connect",
-                f"the backlog of {address} is full: the program accepts nobody",
+                f"the backlog of {address} is full: the program accepts no connections",
                 "see whether it is stopped, or does not run its event loop",
             )
         case ErrorCode.ACCES:
@@ -363,7 +366,7 @@ def _label(address: Address) -> str:
     return ""
 
 
-# --- what it says ---------------------------------------------------------------------------------------------------
+# --- the conversation -----------------------------------------------------------------------------------------------
 
 
 def _conversation(question: Question, channel: Channel, peers: int | None) -> Iterator[Finding]:
@@ -381,15 +384,15 @@ def _conversation(question: Question, channel: Channel, peers: int | None) -> It
             todo = "let the listening end admit this user"
             yield Finding(PROBLEM, "hello", f"the peer refuses this connection: {reason or 'no reason given'}", todo)
         case None:
-            text = f"the peer says no HELLO within {question.timeout:g} s"
-            todo = "it is stopped, busy, or no memif master: look at the process"
+            text = f"the peer sent no HELLO within {question.timeout:g} s"
+            todo = "it is stopped, busy, or not a memif master: look at the process"
             yield Finding(PROBLEM, "hello", text, todo)
         case str():
-            todo = "it is no memif master, or it is too full to take another peer: look at its log"
+            todo = "it is not a memif master, or it has no room for another peer: look at its log"
             yield Finding(PROBLEM, "hello", f"no HELLO: {answer}", todo)
         case _:
-            text = f"the peer begins with {type(answer).__name__.upper()} where HELLO is due"
-            yield Finding(PROBLEM, "hello", text, "it is no memif master: look at the process")
+            text = f"the peer begins with {type(answer).__name__.upper()} instead of HELLO"
+            yield Finding(PROBLEM, "hello", text, "it is not a memif master: look at the process")
     if isinstance(answer, Hello):
         if question.probe_id is None:
             yield from _ids(peers)
@@ -419,7 +422,7 @@ def _version(version: int) -> str:
 
 
 def _answer(channel: Channel, timeout: float) -> Message | str | None:
-    """The next message; None if there is none in time; in words why there will be none."""
+    """Return the next message, None if none came in time, or a text that says why none will come."""
     deadline = time.monotonic() + timeout
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
@@ -445,11 +448,9 @@ def _answer(channel: Channel, timeout: float) -> Message | str | None:
 
 
 def _ids(peers: int | None) -> Iterator[Finding]:
-    """What can be told without asking for an id, which takes it where it is free."""
+    """Yield what can be said without a probe: on some peers, a probe takes an id that is free."""
     if peers is None:
-        text = (
-            "how many peers it has is not to be seen from here: it listens under another name or in another namespace"
-        )
+        text = "the number of its peers cannot be seen from here: it listens under another name or in another namespace"
         yield Finding(NOTE, "id", text)
     elif peers == 0:
         yield Finding(OK, "id", "no peer is connected, so no id is taken")
@@ -461,10 +462,10 @@ def _ids(peers: int | None) -> Iterator[Finding]:
 
 
 def _probe(question: Question, channel: Channel, number: int) -> Finding:
-    """Ask for an id with a mode that no interface has.
+    """Ask for an id, with a mode that no interface has.
 
-    VPP, DPDK and memifrt look for the id, then whether it is taken, then at the mode: what they refuse is never
-    connected. libmemif and gomemif do not look at modes: they hold the id for us until we hang up.
+    VPP, DPDK and memifrt check the id, then whether it is taken, then the mode, so this never connects. libmemif and
+    gomemif do not check the mode: they reserve the id for us until we close the connection.
     """
     try:
         channel.send(Init(VERSION, number, _NO_MODE, question.secret, "memifrt doctor"))
@@ -487,7 +488,7 @@ def _probe(question: Question, channel: Channel, number: int) -> Finding:
 
 
 def _verdict(number: int, reason: str) -> Finding:
-    """What a refusal means, by the words that the peers that we know have for it; the first that fits."""
+    """Return the finding for a refusal, by the first words in it that known peers use."""
     words = reason.lower()
     meanings: tuple[tuple[tuple[str, ...], Callable[[], Finding]], ...] = (
         (("unmatched", "not found", "no interface"), lambda: _no_such_id(number, reason)),
@@ -499,7 +500,7 @@ def _verdict(number: int, reason: str) -> Finding:
     for needles, verdict in meanings:
         if any(needle in words for needle in needles):
             return verdict()
-    return Finding(NOTE, "id", f"asked for id {number}, the peer refuses: {reason or 'no reason given'}")
+    return Finding(NOTE, "id", f"the peer refuses id {number}: {reason or 'no reason given'}")
 
 
 def _no_such_id(number: int, reason: str) -> Finding:
@@ -514,12 +515,12 @@ def _taken(number: int, reason: str) -> Finding:
 
 def _is_slave(number: int, reason: str) -> Finding:
     todo = "one end must be master (server), the other slave (client)"
-    return Finding(PROBLEM, "id", f"the interface with id {number} is a slave, too ({reason})", todo)
+    return Finding(PROBLEM, "id", f"the interface with id {number} is a slave too ({reason})", todo)
 
 
 def _wants_secret(number: int, reason: str) -> Finding:
     todo = "give it with --secret to learn whether the id is taken"
-    return Finding(PROBLEM, "id", f"the interface with id {number} wants another secret ({reason})", todo)
+    return Finding(PROBLEM, "id", f"the interface with id {number} requires another secret ({reason})", todo)
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -532,17 +533,23 @@ def _add_arguments(parser: Parser) -> None:
         "--probe-id",
         type=whole(0, 0xFFFFFFFF),
         metavar="N",
-        help="ask whether interface N is there and free; the peer logs a refusal, and one of libmemif or gomemif takes "
-        "the id for a moment if it is free",
+        help="ask whether interface N exists and is free; the peer logs a refusal; libmemif and gomemif reserve a free "
+        "id for a moment",
     )
     add(
         "--secret",
         type=checked(TEXT_OPTIONS["secret"].parse),
         default=b"",
         metavar="S",
-        help="the interface's, for --probe-id",
+        help="the secret of the interface, for --probe-id",
     )
-    add("--timeout", type=seconds, default=2.0, metavar="SECONDS", help="for each answer of the peer; default 2")
+    add(
+        "--timeout",
+        type=seconds,
+        default=2.0,
+        metavar="SECONDS",
+        help="how long to wait for each answer of the peer; default 2",
+    )
     add("--json", action="store_true", help="print one line of JSON")
 
 
@@ -554,7 +561,7 @@ def _run(arguments: argparse.Namespace) -> int:
     address = Address.parse(arguments.path)
     findings = []
     question = Question(address, arguments.timeout, arguments.probe_id, arguments.secret)
-    # A signal ends the examination from inside, so that the peer is told.
+    # A signal raises inside the examination, so that the peer still gets a DISCONNECT.
     with signals_to(_interrupt), contextlib.closing(examine(question)) as examination:
         for finding in examination:
             findings.append(finding)
@@ -574,7 +581,7 @@ COMMAND = Command(
   memifrt doctor /run/vpp/memif.sock
   memifrt doctor --probe-id 0 /run/vpp/memif.sock
 
-It looks at the file and at the kernel's tables, connects, reads the HELLO, says DISCONNECT, and hangs up.
+It examines the file and the kernel's tables, connects, reads the HELLO, sends DISCONNECT, and closes the connection.
 
 exit status: 0 if all is well, 1 if there are problems, 2 on wrong arguments""",
     _add_arguments,

@@ -1,7 +1,7 @@
-"""``memifrt dump``: what passes a memif, a line for each packet or a capture file.
+"""``memifrt dump``: print a line for each packet of a memif, or write a capture file.
 
-As an endpoint, which takes everything and answers nothing, or in the middle between two memifs, where every packet
-goes on after it has been captured. Owns what becomes of a captured packet; moving them is the pump's.
+It is either an endpoint, which takes all packets and sends none, or it sits between two memifs and forwards each packet
+after it is captured. Owns the captured packets; the pump (``memifrt.ports.forwarding``) moves them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _SECOND = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """When to begin a new file: after so many ``seconds`` or ``bytes``; 0 is never."""
+    """When to start a new file: after this many ``seconds`` or ``bytes``; 0 means never."""
 
     seconds: int = 0
     bytes: int = 0
@@ -60,12 +60,12 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True)
 class DumpOptions:
-    """What becomes of packets.
+    """What to do with captured packets.
 
-    :ivar path: of the capture, ``-`` for standard output, None for lines.
-    :ivar count: of packets after which it is over, None for no end.
-    :ivar snaplen: bytes of a packet that are kept in a file.
-    :ivar style: of lines: ``auto``, ``scapy`` or ``short``.
+    :ivar path: the capture file; ``-`` is standard output; None prints lines.
+    :ivar count: the number of packets after which to stop; None does not stop.
+    :ivar snaplen: the most bytes of a packet to keep in a file.
+    :ivar style: the style of lines: ``auto``, ``scapy`` or ``short``.
     """
 
     path: str | None = None
@@ -79,7 +79,7 @@ class DumpOptions:
         if self.path is not None and not Path(self.path).name:
             raise ConfigError(f"-w {self.path!r}: it must be the name of a file, or - for standard output")
         if self.rotation and self.path in (None, "-"):
-            raise ConfigError("-G and -C begin new files: they need -w FILE")
+            raise ConfigError("-G and -C start new files: they need -w FILE")
         if self.path == "-" and sys.stdout.isatty():
             raise ConfigError("-w - writes a capture, and standard output is a terminal: pipe it, or use -w FILE")
 
@@ -88,11 +88,11 @@ class DumpOptions:
 
 
 class Sink(ABC):
-    """Takes packets; a context manager that closes it."""
+    """Takes captured packets. It is a context manager that closes itself."""
 
     @abstractmethod
     def record(self, packets: Sequence[bytes], now: int, interface: int) -> None:
-        """Packets that came at ``now``, in nanoseconds since 1970."""
+        """Take packets that came at ``now``, in nanoseconds since 1970."""
 
     @abstractmethod
     def flush(self) -> None: ...
@@ -108,7 +108,7 @@ class Sink(ABC):
 
 
 class Lines(Sink):
-    """A line for each packet, on standard output."""
+    """Prints a line for each packet on standard output."""
 
     def __init__(self, names: Sequence[str], describe: Summary) -> None:
         self._names = [f"{name} " if len(names) > 1 else "" for name in names]
@@ -124,10 +124,10 @@ class Lines(Sink):
 
 
 class Files(Sink):
-    """A capture file, or one after the other.
+    """Writes a capture file, or several one after the other.
 
-    The name of a file that is one of several goes through ``strftime`` if there is a ``%`` in it, and gets a number
-    otherwise, or if there is a file of this run already.
+    If there are several and the path contains a ``%``, ``strftime`` makes their names from it. Otherwise, or if this
+    run has used that name already, the name gets a number.
     """
 
     def __init__(self, path: str, interfaces: Sequence[tuple[str, LinkType]], snaplen: int, rotation: Rotation) -> None:
@@ -149,11 +149,11 @@ class Files(Sink):
 
     @property
     def takes_bursts(self) -> bool:
-        """Whether this kind of file takes a burst from where it lies."""
+        """Whether this kind of file can write a burst directly from its buffers."""
         return self._write_burst is not _never
 
     def record_burst(self, burst: Burst, now: int) -> None:
-        """As ``record``, for all that a burst holds."""
+        """Record all packets of a burst; see :meth:`record`."""
         if self._rotates:
             self._rotate(now)
         self._write_burst(burst, now)
@@ -165,7 +165,7 @@ class Files(Sink):
         self._writer.close()
 
     def size(self) -> int:
-        """Bytes of all files so far."""
+        """Return the bytes of all files so far."""
         return self._earlier + self._writer.written
 
     def _rotate(self, now: int) -> None:
@@ -173,7 +173,7 @@ class Files(Sink):
             return
         self._writer.close()
         self._earlier += self._writer.written
-        if self._rotation.seconds:  # the files keep their distance, whenever packets come
+        if self._rotation.seconds:  # files start at multiples of the period, whenever packets come
             period = self._rotation.seconds * _SECOND
             self._began += (now - self._began) // period * period
         self._open(now)
@@ -184,7 +184,7 @@ class Files(Sink):
 
     def _open(self, now: int) -> None:
         self._writer: Writer = create_capture(self._next_name(now), self._interfaces, self._snaplen)
-        #: What takes a burst from where it lies, if this kind of file does.
+        #: Writes a burst directly from its buffers, if this kind of file can.
         self._write_burst = self._writer.write_burst if isinstance(self._writer, PcapWriter) else _never
 
     def _next_name(self, now: int) -> str:
@@ -202,18 +202,18 @@ class Files(Sink):
 
 
 def with_time(path: str, now: int) -> str:
-    """What ``strftime`` makes of a path, at ``now`` in nanoseconds since 1970."""
+    """Return a path after ``strftime``, at ``now`` in nanoseconds since 1970."""
     return datetime.fromtimestamp(now // _SECOND).strftime(path)
 
 
 def with_number(path: str, number: int) -> str:
-    """The path of one of several files."""
+    """Return the path of one of several files."""
     whole = Path(path)
     return str(whole.with_name(f"{whole.stem}-{number:04}{whole.suffix}"))
 
 
 def first_name(options: DumpOptions, now: int) -> str:
-    """The path of the first file, if it is begun now."""
+    """Return the path of the first file, if it is started at ``now``."""
     path = options.path or "-"
     if not options.rotation:
         return path
@@ -225,9 +225,9 @@ def _never(burst: Burst, now: int) -> None:
 
 
 class Capture:
-    """What a packet passes on its way into a sink: the filter, the count, and a clock that never goes back.
+    """Filters, counts and time-stamps packets on their way into a sink. Its clock never goes back.
 
-    :param stop: called when there are as many packets as were asked for.
+    :param stop: called when ``limit`` packets have been captured.
     """
 
     def __init__(
@@ -241,17 +241,17 @@ class Capture:
         self._shown = shown
         self._last = 0
         whole = matches is None and limit is None
-        #: Whether nothing has to look at single packets.
+        #: Whether whole bursts can be recorded: no filter or limit needs single packets.
         self.takes_bursts = whole and isinstance(sink, Files) and sink.takes_bursts
         if self.takes_bursts:
             assert isinstance(sink, Files)
             self._record_burst = sink.record_burst
             self._size = sink.size
-        #: Nanoseconds since 1970 until which nobody wants to see how far a burst has brought us.
+        #: The time of the next progress update after a burst, in nanoseconds since 1970.
         self._look_at = 0.0 if shown.due < math.inf else math.inf
 
     def record(self, packets: Sequence[bytes], interface: int = 0) -> None:
-        """Capture packets that have just come."""
+        """Capture packets that came now."""
         now = self._last = max(time.time_ns(), self._last)
         if self._matches is not None:
             packets = [*filter(self._matches, packets)]
@@ -266,7 +266,7 @@ class Capture:
             self._shown.update(f"{self.packets} packets")
 
     def record_burst(self, burst: Burst) -> None:
-        """Capture what has just come, from where it lies. It does not count in ``packets``."""
+        """Capture a burst that came now, directly from its buffers. It does not count in ``packets``."""
         now = time.time_ns()
         if now < self._last:
             now = self._last
@@ -278,7 +278,7 @@ class Capture:
                 self._shown.update(f"{self._size() / _MEGABYTE:.1f} MB")
 
     def flush(self) -> None:
-        """Nothing has come for a moment: who reads along wants to see what there is."""
+        """Flush the sink while no packets come, so that a reader of the output sees all of them."""
         self._sink.flush()
 
 
@@ -286,7 +286,7 @@ class Capture:
 
 
 class _Nowhere(Port):
-    """Takes every packet, and it is gone."""
+    """A port that drops every packet."""
 
     received = sent = Traffic()
 
@@ -316,11 +316,11 @@ def dump(
     session_options: SessionOptions = SessionOptions(),  # noqa: B008 - it is frozen
     on_ready: Callable[[], object] = lambda: None,
 ) -> tuple[int, list[Report]]:
-    """Capture what comes to one memif, or passes between two, until Ctrl+C, SIGTERM or the last packet.
+    """Capture packets of one memif, or between two, until Ctrl+C, SIGTERM or the last packet.
 
-    :param on_ready: called when the interfaces are made.
-    :returns: how many packets were captured, and between two memifs what went each way.
-    :raises MemifError: an option is wrong, an interface cannot be made, or a file not be written.
+    :param on_ready: called when the interfaces are created.
+    :returns: the number of captured packets, and between two memifs the totals of each direction.
+    :raises MemifError: an option is wrong, an interface cannot be created, or a file cannot be written.
     """
     if len(ends) == 2:
         check_pair(*ends)
@@ -344,7 +344,7 @@ def dump(
 
 
 def between(ports: Sequence[MemifPort], capture: Capture) -> Sequence[Direction]:
-    """Both ways between two ports, captured."""
+    """Return both directions between two ports, each with the capture."""
     pairs = (ports, ports[::-1])
     if capture.takes_bursts:
         return [Watch(source, target, capture.record_burst) for source, target in pairs]
@@ -356,10 +356,10 @@ def between(ports: Sequence[MemifPort], capture: Capture) -> Sequence[Direction]
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What can go wrong by itself, and does so before a peer sees anything of us.
+    """The steps that may fail without a peer. They run before a peer sees us.
 
-    :ivar matches: the compiled filter, if there is one.
-    :ivar describe: makes the lines, if no file is written.
+    :ivar matches: the compiled filter, or None.
+    :ivar describe: makes the lines; None if a file is written.
     """
 
     matches: Matches | None
@@ -367,9 +367,9 @@ class Preparation:
 
     @classmethod
     def of(cls, options: DumpOptions, ends: Sequence[MemifEndpoint]) -> Preparation:
-        """Compile the filter, and find out whether the file can be written.
+        """Compile the filter, and check that the file can be written.
 
-        :raises MemifError: it cannot, or the filter is none, or what it takes is not installed.
+        :raises MemifError: the filter is wrong, a library is not installed, or the file cannot be written.
         """
         mode = ends[0].mode
         matches = compile_filter(options.filter, LinkType.of(mode)) if options.filter else None
@@ -386,9 +386,9 @@ def capturing(
     stop: Callable[[], None],
     preparation: Preparation | None = None,
 ) -> Iterator[Capture]:
-    """A capture as it is asked for, closed afterwards.
+    """Open a capture with these options, and close it afterwards.
 
-    :param preparation: for these options and ends, if it has been made already.
+    :param preparation: the preparation for these options and ends, if there is one already.
     """
     preparation = preparation or Preparation.of(options, ends)
     sink: Sink
@@ -414,37 +414,49 @@ def _add_arguments(parser: Parser) -> None:
         metavar="FILTER",
         help="only packets that match, in tcpdump's language, like: icmp or arp; needs libpcap",
     )
-    add("-w", dest="path", metavar="FILE", help="write a capture: pcapng if FILE ends so, else pcap; - for a pipe")
-    add("-c", type=whole(1, MANY), dest="count", metavar="COUNT", help="end after so many packets")
-    add("-G", type=whole(1, _DAY), default=0, dest="seconds", metavar="SECONDS", help="begin a new file so often")
+    add(
+        "-w",
+        dest="path",
+        metavar="FILE",
+        help="write a capture: pcapng if FILE ends with .pcapng, else pcap; - is standard output",
+    )
+    add("-c", type=whole(1, MANY), dest="count", metavar="COUNT", help="stop after COUNT packets")
+    add(
+        "-G",
+        type=whole(1, _DAY),
+        default=0,
+        dest="seconds",
+        metavar="SECONDS",
+        help="start a new file every SECONDS seconds",
+    )
     add(
         "-C",
         type=whole(1, MANY),
         default=0,
         dest="megabytes",
         metavar="MB",
-        help="begin a new file after so many million bytes; new files are FILE-0001, FILE-0002, … or, with a %% in it, "
-        "what strftime makes of FILE",
+        help="start a new file after MB million bytes; the files are FILE-0001, FILE-0002, … or, if FILE contains a "
+        "%%, what strftime makes of FILE",
     )
     add(
         "--snaplen",
         type=whole(1, MAX_SNAPLEN),
         default=MAX_SNAPLEN,
         metavar="N",
-        help=f"bytes of a packet that are kept in a file; default {MAX_SNAPLEN}",
+        help=f"the most bytes of a packet to keep in a file; default {MAX_SNAPLEN}",
     )
     add(
         "--style",
         choices=_STYLES,
         default=_STYLES[0],
-        help="of lines: scapy's summaries, or short ones; default auto: scapy's if it is installed",
+        help="the lines: scapy's summaries, or short ones; default auto: scapy's if it is installed",
     )
     add(
         "--between",
         nargs=2,
         type=checked(parse_memif_endpoint),
         metavar=("A", "B"),
-        help="capture what passes between two memifs, both ways, instead of being the end of one",
+        help="capture between two memifs, in both directions, instead of at the end of one",
     )
     add_peer_arguments(parser, "adaptive")
 
@@ -472,7 +484,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 COMMAND = Command(
     "dump",
-    "capture what a memif carries, as lines or into a file, at its end or between two of them",
+    "capture the packets of a memif, as lines or into a file, at its end or between two memifs",
     f"""A and B of --between:
 {MEMIF_SYNTAX}
 

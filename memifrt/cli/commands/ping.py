@@ -1,6 +1,6 @@
-"""``memifrt ping``: ICMP echo requests over memif, with the output and exit status that people know from ping.
+"""``memifrt ping``: send ICMP echo requests over memif, with the output and the exit status of ping.
 
-Owns when to send, what is still awaited, and the statistics. It sleeps in the loop until the next of these is due.
+Owns when to send, which replies are pending, and the statistics. It sleeps in the loop until the next deadline.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from memifrt.ports.drain import INTERVAL, Drain
 from memifrt.queue import TxQueue
 from memifrt.types import Mode, Role, check_range
 
-#: Seconds between two attempts to connect: somebody waits in front of the terminal.
+#: Seconds between two attempts to connect. It is short because a user waits at the terminal.
 _RECONNECT_INTERVAL = 0.2
-#: Seconds between two looks for room in the transmit ring: nothing interrupts when a peer makes some.
+#: Seconds between two looks for room in the transmit ring: no event says that a peer made room.
 _ROOM_INTERVAL = 0.01
-#: Seconds after which a question for the peer's address is asked again, as hosts do.
+#: Seconds after which an ARP request is repeated, as hosts do.
 _ARP_INTERVAL = 1.0
-#: Seconds for which the peer may go on taking what was sent to it before the end.
+#: The most seconds to let the peer take packets before the end.
 _DRAIN_LIMIT = 3.0
 #: Bytes of the IP and ICMP headers, which ping adds to the size in its first line.
 _HEADERS = 28
@@ -62,8 +62,8 @@ _ICMP_HEADER = 8
 class PingOptions:
     """What to send, and when to stop.
 
-    ``interval`` and ``wait`` are in seconds; ``count`` None goes on until Ctrl+C. With ``once`` the end of the
-    connection is the end, instead of a reason to connect again.
+    ``interval`` and ``wait`` are in seconds. With ``count`` None, ping sends until Ctrl+C. With ``once``, ping ends
+    when the connection ends; otherwise it connects again.
     """
 
     target: bytes
@@ -79,14 +79,14 @@ class PingOptions:
 
 @dataclass(slots=True)
 class Statistics:
-    """What came of the requests so far; times in seconds."""
+    """The totals so far. Times are in seconds."""
 
     transmitted: int = 0
     received: int = 0
     duplicates: int = 0
     corrupted: int = 0
     errors: int = 0
-    #: Corrupted replies to requests that have had another reply.
+    #: Corrupted replies to requests that also got another reply.
     surplus: int = 0
     started: float = 0.0
     shortest: float = math.inf
@@ -96,7 +96,7 @@ class Statistics:
 
     @property
     def settled(self) -> int:
-        """Requests for which nothing more is awaited."""
+        """The number of requests that need no further reply."""
         return self.received + self.corrupted + self.errors - self.surplus
 
     def add(self, trip: float) -> None:
@@ -108,7 +108,7 @@ class Statistics:
         self.squares += trip * trip
 
     def text(self, host: str, now: float) -> str:
-        """The closing lines of ping."""
+        """Return the last lines that ping prints."""
         extra = [("duplicates", self.duplicates), ("corrupted", self.corrupted), ("errors", self.errors)]
         line = f"{self.transmitted} packets transmitted, {self.received} received"
         line += "".join(f", +{number} {what}" for what, number in extra if number)
@@ -125,7 +125,7 @@ class Statistics:
 
 
 def ping(options: PingOptions, program: ProgramInterface, *, loop: str = "internal") -> Statistics:
-    """Ping until all is answered or given up, or Ctrl+C or SIGTERM; prints as it goes.
+    """Ping until every request has a reply or its time is over, or until Ctrl+C or SIGTERM. Print each reply.
 
     :param loop: one of :data:`memifrt.cli.run_in_loop.LOOPS`.
     :raises MemifError: an option is wrong, or a master cannot listen.
@@ -144,7 +144,10 @@ def ping(options: PingOptions, program: ProgramInterface, *, loop: str = "intern
 
 
 def _check_size(size: int, interface: ProgramInterface) -> None:
-    """A slave knows its own buffers, and need not wait for a connection to find them too few."""
+    """Check that a packet fits into the ring. A slave knows its buffers before it is connected.
+
+    :raises ConfigError: the packet is too long.
+    """
     packet = size + _HEADERS + (_ETHERNET_HEADER if interface.config.mode is Mode.ETHERNET else 0)
     slots = interface.config.ring_size
     if interface.config.role is Role.SLAVE and packet > slots * interface.config.buffer_size:
@@ -164,19 +167,19 @@ class _Pinger:
         self._host = format_ip(options.target)
         self._identifier = os.getpid() & 0xFFFF
         self._payload = bytes(index & 0xFF for index in range(options.size))
-        #: The peer's address, once ARP has told; in IP mode there is nothing to ask.
+        #: The MAC address of the target, or None until ARP has found it. IP mode needs none.
         self._mac: bytes | None = None if program.config.mode is Mode.ETHERNET else bytes(6)
         self._sequence = 0
         self._next_request = 0.0
-        #: Since when the next request finds no room.
+        #: The time since which there is no room for the next request.
         self._stuck_since: float | None = None
         self._last_deadline = 0.0
-        #: When each request went out, by the sequence number on the wire: at most 65536.
+        #: The time of each request, by its sequence number on the wire: at most 65536 entries.
         self._sent: dict[int, float] = {}
         self._answered: set[int] = set()
-        #: Of those without a good reply, which have had one with a wrong checksum.
+        #: Requests that got only replies with a wrong checksum.
         self._corrupted: set[int] = set()
-        #: Requests that wait for ARP and then for room, and until when.
+        #: Requests that wait for ARP and then for room, with their deadlines.
         self._unresolved: dict[int, float] = {}
         self._next_arp = 0.0
         self._waiter = waiter
@@ -197,7 +200,7 @@ class _Pinger:
         _print(self.statistics.text(self._host, time.monotonic()))
 
     async def _drain(self) -> None:
-        """Let the peer take what has been sent to it, for a while; a second Ctrl+C ends this."""
+        """Give the peer time to take what was sent. A second Ctrl+C ends the wait."""
         drain = Drain([self._interface], _DRAIN_LIMIT)
         with contextlib.suppress(PollCancelled):
             while drain.goes_on():
@@ -219,7 +222,7 @@ class _Pinger:
         return waited or self.statistics.settled >= self._sequence
 
     def _patience(self) -> float | None:
-        """Seconds until something is to be done, None if only an event can bring it."""
+        """Return the seconds until the next deadline; None if there is none."""
         if self._own.polling and self._interface.connected:
             return 0
         due = list(self._unresolved.values())
@@ -251,8 +254,11 @@ class _Pinger:
     # --- sending ------------------------------------------------------------------------------------------------
 
     def _has_room(self, sequence: int, now: float) -> bool:
-        """Whether to send a request now. A slave posts buffers only after its master is connected, and a peer may be
-        slow; for one that never makes room the request is sent after all, and fails."""
+        """Return whether to send a request now.
+
+        There may be no room yet: a slave posts buffers only after it is connected, and a peer may be slow. If the peer
+        never makes room, this returns True in the end: the request is then sent and fails.
+        """
         with contextlib.suppress(Disconnected):
             if any(queue.free() for queue in self._queue(sequence)):
                 self._stuck_since = None
@@ -275,12 +281,12 @@ class _Pinger:
             self._send_echo(self._sequence, self._mac)
 
     def _ask(self, now: float) -> None:
-        """Whose is the target's address? What is not answered may have come before there was somebody to answer."""
+        """Send an ARP request for the target, and plan the next one in case there is no reply."""
         self._next_arp = now + _ARP_INTERVAL
         self._transmit(arp_request(self._own.mac, self._own.ip, self._options.target), self._sequence)
 
     def _send_resolved(self, mac: bytes, now: float) -> None:
-        """ARP has told: what has waited for it goes out, as far as there is room."""
+        """Send the requests that waited for ARP, while there is room."""
         for sequence in list(self._unresolved):
             if not self._has_room(sequence, now):
                 return
@@ -306,16 +312,16 @@ class _Pinger:
         if not self._transmit(packet, sequence):
             del self._sent[on_wire]
             self.statistics.errors += 1
-            complain(f"memifrt ping: icmp_seq={sequence} was not sent: the peer takes nothing")
+            complain(f"memifrt ping: icmp_seq={sequence} was not sent: the peer takes no packets")
 
     def _transmit(self, packet: bytes, sequence: int) -> bool:
-        """Send; whether the ring took it."""
-        with contextlib.suppress(Disconnected):  # the next event of the control channel tells
+        """Send a packet; return False if there is no room or no peer."""
+        with contextlib.suppress(Disconnected):  # the next event of the control channel reports it
             return any(queue.send([packet]) for queue in self._queue(sequence))
         return False
 
     def _queue(self, sequence: int) -> tuple[TxQueue, ...]:
-        """The queue for a request: each in turn. None if the slave offered none."""
+        """Return the queue for a request, each in turn. The tuple is empty if the slave offered no queue."""
         queues = self._interface.tx_queues
         return queues and (queues[sequence % len(queues)],)
 
@@ -325,8 +331,8 @@ class _Pinger:
         serve(interface, qid, self._take)
 
     def _take(self, packet: memoryview) -> bool:
-        """Take what is for ping; a question to us is answered, as any host does."""
-        data = bytes(packet)  # once: the peer may write to it at any moment
+        """Handle a received packet. Return True if it was a request to us and is now its reply."""
+        data = bytes(packet)  # a copy, because the peer may change the packet at any time
         reply = parse_echo_reply(data, self._own.config.mode, any_checksum=True)
         if reply is not None:
             self._on_reply(reply, time.monotonic())
@@ -372,13 +378,13 @@ class _Pinger:
 
     def _on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
         if self._own.config.mode is Mode.ETHERNET:
-            self._mac = None  # the next peer may be another
+            self._mac = None  # the next peer may have another address
         if self._options.once and not interface.deleted:
             self._waiter.cancel()
 
 
 def _difference(expected: bytes, received: bytes) -> str:
-    """Where a payload differs from what was sent, in ping's words; empty if it does not."""
+    """Return a text in ping's format that says where a payload differs; empty if it does not."""
     if received == expected:
         return ""
     if len(received) != len(expected):
@@ -388,7 +394,7 @@ def _difference(expected: bytes, received: bytes) -> str:
 
 
 def _milliseconds(seconds: float) -> str:
-    """Three significant digits or so, as ping prints a time."""
+    """Return a time in milliseconds as ping prints it, with about three significant digits."""
     milliseconds = seconds * 1000
     digits = 3 if milliseconds < 1 else 2 if milliseconds < 10 else 1 if milliseconds < 100 else 0
     return f"{milliseconds:.{digits}f}"

@@ -1,6 +1,6 @@
-"""``memifrt replay``: the packets of a capture file onto a memif, at the times they have there or at a rate.
+"""``memifrt replay``: send the packets of a capture file on a memif, with their own timing or at a rate.
 
-Owns when each packet is due, and what became of it. It sleeps until the next one is.
+Owns when each packet is due, and the totals. It sleeps until the next packet is due.
 """
 
 from __future__ import annotations
@@ -40,41 +40,43 @@ from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.ports.port import MemifPort
 from memifrt.runtime import Runtime
 
-#: Seconds between two attempts to connect: somebody waits in front of the terminal.
+#: Seconds between two attempts to connect. It is short because a user waits at the terminal.
 _RECONNECT_INTERVAL = 0.2
-#: Packets that are given to the ring at once.
+#: The most packets to send in one call.
 _BURST = 256
-#: Seconds until we look for room again: nothing interrupts when a peer makes some.
+#: Seconds until we look for room again: no event says that a peer made room.
 _BACKOFF = 0.0001
-#: Seconds that a slave has for offering its first buffers. VPP does so when its interface is up.
+#: Seconds to wait for the first buffers of a slave. VPP offers them when its interface is up.
 _BUFFERS_WAIT = 3.0
-#: Bytes of packets that are kept to be sent again; a longer capture is read anew.
+#: The most bytes of packets to keep for the next round. A longer capture is read again.
 _KEPT = 256 << 20
 _SECOND = 1_000_000_000
 _PR_SET_TIMERSLACK = 29
-#: Seconds that are waited for a packet without saying so.
+#: The longest wait in seconds that is not announced.
 _LONG = 10.0
-#: A capture whose times start at 0 counts from there, if the next one is within so many nanoseconds: it has no dates.
+#: A capture without dates starts at time 0. It is recognized by a next time within this many nanoseconds.
 _DAY = 86400 * _SECOND
-#: Of a rate or a speed: with less, a packet is due in more nanoseconds than a float has.
+#: The smallest rate or speed. With less, the time of a packet in nanoseconds does not fit into a float.
 _LEAST = 1e-9
 
 Clock = Callable[[Packet], int]
 
-#: What can be done with packets that were cut at capture.
+#: What to do with packets that were cut at capture.
 CUT_CHOICES = ("pad", "send", "skip")
 
 
 def _nothing() -> None:
-    """Nobody counts."""
+    """Do nothing: the default callback."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast: ``speed`` times as fast as it was captured, or so many packets or megabits a second, or (all 0) as
-    fast as the peer takes them. A megabit counts the bytes of packets alone.
+    """How fast to send. If all values are 0, as fast as the peer takes packets.
 
-    :ivar max_gap: seconds that the captured times may keep the next packet waiting, 0 for no bound.
+    :ivar speed: a multiple of the speed of the capture.
+    :ivar pps: packets a second.
+    :ivar mbps: megabits a second, counted without any framing.
+    :ivar max_gap: the most seconds between two packets of the capture; 0 for no limit.
     """
 
     speed: float = 0.0
@@ -85,13 +87,15 @@ class Pace:
     def __post_init__(self) -> None:
         if self.max_gap and not self.speed:
             raise ConfigError(
-                "--max-gap bounds the gaps of captured times; --pps, --mbps and --topspeed do not use them"
+                "--max-gap limits the gaps of captured times; --pps, --mbps and --topspeed do not use them"
             )
 
     def clock(self, on_shortened: Callable[[], object] = _nothing) -> Clock | None:
-        """What says of each packet, in turn, how many nanoseconds after the first one it is due; None: at once.
+        """Return a function that says when a packet is due, in nanoseconds after the first one.
 
-        :param on_shortened: called for each gap that ``max_gap`` bounds.
+        Call it for each packet in order. Return None if all packets are due at once.
+
+        :param on_shortened: called for each gap that ``max_gap`` shortens.
         """
         if self.speed:
             return _captured_times(self.speed, int(self.max_gap * _SECOND), on_shortened)
@@ -105,23 +109,23 @@ class Pace:
 
 
 def _captured_times(speed: float, max_gap: int, on_shortened: Callable[[], object]) -> Clock:
-    #: A captured time, and when a packet of this time is due; None before the first packet with a time.
+    #: A captured time, and when a packet with that time is due. None until a packet has a time.
     origin: int | None = None
     start = 0
-    #: The latest captured time, and when the packet before was due.
+    #: The latest captured time, and when the previous packet was due.
     latest = last = 0
     starts_at_zero = False
 
     def due(packet: Packet) -> int:
-        """A packet that has no time, or is older than the one before it, comes right behind that."""
+        """Return when a packet is due. Without a time, or with an earlier one, it is due with the previous packet."""
         nonlocal origin, start, latest, last, starts_at_zero
         captured = packet.time
-        if not captured:  # writers that know no time write 0
+        if not captured:  # programs write 0 if they do not know the time
             starts_at_zero = starts_at_zero or (captured == 0 and origin is None)
             return last
         if origin is None:
             origin = latest = 0 if starts_at_zero and captured <= _DAY else captured
-        if captured < latest - _SECOND:  # more than packets that overtook each other: the clock was set back
+        if captured < latest - _SECOND:  # too much for reordered packets: the clock was set back
             origin, start, latest = captured, last, captured
         when = start + int((captured - origin) / speed)
         if max_gap and when - last > max_gap:
@@ -148,17 +152,17 @@ def _bit_times(mbps: float) -> Clock:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the packets.
+    """The totals of a replay, in packets unless said otherwise.
 
-    :ivar skipped: cannot be sent on this memif: they are empty, too long, or nothing that it carries is in them.
-    :ivar unread: are in the ring of a peer that does not take them.
-    :ivar complete: it was not ended before, by Ctrl+C, SIGTERM or the peer.
-    :ivar broken: what is wrong with the file; what stands before that has been played.
-    :ivar cut: were cut at capture, and are not sent.
-    :ivar sent_cut: were cut at capture, and are sent so.
-    :ivar padded: were cut at capture, and are filled up with zeros.
-    :ivar foreign: are of another link type than this memif carries.
-    :ivar shortened: gaps between packets that were longer than ``Pace.max_gap``.
+    :ivar skipped: this memif cannot carry them: empty, too long, or without a packet that it carries.
+    :ivar unread: they are in the ring, and the peer does not take them.
+    :ivar complete: whether all was played: Ctrl+C, SIGTERM or the peer did not end it early.
+    :ivar broken: the error of a broken file; the packets before it were played.
+    :ivar cut: they were cut at capture and not sent.
+    :ivar sent_cut: they were cut at capture and sent that way.
+    :ivar padded: they were cut at capture and filled up with zeros.
+    :ivar foreign: they have another link type than the memif carries.
+    :ivar shortened: the number of gaps that were longer than ``Pace.max_gap``.
     """
 
     accepted: int = 0
@@ -176,7 +180,7 @@ class Outcome:
     shortened: int = 0
 
     def line(self) -> str:
-        """For people."""
+        """Return the totals as one line of text."""
         text = f"{self.accepted} packets, {self.bytes} bytes accepted, {self.dropped} dropped"
         if self.skipped:
             text += f", {self.skipped} skipped that this memif cannot carry"
@@ -200,14 +204,14 @@ class Outcome:
 
 
 class Recording:
-    """A capture file that can be played more than once. What fits is kept in memory for that."""
+    """A capture file that can be played more than once. It keeps the packets in memory if they fit."""
 
     def __init__(self, path: str, *, again: bool) -> None:
         self._path = path
         self._reader: Reader | None = open_capture(path)
         self._kept: list[Packet] | None = [] if again else None
         self._whole = False
-        #: The packets of a reader of which the first one may have been read already.
+        #: The packets of the reader. The first one may have been read already.
         self._packets: Iterator[Packet] = iter(self._reader)
         self._found = False
         self.size = self._reader.size
@@ -219,9 +223,9 @@ class Recording:
             raise
 
     def _look_ahead(self, reader: Reader) -> None:
-        """Find out what can be told of the packets before a peer is waited for.
+        """Check the packets before we wait for a peer.
 
-        A pipe is read no further than its header, for its first packet may be long in coming.
+        Read only the header of a pipe, because its first packet may come much later.
         """
         if not reader.regular:
             reader.describe()
@@ -236,7 +240,7 @@ class Recording:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The name of the file in messages."""
         return "standard input" if self._path == "-" else self._path
 
     def __enter__(self) -> Recording:
@@ -248,13 +252,13 @@ class Recording:
 
     @property
     def offset(self) -> int:
-        """Bytes read of this round; all of them when nothing is read any more."""
+        """The bytes read in this round; the size of the file once all packets are in memory."""
         return self.size if self._reader is None else self._reader.offset
 
     def __iter__(self) -> Iterator[Packet]:
-        """All of it, from the start.
+        """Iterate over all packets from the start.
 
-        :raises CaptureFileError: the file is broken; all packets before that place have been given.
+        :raises CaptureFileError: the file is broken. The packets before that position have been given.
         """
         if self._whole and self._kept is not None:
             return iter(self._kept)
@@ -285,7 +289,7 @@ class Recording:
 
 
 class _Selection:
-    """Chooses the packets that are sent, and makes them ready: their link layer, and those that were cut at capture."""
+    """Selects the packets to send, converts their link layer, and handles those that were cut at capture."""
 
     def __init__(self, recording: Recording, link_layer: LinkLayer, cut: str | None, outcome: Outcome) -> None:
         self._recording = recording
@@ -295,7 +299,10 @@ class _Selection:
         self._conversions: dict[int, Conversion | None] = {}
 
     def check(self) -> None:
-        """:raises ConfigError: of all link types that the file has described so far, this memif carries none."""
+        """Check that the memif carries at least one link type of the file.
+
+        :raises ConfigError: it carries none of those that the file has described so far.
+        """
         types = self._recording.link_types
         if types and all(self._conversion(number) is None for number in types):
             raise ConfigError(f"{self._recording.name}: {self._link_layer.mismatch(types[0])}")
@@ -306,7 +313,7 @@ class _Selection:
             for packet in self._recording:
                 conversion = self._conversion(packet.link_type)
                 if conversion is None:
-                    self.check()  # nothing may ever be sent
+                    self.check()  # perhaps no packet can ever be sent
                     outcome.foreign += 1
                     continue
                 data: bytes | None = packet.data
@@ -319,7 +326,7 @@ class _Selection:
                     yield packet if data is packet.data else packet._replace(data=data)
                 else:
                     outcome.skipped += 1
-        except (CaptureFileError, ConfigError) as error:  # those that are gathered for a burst go all the same
+        except (CaptureFileError, ConfigError) as error:  # the packets before the error are still sent
             outcome.broken = error
 
     def _conversion(self, link_type: int) -> Conversion | None:
@@ -328,7 +335,7 @@ class _Selection:
         return self._conversions[link_type]
 
     def _mended(self, packet: Packet) -> bytes | None:
-        """A packet of which the capture has not everything, as it is asked for; None if it is not to be sent."""
+        """Return the bytes to send for a packet that was cut at capture; None to leave it out."""
         outcome = self._outcome
         if self._cut == "send":
             outcome.sent_cut += 1
@@ -340,7 +347,7 @@ class _Selection:
             left = f"{len(packet.data)} of its {packet.length} bytes"
             complain(
                 f"memifrt replay: a packet was cut at capture to {left}: such packets are not sent; "
-                "--cut pad fills them up with zeros, --cut send sends what is left"
+                "--cut pad fills them up with zeros, --cut send sends what was captured"
             )
         outcome.cut += 1
         return None
@@ -350,7 +357,7 @@ class _Selection:
 
 
 class _Player:
-    """Sends packets when they are due, with an eye on the control channel."""
+    """Sends packets when they are due, and handles events of the control channel meanwhile."""
 
     def __init__(
         self, runtime: Runtime, port: MemifPort, shown: Progress, *, outcome: Outcome, drop: bool, hint: str
@@ -360,7 +367,7 @@ class _Player:
         self._port = port
         self._shown = shown
         self._drop = drop
-        #: What helps against a long wait.
+        #: A hint for the message about a long wait.
         self._hint = hint
         self.position = 0
         port.on_packets = self._discard
@@ -368,15 +375,15 @@ class _Player:
     def wait_for_peer(self) -> None:
         while not self._port.can_send:
             self._runtime.poll_event()
-        # A slave posts its buffers once it knows that it is connected. What is due before is not due for nothing.
+        # A slave posts its buffers after it is connected. Wait for them, so that the first packets are not late.
         deadline = time.monotonic() + _BUFFERS_WAIT
         while not self._port.room() and time.monotonic() < deadline:
             self._sleep(_BACKOFF)
 
     def play(self, packets: Iterable[Packet], clock: Clock | None, position: Callable[[], int]) -> None:
-        """Send them all.
+        """Send all packets.
 
-        :raises PollCancelled: it is to end before.
+        :raises PollCancelled: a signal ended the program.
         :raises Disconnected: the peer is gone.
         """
         start = time.monotonic_ns()
@@ -399,8 +406,11 @@ class _Player:
             self._sleep(left / _SECOND)
 
     def _sleep(self, seconds: float) -> None:
-        """Until then, or the next event of the control channel."""
-        # In microseconds, where an epoll counts in milliseconds.
+        """Sleep for a time, or until the next event of the control channel.
+
+        :raises Disconnected: the peer is gone.
+        """
+        # select() counts in microseconds; epoll in milliseconds.
         if select.select((self._runtime.fileno(),), (), (), min(seconds, 3600))[0]:
             self._runtime.poll_event(0)
         if not self._port.can_send:
@@ -425,7 +435,7 @@ class _Player:
                 self._sleep(_BACKOFF)
 
     def drain(self) -> None:
-        """Wait until the peer has taken what is in the ring: our end would take it away."""
+        """Wait until the peer has taken the packets in the ring, because a disconnect throws them away."""
         drain = Drain([self._port.interface])
         try:
             while drain.goes_on():
@@ -442,12 +452,12 @@ class _Player:
 @dataclass(frozen=True, slots=True)
 class _Batch:
     packets: Sequence[bytes]
-    #: Nanoseconds after the start, 0 for at once.
+    #: When to send, in nanoseconds after the start; 0 means at once.
     due: int
 
 
 def _batches(packets: Iterable[Packet], clock: Clock | None, start: int) -> Iterator[_Batch]:
-    """Packets that go out together: all that are due by the time that the first of them is sent."""
+    """Group packets into batches: each has the packets that are due by the time at which its first one is sent."""
     if clock is None:
         rest = iter(packets)
         while batch := [packet.data for packet in itertools.islice(rest, _BURST)]:
@@ -457,7 +467,7 @@ def _batches(packets: Iterable[Packet], clock: Clock | None, start: int) -> Iter
     when = 0
     for packet in packets:
         due = clock(packet)
-        # One that is due later does not hold up those before it.
+        # A packet that is due later must not delay those before it.
         if together and (len(together) >= _BURST or due > max(when, time.monotonic_ns() - start)):
             yield _Batch(together, when)
             together = []
@@ -482,20 +492,20 @@ def replay(
 ) -> Outcome:
     """Wait for a peer and send it the packets of a capture.
 
-    :param path: pcap or pcapng; ``-`` is standard input.
-    :param loops: how often, 0 until it is ended from outside. Every round is paced like the first.
-    :param drop: what finds no room in the ring is dropped, and the pace kept, instead of waiting for room.
-    :param cut: what becomes of packets that were cut at capture: ``pad`` fills them up with zeros, ``send`` sends what
-        is left, ``skip`` leaves them out; None leaves them out too, and that is a failure.
-    :param link_layer: how packets that the memif cannot carry are converted; None: they are not.
-    :param on_ready: called when the interface is made.
-    :returns: what became of them.
-    :raises CaptureFileError: the file is no capture, or has no packet.
-    :raises ConfigError: this memif carries no packet of its link type.
-    :raises MemifError: the file cannot be read, or the interface not be made.
+    :param path: a pcap or pcapng file; ``-`` is standard input.
+    :param loops: how often to play it; 0 repeats it until a signal. Every round has the same timing.
+    :param drop: whether to drop packets for which the ring has no room, and keep the timing, instead of waiting.
+    :param cut: what to do with packets that were cut at capture. ``pad`` fills them up with zeros, ``send`` sends the
+        captured part, ``skip`` leaves them out; None leaves them out too and counts as a failure.
+    :param link_layer: how to convert packets that the memif cannot carry; None does not convert them.
+    :param on_ready: called when the interface is created.
+    :returns: the totals.
+    :raises CaptureFileError: the file is not a capture, or has no packet.
+    :raises ConfigError: the memif carries none of the link types of the file.
+    :raises MemifError: the file cannot be read, or the interface cannot be created.
     """
     _be_punctual()
-    hint = "; --max-gap bounds the gaps of the capture" if pace.speed and not pace.max_gap else ""
+    hint = "; --max-gap limits the gaps of the capture" if pace.speed and not pace.max_gap else ""
     with contextlib.ExitStack() as stack:
         recording = stack.enter_context(Recording(path, again=loops != 1))
         outcome = Outcome()
@@ -513,7 +523,7 @@ def replay(
                 player.wait_for_peer()
                 _play_rounds(player, recording, selection, pace, loops)
                 played = True
-            with contextlib.suppress(PollCancelled, Disconnected):  # a second signal ends this, too
+            with contextlib.suppress(PollCancelled, Disconnected):  # a second signal also ends this
                 player.drain()
                 player.outcome.complete = played
         return player.outcome
@@ -538,7 +548,7 @@ def _play_rounds(player: _Player, recording: Recording, selection: _Selection, p
                 )
             finally:
                 seconds += player.outcome.seconds
-            nothing = player.outcome.accepted == before  # for ever would be just that
+            nothing = player.outcome.accepted == before  # an endless loop would send nothing for ever
             if player.outcome.broken is not None or (nothing and loops == 0):
                 return
     finally:
@@ -546,7 +556,7 @@ def _play_rounds(player: _Player, recording: Recording, selection: _Selection, p
 
 
 def _be_punctual() -> None:
-    """The kernel may let a sleep last 50 us longer than asked for; not ours."""
+    """Reduce the timer slack of this process: by default the kernel may prolong a sleep by 50 us."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1000))
 
@@ -555,7 +565,7 @@ def _be_punctual() -> None:
 
 
 def positive(text: str) -> float:
-    """A number above 0, for argparse; so little that it could only be a slip is none."""
+    """Parse a number above 0 for argparse."""
     try:
         value = float(text)
     except ValueError:
@@ -568,47 +578,47 @@ def positive(text: str) -> float:
 def _add_arguments(parser: Parser) -> None:
     parser.add_argument("path", metavar="FILE", help="pcap or pcapng; - reads standard input")
     pace = parser.add_mutually_exclusive_group()
-    pace.add_argument("--speed", type=positive, metavar="X", help="so many times as fast as captured; default 1")
+    pace.add_argument("--speed", type=positive, metavar="X", help="X times as fast as captured; default 1")
     pace.add_argument("--pps", type=positive, metavar="N", help="packets a second")
-    pace.add_argument("--mbps", type=positive, metavar="N", help="megabits a second, of packets alone")
+    pace.add_argument("--mbps", type=positive, metavar="N", help="megabits a second, without any framing")
     pace.add_argument("--topspeed", action="store_true", help="as fast as the peer takes them")
     add = parser.add_argument
-    add("--loop", type=whole(0, MANY), default=1, metavar="N", help="play it so often, 0 until Ctrl+C; default 1")
+    add("--loop", type=whole(0, MANY), default=1, metavar="N", help="play the file N times, 0: until Ctrl+C; default 1")
     add(
         "--max-gap",
         type=seconds,
         default=0.0,
         metavar="SECONDS",
-        help="wait no longer for the next packet, whatever the captured times say; default: no bound",
+        help="the longest gap between two packets, whatever the captured times say; default: no limit",
     )
     add(
         "--cut",
         choices=CUT_CHOICES,
-        help="packets that were cut at capture: pad fills them up with zeros, send sends what is left, skip leaves "
-        "them out; default: they are left out, and the status is 1",
+        help="packets that were cut at capture: pad fills them up with zeros, send sends the captured part, skip "
+        "leaves them out; default: they are left out, and the exit status is 1",
     )
     add(
         "--convert",
         action="store_true",
-        help="change the link layer of packets that the memif cannot carry: raw IP and the cooked packets of "
-        "tcpdump -i any get an Ethernet header, or in mode ip lose theirs, as Ethernet frames do",
+        help="convert packets that the memif cannot carry: raw IP packets and the cooked packets of tcpdump -i any get "
+        "an Ethernet header; in mode ip, Ethernet frames and cooked packets lose their headers",
     )
     add(
         "--src-mac",
         type=checked(own_mac),
         default=OURS,
         metavar="M",
-        help=f"of Ethernet headers that --convert makes; default the sender's if the capture has it, else "
-        f"{format_mac(OURS)}",
+        help="source address of Ethernet headers that --convert makes; default: the sender's if the capture has it, "
+        f"else {format_mac(OURS)}",
     )
     add(
         "--dst-mac",
         type=checked(parse_mac),
         default=BROADCAST,
         metavar="M",
-        help=f"of Ethernet headers that --convert makes; default {format_mac(BROADCAST)}",
+        help=f"destination address of Ethernet headers that --convert makes; default {format_mac(BROADCAST)}",
     )
-    add("--drop", action="store_true", help="drop what finds no room in the ring, instead of waiting for some")
+    add("--drop", action="store_true", help="drop packets when the ring is full, instead of waiting for room")
     add_peer_arguments(parser, "interrupt")
 
 
@@ -636,20 +646,20 @@ def _run(arguments: argparse.Namespace) -> int:
     print(outcome.line(), flush=True)
     if outcome.broken is not None:
         raise outcome.broken
-    nothing = outcome.dropped and not outcome.accepted  # the peer has offered no room at all
+    nothing = outcome.dropped and not outcome.accepted  # the peer never offered room
     left_out = outcome.foreign or (outcome.cut and arguments.cut != "skip")
     return 0 if outcome.complete and not outcome.unread and not nothing and not left_out else 1
 
 
 COMMAND = Command(
     "replay",
-    "send the packets of a capture file, at their own times or at a rate",
+    "send the packets of a capture file, with their own timing or at a rate",
     """examples:
   memifrt replay lab.pcap --socket @lab
   memifrt replay lab.pcapng --socket /run/vpp/memif.sock --pps 1000 --loop 10
 
-exit status: 0 if the peer has taken everything that can be sent, 1 if not, or if packets were left out that were cut at
-capture or are of another link type, 2 on other errors""",
+exit status: 0 if the peer has taken all packets; 1 if not, or if packets were left out because they were cut at capture
+or have another link type; 2 on other errors""",
     _add_arguments,
     _run,
 )

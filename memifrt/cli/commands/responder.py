@@ -1,4 +1,4 @@
-"""``memifrt responder``: answers ARP and ICMP echo on every queue until it is told to stop."""
+"""``memifrt responder``: answer ARP and ICMP echo on every queue until a signal ends it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from memifrt.packets import format_ip, format_mac, reply_in_place
 from memifrt.queue import TxQueue
 from memifrt.ring import Burst
 
-#: Turns a packet into its answer, in place, and says whether it did.
+#: Turns a packet into its reply, in place; returns False if it needs no reply.
 Answer = Callable[[memoryview], bool]
 
 
@@ -41,7 +41,7 @@ def respond(options: ProgramInterface, *, until_eof: bool = False, loop: str = "
             threading.Thread(target=_cancel_at_eof, args=(waiter,), daemon=True).start()
         with contextlib.suppress(PollCancelled):
             while options.polling:
-                # Only a connected interface has queues to be looked at all the time.
+                # Only a connected interface has queues to poll.
                 await waiter.wait(0 if interface.connected else None)
                 if interface.connected:
                     poll_queues(interface, on_interrupt)
@@ -57,22 +57,22 @@ def respond(options: ProgramInterface, *, until_eof: bool = False, loop: str = "
 
 
 def serve(interface: Interface, qid: int, answer: Answer) -> None:
-    """Take one burst of a receive queue and send back what ``answer`` made a reply of.
+    """Take one burst of a receive queue and send the replies of ``answer``.
 
-    :raises Disconnected: there is no peer (any more).
+    :raises Disconnected: there is no peer.
     """
     tx_queues = interface.tx_queues
     with interface.rx_queues[qid].burst() as burst:
-        if tx_queues:  # a slave need not offer any
+        if tx_queues:  # a slave may offer no queue in this direction
             send_back(burst, tx_queues[qid % len(tx_queues)], answer)
 
 
 def send_back(burst: Burst, tx: TxQueue, answer: Answer) -> None:
-    """Send the packets of a received burst that are answered, and nothing else. What finds no room is dropped."""
+    """Send the replies to the packets of a burst. Drop all other packets, and replies for which there is no room."""
     for packet in burst.packets():
         if len(packet.views) == 1:
             answered = answer(packet.views[0])
-        else:  # answered in one piece, and put back where it was
+        else:  # join the packet, answer it, and write it back
             whole = memoryview(bytearray(bytes(packet)))
             answered = answer(whole)
             for view in packet.views:
@@ -83,14 +83,14 @@ def send_back(burst: Burst, tx: TxQueue, answer: Answer) -> None:
 
 
 def poll_queues(interface: Interface, on_interrupt: Callable[[Interface, int], None]) -> None:
-    """Look at every receive queue once, as if it had interrupted."""
-    with contextlib.suppress(Disconnected):  # the next event of the control channel tells
+    """Call ``on_interrupt`` once for every receive queue."""
+    with contextlib.suppress(Disconnected):  # the next event of the control channel reports it
         for queue in interface.rx_queues:
             on_interrupt(interface, queue.qid)
 
 
 def _cancel_at_eof(waiter: Waiter) -> None:
-    with contextlib.suppress(OSError):  # without standard input, its end is now
+    with contextlib.suppress(OSError):  # standard input is closed: end now
         while os.read(0, 4096):
             pass
     waiter.cancel()
@@ -102,7 +102,7 @@ def _cancel_at_eof(waiter: Waiter) -> None:
 def _add_arguments(parser: Parser) -> None:
     add_interface_arguments(parser, "192.168.1.2")
     add_loop_argument(parser)
-    parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)  # for a parent that may die
+    parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)  # for the demo, which may be killed
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
-"""``memifrt top``: what the interfaces of running programs do, as a live screen, a table, or JSON.
+"""``memifrt top``: show the interfaces of running programs as a live screen, a table, or JSON.
 
-Owns what is shown and how it fits. Knows of the programs what :mod:`memifrt.stats.client` tells. A screen is made of
-lines, and a line of pieces of text with a style each: the live screen paints them, the table prints their text alone.
+Owns the contents and the layout. Gets all data from :mod:`memifrt.stats.client`. A screen consists of lines, and a line
+of pieces of text with a style each. The live screen paints them; the table prints only their text.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from memifrt.stats.snapshot import InterfaceStats, QueueStats, Snapshot
 if TYPE_CHECKING:
     from rich.text import Text
 
-#: One line of the screen: pieces of text, each with a style of rich's (``"bold"``, ``"green"``; empty for none).
+#: One line of the screen: pieces of text, each with a style of rich (``"bold"``, ``"green"``; empty for none).
 Line = list[tuple[str, str]]
 
-#: Seconds that a turn waits for programs that do not answer, at most.
+#: The most seconds to wait for programs that do not answer.
 _PATIENCE = 1.0
-#: Columns of what stands left of the sparkline, without the ring's bar.
+#: Width of the bar for a ring, in columns.
 _BAR = 8
-#: Columns from which there is room for totals, and for more of them.
+#: The widths from which the table shows totals, and all columns.
 _WIDE, _WIDER = 110, 150
 _SHORTEST_SPARKLINE, _LONGEST_SPARKLINE = 8, 120
-#: Share of a ring's slots in use from which it is about to drop packets.
+#: The share of used slots from which a ring will soon drop packets.
 _FULL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Symbols:
-    """What the terminal can show."""
+    """The symbols that the terminal can show."""
 
     up: str
     between: str
@@ -59,7 +59,7 @@ class Symbols:
 UNICODE = Symbols("●", "◌", "○", "█", "░", "▁▂▃▄▅▆▇█", "·", "…")
 ASCII = Symbols("*", "+", "o", "#", ".", "_.:-=+*#", "-", "...")
 
-# Named colours alone: a terminal's own theme makes them fit for dark and for light.
+# Only named colours: the theme of the terminal adapts them to dark and light backgrounds.
 _STATES = {"connected": "bold green", "connecting": "bold cyan", "disconnected": "bold red"}
 
 
@@ -67,7 +67,7 @@ _STATES = {"connected": "bold green", "connecting": "bold cyan", "disconnected":
 
 
 def scaled(value: float) -> str:
-    """Three digits and a prefix, at most seven columns: ``0``, ``12.3``, ``999``, ``1.23 k``, ``45.6 M``."""
+    """Format a number with a prefix, in at most seven columns: ``0``, ``12.3``, ``999``, ``1.23 k``, ``45.6 M``."""
     for prefix in ("", " k", " M", " G", " T", " P"):
         if value < 999.5:
             digits = 0 if value >= 99.95 or (value == int(value) and not prefix) else 1 if value >= 9.995 else 2
@@ -77,7 +77,7 @@ def scaled(value: float) -> str:
 
 
 def duration(value: float) -> str:
-    """Seconds in the two largest units: ``8 s``, ``3 m 12 s``, ``2 h 5 m``, ``3 d 4 h``."""
+    """Format seconds in the two largest units: ``8 s``, ``3 m 12 s``, ``2 h 5 m``, ``3 d 4 h``."""
     rest = max(int(value), 0)
     parts: list[str] = []
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
@@ -88,7 +88,7 @@ def duration(value: float) -> str:
 
 
 def sparkline(values: Iterable[float | None], width: int, levels: str) -> str:
-    """The last ``width`` values, the newest on the right, as bars of the largest; blank where nobody knows."""
+    """Draw the last ``width`` values as bars relative to the largest, the newest on the right; None is blank."""
     shown = list(values)[-width:] if width > 0 else []
     highest = max((value for value in shown if value is not None), default=0.0)
     bars = "".join(
@@ -99,7 +99,7 @@ def sparkline(values: Iterable[float | None], width: int, levels: str) -> str:
 
 
 def bar(share: float, width: int, symbols: Symbols) -> str:
-    """``share`` of a whole as a bar; what is not nothing shows."""
+    """Draw a share from 0 to 1 as a bar. A share above 0 fills at least one column."""
     filled = min(width, max(round(share * width), 1 if share > 0 else 0))
     return symbols.filled * filled + symbols.empty * (width - filled)
 
@@ -109,7 +109,7 @@ def bar(share: float, width: int, symbols: Symbols) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is shown of one queue, or of all of one direction. ``rates`` and ``share`` None where nobody knows."""
+    """The values for one queue, or for all queues of a direction. ``rates`` and ``share`` are None if unknown."""
 
     name: str
     rates: Rates | None
@@ -141,7 +141,7 @@ def queue_row(program: Program, interface: InterfaceStats, queue: QueueStats) ->
 
 
 def direction_row(program: Program, interface: InterfaceStats, direction: str) -> Row | None:
-    """All queues of one direction in one row; None if there is none."""
+    """Combine all queues of a direction in one row; None if there are none."""
     rows = [queue_row(program, interface, queue) for queue in interface["queues"] if queue["direction"] == direction]
     if not rows:
         return None
@@ -150,7 +150,7 @@ def direction_row(program: Program, interface: InterfaceStats, direction: str) -
     return Row(
         f"{direction} x{len(rows)}",
         sum(known[1:], known[0]) if known else None,
-        max(shares) if shares else None,  # the fullest: that is where packets are dropped
+        max(shares) if shares else None,  # the fullest ring, because it drops packets first
         max(row.ring_size for row in rows),
         _added([row.history for row in rows]),
         sum(row.packets for row in rows),
@@ -162,7 +162,7 @@ def direction_row(program: Program, interface: InterfaceStats, direction: str) -
 
 
 def _added(histories: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """Histories added sample by sample, the newest of each last."""
+    """Add histories sample by sample. The newest sample of each is the last."""
     added: deque[float | None] = deque()
     for back in range(1, max(map(len, histories)) + 1):
         samples = [history[-back] for history in histories if len(history) >= back]
@@ -243,7 +243,7 @@ class Table:
         return [(f" {self._symbols.down} ", "bold red"), (one_line(program.error), "red")]
 
     def interface(self, snapshot: Snapshot, interface: InterfaceStats) -> list[Line]:
-        """Which interface it is, and how it stands."""
+        """Return two lines: the name of an interface, and its state."""
         symbols, state = self._symbols, _text(interface["state"])
         dot = f" {symbols.dot} "
         sign = {"connected": symbols.up, "connecting": symbols.between}.get(state, symbols.down)
@@ -289,13 +289,15 @@ def _growing(row: Row) -> bool:
 
 
 def _text(text: str) -> str:
-    """What a program or its peer says of itself, harmless and not without end."""
+    """Make a text of a program or its peer safe for the terminal, with at most 200 characters."""
     return one_line(text if len(text) <= 200 else text[:200])
 
 
 def lines(programs: Sequence[Program], width: int, height: int | None, symbols: Symbols) -> list[Line]:
-    """Everything, with as much detail as fits into ``height`` lines (None: all of it): each queue in a row, or those of
-    a direction together, or no queues."""
+    """Return all lines, with as much detail as fits into ``height`` lines (None: no limit).
+
+    Each queue has a row, or all queues of a direction share one, or queues are left out.
+    """
     table = Table(width, symbols)
     found: list[Line] = []
     for rows in (_each_queue, _each_direction, _no_queues):
@@ -318,7 +320,7 @@ def _program_lines(
         return
     for interface in program.snapshot["interfaces"]:
         shown = [*table.interface(program.snapshot, interface), *map(table.row, rows(program, interface))]
-        # Of a program that does not answer, what it said last.
+        # If a program does not answer, show its last snapshot dimmed.
         yield from (_dimmed(line) for line in shown) if program.error else shown
 
 
@@ -346,7 +348,7 @@ def plain(line: Line) -> str:
 
 
 def as_json(program: Program) -> str:
-    """One line: the path, the error, and the snapshot with the ``rates`` of each queue."""
+    """Return one line of JSON: the path, the error, and the snapshot with the ``rates`` of each queue."""
     snapshot = program.snapshot if not program.error else None
     interfaces = [
         {
@@ -367,7 +369,7 @@ def _rates_json(program: Program, key: QueueKey) -> dict[str, float] | None:
 
 
 def once(observer: Observer, interval: float, stop: int, *, as_lines_of_json: bool, width: int) -> int:
-    """Two looks, ``interval`` apart, and what they show; 0 if every program answered."""
+    """Take two snapshots ``interval`` seconds apart and print the result. Return 0 if every program answered."""
     for turn in range(2):
         if turn and observer.pause(interval, stop):
             return 130
@@ -398,7 +400,7 @@ def _speaks_unicode() -> bool:
 
 
 def live(observer: Observer, interval: float, stop: int) -> None:
-    """A screen that is drawn anew every ``interval`` seconds, until q or until ``stop`` is readable."""
+    """Draw the screen every ``interval`` seconds, until q is pressed or ``stop`` is readable."""
     from rich.console import Console
     from rich.live import Live
 
@@ -418,19 +420,19 @@ def live(observer: Observer, interval: float, stop: int) -> None:
 
 
 def picture(programs: Sequence[Program], interval: float, width: int, height: int, symbols: Symbols) -> Text:
-    """The screen, for rich to paint."""
+    """Return the screen as a text of rich."""
     from rich.text import Text
 
     clock = time.strftime("%H:%M:%S")
     head: Line = [("memifrt top", "bold"), (f"  {clock}  every {interval:g} s  ", ""), ("q quits", "dim")]
-    # Pieces with styles, never markup: what a peer calls itself is not to be read as a style.
+    # Pieces with styles, never markup: the name of a peer must not be read as a style.
     painted = [Text.assemble(*line) for line in [head, *lines(programs, width, max(height - 1, 2), symbols)]]
     return Text("\n", no_wrap=True, overflow="ellipsis" if symbols is UNICODE else "crop").join(painted)
 
 
 @contextlib.contextmanager
 def _keys() -> Iterator[tuple[int, ...]]:
-    """Standard input key by key, if somebody sits in front of it: its fd."""
+    """Read standard input key by key. Yield its fd, or nothing if it is not a terminal."""
     if not sys.stdin.isatty():
         yield ()
         return
@@ -444,7 +446,7 @@ def _keys() -> Iterator[tuple[int, ...]]:
 
 
 def _is_quit(fd: int) -> bool:
-    """Whether a key that was pressed is q; the end of the input is as good."""
+    """Read the pressed keys; return whether one is q, or the input has ended."""
     keys = os.read(fd, 64)
     return not keys or b"q" in keys.lower()
 
@@ -460,20 +462,20 @@ def _add_arguments(parser: Parser) -> None:
         type=checked(socket_path),
         metavar="PATH",
         help="stats socket of a program (its --stats, or Runtime(stats_socket=...)), @name, or a quoted pattern with "
-        "* or ?, which finds programs that start later",
+        "* or ?, which also finds programs that start later",
     )
-    add("-i", type=seconds, default=1.0, dest="interval", metavar="SECONDS", help="between two looks; default 1")
-    add("--once", action="store_true", help="print one table, of two looks, and end")
-    add("--json", action="store_true", help="print one line of JSON for each program at each look")
+    add("-i", type=seconds, default=1.0, dest="interval", metavar="SECONDS", help="between two snapshots; default 1")
+    add("--once", action="store_true", help="print one table, from two snapshots, and exit")
+    add("--json", action="store_true", help="print one line of JSON for each program and snapshot")
 
 
 def _run(arguments: argparse.Namespace) -> int:
     is_live = not arguments.once and not arguments.json
     if is_live and importlib.util.find_spec("rich") is None:
-        complain("memifrt top: the live screen needs rich: pip install 'memifrt[cli]' (--once and --json do without)")
+        complain("memifrt top: the live screen needs rich: pip install 'memifrt[cli]' (--once and --json do not)")
         return 2
     if is_live and not sys.stdout.isatty():
-        complain("memifrt top: standard output is no terminal: use --once or --json")
+        complain("memifrt top: standard output is not a terminal: use --once or --json")
         return 2
     stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     try:
@@ -505,14 +507,14 @@ def _watch(observer: Observer, arguments: argparse.Namespace, stop: int, *, is_l
 
 COMMAND = Command(
     "top",
-    "show what the interfaces of running programs do: rates, rings, drops, interrupts",
+    "show the interfaces of running programs: rates, rings, drops, interrupts",
     """example, with a program in another terminal (memifrt responder --stats /run/lab.stats --socket @lab):
   memifrt top /run/lab.stats
   memifrt top '/run/*.stats' -i 0.5
   memifrt top --once --json /run/lab.stats
 
-ring used: slots that the sender cannot fill; full: calls that found no room for all they had to send; irq/s: kicks
-found (rx) or sent (tx). q or Ctrl+C ends it.
+ring used: slots that the sender cannot fill; full: calls that found too little room; irq/s: kicks received (rx) or
+sent (tx). q or Ctrl+C ends it.
 
 exit status of --once: 0 if every program answered, 1 if one did not, 2 on other errors""",
     _add_arguments,
