@@ -127,7 +127,7 @@ class MemifPort:
 
     @property
     def connected(self) -> bool:
-        """Whether a peer is connected and ``on_connect`` has been called for it."""
+        """Whether there is a peer and ``on_connect`` has been called for it."""
         return self._up
 
     @property
@@ -354,7 +354,7 @@ class MemifResponder:
 
     @property
     def connected(self) -> bool:
-        """Whether a peer is connected."""
+        """Whether there is a peer."""
         return self.port.connected
 
     @property

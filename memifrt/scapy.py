@@ -164,7 +164,7 @@ class MemifSocket(SuperSocket):
 
     @property
     def connected(self) -> bool:
-        """Whether a peer is connected and ``on_connect`` has been called for it."""
+        """Whether there is a peer and ``on_connect`` has been called for it."""
         return not self.closed and self._link.up.is_set()
 
     @property

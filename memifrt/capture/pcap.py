@@ -384,7 +384,7 @@ def read_capture(file: BinaryIO, name: str) -> Reader:
         raise CaptureFileError(f"{name}: the file is empty; it must be a pcap or pcapng file")
     for magic, tool in ((_GZIP, "zcat"), (_ZSTANDARD, "zstdcat")):
         if start.startswith(magic):
-            raise CaptureFileError(f"{name}: the file is compressed; unpack it first: {tool} {name} | … -")
+            raise CaptureFileError(f"{name}: the file is compressed; unpack it through a pipe: {tool} {name} | … -")
     raise CaptureFileError(f"{name}: not a pcap or pcapng file: it starts with 0x{start.hex()}")
 
 

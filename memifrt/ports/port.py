@@ -119,7 +119,7 @@ class MemifPort(Port):
 
     @property
     def connected(self) -> bool:
-        """Whether a peer is connected and ``on_connect`` has been called for it."""
+        """Whether there is a peer and ``on_connect`` has been called for it."""
         return self.interface.connected
 
     @property
