@@ -479,7 +479,7 @@ def memif_init(
     :param memif_free: must be None.
     """
     if memif_realloc is not None or memif_free is not None:
-        raise ConfigError("memif_realloc and memif_free must be None: a region_allocator stands in for all three")
+        raise ConfigError("memif_realloc and memif_free must be None: region_allocator replaces all three")
     global _main
     if _main is not None and not _main.inherited:
         raise MemifError(ErrorCode.ALREADY, "memif_init has been called already, and memif_cleanup has not")
@@ -501,7 +501,7 @@ def memif_per_thread_init(
     ``hook(fd, events)``.
     """
     if memif_realloc is not None or memif_free is not None:
-        raise ConfigError("memif_realloc and memif_free must be None: a region_allocator stands in for all three")
+        raise ConfigError("memif_realloc and memif_free must be None: region_allocator replaces all three")
     hook = _with_context(control_fd_update, private_ctx)
     return MEMIF_ERR_SUCCESS, _new_runtime(hook, app_name, region_allocator)
 

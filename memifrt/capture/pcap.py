@@ -187,7 +187,9 @@ class _PcapReader(Reader):
                 )
             seconds, fraction, captured, length = self._record.unpack(header)
             if captured > MAX_SNAPLEN:
-                self._fail(f"packet {number} claims {captured} bytes; this is no packet", self._offset - size)
+                self._fail(
+                    f"packet {number} claims {captured} bytes; a packet has at most {MAX_SNAPLEN}", self._offset - size
+                )
             data = self._whole(captured, f"packet {number}")
             yield Packet(seconds * _SECOND + fraction * unit, data, length, link_type)
 
@@ -256,7 +258,7 @@ class _PcapngReader(Reader):
             self._fail("the file ends within a section's header; it was cut off", start)
         self._order = "<" if order == _little(_BYTE_ORDER) else ">"
         if self._unpack("I", order)[0] != _BYTE_ORDER:
-            self._fail(f"byte order mark 0x{order.hex()}; it must be 0x1a2b3c4d: this is no pcapng file", start)
+            self._fail(f"byte order mark 0x{order.hex()}; it must be 0x1a2b3c4d: this is not a pcapng file", start)
         body = order + self._body(_SECTION_HEADER, self._unpack("I", raw_length)[0], start, 4)
         if len(body) < 16:
             self._fail("a section's header that is too short", start)
@@ -268,7 +270,7 @@ class _PcapngReader(Reader):
     def _body(self, kind: int, length: int, start: int, already: int = 0) -> bytes:
         """Read the body of a block, of which ``already`` bytes have been read, and check the length at its end."""
         if not 12 + already <= length <= _MAX_BLOCK or length % 4:
-            self._fail(f"a block of type 0x{kind:x} that claims {length} bytes; this is no pcapng block", start)
+            self._fail(f"a block of type 0x{kind:x} that claims {length} bytes; this is not a pcapng block", start)
         data = self._whole(length - 8 - already, f"a block of type 0x{kind:x}")
         (again,) = self._unpack("I", data[-4:])
         if again != length:
@@ -284,7 +286,7 @@ class _PcapngReader(Reader):
             if code == _RESOLUTION and len(value) == 1:
                 power = value[0] & 0x7F
                 if power > 63:
-                    self._fail(f"a resolution of timestamps of {value[0]}", start)
+                    self._fail(f"a timestamp resolution of {value[0]}", start)
                 units = 2**power if value[0] & 0x80 else 10**power
             elif code == _OFFSET and len(value) == 8:
                 (offset,) = self._unpack("q", value)
@@ -307,7 +309,7 @@ class _PcapngReader(Reader):
             at += layout.size
             yield code, body[at : at + size]
             at += _padded(size)
-        self._fail(f"an interface description with more than {_MAX_OPTIONS} options; this is no pcapng block", start)
+        self._fail(f"an interface description with more than {_MAX_OPTIONS} options; this is not a pcapng block", start)
 
     def _packet(self, kind: int, body: bytes, start: int) -> Packet:
         if len(body) < 20:
@@ -336,7 +338,7 @@ class _PcapngReader(Reader):
 
     def _interface(self, number: int, start: int) -> _Interface:
         if number >= len(self._interfaces):
-            self._fail(f"a packet of interface {number}, and {len(self._interfaces)} are described", start)
+            self._fail(f"a packet of interface {number}, but the file describes only {len(self._interfaces)}", start)
         return self._interfaces[number]
 
 
@@ -382,8 +384,8 @@ def read_capture(file: BinaryIO, name: str) -> Reader:
         raise CaptureFileError(f"{name}: the file is empty; it must be a pcap or pcapng file")
     for magic, tool in ((_GZIP, "zcat"), (_ZSTANDARD, "zstdcat")):
         if start.startswith(magic):
-            raise CaptureFileError(f"{name}: the file is compressed; unpack it on the way: {tool} {name} | … -")
-    raise CaptureFileError(f"{name}: no pcap or pcapng file: it starts with 0x{start.hex()}")
+            raise CaptureFileError(f"{name}: the file is compressed; unpack it through a pipe: {tool} {name} | … -")
+    raise CaptureFileError(f"{name}: not a pcap or pcapng file: it starts with 0x{start.hex()}")
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class FdRegistry:
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
         self._check_caller: Callable[[], object] = getattr(
-            getattr(hook, "__self__", None), "check_caller", _let_everybody
+            getattr(hook, "__self__", None), "check_caller", _allow_any_caller
         )
         self._registrations: dict[int, _Registration] = {}
 
@@ -68,18 +68,18 @@ class FdRegistry:
             raise KeyError(f"fd {fd} is registered already")
         self._registrations[fd] = _Registration(events, handler)
         try:
-            self._tell(fd, events)
+            self._call_hook(fd, events)
         except BaseException:
             del self._registrations[fd]
             raise
 
     def modify(self, fd: int, events: FdEvent) -> None:
         """Change the events of an fd. Do not call the hook if they stay the same."""
-        if self._hook is _tell_nobody:
+        if self._hook is _ignore_update:
             return
         registration = self._registrations[fd]
         if registration.events != events:
-            self._tell(fd, events | FdEvent.MOD)
+            self._call_hook(fd, events | FdEvent.MOD)
             registration.events = events
 
     def remove(self, fd: int) -> None:
@@ -91,7 +91,7 @@ class FdRegistry:
         if fd in self._registrations:
             self._check_caller()
             del self._registrations[fd]
-            self._tell(fd, FdEvent.DEL)
+            self._call_hook(fd, FdEvent.DEL)
 
     def remove_all(self) -> None:
         """Remove every fd.
@@ -118,10 +118,10 @@ class FdRegistry:
     def abandon(self) -> None:
         """Forget all fds without calling the hook, in a forked child: the parent shares the poll set."""
         self._registrations.clear()
-        self._hook = _tell_nobody
-        self._check_caller = _let_everybody
+        self._hook = _ignore_update
+        self._check_caller = _allow_any_caller
 
-    def _tell(self, fd: int, events: FdEvent) -> None:
+    def _call_hook(self, fd: int, events: FdEvent) -> None:
         try:
             self._hook(fd, events)
         except Exception as error:
@@ -131,9 +131,9 @@ class FdRegistry:
             raise MemifError(ErrorCode.CB_FDUPDATE, message) from error
 
 
-def _tell_nobody(fd: int, events: FdEvent) -> None:
+def _ignore_update(fd: int, events: FdEvent) -> None:
     """Do nothing: the hook in a forked child."""
 
 
-def _let_everybody() -> None:
+def _allow_any_caller() -> None:
     """Allow every caller: the check for a hook that has none."""

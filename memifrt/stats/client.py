@@ -275,13 +275,13 @@ def parse_snapshot(line: bytes) -> Snapshot:
     try:
         value = json.loads(line, parse_constant=_no_constant)
     except RecursionError:
-        raise ValueError("JSON, but nested without end") from None
+        raise ValueError("the JSON is nested too deeply") from None
     except ValueError:
-        raise ValueError("what it says is not JSON") from None
+        raise ValueError("the answer is not JSON") from None
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        raise ValueError(f"what it says has no schema {SCHEMA!r}")
+        raise ValueError(f"the answer has no schema {SCHEMA!r}")
     if value.get("version") != VERSION:
-        raise ValueError(f"it has version {str(value.get('version'))[:20]!r} of the schema, this is {VERSION}")
+        raise ValueError(f"it has version {str(value.get('version'))[:20]!r} of the schema; it must be {VERSION}")
     wrong = _difference(value, Snapshot, "the snapshot")
     if wrong:
         raise ValueError(wrong)
@@ -292,7 +292,7 @@ def _difference(value: object, kind: object, where: str) -> str:
     """Return a text that says which part of a JSON value has the wrong type; empty if none has."""
     if typing.is_typeddict(kind):
         if not isinstance(value, dict):
-            return f"{where} is no object"
+            return f"{where} is not an object"
         for name, hint in _fields(kind).items():
             if name in _SINCE_THEN:
                 value.setdefault(name, 0)
@@ -303,12 +303,12 @@ def _difference(value: object, kind: object, where: str) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is list:
         if not isinstance(value, list):
-            return f"{where} is no list"
+            return f"{where} is not a list"
         return next(filter(None, (_difference(element, arguments[0], where) for element in value)), "")
     if origin in (types.UnionType, typing.Union):
         differences = [_difference(value, argument, where) for argument in arguments]
         return "" if "" in differences else differences[0]
-    return "" if _is_scalar(value, kind) else f"{where} is no {getattr(kind, '__name__', kind)}"
+    return "" if _is_scalar(value, kind) else f"{where} is not of type {getattr(kind, '__name__', kind)}"
 
 
 #: Counters that earlier releases do not send.

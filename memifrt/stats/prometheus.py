@@ -41,7 +41,7 @@ class _Metric:
 _RUNTIME = _Metric("memifrt_info", "gauge", "The runtime.")
 _UP = _Metric("memifrt_interface_up", "gauge", "Whether the interface is connected.")
 _PEER = _Metric("memifrt_interface_peer_info", "gauge", "The peer of a connected interface.")
-_SINCE = _Metric("memifrt_interface_connected_timestamp_seconds", "gauge", "Unix time of the present connection.")
+_SINCE = _Metric("memifrt_interface_connected_timestamp_seconds", "gauge", "Unix time of the current connection.")
 
 _OF_INTERFACES: tuple[tuple[_Metric, Callable[[InterfaceStats], float]], ...] = (
     (_UP, lambda interface: int(_is_up(interface))),

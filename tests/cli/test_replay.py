@@ -317,7 +317,8 @@ def test_a_file_that_was_cut_off_is_played_as_far_as_it_goes(
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "cannot read"), (b"", "the file is empty"), (b"#!/bin/sh", "no pcap or pcapng file")]
+    ("content", "words"),
+    [(None, "cannot read"), (b"", "the file is empty"), (b"#!/bin/sh", "not a pcap or pcapng file")],
 )
 def test_a_file_that_is_no_capture_is_one_line(
     content: bytes | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -198,7 +198,7 @@ def _join(status: os.stat_result) -> str:
     """Return what to do about a file that permissions keep us from."""
     group = _group(status.st_gid)
     if status.st_gid and status.st_mode & stat.S_IWGRP:
-        return f"join its group (usermod -aG {group} {_user(os.geteuid())}, and log in anew), or run as root"
+        return f"join its group (usermod -aG {group} {_user(os.geteuid())}, and log in again), or run as root"
     return f"run as {_user(status.st_uid)} or root, or let its owner change the mode"
 
 
@@ -227,7 +227,7 @@ def _me() -> str:
     return f"user {_user(os.geteuid())}"
 
 
-# --- who listens ----------------------------------------------------------------------------------------------------
+# --- the listener ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
