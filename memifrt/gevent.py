@@ -9,7 +9,7 @@ Owns nothing but the names: :mod:`memifrt.waiting.steps` has the logic, :mod:`me
     with memifrt.gevent.open_interface(socket="/run/vpp/memif.sock", reconnect=True) as interface:
         interface.wait_connected(timeout=10)
         for burst in interface.bursts():
-            for packet in burst:
+            for packet in burst.packets():
                 ...
 
 It makes no difference whether the process is monkey-patched.

@@ -3,7 +3,7 @@
     async with memifrt.trio.open_interface(socket="/run/vpp/memif.sock", role="slave") as interface:
         await interface.wait_connected()
         async for burst in interface.bursts():
-            await interface.send([answer(packet) for packet in burst])
+            await interface.send([answer(bytes(packet)) for packet in burst.packets()])
 
 Owns how the steps of :mod:`memifrt.waiting.steps` are awaited, and the lifetime of what a program opens. Knows
 nothing of rings or messages.

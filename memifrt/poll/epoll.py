@@ -98,7 +98,7 @@ class EpollPoller:
             wait.wait(None if timeout is None else min(timeout, _LONGEST_WAIT))
         finally:
             self._waits.remove(wait)
-        if self._pid != os.getpid():  # somebody has forked meanwhile, and this is the child
+        if self._pid != os.getpid():  # another greenlet has forked meanwhile, and this is the child
             gevent.end_copied_wait(ForkedError(self._pid))
         return self._look(gevent.DEFAULT_BATCH)
 

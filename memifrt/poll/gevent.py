@@ -121,9 +121,9 @@ class GeventPoller:
         self._handler = handler
 
     def check_caller(self) -> None:
-        """Check that the caller is in the thread of the hub.
+        """Check that this thread may change the watched fds.
 
-        :raises ConfigError: it is not.
+        :raises ConfigError: called from a thread that is not the hub's.
         """
         if get_hub_if_exists() is not self._hub:
             raise ConfigError("this runtime's fds are in the hub of another thread: it must be used there")
@@ -360,15 +360,15 @@ class ReadableWait:
 
 
 class CopiedWaitError(ForkedError):
-    """What ends a greenlet that a forked child has a copy of, in the middle of a wait for its parent's packets."""
+    """Ends the copy of a waiting greenlet in a forked child: it waited for packets of the parent."""
 
 
 def end_copied_wait(error: ForkedError) -> NoReturn:
-    """End a call that waited when this process was forked. To be called in the child, in the greenlet that waited.
+    """End a call that was waiting when this process was forked. Call it in the child, in the greenlet that waited.
 
-    gevent would print a traceback for each of those greenlets, which nobody has started here: this one it does not
-    print. The copy of the main greenlet goes on waiting. It would run to the end of the program, and end the child in
-    the middle of what it was forked for.
+    gevent prints no traceback for this error, because the child has not started these greenlets. The copy of the main
+    greenlet waits for ever: if it continued, it would run to the end of the program and end the child in the middle of
+    its work.
     """
     hub = gevent.get_hub()
     if gevent.getcurrent() is hub.parent:

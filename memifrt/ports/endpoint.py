@@ -1,6 +1,6 @@
-"""The ends of a bridge as data: a memif, a TAP device, an interface of the kernel. Opens nothing.
+"""The ends of a bridge as data: a memif, a TAP device, a kernel interface. Opens nothing.
 
-:mod:`memifrt.cli.endpoint` makes them of what people write.
+:mod:`memifrt.cli.endpoint` parses them from text.
 """
 
 from __future__ import annotations
