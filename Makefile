@@ -23,14 +23,14 @@ run: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-# The tests whose work is in the test's own process, with every patch of gevent. Not the rings' tests, which make no
-# system call, and no test that starts programs: those have no patches. Without xdist, whose worker has threads before
-# anything can be patched. eventlet does not run under gevent's patches. tests/system/test_received_fds.py holds up
-# memifrt's own threads with events, which gevent's are not made for. The faces have test_gevent_patched.py.
-PATCHED := $(addprefix tests/,connection control memory poll ports stats test_events.py test_interface.py \
-	test_libmemif.py test_runtime.py $(addprefix system/test_,faults_system.py fds.py forks.py strangers.py))
+# The tests whose work is in the test's own process, with every patch of gevent. Without xdist: its workers have threads
+# before anything can be patched. Not here: the rings' tests, which make no system call; tests that start programs, which
+# have no patches; the other loops (tests/poll/test_loops.py and its like), which do not run under gevent's patches; and
+# tests that hold up real threads (received_fds, strangers). The faces have test_gevent_patched.py.
+PATCHED := $(addprefix tests/,connection control memory ports stats poll/test_hook.py poll/test_selectors.py test_events.py \
+	test_interface.py test_libmemif.py test_runtime.py system/test_faults_system.py system/test_fds.py)
 test-patched: $(VENV)/.dev
-	$(BIN)/python -m gevent.monkey --module pytest -n 0 $(or $(ARGS),$(PATCHED) --ignore tests/poll/test_eventlet.py)
+	$(BIN)/python -m gevent.monkey --module pytest -n 0 $(or $(ARGS),$(PATCHED))
 
 # The rings' tests on rings that AddressSanitizer and UBSan watch over, built in build/asan.
 test-asan: $(VENV)/.dev

@@ -32,7 +32,7 @@ from memifrt.control.permissions import FilePermissions
 from memifrt.control.socket_file import SocketFile
 from memifrt.control.wire import Disconnect, Hello
 from memifrt.poll.epoll import EpollPoller
-from memifrt.system.original_functions import close
+from memifrt.system.original_functions import close, poll
 from tests.lib.forked import NOBODY, in_child
 from tests.lib.patched import PATCHED, open_fds
 from tests.lib.peer import Peer, ScriptedSlave, assert_packets_pass, native
@@ -432,10 +432,10 @@ def silent(path: str) -> socket.socket:
 
 
 def is_closed(sock: socket.socket) -> bool:
-    """Whether the other end has closed, whatever it said before."""
-    poll = select.poll()
-    poll.register(sock, select.POLLRDHUP)
-    return bool(poll.poll(0))
+    """Whether the other end has closed, whatever it said before. gevent's ``select.poll`` would not tell."""
+    waiting = poll()
+    waiting.register(sock, select.POLLRDHUP)
+    return bool(waiting.poll(0))
 
 
 def test_a_silent_connector_costs_nothing_after_its_deadline(socket_name: str) -> None:
