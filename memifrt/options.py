@@ -63,7 +63,7 @@ class InterfaceOptions(TypedDict, total=False):
     - ``role``: ``"master"`` (or ``"server"``) listens; ``"slave"`` (or ``"client"``) connects and brings the shared
       memory. Default slave.
     - ``mode``: ``"ethernet"``, ``"ip"`` or ``"punt-inject"``, the same on both ends. Default Ethernet.
-    - ``secret``: at most 23 bytes. A master demands it, a slave presents it. Default none.
+    - ``secret``: at most 23 bytes. The slave sends it; the master refuses a slave whose secret differs. Default none.
     - ``queues``: how many rings to have in each direction, 1 to 255. A master takes what its slave offers. Default 1.
     - ``num_s2m_rings``, ``num_m2s_rings``: the same for one direction, slave to master and master to slave, where the
       two must differ. Not together with ``queues``.
@@ -341,7 +341,7 @@ TEXT_OPTIONS = {
             "secret",
             lambda text: check_secret(os.fsencode(text)),  # the bytes that were typed, whatever they encode
             "S",
-            f"at most {SECRET_BYTES} bytes: a master demands it, a slave presents it",
+            f"at most {SECRET_BYTES} bytes; the slave sends it, and the master refuses a slave whose secret differs",
         ),
         TextOption("queues", _whole("queues", 1, MAX_QUEUES), "N", "queues in each direction"),
         TextOption(
