@@ -6,6 +6,7 @@ Counts allocations with CPython's own test hook, which lets the n-th one fail: w
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 from array import array
 from collections.abc import Callable
@@ -157,5 +158,6 @@ def test_nothing_stays_allocated(prepare: Callable[[Scene], Operation]) -> None:
         return sys.getallocatedblocks()
 
     rounds()
-    before = rounds()
-    assert rounds() - before < 50
+    # A leak shows in each of them. Another thread, pytest-xdist's for one, may allocate something during one or two.
+    counts = [rounds() for _ in range(4)]
+    assert min(after - before for before, after in itertools.pairwise(counts)) < 50
