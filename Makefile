@@ -9,7 +9,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-JOBS   ?= auto
+# One more than there are cores: many tests wait for programs that they start.
+JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 
 # What the installed package is made of; the rest of it is used where it lies.
 BUILT  := pyproject.toml setup.py $(wildcard memifrt/ring/*.pyx memifrt/ring/*.pxi memifrt/ring/*.h)
