@@ -38,7 +38,7 @@ from memifrt.queue import DEFAULT_BURST, RxQueue
 from memifrt.ring import Burst
 from memifrt.runtime import OpenArguments, Runtime
 from memifrt.waiting.base_interface import BaseInterface, BurstHolder, interface_arguments, split_arguments
-from memifrt.waiting.steps import DEFAULT_BATCH, Waiting
+from memifrt.waiting.steps import DEFAULT_BATCH, Receiving, Waiting
 from memifrt.waiting.wakeup import PASS, Line, Pass, Steps, Wait
 
 if TYPE_CHECKING:
@@ -112,7 +112,10 @@ class GeventInterface(BaseInterface["_Signal"]):
         :raises ConfigError: there is no such queue; or this is a callback, which must not wait.
         :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is closed.
         """
-        return self._receive(qid, limit, RxQueue.recv, timeout)
+        end = _deadline(timeout)
+        packets = self._receive(self._waiting.receiving(qid, limit, RxQueue.recv), end)
+        assert packets is not None
+        return packets
 
     def bursts(self, qid: int = 0, limit: int = DEFAULT_BURST) -> Bursts:
         """Iterate over what a queue receives, without copies: memoryviews into the peer's memory, up to ``limit``
@@ -162,15 +165,18 @@ class GeventInterface(BaseInterface["_Signal"]):
     ) -> None:
         self.close()
 
-    def _receive(self, qid: int, limit: int, take: Callable[[RxQueue, int], _Taken], timeout: float | None) -> _Taken:
-        """Wait for packets and take them. As :meth:`_drive`, without a generator, and with few Python calls: in a
-        process that slept until the packet came, each of them costs a microsecond."""
+    def _receive(
+        self, call: Receiving[_Signal, _Taken], end: float | None, bursts: Bursts | None = None
+    ) -> _Taken | None:
+        """Wait for packets and take them; return None if ``bursts`` are closed, of which this is a step.
+
+        This does what :meth:`_drive` does, without a generator and with few Python calls. Each of them costs a
+        microsecond in a process that slept until the packet came.
+        """
         waiting, poller = self._waiting, self._poller
-        call = waiting.receiving(qid, limit, take)
-        end = None if timeout is None else time.monotonic() + _check_timeout(timeout)
         has_waited = False
         try:
-            while True:
+            while bursts is None or not bursts.closed:
                 taken = waiting.look(call)
                 if taken is not None:
                     return taken
@@ -183,6 +189,7 @@ class GeventInterface(BaseInterface["_Signal"]):
                 else:
                     self._wait(call if call.waits else PASS, end)
                 has_waited = True
+            return None
         except ForkedError as error:
             if has_waited:
                 end_copied_wait(error)
@@ -193,7 +200,7 @@ class GeventInterface(BaseInterface["_Signal"]):
 
     def _drive(self, steps: Steps[_Signal, T], timeout: float | None) -> T:
         """Go through the steps of a call, and switch where it waits."""
-        end = None if timeout is None else time.monotonic() + _check_timeout(timeout)
+        end = _deadline(timeout)
         has_waited = False
         try:
             while True:
@@ -226,11 +233,16 @@ class GeventInterface(BaseInterface["_Signal"]):
         return min(left, _LONGEST_WAIT if pause is None else pause)
 
 
-def _check_timeout(timeout: float) -> float:
-    # One that is not a number would stop every timer of the hub.
+def _deadline(timeout: float | None) -> float | None:
+    """Return the moment, by ``time.monotonic()``, at which a call with this timeout ends; None if it does not.
+
+    :raises ConfigError: the timeout is not a number. With NaN every timer of the hub would stop.
+    """
+    if timeout is None:
+        return None
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout != timeout:
         raise ConfigError(f"timeout is {timeout!r}; it must be a number of seconds, or None")
-    return timeout
+    return time.monotonic() + timeout
 
 
 class Bursts(BurstHolder["_Signal"]):
@@ -245,21 +257,13 @@ class Bursts(BurstHolder["_Signal"]):
 
     def __next__(self) -> Burst:
         call = self._begin()
-        has_waited = False
         try:
-            while not self._closed:  # who closes this wakes us
-                burst = self._burst = self._waiting.look(call)
-                if burst is not None:
-                    return burst
-                self._interface._wait(call if call.waits else PASS, None)
-                has_waited = True
-            raise StopIteration
-        except ForkedError as error:
-            if has_waited:
-                end_copied_wait(error)
-            raise
+            burst = self._burst = self._interface._receive(call, None, self)
         finally:
-            self._end(call)
+            self._taking = False
+        if burst is None:
+            raise StopIteration
+        return burst
 
     def __enter__(self) -> Self:
         return self

@@ -485,11 +485,7 @@ class Interface:
         self.announced = False
         connection, self.connection = self.connection, None
         if connection is not None:
-            connection.abandon(pid)
-        for rx_queue in self._rx_queues:  # they may be those of an earlier connection
-            rx_queue.abandon(pid)
-        for tx_queue in self._tx_queues:
-            tx_queue.abandon(pid)
+            connection.abandon()
         if self.on_delete is not None:
             self.on_delete()
 

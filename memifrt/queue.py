@@ -84,7 +84,7 @@ class _Queue(Generic[_R]):
         self._owner: int | None = None
         self._earlier = earlier
         self._interrupts = 0
-        # Beside what the connection does: somebody may hold a queue of an earlier connection, or a burst of its ring.
+        # Each by itself: the application may hold a queue of an earlier connection, or a burst of its ring.
         pid = os.getpid()
         call_after_fork(self, functools.partial(_abandon, pid=pid))
         call_after_fork(ring, functools.partial(_abandon, pid=pid))
@@ -151,12 +151,10 @@ class _Queue(Generic[_R]):
             self._violated = None
 
     def abandon(self, pid: int) -> None:
-        """End the queue and its bursts in a forked child, without telling the peer. ``pid`` is the parent's."""
-        ring, self._ring = self._ring, None
+        """End the queue in a forked child, without telling the peer. ``pid`` is the parent's."""
+        self._ring = None
         self._owner = pid
         self._violated = None
-        if ring is not None:
-            ring.abandon(pid)
 
 
 class RxQueue(_Queue[RxRing]):

@@ -550,7 +550,7 @@ class Runtime:
         self._schedule.abandon()
         self._dispatching = False
         for socket in self._sockets.values():
-            socket.abandon(self._pid)
+            socket.abandon()
         for interface in self._interfaces:
             interface.abandon(self._pid)
 

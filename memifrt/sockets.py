@@ -254,10 +254,10 @@ class Socket:
             if not connection.closed:
                 connection.start()
 
-    def abandon(self, pid: int) -> None:
-        """End the half-open connections in a forked child: they belong to the parent, process ``pid``."""
+    def abandon(self) -> None:
+        """End the half-open connections in a forked child: they belong to the parent."""
         for connection in list(self._half_open):
-            connection.abandon(pid)
+            connection.abandon()
 
     # --- called by the connections ------------------------------------------------------------------------------
 

@@ -453,17 +453,13 @@ class Connection(ABC):
         finally:
             self._release()
 
-    def abandon(self, pid: int) -> None:
-        """End the queues in a forked child, and leave alone what the child shares with its parent.
+    def abandon(self) -> None:
+        """End the connection in a forked child, and leave alone what the child shares with its parent.
 
-        :param pid: the parent's process id.
+        The queues and their rings end by themselves.
         """
         self.closed = True
         self._ending = Lock()  # a thread that the child does not have may hold it
-        for rx_queue in self.rx_queues:
-            rx_queue.abandon(pid)
-        for tx_queue in self.tx_queues:
-            tx_queue.abandon(pid)
         self._memory.abandon()
 
     def _say_goodbye(self, reason: MemifError) -> None:

@@ -33,6 +33,8 @@ class EpollPoller:
     def __init__(self) -> None:
         self._epoll = original_functions.epoll()
         self._pid = os.getpid()
+        #: Whether this is a copy in a forked child.
+        self._inherited = False
         self._cancel = OwnedFd(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE), "cancel")
         # A cancel in another thread must not write to another file that gets the number of the closed fd. The lock is
         # reentrant because a signal handler may cancel while the same thread closes.
@@ -98,7 +100,7 @@ class EpollPoller:
             wait.wait(None if timeout is None else min(timeout, _LONGEST_WAIT))
         finally:
             self._waits.remove(wait)
-        if self._pid != os.getpid():  # another greenlet has forked meanwhile, and this is the child
+        if self._inherited:  # another greenlet has forked meanwhile, and this is the child
             gevent.end_copied_wait(ForkedError(self._pid))
         return self._look(gevent.DEFAULT_BATCH)
 
@@ -108,7 +110,7 @@ class EpollPoller:
 
         One of them may have closed it, or forked: then a copy of this greenlet runs in a child that must not use it.
         """
-        return self._epoll.closed or self._pid != os.getpid()
+        return self._epoll.closed or self._inherited
 
     def _look(self, limit: int) -> list[tuple[int, int]]:
         return [] if self._lost else self._poll(0, limit)
@@ -130,13 +132,14 @@ class EpollPoller:
     def _abandon(self) -> None:
         """Leave the set alone in a forked child, because the parent shares it. End the waits of copied greenlets."""
         self._closing = original_functions.RLock()  # a thread that exists only in the parent may hold the old one
+        self._inherited = True
         for wait in self._waits:
             wait.abandon()
 
     def close(self) -> None:
         with self._closing:
             self._cancel.close()
-        if self._pid == os.getpid():
+        if not self._inherited:
             for wait in self._waits:
                 wait.end()
             self._epoll.close()

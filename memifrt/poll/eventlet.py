@@ -24,7 +24,7 @@ import eventlet
 from eventlet import hubs
 
 from memifrt.errors import ConfigError
-from memifrt.poll.hook import FdHandler
+from memifrt.poll.hook import FdHandler, report
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent
 
@@ -140,22 +140,13 @@ class EventletPoller:
                     if self._handler is not None:
                         self._handler(watch.fd, events)
                 except Exception as error:
-                    self._report(error)
+                    report(error, self._on_error, traceback.print_exception)
                 finally:
                     if self._watches.get(watch.fd) is watch and not watch.listeners:
                         self._listen(watch)
                 eventlet.sleep(0)
         finally:
             self._dispatching = False
-
-    def _report(self, error: Exception) -> None:
-        if self._on_error is None:
-            traceback.print_exception(error)
-            return
-        try:
-            self._on_error(error)
-        except Exception as worse:
-            traceback.print_exception(worse)
 
     def _abandon(self) -> None:
         """Forget all fds in a forked child. Remove none of them: the parent shares the poll set of the hub."""

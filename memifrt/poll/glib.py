@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import functools
 import select
-import sys
 import threading
 from collections.abc import Callable
 
 from gi.repository import GLib
 
 from memifrt.errors import ConfigError
-from memifrt.poll.hook import FdHandler
+from memifrt.poll.hook import FdHandler, call_excepthook, report
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent
 
@@ -140,22 +139,13 @@ class GLibPoller:
         try:
             self._handler(fd, _from_glib(condition))
         except Exception as error:
-            self._report(error)
+            report(error, self._on_error, call_excepthook)
         except BaseException:
             # PyGObject prints it or ends the program, and GLib removes the source: add another.
             if self._watches.get(fd) is watch and event in watch.sources:
                 self._add_source(watch, event)
             raise
         return True
-
-    def _report(self, error: Exception) -> None:
-        try:
-            if self._on_error is not None:
-                self._on_error(error)
-                return
-        except Exception as worse:
-            error = worse
-        sys.excepthook(type(error), error, error.__traceback__)
 
     def _abandon(self) -> None:
         """Forget all fds in a forked child: they belong to the parent. A source that fires in the child is removed."""

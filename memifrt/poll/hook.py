@@ -10,6 +10,7 @@ events would continue under a number that may soon belong to another file.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -129,6 +130,30 @@ class FdRegistry:
             if isinstance(error, ConfigError):
                 raise ConfigError(message, ErrorCode.CB_FDUPDATE) from error
             raise MemifError(ErrorCode.CB_FDUPDATE, message) from error
+
+
+def report(
+    error: BaseException,
+    on_error: Callable[[BaseException], object] | None,
+    otherwise: Callable[[BaseException], object],
+) -> None:
+    """Report the exception of a callback, for an adapter whose loop drops an fd when a callback raises.
+
+    :param on_error: called with the exception, if it is not None.
+    :param otherwise: called with the exception if there is no ``on_error``, or with the one that ``on_error`` raised.
+    """
+    try:
+        if on_error is not None:
+            on_error(error)
+            return
+    except Exception as worse:
+        error = worse
+    otherwise(error)
+
+
+def call_excepthook(error: BaseException) -> None:
+    """Report an exception with ``sys.excepthook``, which prints it."""
+    sys.excepthook(type(error), error, error.__traceback__)
 
 
 def _ignore_update(fd: int, events: FdEvent) -> None:

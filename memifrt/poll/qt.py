@@ -15,14 +15,13 @@ Owns the socket notifiers of these fds. Knows nothing of memif.
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 from collections.abc import Callable
 
 from PySide6.QtCore import QAbstractEventDispatcher, QSocketNotifier
 
 from memifrt.errors import ConfigError
-from memifrt.poll.hook import FdHandler
+from memifrt.poll.hook import FdHandler, call_excepthook, report
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent
 
@@ -128,7 +127,7 @@ class QtPoller:
         try:
             self._handler(fd, events)
         except Exception as error:
-            self._report(error)
+            report(error, self._on_error, call_excepthook)
 
     def close(self) -> None:
         """Remove every fd from the event loop. Closing the runtime does so too."""
@@ -140,15 +139,6 @@ class QtPoller:
         watch = self._watches.pop(fd, None)
         if watch is not None:  # None if the poller was closed before its runtime
             watch.remove()
-
-    def _report(self, error: Exception) -> None:
-        try:
-            if self._on_error is not None:
-                self._on_error(error)
-                return
-        except Exception as worse:
-            error = worse
-        sys.excepthook(type(error), error, error.__traceback__)
 
     def _abandon(self) -> None:
         """Forget all fds in a forked child: they belong to the parent. Remove none, and pass no event on."""

@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from memifrt.errors import ConfigError
-from memifrt.poll.hook import FdHandler
+from memifrt.poll.hook import FdHandler, report
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent
 
@@ -124,7 +124,7 @@ class TwistedPoller:
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
-            self._report(error)
+            report(error, self._on_error, _log)
 
     def watch_again(self, fd: int) -> None:
         """Watch an fd again after the reactor has removed it, if it is still ours."""
@@ -147,18 +147,13 @@ class TwistedPoller:
             self._reactor.removeReader(descriptor)
             self._reactor.removeWriter(descriptor)
 
-    def _report(self, error: BaseException) -> None:
-        try:
-            if self._on_error is not None:
-                self._on_error(error)
-                return
-        except Exception as worse:
-            error = worse
-        log.err(Failure(error), "a callback of memifrt failed")
-
     def _abandon(self) -> None:
         """Forget all fds in a forked child. Remove none of them: the parent shares the poll set of the reactor."""
         self._watched.clear()
+
+
+def _log(error: BaseException) -> None:
+    log.err(Failure(error), "a callback of memifrt failed")
 
 
 __all__ = ["TwistedPoller"]

@@ -33,40 +33,41 @@ class BurstHolder(Generic[S]):
         self._qid = qid
         self._limit = limit
         self._burst: Burst | None = None
+        #: Whether a caller waits for the next burst.
         self._taking = False
-        self._closed = False
+        #: Whether the iteration has ended.
+        self.closed = False
 
     def _begin(self) -> Receiving[S, Burst]:
         """Give the present burst back, and begin to take the next one.
 
         :raises ConfigError: somebody else waits for it already; or the call comes from a foreign thread or loop.
         """
-        self._waiting.check_owner(True)
+        call = self._waiting.receiving(self._qid, self._limit, RxQueue.burst)
         if self._taking:
             raise ConfigError(
-                f"{self._waiting.interface}: somebody waits for the next of these bursts already: "
-                "who shares a queue calls bursts() for an iteration of their own"
+                f"{self._waiting.interface}: another caller waits for the next of these bursts: "
+                "callers that share a queue must each call bursts()"
             )
         self._give_back()
-        call = self._waiting.receiving(self._qid, self._limit, RxQueue.burst)
         self._taking = True
         return call
 
-    def _end(self, call: Receiving[S, Burst]) -> None:
-        self._taking = False
-        self._waiting.leave(call)
-
     def _next(self) -> Steps[S, Burst | None]:
-        """The next burst; None if this is closed, perhaps by somebody while we wait. Raises as :meth:`_begin`."""
+        """Take the next burst; return None if the iteration was closed, before the call or during it.
+
+        Raises as :meth:`_begin`.
+        """
         call = self._begin()
         try:
-            while not self._closed:  # who closes this wakes us
+            while not self.closed:  # close() wakes us
                 self._burst = self._waiting.look(call)
                 if self._burst is not None:
                     break
                 yield call if call.waits else PASS
         finally:
-            self._end(call)
+            self._taking = False
+            self._waiting.leave(call)
         return self._burst
 
     def close(self) -> None:
@@ -80,7 +81,7 @@ class BurstHolder(Generic[S]):
         self._close()
 
     def _close(self) -> None:
-        self._closed = True
+        self.closed = True
         if self._taking:
             self._waiting.wake_all()
         self._give_back()

@@ -42,7 +42,6 @@ from memifrt.types import check_callback, check_range
 from memifrt.waiting.wakeup import PASS, Line, Pause, Place, Signal, Steps, Wakeup
 
 if TYPE_CHECKING:
-    from memifrt.ring import Burst
     from memifrt.runtime import InterfaceArguments, Runtime
     from memifrt.types import ReadableBuffer
 
@@ -51,11 +50,8 @@ if TYPE_CHECKING:
 #: 16384 packets keeps the others waiting for tens of milliseconds.
 DEFAULT_BATCH = 256
 
-
 S = TypeVar("S", bound=Signal)
 _Q = TypeVar("_Q", RxQueue, TxQueue)
-
-
 _Taken = TypeVar("_Taken", bound=Sized)
 
 
@@ -161,7 +157,7 @@ class Waiting(Generic[S]):
     @property
     def connected(self) -> bool:
         """Whether there is a peer and ``on_connect`` has been called for it."""
-        return self.interface.connected and self.interface.announced
+        return self.interface.connected
 
     @property
     def waiters(self) -> int:
@@ -200,13 +196,7 @@ class Waiting(Generic[S]):
         :raises ConfigError: there is no such queue, or the call comes from a foreign thread or loop.
         :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is deleted.
         """
-        self.check_owner(True)
-        return self._receive(qid, limit, RxQueue.recv)
-
-    def burst(self, qid: int, limit: int) -> Steps[S, Burst]:
-        """Wait for packets and take up to ``limit`` buffers as a burst, the caller's to close; raises as ``recv``."""
-        self.check_owner(True)
-        return self._receive(qid, limit, RxQueue.burst)
+        return self.receive(qid, limit, RxQueue.recv)
 
     def send(self, packets: Iterable[ReadableBuffer], qid: int) -> Steps[S, int]:
         """Send all packets, and wait for room as often as it takes; their number.
@@ -228,7 +218,7 @@ class Waiting(Generic[S]):
         place: Place[S] | None = None
         try:
             while True:
-                # See _receive for the order of these steps.
+                # look() says why the steps come in this order.
                 wakes, timeout = line.wakes, None
                 if place is not None:
                     place.woken = False
@@ -258,11 +248,9 @@ class Waiting(Generic[S]):
                     if taken:
                         pause.reset()
                     if taken == len(batch):
-                        if place is not None:
+                        if place is not None:  # a turn is one batch: go to the end of the line
                             line.leave(place)
-                            place = (
-                                self._new_place(line) if line else None
-                            )  # a turn is one batch: to the end of the line
+                            place = self._new_place(line) if line else None
                         continue
                     timeout = pause.next()  # nothing tells of room in a ring: look again after a while
                 if place is None:
@@ -278,8 +266,11 @@ class Waiting(Generic[S]):
             if place is not None:
                 line.leave(place)
 
-    def _receive(self, qid: int, limit: int, take: Callable[[RxQueue, int], _Taken]) -> Steps[S, _Taken]:
-        call = self.receiving(qid, limit, take)
+    def receive(self, qid: int, limit: int, take: Callable[[RxQueue, int], _Taken]) -> Steps[S, _Taken]:
+        """Wait for packets and take them with ``take(queue, limit)``; for the rest see :meth:`recv`."""
+        return self._receive(self.receiving(qid, limit, take))
+
+    def _receive(self, call: Receiving[S, _Taken]) -> Steps[S, _Taken]:
         try:
             while True:
                 taken = self.look(call)
