@@ -1,12 +1,12 @@
-"""memif in asyncio: interfaces to ``await``, in asyncio's own loops and in uvloop's::
+"""memif in asyncio: interfaces whose calls are awaited, in asyncio's own loops and in uvloop::
 
     async with memifrt.asyncio.open_interface(socket="/run/vpp/memif.sock", role="slave") as interface:
         await interface.wait_connected()
         async for burst in interface.bursts():
             await interface.send([answer(bytes(packet)) for packet in burst.packets()])
 
-Owns how the steps of :mod:`memifrt.waiting.steps` are awaited, and the lifetime of what a program opens. Knows
-nothing of rings or messages.
+Owns how the steps of :mod:`memifrt.waiting.steps` are awaited, and closes what a program opens. Knows nothing of rings
+or messages.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ async def open_runtime(
     batch: int = DEFAULT_EVENTS,
     **options: Unpack[RuntimeOptions],
 ) -> AsyncIterator[Runtime]:
-    """A runtime whose fds the running loop watches, for several interfaces to share; closed at the end.
+    """Make a runtime whose fds the running loop watches, for several interfaces. It is closed at the end.
 
-    What callbacks of its interfaces raise goes to the loop's exception handler.
+    Exceptions of the callbacks of its interfaces go to the loop's exception handler.
 
-    :param batch: events of fds that one round of the loop may handle; the others wait for the next one.
+    :param batch: the most events of fds to handle in one round of the loop. The others wait for the next round.
     :param options: as for :class:`memifrt.Runtime`.
     :raises ConfigError: an argument is wrong.
     """
@@ -61,15 +61,15 @@ async def open_interface(
     batch: int = DEFAULT_BATCH,
     **options: Unpack[OpenArguments],
 ) -> AsyncIterator[AsyncioInterface]:
-    """An interface in the running loop, deleted at the end: whoever still waits on it then gets ``Disconnected``.
+    """Make an interface in the running loop. It is deleted at the end: callers that still wait get ``Disconnected``.
 
-    :param runtime: one of :func:`open_runtime`, which several interfaces may share. Default: one of its own, with
-        the ``app_name`` and the runtime's options among ``options``.
-    :param reconnect: whether those who wait go on waiting across a disconnect; without it they get ``Disconnected``.
+    :param runtime: a runtime of :func:`open_runtime`, which several interfaces may share. By default the interface gets
+        its own, with ``app_name`` and the runtime's options in ``options``.
+    :param reconnect: whether calls wait across a disconnect; otherwise they raise ``Disconnected``.
     :param batch: packets that may pass without a wait before other tasks get a turn.
     :param options: as for :meth:`memifrt.Runtime.create_interface` and, for a runtime of its own, as for
-        :class:`memifrt.Runtime`. ``on_interrupt`` is called once for each kick, and
-        not again for packets that it leaves: those are for ``recv``.
+        :class:`memifrt.Runtime`. ``on_interrupt`` is called once for each kick, and not again for packets that it
+        leaves in the ring: those are for ``recv``.
     :raises ConfigError: an argument is wrong, or the id is taken on this socket.
     :raises MemifOSError: a master cannot listen.
     """
@@ -95,7 +95,7 @@ class _Signal:
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def set(self) -> None:
-        if not self._future.done():  # set already, or its task is cancelled
+        if not self._future.done():  # done if it was set before, or if its task was cancelled
             self._future.set_result(None)
 
     async def wait(self, timeout: float | None) -> None:

@@ -1,6 +1,6 @@
-"""memif for gevent: interfaces on which greenlets wait, one apart from the other.
+"""memif for gevent: interfaces on which greenlets wait while other greenlets run.
 
-Owns nothing but the names: :mod:`memifrt.waiting.steps` has the logic, :mod:`memifrt.poll.gevent` the hub's watchers.
+Owns how greenlets wait. :mod:`memifrt.waiting.steps` has the logic, :mod:`memifrt.poll.gevent` the hub's watchers.
 
 ::
 
@@ -12,7 +12,7 @@ Owns nothing but the names: :mod:`memifrt.waiting.steps` has the logic, :mod:`me
             for packet in burst.packets():
                 ...
 
-It makes no difference whether the process is monkey-patched.
+It works the same in a process that gevent has patched and in one that it has not.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _Taken = TypeVar("_Taken", bound=Sized)
 
-#: Seconds: libuv has no timer for infinity. Who waits longer waits again.
+#: The longest wait in seconds, because libuv has no timer for infinity. A longer wait is repeated.
 _LONGEST_WAIT = 86400.0
 
 #: The poller of each runtime that was opened here.
@@ -63,13 +63,13 @@ def open_runtime(
     batch: int = DEFAULT_EVENTS,
     **options: Unpack[RuntimeOptions],
 ) -> Runtime:
-    """A runtime in the hub of this thread, for several interfaces to share; a context manager that closes it.
+    """Make a runtime in the hub of this thread, for several interfaces. It is a context manager that closes it.
 
-    Callbacks of its interfaces are called in a greenlet of the runtime's own, one at a time. They may sleep, lock and
-    do I/O: the runtime's next event waits for them, while every other greenlet runs.
+    A greenlet of the runtime calls the callbacks of its interfaces, one at a time. They may sleep, lock and do I/O:
+    every other greenlet runs meanwhile, and the runtime's next event waits.
 
-    :param batch: events that are handed on before other greenlets get a turn.
-    :param on_error: called with what a callback raised. Default: the hub's ``handle_error``, which prints it.
+    :param batch: the most events to handle before other greenlets get a turn.
+    :param on_error: called with the exception of a callback; by default the hub's ``handle_error``, which prints it.
     :param options: as for :class:`memifrt.Runtime`.
     :raises ConfigError: an argument is wrong.
     """
@@ -81,12 +81,12 @@ def open_runtime(
 
 
 class GeventInterface(BaseInterface["_Signal"]):
-    """An interface on which greenlets wait. Made by :func:`open_interface`.
+    """An interface on which greenlets wait, made by :func:`open_interface`.
 
-    Any number of them may wait, also for the same queue; each packet goes to one of them.
+    Any number of greenlets may wait, also for the same queue. Each packet goes to one of them.
 
-    ``gevent.Timeout`` and ``kill()`` may hit a greenlet in any of these calls. A packet leaves the ring in the moment
-    that it is returned: one that was not returned is still there for the next call.
+    ``gevent.Timeout`` and ``kill()`` may end any of these calls. A packet leaves the ring when a call returns it, so a
+    packet that was not returned is still there for the next call.
     """
 
     def __init__(self, waiting: Waiting[_Signal], runtime: Runtime, owned: Runtime | None) -> None:
@@ -95,22 +95,21 @@ class GeventInterface(BaseInterface["_Signal"]):
         self._poller = _pollers.get(runtime)
 
     def wait_connected(self, timeout: float | None = None) -> None:
-        """Wait until there is a peer. That nobody listens yet is not an error: a slave tries again with its timer.
+        """Wait until there is a peer. If no peer listens yet, this goes on waiting: a slave tries again with its timer.
 
-        :param timeout: in seconds; None waits for as long as it takes.
-        :raises TimeoutError: there is none yet.
-        :raises Disconnected: a peer came and refused, or went before everything was agreed, and ``reconnect`` is off;
-            or the interface is closed.
+        :param timeout: in seconds; None waits without a limit.
+        :raises TimeoutError: there is no peer yet.
+        :raises Disconnected: a handshake failed and ``reconnect`` is off; or the interface is closed.
         """
         self._drive(self._waiting.wait_connected(), timeout)
 
     def recv(self, limit: int = DEFAULT_BURST, timeout: float | None = None, *, qid: int = 0) -> list[bytes]:
-        """Wait for packets, and take those of up to ``limit`` buffers; at least one.
+        """Wait for packets, and return those of up to ``limit`` buffers: at least one packet.
 
-        :param timeout: in seconds; None waits for as long as it takes, 0 takes what is there.
-        :raises TimeoutError: none came.
+        :param timeout: in seconds; None waits without a limit, 0 does not wait.
+        :raises TimeoutError: no packet came.
         :raises ConfigError: there is no such queue; or this is a callback, which must not wait.
-        :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is closed.
+        :raises Disconnected: there is no peer and ``reconnect`` is off; or the interface is closed.
         """
         end = _deadline(timeout)
         packets = self._receive(self._waiting.receiving(qid, limit, RxQueue.recv), end)
@@ -118,35 +117,33 @@ class GeventInterface(BaseInterface["_Signal"]):
         return packets
 
     def bursts(self, qid: int = 0, limit: int = DEFAULT_BURST) -> Bursts:
-        """Iterate over what a queue receives, without copies: memoryviews into the peer's memory, up to ``limit``
-        buffers at a time.
+        """Iterate over the packets of a queue without copies, in bursts of up to ``limit`` buffers.
 
-        Each burst is given back to the peer when the body of the loop is done with it, and its views end. So it is
-        when the loop is left, by ``break``, an exception, a ``Timeout`` or a kill; where the iterator outlives the
-        loop, by ``close()``, or by using it as a context manager. Raises as :meth:`recv` does.
+        Each burst is given back to the peer, and its views end, when the body of the loop is done with it. The same
+        happens when the loop is left by ``break``, an exception, a ``Timeout`` or a kill. If the iterator outlives the
+        loop, end it with ``close()``, or use it as a context manager. Raises as :meth:`recv` does.
         """
         return Bursts(self, qid, limit)
 
     def send(self, packets: Iterable[ReadableBuffer], *, qid: int = 0) -> int:
-        """Send all packets, and wait for room as often as it takes; their number.
+        """Send all packets, wait for room as often as needed, and return their number.
 
         memif has no signal for a ring that has room again. So a greenlet that finds it full looks again after 0.1 ms
-        (libuv: 1 ms), and then after pauses that double up to 5 ms: room that the peer makes may go unused for that
-        long, and a peer that takes nothing costs some 200 looks a second, about 1 % of a core. A ring large enough for
-        what is sent at once never waits.
+        (libuv: 1 ms), and then after pauses that double up to 5 ms. New room may stay unused for that long. A peer that
+        takes nothing costs some 200 looks a second, about 1 % of a core. A ring that is large enough for each call
+        never waits.
 
-        A greenlet that is killed here, or meets its ``gevent.Timeout``, has sent the first of the packets, and not the
-        rest.
+        A greenlet that is killed here, or whose ``gevent.Timeout`` ends, has sent some of the packets: the first ones.
 
-        :raises ConfigError: a packet is empty or too long, or there is no such queue (packets before it may have been
-            sent); or this is a callback, which must not wait.
-        :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is closed.
+        :raises ConfigError: a packet is empty or too long, or there is no such queue; packets before a wrong one may
+            have been sent. Or this is a callback, which must not wait.
+        :raises Disconnected: there is no peer and ``reconnect`` is off; or the interface is closed.
         """
         return self._drive(self._waiting.send(packets, qid), None)
 
     def close(self) -> None:
-        """Delete the interface, and the runtime that came with it: whoever waits gets
-        :class:`~memifrt.Disconnected`. Closing twice is harmless.
+        """Delete the interface, and its runtime if it has its own: callers that wait get
+        :class:`~memifrt.Disconnected`. A second call is harmless.
 
         :raises ConfigError: this is not the thread whose hub the interface is in.
         """
@@ -168,9 +165,9 @@ class GeventInterface(BaseInterface["_Signal"]):
     def _receive(
         self, call: Receiving[_Signal, _Taken], end: float | None, bursts: Bursts | None = None
     ) -> _Taken | None:
-        """Wait for packets and take them; return None if ``bursts`` are closed, of which this is a step.
+        """Wait for packets and take them. Return None if ``bursts``, for which this takes them, is closed meanwhile.
 
-        This does what :meth:`_drive` does, without a generator and with few Python calls. Each of them costs a
+        This does what :meth:`_drive` does, without a generator and with few Python calls. Each call costs about a
         microsecond in a process that slept until the packet came.
         """
         waiting, poller = self._waiting, self._poller
@@ -199,7 +196,7 @@ class GeventInterface(BaseInterface["_Signal"]):
                 call.line.leave(call, hand_over=call.hand_over)
 
     def _drive(self, steps: Steps[_Signal, T], timeout: float | None) -> T:
-        """Go through the steps of a call, and switch where it waits."""
+        """Perform the steps of a call, and return its result. Other greenlets run while it waits."""
         end = _deadline(timeout)
         has_waited = False
         try:
@@ -225,7 +222,10 @@ class GeventInterface(BaseInterface["_Signal"]):
         request.signal.wait(request.timeout if end is None else self._limit(request.timeout, end))
 
     def _limit(self, pause: float | None, end: float) -> float:
-        """How long to wait at most."""
+        """Return the longest time to wait now, in seconds.
+
+        :raises TimeoutError: the call has no time left.
+        """
         left = end - time.monotonic()
         if left <= 0:
             self.interface.check_not_forked()
@@ -275,13 +275,13 @@ class Bursts(BurstHolder["_Signal"]):
 
 
 class _Signal:
-    """Wakes one greenlet. Half as costly as an ``Event``, which may be set from other threads and wake many."""
+    """Wakes one greenlet, at half the cost of an ``Event``. (That one may be set by other threads, and wake many.)"""
 
     __slots__ = ("is_set", "waiter")
 
     def __init__(self) -> None:
         self.is_set = False
-        #: Whom it wakes, while somebody waits.
+        #: Wakes the greenlet, while it waits.
         self.waiter: Waiter | None = None
 
     def set(self) -> None:
@@ -302,14 +302,17 @@ class _Signal:
                 timer.start(waiter.switch, None)
             waiter.get()
         finally:
-            self.waiter = None  # a switch that is under way finds nobody
+            self.waiter = None  # a later set() must not switch to this greenlet
             if timer is not None:
                 timer.close()
 
 
 def _handle_kicks_in_hub(waiting: Waiting[_Signal], poller: GeventPoller) -> None:
-    """Let the hub itself wake greenlets that wait for packets: without a callback of the application's, an interrupt
-    has nothing to do that could wait, and a switch to the dispatcher for each costs as much as the rest."""
+    """Let the hub itself wake the greenlets that wait for packets.
+
+    If the application has no ``on_interrupt``, an interrupt does nothing that could wait, and needs no dispatcher. A
+    switch to the dispatcher would double its cost.
+    """
     for queue in waiting.interface.rx_queues:
         if queue.connected:
             poller.handle_in_hub(queue.fileno(), _kick_handler(queue, waiting.receivers(queue.qid)))
@@ -319,22 +322,22 @@ def _kick_handler(queue: RxQueue, receivers: Line[_Signal, RxQueue]) -> Callable
     def handle_kick() -> None:
         receivers.wakes += 1
         first = receivers.first
-        if first is None:  # nobody reads the eventfd: the hub would call again and again
+        if first is None:  # no caller reads the eventfd, so the hub would call this again and again
             queue.drain()
             return
-        receivers.kicked = first.woken = True  # who takes the packets reads it
+        receivers.kicked = first.woken = True  # the caller that takes the packets reads it
         signal = first.signal
         if not signal.is_set:
             signal.is_set = True
             waiter = signal.waiter
             if waiter is not None:
-                waiter.switch(None)  # at once: this is the last thing that a callback of the hub does
+                waiter.switch(None)  # allowed here, because it is the last step of a callback of the hub
 
     return handle_kick
 
 
 class _HubCheck:
-    """Raises in a thread other than that of the hub in which this was made."""
+    """Checks that a call comes from the thread of the hub in which this was made."""
 
     def __init__(self) -> None:
         self._hub = gevent.get_hub()
@@ -356,11 +359,11 @@ def open_interface(
     batch: int = DEFAULT_BATCH,
     **options: Unpack[OpenArguments],
 ) -> GeventInterface:
-    """An interface in the hub of this thread; a context manager that closes it.
+    """Make an interface in the hub of this thread. It is a context manager that closes it.
 
-    :param runtime: one of :func:`open_runtime`, which several interfaces may share. Default: one of its own, with
-        the ``app_name`` and the runtime's options among ``options``.
-    :param reconnect: whether those who wait go on waiting across a disconnect; without it they get ``Disconnected``.
+    :param runtime: a runtime of :func:`open_runtime`, which several interfaces may share. By default the interface gets
+        its own, with ``app_name`` and the runtime's options in ``options``.
+    :param reconnect: whether calls wait across a disconnect; otherwise they raise ``Disconnected``.
     :param batch: packets that may pass without a wait before other greenlets get a turn.
     :param options: as for :meth:`memifrt.Runtime.create_interface` and, for a runtime of its own, as for
         :class:`memifrt.Runtime`. Callbacks are called as :func:`open_runtime` says;

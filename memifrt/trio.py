@@ -1,12 +1,12 @@
-"""memif in trio: interfaces to ``await``, in the manner of :mod:`memifrt.asyncio`::
+"""memif in trio: interfaces whose calls are awaited, as in :mod:`memifrt.asyncio`::
 
     async with memifrt.trio.open_interface(socket="/run/vpp/memif.sock", role="slave") as interface:
         await interface.wait_connected()
         async for burst in interface.bursts():
             await interface.send([answer(bytes(packet)) for packet in burst.packets()])
 
-Owns how the steps of :mod:`memifrt.waiting.steps` are awaited, and the lifetime of what a program opens. Knows
-nothing of rings or messages.
+Owns how the steps of :mod:`memifrt.waiting.steps` are awaited, and closes what a program opens. Knows nothing of rings
+or messages.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ async def open_runtime(
     batch: int = DEFAULT_EVENTS,
     **options: Unpack[RuntimeOptions],
 ) -> AsyncIterator[Runtime]:
-    """A runtime whose fds are watched by trio, for several interfaces to share; closed at the end.
+    """Make a runtime whose fds trio watches, for several interfaces. It is closed at the end.
 
-    Its tasks run in a nursery of its own. What callbacks of its interfaces raise comes out of this block, as a group of
-    exceptions like from any nursery, and cancels what runs in it. What the block itself raises comes out as it is.
+    Its tasks run in their own nursery. An exception of a callback cancels the block and is raised from it, in a group
+    of exceptions as from any nursery. An exception of the block itself is raised without a group.
 
-    :param batch: events of fds that one round of the scheduler may handle; the others wait for the next one.
+    :param batch: the most events of fds to handle in one round of the scheduler. The others wait for the next round.
     :param options: as for :class:`memifrt.Runtime`.
     :raises ConfigError: an argument is wrong.
     """
@@ -58,7 +58,7 @@ async def open_runtime(
                     poller.start(runtime.control_fd_handler)
                     yield runtime
             except (Exception, KeyboardInterrupt, SystemExit) as error:
-                failure = error  # kept from the nursery, which would make a group of it
+                failure = error  # hide it from the nursery, which would put it into a group
             nursery.cancel_scope.cancel()
     finally:
         if failure is not None:
@@ -73,15 +73,16 @@ async def open_interface(
     batch: int = DEFAULT_BATCH,
     **options: Unpack[OpenArguments],
 ) -> AsyncIterator[TrioInterface]:
-    """An interface in trio, deleted at the end: whoever still waits on it then gets ``Disconnected``.
+    """Make an interface in trio. It is deleted at the end: callers that still wait get ``Disconnected``.
 
-    :param runtime: one of :func:`open_runtime`, which several interfaces may share. Default: one of its own, with
-        the ``app_name`` and the runtime's options among ``options``; then what callbacks raise comes out of this block.
-    :param reconnect: whether those who wait go on waiting across a disconnect; without it they get ``Disconnected``.
+    :param runtime: a runtime of :func:`open_runtime`, which several interfaces may share. By default the interface gets
+        its own, with ``app_name`` and the runtime's options in ``options``. Then this block raises the exceptions of
+        callbacks.
+    :param reconnect: whether calls wait across a disconnect; otherwise they raise ``Disconnected``.
     :param batch: packets that may pass without a wait before other tasks get a turn.
     :param options: as for :meth:`memifrt.Runtime.create_interface` and, for a runtime of its own, as for
-        :class:`memifrt.Runtime`. ``on_interrupt`` is called once for each kick, and
-        not again for packets that it leaves: those are for ``recv``.
+        :class:`memifrt.Runtime`. ``on_interrupt`` is called once for each kick, and not again for packets that it
+        leaves in the ring: those are for ``recv``.
     :raises ConfigError: an argument is wrong, or the id is taken on this socket.
     :raises MemifOSError: a master cannot listen.
     """

@@ -1,6 +1,6 @@
-"""The interface of asyncio's and trio's faces: the steps of each call, awaited. Knows neither loop.
+"""The interface whose calls are awaited, shared by asyncio and trio. Knows neither loop.
 
-A face adds how to await one step (``_drive``), and a signal that wakes one task of its loop.
+The module of a loop adds ``_drive``, which awaits the steps of a call, and a signal that wakes one task.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ class AsyncInterface(BaseInterface[S]):
     async def _drive(steps: Steps[S, T]) -> T:
         """Await what the steps wait for, and return their result.
 
-        Nothing is awaited between the last step and the return, so that a cancellation finds the packets in the ring or
-        in the caller's hands.
+        Nothing is awaited between the last step and the return. So a cancellation finds the packets either in the ring
+        or returned to the caller.
         """
+        raise NotImplementedError
 
     async def wait_connected(self) -> None:
-        """Wait until there is a peer. That nobody listens yet is not an error: the timer tries again, and
-        :attr:`last_error` says why it has to.
+        """Wait until there is a peer.
 
-        :raises Disconnected: a peer came and refused, or went before everything was agreed, and ``reconnect`` is off;
-            or the interface is deleted.
+        If no peer listens yet, this goes on waiting: the timer tries again, and :attr:`last_error` tells why.
+
+        :raises Disconnected: a handshake failed and ``reconnect`` is off; or the interface is deleted.
         """
         await self._drive(self._waiting.wait_connected())
 
     async def recv(self, limit: int = DEFAULT_BURST, *, qid: int = 0) -> list[bytes]:
-        """Wait for packets and take those of up to ``limit`` buffers, copied: at least one packet.
+        """Wait for packets, and return copies of those of up to ``limit`` buffers: at least one packet.
 
         :raises ConfigError: there is no such queue.
-        :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is deleted.
+        :raises Disconnected: there is no peer and ``reconnect`` is off; or the interface is deleted.
         """
         return await self._drive(self._waiting.recv(qid, limit))
 
     def bursts(self, qid: int = 0, limit: int = DEFAULT_BURST) -> Bursts[S]:
-        """Iterate over what a queue receives, without copies: memoryviews into the peer's memory, up to ``limit``
-        buffers at a time.
+        """Iterate over the packets of a queue without copies, in bursts of up to ``limit`` buffers.
 
         Each burst is given back to the peer, and its views end, when the body of the loop is done with it. The same
         happens when the loop is left by ``break``, an exception or a cancellation. If the iterator outlives the loop,
@@ -69,19 +69,19 @@ class AsyncInterface(BaseInterface[S]):
         return Bursts(self._waiting, qid, limit, self._drive)
 
     async def send(self, packets: Iterable[ReadableBuffer], *, qid: int = 0) -> int:
-        """Send all packets, wait for room as often as it takes, and return their number.
+        """Send all packets, wait for room as often as needed, and return their number.
 
         memif has no signal for "the ring has room again". While the ring is full this looks again after pauses that
         double from 0.1 ms to 5 ms (the timers of trio and of asyncio's own loops make at least 1 ms of the first). So a
         packet leaves up to 5 ms after it could have, and a sender that waits for long costs 200 looks a second, under
         2 % of a core. A larger ring costs less.
 
-        Packets longer than a buffer go as chains. Several senders on one queue take turns in between batches. With
-        ``reconnect`` it goes on with the next peer; what the last one has not received is lost.
+        Packets longer than a buffer go as chains. Several senders on one queue take turns between batches. With
+        ``reconnect`` this goes on with the next peer; packets that the last peer has not received are lost.
 
-        :raises ConfigError: a packet is empty or too long, or there is no such queue. Packets before it may have been
-            sent.
-        :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is deleted.
+        :raises ConfigError: a packet is empty or too long, or there is no such queue. Packets before a wrong one may
+            have been sent.
+        :raises Disconnected: there is no peer and ``reconnect`` is off; or the interface is deleted.
         """
         return await self._drive(self._waiting.send(packets, qid))
 

@@ -1,4 +1,4 @@
-"""What the interfaces of every loop have in common: all that does not wait, and one burst after the other."""
+"""The parts that the interfaces of all loops share: everything that does not wait, and the iteration over bursts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _RUNTIME_OPTIONS = tuple(RuntimeOptions.__annotations__)
 
 
 class BurstHolder(Generic[S]):
-    """One burst after the other from one queue: what a face's iteration over bursts has in common.
+    """The iteration over the bursts of one queue. It holds at most one burst.
 
-    Taking the next one gives the one before it back, and so does ``close``. A loop that is left (by ``break``, an
-    exception, a cancellation) drops its iterator: then the collector closes it, in CPython at once.
+    The next step and ``close`` give the present burst back. If a loop is left (by ``break``, an exception or a
+    cancellation), its iterator is dropped, and CPython closes it at once.
     """
 
     def __init__(self, waiting: Waiting[S], qid: int, limit: int) -> None:
@@ -39,9 +39,10 @@ class BurstHolder(Generic[S]):
         self.closed = False
 
     def _begin(self) -> Receiving[S, Burst]:
-        """Give the present burst back, and begin to take the next one.
+        """Give the present burst back, and return a call that takes the next one.
 
-        :raises ConfigError: somebody else waits for it already; or the call comes from a foreign thread or loop.
+        :raises ConfigError: another caller waits for the next burst already, or the caller is in another thread or
+            loop.
         """
         call = self._waiting.receiving(self._qid, self._limit, RxQueue.burst)
         if self._taking:
@@ -71,11 +72,12 @@ class BurstHolder(Generic[S]):
         return self._burst
 
     def close(self) -> None:
-        """Give the present burst back, and end the iteration, also for somebody who waits for its next burst. A second
-        call is harmless.
+        """Give the present burst back and end the iteration, also for a caller that waits for the next burst.
 
-        :raises BufferError: a slice of one of its views is still held; it is given back all the same.
-        :raises ConfigError: the call comes from a foreign thread or loop.
+        A second call is harmless.
+
+        :raises BufferError: a slice of one of the views is still held. The burst is given back all the same.
+        :raises ConfigError: the caller is in another thread or loop.
         """
         self._waiting.check_owner(False)
         self._close()
@@ -96,17 +98,14 @@ class BurstHolder(Generic[S]):
 
 
 class BaseInterface(Generic[S]):
-    """What the interfaces of every loop have in common: all that does not wait.
-
-    Everything else of the interface is that of :attr:`interface`.
-    """
+    """An interface of a loop, without the calls that wait. :attr:`interface` is the interface itself."""
 
     def __init__(self, waiting: Waiting[S]) -> None:
         self._waiting = waiting
 
     @property
     def interface(self) -> Interface:
-        """The interface itself. Its callbacks are taken: give yours to ``open_interface``."""
+        """The interface itself. Do not set its callbacks: pass yours to ``open_interface``."""
         return self._waiting.interface
 
     @property
@@ -114,7 +113,7 @@ class BaseInterface(Generic[S]):
         """The runtime of the interface."""
         return self._waiting.runtime
 
-    _runtime = runtime  # its name in programs that were written before it was public
+    _runtime = runtime  # the name that older programs use
 
     @property
     def id(self) -> int:
@@ -158,32 +157,32 @@ class BaseInterface(Generic[S]):
 
     @property
     def counters(self) -> Counters:
-        """What all queues did since the interface was created, reconnects included."""
+        """The sums of the counters of all queues since the interface was created, over all connections."""
         return self.interface.counters
 
     def details(self) -> Details:
-        """Everything about the interface at this moment."""
+        """Return the details of the interface; see :meth:`memifrt.Interface.details`."""
         return self.interface.details()
 
     def request_connection(self) -> None:
-        """A slave connects now, without waiting for the timer; see :meth:`memifrt.Interface.request_connection`."""
+        """Connect a slave now, without waiting for the timer; see :meth:`memifrt.Interface.request_connection`."""
         self._waiting.check_owner(False)
         self.interface.request_connection()
 
     def disconnect(self, reason: str = "disconnected by the application") -> None:
-        """End the present connection, if there is one; a slave then connects again with the timer."""
+        """End the present connection, if there is one. A slave then connects again with the timer."""
         self._waiting.check_owner(False)
         self.interface.disconnect(reason)
 
     def delete(self) -> None:
-        """Disconnect and forget the interface: whoever waits on it gets :class:`~memifrt.Disconnected`."""
+        """Delete the interface: callers that wait on it get :class:`~memifrt.Disconnected`."""
         self._waiting.check_owner(False)
         self.interface.delete()
 
     def close(self) -> None:
         """Delete the interface: callers that wait on it get :class:`~memifrt.Disconnected`. A second call is harmless.
 
-        :raises ConfigError: the call comes from a foreign thread or loop.
+        :raises ConfigError: the caller is in another thread or loop.
         """
         self.delete()
 

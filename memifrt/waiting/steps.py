@@ -1,15 +1,15 @@
-"""Waiting like a native: the logic of every loop's ``wait_connected``, ``recv``, ``bursts``, ``send``, without a loop.
+"""The logic of the waiting calls ``wait_connected``, ``recv``, ``bursts`` and ``send``, the same for every loop.
 
-Owns who waits for what on one interface, and what wakes them. Knows no loop, and neither sleeps nor switches: each call
-is a generator that yields what to wait for and returns the result. A face (:mod:`memifrt.asyncio`, :mod:`memifrt.trio`,
-:mod:`memifrt.gevent`) drives it with the primitives of its loop::
+Owns which callers wait for what on one interface, and what wakes them. Knows no loop, and neither sleeps nor switches.
+Each call is a generator: it yields what to wait for, and returns the result. The modules for the loops
+(:mod:`memifrt.asyncio`, :mod:`memifrt.trio`, :mod:`memifrt.gevent`) drive it with the primitives of their loop::
 
     def drive(steps):
         try:
             request = next(steps)
             while True:
                 match request:
-                    case Pass():  # let everybody else run once, and the loop look at its fds
+                    case Pass():  # let every other task run once, and let the loop check its fds
                         sleep(0)
                     case Wait(signal, timeout):  # until signal.set() is called, for timeout seconds (None: no limit)
                         signal.wait(timeout)
@@ -19,11 +19,11 @@ is a generator that yields what to wait for and returns the result. A face (:mod
         finally:
             steps.close()
 
-``signal`` is what the face's ``make_signal()`` made for this one wait; ``set()`` may be called at any time, more than
-once, and after the waiter has gone. A wait that was in vain does no harm: the steps look for themselves.
+``signal`` was made by ``make_signal()`` for this one wait. ``set()`` may be called at any time, several times, and
+after the caller has gone. A wait may end too early: the next step looks at the queue again.
 
-Whatever ends the driving (a cancellation, a kill, a timeout) may come at any yield and must only close the generator:
-packets leave the ring in the step that returns them, so none is lost on the way.
+A cancellation, a kill or a timeout may come at any yield. It only has to close the generator. Packets leave the ring in
+the step that returns them, so none is lost. :meth:`Waiting.receiving` has the same steps without a generator.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from memifrt.runtime import InterfaceArguments, Runtime
     from memifrt.types import ReadableBuffer
 
-#: Packets that pass without a wait before the others get a turn. A turn is one round of the loop: measured, 2 us in
-#: uvloop, 6 in asyncio, 10 in trio, so 8 to 40 ns a packet. Larger batches gain nothing that can be measured; one of
-#: 16384 packets keeps the others waiting for tens of milliseconds.
+#: Packets that callers may pass without a wait before other tasks get a turn. A turn is one round of the loop. It was
+#: measured at 2 us in uvloop, 6 in asyncio and 10 in trio, which is 8 to 40 ns for each packet. A larger batch gains
+#: nothing measurable, and one of 16384 packets delays other tasks by tens of milliseconds.
 DEFAULT_BATCH = 256
 
 S = TypeVar("S", bound=Signal)
@@ -69,21 +69,24 @@ class Receiving(Place[S], Generic[S, _Taken]):
         self.take = take
         #: How many conversations had ended when the call began.
         self.ends = ends
+        #: Whether :meth:`Waiting.look` was called for it.
         self.begun = False
+        #: Whether it has a place in the line.
         self.joined = False
-        #: Whether the call waits now: else it lets others run.
+        #: Whether its last step was to wait. Otherwise it was to let others run.
         self.waits = False
-        #: Whether the next in the line is to look when this call is over.
+        #: Whether the next caller in the line must look when this call ends.
         self.hand_over = True
+        #: The pauses between two looks at a queue in polling mode.
         self.pause: Pause | None = None
 
 
 def _no_owner(waiting: bool) -> None:
-    """The interface may be used anywhere."""
+    """Allow every caller."""
 
 
 def _renumbered(error: ConfigError, sent: int) -> ConfigError:
-    """The error of a batch, with the packet's number among all packets of the call."""
+    """Return the error of a batch, with the packet's number among all packets of the call."""
     message = re.sub(r"^packet (\d+)\b", lambda match: f"packet {int(match[1]) + sent}", error.message)
     renumbered = type(error)(message, error.code)
     renumbered.__cause__ = error.__cause__
@@ -91,15 +94,15 @@ def _renumbered(error: ConfigError, sent: int) -> ConfigError:
 
 
 class Waiting(Generic[S]):
-    """One interface, and everybody who waits for something on it.
+    """One interface, and the callers that wait for something on it.
 
-    Creates the interface with callbacks of its own, which wake the waiters and pass on to those among ``options``.
+    It creates the interface with its own callbacks. They wake the callers, and call the callbacks in ``options``.
 
-    :param make_signal: a new signal of the face's, for one wait.
-    :param reconnect: go on waiting across a disconnect, instead of raising :class:`~memifrt.Disconnected`.
-    :param batch: packets that may pass without a wait before the others get a turn.
+    :param make_signal: makes a signal of the loop, for one wait.
+    :param reconnect: whether calls wait across a disconnect, instead of raising :class:`~memifrt.Disconnected`.
+    :param batch: packets that callers may pass without a wait before other tasks get a turn.
     :param check_owner: ``check_owner(waiting)`` raises ConfigError if the caller is in a thread or loop other than the
-        one that handles the events of ``runtime``; ``waiting`` tells whether the call could wait.
+        one that handles the events of ``runtime``. ``waiting`` tells whether the call may wait.
     :raises ConfigError: an argument is wrong.
     :raises MemifOSError: a master cannot listen.
     """
@@ -116,15 +119,15 @@ class Waiting(Generic[S]):
     ) -> None:
         self.runtime = runtime
         self.reconnect = reconnect
-        #: ``check_owner(waiting)`` raises ConfigError in a thread or loop to which the interface does not belong.
+        #: See the parameter. In a forked child it raises ForkedError for calls that may wait.
         self.check_owner = check_owner
         abandon_after_fork(self._abandon)
         self._batch = check_range("batch", batch, 1, 1 << 30)
         self._passed = 0
-        #: Called when the eventfds of the receive queues are watched anew.
+        #: Called after the eventfds of the receive queues were added to the loop.
         self.on_queues: Callable[[], object] | None = None
         self._make_signal = make_signal
-        #: The interface connects, disconnects or is deleted.
+        #: Wakes callers when the interface connects, disconnects or is deleted.
         self._changed = Wakeup(make_signal)
         #: Callers that wait for packets, and for room, by the number of the queue.
         self._receivers: dict[int, Line[S, RxQueue]] = {}
@@ -147,11 +150,11 @@ class Waiting(Generic[S]):
 
     @property
     def has_interrupt_callback(self) -> bool:
-        """Whether the application wants to be told of each interrupt."""
+        """Whether the application gave an ``on_interrupt``."""
         return self._on_interrupt is not None
 
     def receivers(self, qid: int) -> Line[S, RxQueue]:
-        """The callers that wait for packets of a queue."""
+        """Return the line of callers that wait for packets of a queue."""
         return self._line(self._receivers, qid)
 
     @property
@@ -161,20 +164,19 @@ class Waiting(Generic[S]):
 
     @property
     def waiters(self) -> int:
-        """How many wait at this moment."""
+        """The number of callers that wait now."""
         return self._changed.waiters + sum(len(line) for line in self._lines())
 
     def _abandon(self) -> None:
-        """In a forked child: say whose the interface is, before anything else is checked."""
+        """Make waiting calls raise ForkedError in a forked child, before they check anything else."""
         self.check_owner = lambda waiting: self.interface.check_not_forked() if waiting else None
 
     # --- the calls, in steps ------------------------------------------------------------------------------------
 
     def wait_connected(self) -> Steps[S, None]:
-        """Wait until there is a peer. That nobody listens yet is not an error: the timer tries again.
+        """Wait until there is a peer. If no peer listens yet, this goes on waiting: the timer tries again.
 
-        :raises Disconnected: a peer came and refused, or went before everything was agreed, and ``reconnect`` is off;
-            or the interface is deleted.
+        :raises Disconnected: a handshake failed and ``reconnect`` is off; or the interface is deleted.
         :raises ConfigError: the call comes from a foreign thread or loop.
         """
         self.check_owner(True)
@@ -193,19 +195,19 @@ class Waiting(Generic[S]):
 
         Callers that wait for one queue are served in the order in which they came, also across a reconnect.
 
-        :raises ConfigError: there is no such queue, or the call comes from a foreign thread or loop.
-        :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is deleted.
+        :raises ConfigError: there is no such queue, or the caller is in another thread or loop.
+        :raises Disconnected: there is no peer and ``reconnect`` is off; or the interface is deleted.
         """
         return self.receive(qid, limit, RxQueue.recv)
 
     def send(self, packets: Iterable[ReadableBuffer], qid: int) -> Steps[S, int]:
-        """Send all packets, and wait for room as often as it takes; their number.
+        """Send all packets, wait for room as often as needed, and return their number.
 
         Callers that wait for room take turns of one batch, in the order in which they came.
 
-        :raises ConfigError: a packet is empty or too long, there is no such queue, or the call comes from a foreign
-            thread or loop. Packets before it may have been sent.
-        :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is deleted.
+        :raises ConfigError: a packet is empty or too long, there is no such queue, or the caller is in another thread
+            or loop. Packets before a wrong one may have been sent.
+        :raises Disconnected: there is no peer and ``reconnect`` is off; or the interface is deleted.
         """
         self.check_owner(True)
         return self._send(list(check_packets(packets)), qid)
@@ -230,9 +232,9 @@ class Waiting(Generic[S]):
                         return sent
                     if self._passed >= self._batch:
                         self._passed = 0
-                        place = place or self._new_place(line)  # callers that come meanwhile are served later
+                        place = place or self._new_place(line)  # before callers that come during the pass
                         yield PASS
-                        continue  # others have run: look at everything anew
+                        continue  # others have run: start again
                     batch = packets[sent : sent + self._batch]
                     self._passed += len(batch)
                     try:
@@ -252,12 +254,12 @@ class Waiting(Generic[S]):
                             line.leave(place)
                             place = self._new_place(line) if line else None
                         continue
-                    timeout = pause.next()  # nothing tells of room in a ring: look again after a while
+                    timeout = pause.next()  # memif has no signal for room in a ring: look again after a pause
                 if place is None:
                     place = self._new_place(line)
                     place.woken = line.wakes != wakes
                 elif not place.woken:
-                    place.signal = self._make_signal()  # the one before may be set
+                    place.signal = self._make_signal()  # the old one may be set
                 if not place.woken:
                     place.timeout = timeout
                     yield place
@@ -274,25 +276,25 @@ class Waiting(Generic[S]):
         try:
             while True:
                 taken = self.look(call)
-                if taken is not None:  # no yield from here on: what is taken is returned
+                if taken is not None:  # no yield after this: a cancellation would lose the packets
                     return taken
                 yield call if call.waits else PASS
         finally:
             self.leave(call)
 
     def receiving(self, qid: int, limit: int, take: Callable[[RxQueue, int], _Taken]) -> Receiving[S, _Taken]:
-        """One call that waits for packets, for a face that takes the steps itself because a generator costs too much::
+        """Return one call that waits for packets. Its steps need no generator, which saves time::
 
             call = waiting.receiving(qid, limit, take)
             try:
                 while (taken := waiting.look(call)) is None:
-                    ...  # if call.waits, wait as for any Wait; else let others run, as for a Pass
+                    ...  # if call.waits: wait as for any Wait, otherwise let others run as for a Pass
                 return taken
             finally:
                 waiting.leave(call)
 
-        :param take: takes packets of a queue, up to a limit.
-        :raises ConfigError: there is no such queue, or the call comes from a foreign thread or loop.
+        :param take: ``take(queue, limit)`` takes packets of a queue.
+        :raises ConfigError: there is no such queue, or the caller is in another thread or loop.
         """
         self.check_owner(True)
         if type(qid) is not int or qid < 0:
@@ -301,13 +303,13 @@ class Waiting(Generic[S]):
         return Receiving(self._line(self._receivers, qid) if line is None else line, qid, limit, take, self._ends)
 
     def look(self, call: Receiving[S, _Taken]) -> _Taken | None:
-        """Take packets if it is the caller's turn and there are some; None: there is something to wait for.
+        """Take packets if there are some and it is the caller's turn. Return None if the caller has to wait.
 
         :raises ConfigError: there is no such queue.
-        :raises Disconnected: there is no peer (any more), and ``reconnect`` is off; or the interface is deleted.
+        :raises Disconnected: there is no peer and ``reconnect`` is off; or the interface is deleted.
         """
         line = call.line
-        if call.waits:  # and has done so
+        if call.waits:  # it has waited since the last look
             self._passed = 0
         elif call.begun or self._passed < self._batch:
             call.begun = True
@@ -317,25 +319,25 @@ class Waiting(Generic[S]):
             self._passed = 0
             call.signal = self._make_signal()
             call.joined = True
-            line.join(call)  # callers that come meanwhile are served later
+            line.join(call)  # before callers that come during the pass
             return None
-        # In this order: note that nobody has woken us, then look at the ring, then wait unless we have been woken
-        # since. A packet that comes before the look is taken. One that comes after it kicks, and that wakes us. Were
-        # the note made after the look, an interrupt in between, which reads the kick away, would wake nobody.
+        # The order of the steps: first clear "woken", then look at the ring, then wait unless "woken" was set again. A
+        # packet that comes before the look is taken. A packet that comes after it kicks, and the kick sets "woken". If
+        # "woken" were cleared after the look, an interrupt between the two would read the kick and wake nobody.
         while True:
             wakes, timeout = line.wakes, None
             call.woken = False
             queue = line.queue
             if queue is None or call.ends != self._ends:
                 queue = line.queue = self._queue("receive", call.qid, self.interface.rx_queues, call.ends)
-            # Only the first in the line may look: a caller that finds others waiting joins them at the end.
+            # Only the first caller in the line may look. A caller that finds others there goes to the end of the line.
             if queue is not None and (line.first is call or line.first is None):
                 polling = queue.polling
                 if self._on_interrupt is not None:
-                    queue.drained = True  # the callback is called for each kick: all are left to it
+                    queue.drained = True  # leave the eventfd to the callback, which must be called for each kick
                 try:
-                    # The eventfd is left to the interrupt, unless that left it to us, or there are packets whose
-                    # interrupt is still to come: one read of it for each kick.
+                    # Read the eventfd once for each kick. The interrupt reads it, unless it left that to us
+                    # (kicked), or packets are there before their interrupt.
                     if line.kicked or queue.drained or polling or call.limit < 1 or queue.pending():
                         line.kicked = False
                         taken = call.take(queue, call.limit)
@@ -357,21 +359,21 @@ class Waiting(Generic[S]):
                 line.join(call)
                 call.woken = line.wakes != wakes
             elif not call.woken:
-                call.signal = self._make_signal()  # the one before may be set
+                call.signal = self._make_signal()  # the old one may be set
             if not call.woken:
                 call.timeout = timeout
                 call.waits = True
                 return None
 
     def leave(self, call: Receiving[S, _Taken]) -> None:
-        """The call is over, with or without packets: the next in the line looks."""
+        """End the call, with or without packets. The next caller in the line then looks."""
         if call.joined:
             call.line.leave(call, hand_over=call.hand_over)
 
     def _queue(self, what: str, qid: int, present: tuple[_Q, ...], ends: int) -> _Q | None:
-        """The queue of a connection that works; None: there is none now, and the caller waits for the next one.
+        """Return the queue of a working connection, or None if the caller must wait for the next connection.
 
-        :param ends: how many conversations had ended when the caller began.
+        :param ends: how many conversations had ended when the call began.
         """
         self._check_alive()
         if ends != self._ends and not self.reconnect:
@@ -379,7 +381,7 @@ class Waiting(Generic[S]):
         if self.connected:
             if qid >= len(present):
                 raise self._no_queue(what, qid, present)
-            # One that the peer broke ends with the next event of the channel; until then it says why by itself.
+            # The next event of the channel ends a queue that the peer broke. Until then its calls raise the reason.
             if present[qid].connected or not self.reconnect:
                 return present[qid]
         elif not self.reconnect:
@@ -424,7 +426,7 @@ class Waiting(Generic[S]):
             self.wake_all()
 
     def _mode_changed(self, qid: int) -> None:
-        """A caller that waits for an interrupt must look at a queue that polls now by itself."""
+        """Wake a caller that waits for an interrupt: in polling mode none comes."""
         if self.on_queues is not None:
             self.on_queues()
         self._line(self._receivers, qid).wake()
@@ -437,8 +439,8 @@ class Waiting(Generic[S]):
             self._on_disconnect(interface, reason)
 
     def _interrupted(self, interface: Interface, qid: int) -> None:
-        # Polling is level-triggered: an eventfd that nobody reads, because nobody receives just now, would call us for
-        # ever. What it said needs no remembering: everybody looks at the ring before they wait.
+        # Read the eventfd even if no caller waits: polling is level-triggered, and would call this again and again. The
+        # kick need not be remembered, because every caller looks at the ring before it waits.
         interface.rx_queues[qid].drain()
         self._line(self._receivers, qid).wake()
         if self._on_interrupt is not None:
@@ -458,7 +460,7 @@ class Waiting(Generic[S]):
             raise Disconnected(f"{self.interface} is deleted")
 
     def _disconnect_error(self) -> Disconnected:
-        """A new exception each time: several waiters may raise it."""
+        """Return a new exception, because several callers may raise it."""
         self._check_alive()
         reason = self._reason
         if reason is None:

@@ -1,4 +1,4 @@
-"""Who waits for what, in which order, and what wakes them. Without a loop.
+"""The order in which callers wait, and what wakes them. Knows no loop.
 
 A call that waits is a generator of requests: :class:`Wait` or :class:`Pass`. See :mod:`memifrt.waiting.steps`.
 """
@@ -11,13 +11,13 @@ from typing import Generic, Protocol, TypeVar
 
 from memifrt.queue import RxQueue, TxQueue
 
-#: Seconds between two looks at what no fd tells (room in a ring, packets in a queue that polls): the first pause, and
-#: the longest that doubling it comes to.
+#: Seconds between two looks at something that has no fd: room in a ring, or packets in a queue in polling mode. The
+#: pause starts with the first value, and doubles up to the second.
 FIRST_PAUSE, LONGEST_PAUSE = 0.0001, 0.005
 
 
 class Signal(Protocol):
-    """What wakes one waiter."""
+    """Wakes one caller."""
 
     def set(self) -> object: ...
 
@@ -28,7 +28,7 @@ _Q = TypeVar("_Q", RxQueue, TxQueue)
 
 
 class Wait(Generic[S]):
-    """Wait until ``signal`` is set, for at most ``timeout`` seconds; None: for as long as it takes."""
+    """A request to wait until ``signal`` is set, for at most ``timeout`` seconds (None: without a limit)."""
 
     __slots__ = ("signal", "timeout")
 
@@ -38,21 +38,21 @@ class Wait(Generic[S]):
 
 
 class Pass:
-    """Let everybody else run once, and the loop look at its fds."""
+    """A request to let every other task run once, and to let the loop check its fds."""
 
     __slots__ = ()
 
 
 PASS = Pass()
 
-#: A call in steps: what it waits for, and in the end its result.
+#: A call in steps: it yields requests, and returns its result.
 Steps = Generator["Wait[S] | Pass", None, T]
 
 
 class Wakeup(Generic[S]):
-    """Something that happens again and again, and those who wait for the next time.
+    """An event that can happen many times, and the callers that wait for it.
 
-    A waiter notes ``count``, looks whether what it wants is there, and waits unless the count has moved since.
+    A caller reads ``count``, checks its condition, and then waits unless ``count`` has changed since.
     """
 
     def __init__(self, make_signal: Callable[[], S]) -> None:
@@ -61,13 +61,13 @@ class Wakeup(Generic[S]):
         self._signals: dict[S, None] = {}
 
     def wake(self) -> None:
-        """It happens: everybody who waits looks again."""
+        """Count one more event, and wake every caller."""
         self.count += 1
         for signal in list(self._signals):
             signal.set()
 
     def wait(self, seen: int, timeout: float | None = None) -> Steps[S, None]:
-        """Wait for it to happen, unless it has since ``count`` was ``seen``."""
+        """Wait for the event, unless it has happened since ``count`` was ``seen``."""
         if self.count != seen:
             return
         signal = self._make_signal()
@@ -83,19 +83,18 @@ class Wakeup(Generic[S]):
 
 
 class Place(Wait[S]):
-    """The place of one caller in a :class:`Line`. It is also what the caller yields while it waits there: one object
-    for each wait, because most calls wait once."""
+    """The place of one caller in a :class:`Line`. It is also the request that the caller yields to wait there."""
 
     __slots__ = ("woken",)
 
     def __init__(self, signal: S) -> None:
         self.signal = signal
         self.timeout = None
-        #: Something has happened since the caller set this to False.
+        #: Whether the caller was woken since it set this to False.
         self.woken = False
 
     def wake(self) -> None:
-        """Let the caller look again."""
+        """Wake the caller."""
         self.woken = True
         self.signal.set()
 
@@ -103,17 +102,17 @@ class Place(Wait[S]):
 class Line(Generic[S, _Q]):
     """The callers that wait for one queue, in the order in which they came.
 
-    The first alone may use the queue. When it leaves, with or without what it came for, the next one looks: a wake-up
-    that hit a caller which was cancelled, killed or timed out is not lost.
+    Only the first caller may use the queue. When it leaves, with or without packets, the next one looks. So no wake-up
+    is lost if it reached a caller that was cancelled or killed, or whose time was over.
     """
 
     def __init__(self) -> None:
-        #: The place of the caller whose turn it is, and the places behind it.
+        #: The place of the first caller, and the places behind it.
         self.first: Place[S] | None = None
         self._behind: OrderedDict[Place[S], None] = OrderedDict()
-        #: How often somebody was to be woken, whether or not anybody waited.
+        #: The number of wake-ups, also of those for which no caller waited.
         self.wakes = 0
-        #: The eventfd is readable, and left to the first to read.
+        #: Whether the eventfd is readable and the first caller must read it.
         self.kicked = False
         #: The queue of the present connection, once a caller has found it.
         self.queue: _Q | None = None
@@ -131,8 +130,8 @@ class Line(Generic[S, _Q]):
     def leave(self, place: Place[S], *, hand_over: bool = True) -> None:
         """Give up a place.
 
-        :param hand_over: whether the next one is to look. False: there is nothing to look for now, and what comes next
-            will wake it.
+        :param hand_over: whether the next caller must look. It need not if the queue is known to be empty: the next
+            packet will wake it.
         """
         if self.first is not place:
             del self._behind[place]
@@ -144,13 +143,13 @@ class Line(Generic[S, _Q]):
             self.first = None
 
     def wake(self) -> None:
-        """Something has come: the first looks."""
+        """Wake the first caller."""
         self.wakes += 1
         if self.first is not None:
             self.first.wake()
 
     def wake_all(self) -> None:
-        """The connection has come or gone: everybody looks."""
+        """Wake every caller, because the connection has begun or ended."""
         self.wakes += 1
         self.kicked = False
         self.queue = None
@@ -160,7 +159,7 @@ class Line(Generic[S, _Q]):
 
 
 class Pause:
-    """The pauses between two looks at what no fd tells: short, growing, bounded."""
+    """The pauses between two looks at something that has no fd. They double from the first to the longest."""
 
     def __init__(self) -> None:
         self._next = FIRST_PAUSE
@@ -169,7 +168,7 @@ class Pause:
         self._next = FIRST_PAUSE
 
     def next(self) -> float:
-        """In seconds."""
+        """Return the next pause in seconds."""
         pause, self._next = self._next, min(2 * self._next, LONGEST_PAUSE)
         return pause
 
