@@ -5,18 +5,26 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-#: What the extension includes: a change of one of these builds it anew.
+#: What the extension of the rings includes: a change of one of these builds it anew.
 RING = Path("memifrt/ring")
-INCLUDED = sorted(str(path) for pattern in ("*.pxi", "*.h") for path in RING.glob(pattern))
+INCLUDED = [str(path) for pattern in ("*.pxi", "*.h") for path in sorted(RING.glob(pattern))]
+EVENTFD = ["memifrt/system/_eventfd.pxd", "memifrt/system/eventfd_calls.h"]
 
 setup(
     ext_modules=[
         Extension(
+            "memifrt.system._eventfd",
+            ["memifrt/system/_eventfd.pyx"],
+            depends=EVENTFD,
+            extra_compile_args=["-O2"],
+            optional=True,
+        ),
+        Extension(
             "memifrt.ring._native",
             ["memifrt/ring/_native.pyx"],
-            depends=INCLUDED,
+            depends=[*INCLUDED, EVENTFD[0]],
             extra_compile_args=["-O3", "-fno-strict-aliasing"],
             optional=True,
-        )
+        ),
     ]
 )

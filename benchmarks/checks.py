@@ -29,7 +29,7 @@ from typing import cast
 
 from benchmarks.ends import Load, bench_device, measure
 from memifrt.errors import Disconnected, RingViolation
-from memifrt.queue import RxQueue, TxQueue
+from memifrt.queue import RxQueue, TxQueue, reference
 from memifrt.ring import RingImplementation
 from memifrt.system.fds import EventFd
 from memifrt.types import QueueCounters, RxMode
@@ -136,9 +136,12 @@ class Echoes:
         self._back.rx.set_mask(True)
         rx, tx = ends.crossing(role)
         self._event = EventFd.create("eventfd that nobody uses")
+        # Not make_rx_queue: that takes the rings of the installed package alone for compiled ones.
+        rx_queue = getattr(implementation, "RxQueue", reference.RxQueue)
+        tx_queue = getattr(implementation, "TxQueue", reference.TxQueue)
         self.echo = _ECHOES[api](
-            RxQueue(0, rx, self._event, QueueCounters(), _violated, RxMode.POLLING, lambda queue: None),
-            TxQueue(0, tx, self._event, QueueCounters(), _violated, True, lambda queue: None),
+            rx_queue(0, rx, self._event, QueueCounters(), _violated, RxMode.POLLING, lambda queue: None),
+            tx_queue(0, tx, self._event, QueueCounters(), _violated, True, lambda queue: None),
         )
 
     def close(self) -> None:

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from enum import IntEnum
+from typing import TypeVar
+
+_Packets = TypeVar("_Packets", bound=Iterable[object])
 
 
 class ErrorCode(IntEnum):
@@ -164,6 +168,21 @@ def not_a_packet(number: int, packet: object) -> PacketTypeError:
         f"packet {number} is {shown}, a {type(packet).__name__}; "
         f"a packet must be bytes or another buffer of bytes{advice}"
     )
+
+
+def check_packets(packets: _Packets) -> _Packets:
+    """Return ``packets``.
+
+    :raises PacketTypeError: it is a single packet, or is not iterable.
+    """
+    given: object = packets
+    if isinstance(given, bytes | bytearray | memoryview):
+        raise PacketTypeError(
+            f"send() takes a list of packets, not one packet ({type(given).__name__}): send([packet])"
+        )
+    if isinstance(given, str) or not (hasattr(given, "__iter__") or hasattr(given, "__getitem__")):
+        raise PacketTypeError(f"send() takes a list of packets, each of them bytes; this is {given!r}")
+    return packets
 
 
 def packet_bytes(number: int, packet: object) -> bytes:

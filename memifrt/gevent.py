@@ -38,7 +38,7 @@ from memifrt.queue import DEFAULT_BURST, RxQueue
 from memifrt.ring import Burst
 from memifrt.runtime import OpenArguments, Runtime
 from memifrt.waiting.base_interface import BaseInterface, BurstHolder, interface_arguments, split_arguments
-from memifrt.waiting.steps import DEFAULT_BATCH, Receiving, Waiting
+from memifrt.waiting.steps import DEFAULT_BATCH, Receiving, Waiting, take_packets
 from memifrt.waiting.wakeup import PASS, Line, Pass, Steps, Wait
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class GeventInterface(BaseInterface["_Signal"]):
         :raises Disconnected: there is no peer and ``reconnect`` is off; or the interface is closed.
         """
         end = _deadline(timeout)
-        packets = self._receive(self._waiting.receiving(qid, limit, RxQueue.recv), end)
+        packets = self._receive(self._waiting.receiving(qid, limit, take_packets), end)
         assert packets is not None
         return packets
 

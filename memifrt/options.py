@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, Union, cast
 
 from memifrt.errors import ConfigError, ErrorCode
 from memifrt.types import (
@@ -30,6 +30,8 @@ from memifrt.types import (
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from memifrt.types import ReadableBuffer
 
 _E = TypeVar("_E", bound=IntEnum)
 
@@ -53,6 +55,17 @@ RxModeName = Literal["interrupt", "polling", "adaptive"]
 OnError = Callable[[BaseException], object]
 #: ``allocate(size)`` returns an fd of a file at least ``size`` bytes large, which memifrt then owns.
 RegionAllocator = Callable[[int], int]
+
+
+class HasFileno(Protocol):
+    """An object with an fd."""
+
+    def fileno(self) -> int:
+        """Return the fd."""
+
+
+#: What may end :meth:`TxQueue.forward_from`.
+Stop = Union[int, HasFileno, "ReadableBuffer"]
 
 
 class InterfaceOptions(TypedDict, total=False):
@@ -285,6 +298,50 @@ def check_secret(value: str | bytes | None) -> bytes:
 
 
 # --- options as text ------------------------------------------------------------------------------------------------
+
+
+def parse_stop(until: object) -> tuple[int, memoryview | None]:
+    """Return the fd to watch, or -1, and the buffer to look at, or None.
+
+    :param until: see :meth:`TxQueue.forward_from`.
+    :raises ConfigError: it is none of what is allowed there.
+    """
+    if until is None:
+        return -1, None
+    fd = until.fileno() if hasattr(until, "fileno") else until
+    if isinstance(fd, int) and not isinstance(fd, bool) and fd >= 0:
+        return fd, None
+    try:
+        flag = memoryview(until).cast("B")  # type: ignore[arg-type]
+    except TypeError:
+        flag = memoryview(b"")
+    if not len(flag):
+        raise ConfigError(
+            f"until is {until!r}; it must be an fd, an object with fileno(), or a buffer of at least one byte"
+        )
+    return -1, flag
+
+
+def check_limit(limit: int) -> int:
+    """Return the limit of a burst.
+
+    :raises ConfigError: it is less than 1.
+    """
+    if limit < 1:
+        raise ConfigError(f"a burst of {limit} buffers; it must be at least 1")
+    return limit
+
+
+def parse_budget(packets: int | None, timeout: float | None) -> tuple[int, float]:
+    """Return how many packets to send, and for how many seconds; -1 for no bound.
+
+    :raises ConfigError: one of them is not a number, or is negative.
+    """
+    if packets is not None:
+        check_range("packets", packets, 0, 1 << 62)
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0):
+        raise ConfigError(f"timeout is {timeout!r}; it must be a number, at least 0, or None")
+    return -1 if packets is None else packets, -1.0 if timeout is None else float(timeout)
 
 
 @dataclass(frozen=True, slots=True)

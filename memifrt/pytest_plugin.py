@@ -34,10 +34,10 @@ from typing import TYPE_CHECKING, NamedTuple, SupportsBytes, TypeVar, cast
 
 import pytest
 
-from memifrt.errors import ConfigError, Disconnected, ForkedError, packet_bytes
+from memifrt.errors import ConfigError, Disconnected, ForkedError, check_packets, packet_bytes
 from memifrt.interface import Interface, OnConnect, OnDisconnect
 from memifrt.options import InterfaceOptions, parse_rx_mode
-from memifrt.queue import RxQueue, TxQueue, check_packets
+from memifrt.queue import RxQueue, TxQueue
 from memifrt.renamed import renamed_arguments, warn_renamed
 from memifrt.runtime import InterfaceArguments, Runtime
 from memifrt.system.forks import abandon_after_fork

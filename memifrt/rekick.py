@@ -10,10 +10,10 @@ costs the sender no system call: a single packet has its own kick, and a send to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from memifrt.poll.schedule import Schedule
+from memifrt.ring.protocol import Glance
 
 #: Seconds from a send to the first check, and from a kick that helped to the next check.
 FIRST_PAUSE = 0.001
@@ -21,30 +21,8 @@ FIRST_PAUSE = 0.001
 BUSY_PAUSE = 0.008
 #: Longest time in seconds between two kicks of a peer that does not react. The pause doubles up to this.
 LONGEST_PAUSE = 1.0
-#: A zero-copy slave returns used buffers in batches of this size (VPP, DPDK). Fewer buffers in flight may all be used.
-BATCH = 32
 #: Kicks that such a slave must have read, with no change of the ring, before its buffers in flight count as used.
 _NOTICED_KICKS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Glance:
-    """The state of a transmit ring at one moment.
-
-    :ivar sent: our index; each send advances it.
-    :ivar taken: the peer's index.
-    :ivar left: number of buffers that the peer has not given back.
-    :ivar is_certain: whether the ``left`` buffers must hold packets. False: the peer may be keeping used buffers.
-    :ivar masked: whether the peer asks for no interrupts.
-    :ivar noticed: whether the peer has read our last kick.
-    """
-
-    sent: int
-    taken: int
-    left: int
-    is_certain: bool
-    masked: bool
-    noticed: bool
 
 
 class WatchedQueue(Protocol):

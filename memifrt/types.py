@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 VERSION = 0x0200
 COOKIE = 0x3E31F20
 MAX_LOG2_RING_SIZE = 14
+#: Default limit of a burst in buffers. VPP and DPDK, too, use vectors of 256.
+DEFAULT_BURST = 256
 #: Highest region index and ring index that a master advertises. Indices start at 0, so it accepts one more of each.
 MAX_INDEX = 255
 #: Queues in one direction that an interface may ask for (libmemif counts them in a u8).

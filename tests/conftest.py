@@ -30,7 +30,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 open_what_gevent_keeps()
 
 #: Modules whose every test runs on both ring implementations. The rings' own tests do so by themselves.
-_ON_BOTH_RINGS = {"test_interface", "test_rekick", "test_libmemif", "test_smoke", "test_testpmd", "test_wakeups"}
+_ON_BOTH_RINGS = {
+    "test_interface",
+    "test_rekick",
+    "test_libmemif",
+    "test_smoke",
+    "test_testpmd",
+    "test_wakeups",
+    "test_forward_from",
+}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -24,7 +24,7 @@ from memifrt.memory.layout import plan
 from memifrt.memory.region import ExternalRegion, Region
 from memifrt.options import InterfaceConfig
 from memifrt.poll.schedule import TimerHandle
-from memifrt.queue import RxQueue, TxQueue
+from memifrt.queue import RxQueue, TxQueue, make_rx_queue, make_tx_queue
 from memifrt.ring import RxRing
 from memifrt.system.original_functions import Lock
 from memifrt.system.received_fds import ReceivedFd, is_trusted
@@ -304,7 +304,7 @@ class Connection(ABC):
         assert owner is not None
         config = owner.config
         self.rx_queues = tuple(
-            RxQueue(
+            make_rx_queue(
                 ring.index,
                 rx,
                 event,
@@ -317,7 +317,7 @@ class Connection(ABC):
             for ring, rx, event in self._memory.rx_rings
         )
         self.tx_queues = tuple(
-            TxQueue(
+            make_tx_queue(
                 ring.index,
                 tx,
                 event,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from memifrt.interface import Interface
-from memifrt.rekick import Glance
+from memifrt.ring.protocol import Glance
 
 #: Seconds to wait while a peer takes no packets.
 PATIENCE = 1.0

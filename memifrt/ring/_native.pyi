@@ -1,6 +1,11 @@
-"""Types of the compiled implementation: those of the Protocol."""
+"""Types of the compiled implementation: those of the Protocol. ``memifrt.queue`` makes its queues."""
+
+from typing import Any
 
 from memifrt.ring.protocol import Burst, RingMemory, RxRing, SlaveBuffers, TxRing
+
+RxQueue: Any
+TxQueue: Any
 
 def slave_rx(memory: RingMemory, buffers: SlaveBuffers) -> RxRing: ...
 def slave_tx(memory: RingMemory, buffers: SlaveBuffers) -> TxRing: ...

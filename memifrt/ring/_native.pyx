@@ -21,15 +21,23 @@ from cpython.buffer cimport (
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromObject
+from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
+from memifrt.system._eventfd cimport NativeCalls
+
+import functools
+import os
 from collections import deque
 
-from memifrt.errors import ConfigError, ErrorCode, ForkedError, RingViolation, not_a_packet
+from memifrt.errors import ConfigError, Disconnected, ErrorCode, ForkedError, RingViolation, check_packets, not_a_packet, os_error
+from memifrt.options import parse_budget, parse_rx_mode, parse_stop
 from memifrt.renamed import warn_renamed
-from memifrt.types import MAX_LOG2_RING_SIZE, BufferFlag, QueueCounters
+from memifrt.ring.protocol import BATCH, Glance
+from memifrt.system.forks import call_after_fork
+from memifrt.types import DEFAULT_BURST, MAX_LOG2_RING_SIZE, BufferFlag, QueueCounters, RxMode
 
 cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object number, int *overflow) except? -1
@@ -40,6 +48,7 @@ include "_native_burst.pxi"
 include "_native_receive.pxi"
 include "_native_send.pxi"
 include "_native_vectors.pxi"
+include "_native_queue.pxi"
 
 
 # --- what the module exports -----------------------------------------------------------------------------------------

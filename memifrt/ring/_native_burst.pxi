@@ -202,20 +202,6 @@ cdef class RingBurst:
             raise ValueError(f"buffer {index} has been sent: it belongs to the peer")
         return <int> position
 
-    cdef object joined(self, int start, int stop):
-        """Return the data of the packet in these buffers."""
-        cdef Regions regions = self.ring.regions
-        cdef uint64_t total = 0
-        cdef int i
-        for i in range(start, stop):
-            total += self.entries[i].length
-        cdef bytes packet = PyBytes_FromStringAndSize(NULL, total)
-        cdef char *into = PyBytes_AS_STRING(packet)
-        for i in range(start, stop):
-            memcpy(into, regions.at(&self.entries[i]), self.entries[i].length)
-            into += self.entries[i].length
-        return packet
-
     cdef trim(self, index, count, length):
         """Move the start of a buffer's data by ``count`` bytes, and make the data ``length`` bytes long."""
         cdef int position = self.position(index)
@@ -332,7 +318,21 @@ cdef object still_exported():
     )
 
 
-cdef int packet_end(const memif_descriptor *entries, int start, int count) noexcept:
+cdef object joined(Regions regions, const memif_descriptor *entries, int start, int stop):
+    """Return the data of the packet in these buffers."""
+    cdef uint64_t total = 0
+    cdef int i
+    for i in range(start, stop):
+        total += entries[i].length
+    cdef bytes packet = PyBytes_FromStringAndSize(NULL, total)
+    cdef char *into = PyBytes_AS_STRING(packet)
+    for i in range(start, stop):
+        memcpy(into, regions.at(&entries[i]), entries[i].length)
+        into += entries[i].length
+    return packet
+
+
+cdef int packet_end(const memif_descriptor *entries, int start, int count) noexcept nogil:
     """Return where the packet that starts here stops; an unfinished one stops with the last descriptor."""
     while start < count:
         start += 1
@@ -341,13 +341,13 @@ cdef int packet_end(const memif_descriptor *entries, int start, int count) noexc
     return start
 
 
-cdef int whole_packet_end(const memif_descriptor *entries, int start, int count) noexcept:
+cdef int whole_packet_end(const memif_descriptor *entries, int start, int count) noexcept nogil:
     """Do as ``packet_end``, but return -1 for a packet that the burst cuts off (``split``)."""
     cdef int stop = packet_end(entries, start, count)
     return -1 if entries[stop - 1].flags & NEXT else stop
 
 
-cdef bint is_dropped(const memif_descriptor *entries, int start, int stop) noexcept:
+cdef bint is_dropped(const memif_descriptor *entries, int start, int stop) noexcept nogil:
     """Return whether the packet in these buffers has been dropped."""
     while start < stop:
         if entries[start].flags & DROPPED:

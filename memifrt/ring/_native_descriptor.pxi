@@ -26,6 +26,7 @@ cdef extern from "memif_ring.h":
     void memif_store_fence(uint16_t *flags, uint16_t value) nogil
     void memif_barrier() nogil
     void memif_prefetch_read(const void *address) nogil
+    void memif_copy_descriptors(memif_descriptor *into, const memif_descriptor *source, int count) nogil
     void memif_move(void *into, const void *source, size_t size) nogil
     uint64_t memif_sum(const memif_descriptor *entries, int count, uint64_t *octets) nogil
 
@@ -68,7 +69,7 @@ cdef class Regions:
             PyBuffer_Release(&self.held[self.count])
         free(self.held)
 
-    cdef bint is_same(self, Regions other):
+    cdef bint is_same(self, Regions other) noexcept nogil:
         """Return whether both hold the same memory."""
         cdef Py_ssize_t i
         if self is other:
@@ -80,19 +81,19 @@ cdef class Regions:
                 return False
         return True
 
-    cdef inline bint holds(self, const memif_descriptor *entry) noexcept:
+    cdef inline bint holds(self, const memif_descriptor *entry) noexcept nogil:
         """Return whether a copied descriptor lies inside its region. The sum is in 64 bits, so that it cannot wrap."""
         return (
             entry.region < self.count
             and <uint64_t> entry.offset + entry.length <= <uint64_t> self.held[entry.region].len
         )
 
-    cdef inline uint8_t *at(self, const memif_descriptor *entry) noexcept:
+    cdef inline uint8_t *at(self, const memif_descriptor *entry) noexcept nogil:
         """Return the data of a descriptor that has been checked."""
         return <uint8_t *> self.held[entry.region].buf + entry.offset
 
 
-cdef inline void clean(memif_descriptor *into, const memif_descriptor *entry) noexcept:
+cdef inline void clean(memif_descriptor *into, const memif_descriptor *entry) noexcept nogil:
     """Set ``into`` to a received descriptor as we send it: without our flags and without the metadata of the peer."""
     into.flags = entry.flags & NEXT
     into.region = entry.region

@@ -29,35 +29,53 @@ cdef class RxRingBase(RingBase):
         return self.available()
 
     def burst(self, limit, bint split=False):
-        return self.take(checked_limit(limit), split)
+        return self.take(check_limit(limit), split)
 
     def recv(self, limit):
-        cdef RingBurst burst = self.take(checked_limit(limit), False)
+        return self.recv_packets(check_limit(limit))
+
+    cdef list recv_packets(self, int limit):
+        """Do as ``recv``. No Python code runs between the look at the ring and the return, so nothing else can use the
+        ring meanwhile: a list is made before, and bytes are no business of the garbage collector."""
         cdef list packets = []
-        cdef int start = 0, stop, i
-        cdef memif_descriptor *entries = burst.entries
-        for i in range(min(AHEAD, burst.count)):
+        cdef RingBurst burst = None
+        cdef memif_descriptor *entries = self.scratch
+        cdef int count, start = 0, stop, i
+        if self.open:  # their buffers go back first, and a burst keeps the order
+            burst = self.take(limit, False)
+            entries = burst.entries
+            count = burst.count
+        else:
+            count = self.take_entries(entries, limit, False)
+        for i in range(min(AHEAD, count)):
             memif_prefetch_read(self.regions.at(&entries[i]))
         try:
-            while start < burst.count:
-                stop = start + 1 if not entries[start].flags & NEXT else packet_end(entries, start, burst.count)
-                if stop + AHEAD <= burst.count:
+            while start < count:
+                stop = start + 1 if not entries[start].flags & NEXT else packet_end(entries, start, count)
+                if stop + AHEAD <= count:
                     memif_prefetch_read(self.regions.at(&entries[stop + AHEAD - 1]))
                 if stop == start + 1:
                     packets.append(
                         PyBytes_FromStringAndSize(<char *> self.regions.at(&entries[start]), entries[start].length)
                     )
                 else:
-                    packets.append(burst.joined(start, stop))
+                    packets.append(joined(self.regions, entries, start, stop))
                 start = stop
         finally:
-            burst.close()
+            if burst is not None:
+                burst.close()
+            elif count:
+                self.consume(entries, count)
         return packets
 
     def recv_into(self, matrix, lengths):
         cdef Matrix rows = Matrix(matrix, True)
         cdef Lengths sizes = Lengths(lengths, True)
-        cdef int limit = <int> min(rows.rows, sizes.count, 0x7FFF), count, start, stop, row = 0, i
+        return self.recv_rows(rows, sizes, <int> min(rows.rows, sizes.count, 0x7FFF))
+
+    cdef int recv_rows(self, Matrix rows, Lengths sizes, int limit) except -1:
+        """Do as ``recv_into``."""
+        cdef int count, start, row = 0, i
         cdef uint64_t total, part
         cdef memif_descriptor *entries = self.scratch
         if not limit:
@@ -82,16 +100,14 @@ cdef class RxRingBase(RingBase):
             sizes.set(row, total)
             row += 1
         if count:
-            self.taken = <uint16_t> (self.taken + count)
-            self.tally(entries, count)
-            self.give_back(self.refillable(), self.headroom)  # also buffers that were never posted
+            self.consume(entries, count)
         return row
 
-    cdef object recv_into_from_burst(self, Matrix rows, Lengths sizes, int limit):
+    cdef int recv_into_from_burst(self, Matrix rows, Lengths sizes, int limit) except -1:
         """Do as ``recv_into`` while bursts are held."""
         cdef int row = 0
         cdef uint64_t size
-        for packet in self.recv(limit):
+        for packet in self.recv_packets(limit):
             size = min(<uint64_t> len(packet), rows.width)
             memcpy(rows.row(row), PyBytes_AS_STRING(packet), size)
             sizes.set(row, len(packet))
@@ -155,14 +171,20 @@ cdef class RxRingBase(RingBase):
             self.tally(burst.entries, burst.count)
         return burst
 
-    cdef int take_entries(self, memif_descriptor *into, int limit, bint split) except -1:
+    cdef int take_entries(self, memif_descriptor *into, int limit, bint split) except -1 nogil:
         """Copy the descriptors that ``take`` would take into memory for a whole ring, and take nothing."""
         cdef int available = self.available()
         cdef int count = self.collect(&into, available, limit, split)
-        self.more = available > limit and count and available > count
+        self.more = available > limit and count > 0 and available > count
         return count
 
-    cdef int collect(self, memif_descriptor **entries, int available, int limit, bint split) except -1:
+    cdef int consume(self, const memif_descriptor *entries, int count) except -1 nogil:
+        """Take these descriptors of ``take_entries``, and give their buffers back. No burst is held."""
+        self.taken = <uint16_t> (self.taken + count)
+        self.tally(entries, count)
+        return self.give_back(self.refillable(), self.headroom)  # also buffers that were never posted
+
+    cdef int collect(self, memif_descriptor **entries, int available, int limit, bint split) except -1 nogil:
         """Copy checked descriptors of whole packets: at most ``limit``, but at least the first packet; return how many.
 
         :param entries: memory for ``limit`` descriptors. If it is not ``scratch``, more is allocated when needed.
@@ -182,7 +204,8 @@ cdef class RxRingBase(RingBase):
         if entries[0] != self.scratch:
             longer = <memif_descriptor *> realloc(entries[0], available * sizeof(memif_descriptor))
             if longer is NULL:
-                raise MemoryError
+                with gil:
+                    raise MemoryError
             entries[0] = longer
         self.snapshot(entries[0] + count, <uint16_t> (self.taken + count), available - count)
         self.check_packets(entries[0], available)
@@ -190,10 +213,10 @@ cdef class RxRingBase(RingBase):
             if not entries[0][whole].flags & NEXT:
                 return whole + 1
         if available == self.size:
-            raise self.violation(f"a chain of {available} descriptors fills the ring and has no end")
+            return self.violated("a chain of {} descriptors fills the ring and has no end", available, 0, 0)
         return 0
 
-    cdef int check_packets(self, const memif_descriptor *entries, int count) except -1:
+    cdef int check_packets(self, const memif_descriptor *entries, int count) except -1 nogil:
         """Check that no chain is longer than a packet may be. The buffers of a chain may all be the same memory, so the
         size of the regions does not limit it."""
         cdef uint64_t size = 0
@@ -203,9 +226,9 @@ cdef class RxRingBase(RingBase):
         for i in range(count):
             size += entries[i].length
             if size > MAX_PACKET_SIZE:
-                raise self.violation(
-                    f"the packet that goes on in descriptor {<uint16_t> (self.taken + i) & self.mask} has {size} bytes "
-                    f"or more; a packet has at most {MAX_PACKET_SIZE}"
+                return self.violated(
+                    "the packet that goes on in descriptor {} has {} bytes or more; a packet has at most {}",
+                    <uint16_t> (self.taken + i) & self.mask, <int64_t> size, MAX_PACKET_SIZE,
                 )
             if not entries[i].flags & NEXT:
                 size = 0
@@ -244,25 +267,30 @@ cdef class RxRingBase(RingBase):
                 self.open.popleft()
         return held
 
-    cdef int available(self) except -1:
+    cdef int available(self) except -1 nogil:
         """Return how many buffers the peer has published and we have not taken."""
-        raise NotImplementedError
+        with gil:
+            raise NotImplementedError
 
-    cdef int snapshot(self, memif_descriptor *into, uint16_t index, int count) except -1:
+    cdef int snapshot(self, memif_descriptor *into, uint16_t index, int count) except -1 nogil:
         """Set ``into`` to checked copies of ``count`` descriptors from ``index`` on."""
-        raise NotImplementedError
+        with gil:
+            raise NotImplementedError
 
-    cdef int refillable(self) except -1:
+    cdef int refillable(self) except -1 nogil:
         """Return how many taken buffers have not been given back."""
-        raise NotImplementedError
+        with gil:
+            raise NotImplementedError
 
-    cdef int returned_index(self) except -1:
+    cdef int returned_index(self) except -1 nogil:
         """Return the index up to which taken buffers have been given back."""
-        raise NotImplementedError
+        with gil:
+            raise NotImplementedError
 
-    cdef int give_back(self, int count, int64_t headroom) except -1:
+    cdef int give_back(self, int count, int64_t headroom) except -1 nogil:
         """Give the oldest ``count`` taken buffers back to the peer."""
-        raise NotImplementedError
+        with gil:
+            raise NotImplementedError
 
 
 @cython.final
@@ -281,40 +309,44 @@ cdef class MasterRxRing(RxRingBase):
     def __cinit__(self, memory):
         self.reset()
 
-    cdef int available(self) except -1:
+    cdef int available(self) except -1 nogil:
         cdef uint16_t head = memif_load_acquire(&self.ring.head)  # acquire: memory-order.md, A1
         if <uint16_t> (head - self.returned) > self.size:
-            raise self.violation(f"head {head} is more than {self.size} descriptors ahead of tail {self.returned}")
+            return self.violated(
+                "head {} is more than {} descriptors ahead of tail {}", head, self.size, self.returned
+            )
         cdef uint16_t available = <uint16_t> (head - self.taken)
         if available > self.size:
-            raise self.violation(f"head {head} went back behind {self.taken}, which it had reached before")
+            return self.violated("head {} went back behind {}, which it had reached before", head, self.taken, 0)
         return available
 
-    cdef int snapshot(self, memif_descriptor *into, uint16_t index, int count) except -1:
+    cdef int snapshot(self, memif_descriptor *into, uint16_t index, int count) except -1 nogil:
         cdef int i
         cdef uint16_t chained = 0
-        cdef Regions regions = self.regions
         self.read(into, index, count)
         for i in range(count):
             into[i].flags &= NEXT
-            if not regions.holds(&into[i]):
-                raise self.out_of_bounds(<uint16_t> (index + i), &into[i])
+            if not self.regions.holds(&into[i]):
+                return self.out_of_bounds(<uint16_t> (index + i), &into[i])
             if into[i].length > MAX_RECEIVED_BUFFER:
-                raise self.violation(
-                    f"descriptor {<uint16_t> (index + i) & self.mask} has {into[i].length} bytes; "
-                    f"a buffer has at most {MAX_RECEIVED_BUFFER}"
-                )
+                return self.too_long(<uint16_t> (index + i), &into[i])
             chained |= into[i].flags
         self.saw_next |= chained
         return 0
 
-    cdef int refillable(self) except -1:
+    cdef int too_long(self, uint16_t index, const memif_descriptor *entry) except -1 with gil:
+        """:raises RingViolation: always: a received buffer is not so long."""
+        raise self.violation(
+            f"descriptor {index & self.mask} has {entry.length} bytes; a buffer has at most {MAX_RECEIVED_BUFFER}"
+        )
+
+    cdef int refillable(self) except -1 nogil:
         return <uint16_t> (self.taken - self.returned)
 
-    cdef int returned_index(self) except -1:
+    cdef int returned_index(self) except -1 nogil:
         return self.returned
 
-    cdef int give_back(self, int count, int64_t headroom) except -1:
+    cdef int give_back(self, int count, int64_t headroom) except -1 nogil:
         cdef int i
         if self.saw_next:
             for i in range(count):
@@ -336,14 +368,14 @@ cdef class SlaveRxRing(RxRingBase):
     def __cinit__(self, memory, buffers):
         self.take_buffers(buffers)
 
-    cdef int available(self) except -1:
+    cdef int available(self) except -1 nogil:
         cdef uint16_t tail = memif_load_acquire(&self.ring.tail)  # acquire: memory-order.md, A2
         cdef uint16_t available = <uint16_t> (tail - self.taken)
         if available > <uint16_t> (self.posted - self.taken):
-            raise self.violation(f"tail {tail} is not between {self.taken} and head {self.posted}")
+            return self.violated("tail {} is not between {} and head {}", tail, self.taken, self.posted)
         return available
 
-    cdef int snapshot(self, memif_descriptor *into, uint16_t index, int count) except -1:
+    cdef int snapshot(self, memif_descriptor *into, uint16_t index, int count) except -1 nogil:
         """Set ``into`` to checked copies of ``count`` descriptors from ``index`` on.
 
         A descriptor must stay inside the buffer that we posted in its slot. The peer may move the start of the data. It
@@ -351,10 +383,9 @@ cdef class SlaveRxRing(RxRingBase):
         """
         cdef int i
         cdef uint64_t start
-        cdef OwnBuffers own = self.buffers
-        cdef const uint32_t *offsets = own.offsets
-        cdef uint16_t region = own.region, mask = self.mask
-        cdef uint64_t size = own.size
+        cdef const uint32_t *offsets = self.buffers.offsets
+        cdef uint16_t region = self.buffers.region, mask = self.mask
+        cdef uint64_t size = self.buffers.size
         self.read(into, index, count)
         for i in range(count):
             start = offsets[<uint16_t> (index + i) & mask]
@@ -364,18 +395,23 @@ cdef class SlaveRxRing(RxRingBase):
                 or into[i].offset < start
                 or <uint64_t> into[i].offset + into[i].length > start + size
             ):
-                if not self.regions.holds(&into[i]):  # then this is the clearer message
-                    raise self.out_of_bounds(<uint16_t> (index + i), &into[i])
-                raise self.outside(<uint16_t> (index + i), &into[i], f"its buffer of {own.size} bytes at {start}")
+                return self.outside_its_buffer(<uint16_t> (index + i), &into[i])
         return 0
 
-    cdef int refillable(self) except -1:
+    cdef int outside_its_buffer(self, uint16_t index, const memif_descriptor *entry) except -1 with gil:
+        """:raises RingViolation: always: this descriptor does not lie inside the buffer that we posted."""
+        if not self.regions.holds(entry):  # then this is the clearer message
+            return self.out_of_bounds(index, entry)
+        start = self.buffers.offsets[index & self.mask]
+        raise self.outside(index, entry, f"its buffer of {self.buffers.size} bytes at {start}")
+
+    cdef int refillable(self) except -1 nogil:
         return self.size - <uint16_t> (self.posted - self.taken)
 
-    cdef int returned_index(self) except -1:
+    cdef int returned_index(self) except -1 nogil:
         return <uint16_t> (self.posted - self.size)
 
-    cdef int give_back(self, int count, int64_t headroom) except -1:
+    cdef int give_back(self, int count, int64_t headroom) except -1 nogil:
         cdef int i
         cdef uint16_t slot, first = self.posted, mask = self.mask
         cdef const uint32_t *offsets = self.buffers.offsets
@@ -404,7 +440,7 @@ cdef RxRingBase receive_ring(ring):
     return ring
 
 
-cdef int checked_limit(limit) except -1:
+cdef int check_limit(limit) except -1:
     """Return the limit of a burst, at most the size of the largest ring.
 
     :raises ConfigError: it is less than 1.

@@ -66,6 +66,10 @@ cdef class RingBase:
     def set_mask(self, bint masked):
         memif_store_fence(&self.ring.flags, MASK_INT if masked else 0)  # memory-order.md, F1
 
+    @property
+    def is_held(self):
+        return bool(self.open)
+
     def abandon(self, pid):
         cdef RingBurst burst
         self.owner = pid
@@ -92,20 +96,22 @@ cdef class RingBase:
         memif_store_release(&self.ring.head, 0)
         memif_store_release(&self.ring.tail, 0)  # memory-order.md, R5
 
-    cdef void read(self, memif_descriptor *into, uint16_t index, int count) noexcept:
+    cdef void read(self, memif_descriptor *into, uint16_t index, int count) noexcept nogil:
         """Copy ``count`` descriptors from ``index`` on. The caller checks and uses only this copy."""
         cdef int start = index & self.mask
         cdef int fits = min(count, self.size - start)
-        memcpy(into, &self.ring.descriptors[start], fits * sizeof(memif_descriptor))
-        memcpy(into + fits, self.ring.descriptors, (count - fits) * sizeof(memif_descriptor))
+        memif_copy_descriptors(into, &self.ring.descriptors[start], fits)
+        if fits < count:
+            memif_copy_descriptors(into + fits, self.ring.descriptors, count - fits)
         memif_barrier()  # memory-order.md, B1
 
-    cdef void write(self, const memif_descriptor *entries, uint16_t index, int count) noexcept:
+    cdef void write(self, const memif_descriptor *entries, uint16_t index, int count) noexcept nogil:
         """Write descriptors into the slots from ``index`` on."""
         cdef int start = index & self.mask
         cdef int fits = min(count, self.size - start)
-        memcpy(&self.ring.descriptors[start], entries, fits * sizeof(memif_descriptor))
-        memcpy(self.ring.descriptors, entries + fits, (count - fits) * sizeof(memif_descriptor))
+        memif_copy_descriptors(&self.ring.descriptors[start], entries, fits)
+        if fits < count:
+            memif_copy_descriptors(self.ring.descriptors, entries + fits, count - fits)
 
     cdef void buffer_bounds(
         self, uint16_t index, const memif_descriptor *entry, int64_t *start, int64_t *stop
@@ -119,11 +125,15 @@ cdef class RingBase:
             start[0] = self.buffers.offsets[index & self.mask]
             stop[0] = start[0] + self.buffers.size
 
-    cdef void tally(self, const memif_descriptor *entries, int count) noexcept:
+    cdef void tally(self, const memif_descriptor *entries, int count) noexcept nogil:
         """Count packets and bytes of received or sent descriptors."""
         cdef uint64_t octets = 0
         self.packets += count - memif_sum(entries, count, &octets)
         self.octets += octets
+
+    cdef int violated(self, str what, int64_t first, int64_t second, int64_t third) except -1 with gil:
+        """:raises RingViolation: always. ``what`` is a format for the numbers."""
+        raise self.violation(what.format(first, second, third))
 
     cdef object violation(self, what):
         """Count a violation, and return the error that reports it."""
@@ -137,11 +147,11 @@ cdef class RingBase:
             f"(region {entry.region}, offset {entry.offset}, length {entry.length})"
         )
 
-    cdef object out_of_bounds(self, uint16_t index, const memif_descriptor *entry):
-        """Return the error for a descriptor that does not lie inside its region."""
+    cdef int out_of_bounds(self, uint16_t index, const memif_descriptor *entry) except -1 with gil:
+        """:raises RingViolation: always: this descriptor does not lie inside its region."""
         if entry.region >= self.regions.count:
-            return self.outside(index, entry, f"the {self.regions.count} region(s)")
-        return self.outside(
+            raise self.outside(index, entry, f"the {self.regions.count} region(s)")
+        raise self.outside(
             index, entry, f"region {entry.region} of {self.regions.held[entry.region].len} bytes"
         )
 
@@ -217,14 +227,14 @@ def exchange(burst_a, index_a, burst_b, index_b):
     b.replace_entry(at_b, &entry)
 
 
-cdef inline void swap(OwnBuffers a, uint16_t slot_a, OwnBuffers b, uint16_t slot_b) noexcept:
+cdef inline void swap(OwnBuffers a, uint16_t slot_a, OwnBuffers b, uint16_t slot_b) noexcept nogil:
     """Swap, in the slave's own record, the buffers of two slots."""
     cdef uint32_t offset = a.offsets[slot_a]
     a.offsets[slot_a] = b.offsets[slot_b]
     b.offsets[slot_b] = offset
 
 
-cdef bint are_siblings(RingBase a, RingBase b):
+cdef bint are_siblings(RingBase a, RingBase b) noexcept nogil:
     """Return whether both are rings of one slave, and a buffer of one fits into a slot of the other."""
     if a is None or b is None or a.buffers is None or b.buffers is None or not a.regions.is_same(b.regions):
         return False

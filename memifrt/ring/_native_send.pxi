@@ -36,12 +36,16 @@ cdef class TxRingBase(RingBase):
 
     @property
     def in_flight(self):
-        raise NotImplementedError
+        return self.unreturned()
 
     def free(self):
         return self.room()
 
     def alloc(self, count, size=None):
+        return self.allocate(count, size)
+
+    cdef RingBurst allocate(self, count, size):
+        """Do as ``alloc``."""
         cdef int64_t wanted = clamped(count), bytes_each = -1 if size is None else clamped(size)
         cdef int room, used = 0, chain
         cdef bint ours = self.buffers_are_ours
@@ -84,6 +88,10 @@ cdef class TxRingBase(RingBase):
         return burst
 
     def transmit(self, burst, count=None):
+        return self.transmit_burst(burst, count)
+
+    cdef int transmit_burst(self, burst, count) except -1:
+        """Do as ``transmit``."""
         cdef RingBurst own = own_burst(burst)
         cdef int start = own.sent, stop
         if not own.ended and own.ring is self and not own.count:
@@ -101,6 +109,10 @@ cdef class TxRingBase(RingBase):
         return stop - start
 
     def send(self, packets, *, bint chain=True):
+        return self.send_packets(packets, chain)
+
+    cdef Py_ssize_t send_packets(self, packets, bint chain) except -1:
+        """Do as ``send``."""
         cdef int room, used = 0, got
         cdef Py_ssize_t sent = 0
         self.require_nothing_open()
@@ -125,8 +137,10 @@ cdef class TxRingBase(RingBase):
         return sent
 
     def send_from(self, matrix, lengths, *, bint chain=True):
-        cdef Matrix rows = Matrix(matrix, False)
-        cdef Lengths sizes = Lengths(lengths, False)
+        return self.send_rows(Matrix(matrix, False), Lengths(lengths, False), chain)
+
+    cdef Py_ssize_t send_rows(self, Matrix rows, Lengths sizes, bint chain) except -1:
+        """Do as ``send_from``."""
         cdef int room, used = 0, got
         cdef Py_ssize_t row, count = min(rows.rows, sizes.count)
         cdef uint64_t size
@@ -146,30 +160,40 @@ cdef class TxRingBase(RingBase):
         return count
 
     def forward(self, burst):
+        return self.forward_burst(burst)
+
+    cdef int forward_burst(self, burst) except -1:
+        """Do as ``forward``."""
         return self.copy_forward(received_burst(burst))
 
     def relay(self, source, limit):
-        """Check, copy, publish and give back in one pass over the descriptors."""
-        cdef RxRingBase ring = receive_ring(source)
-        cdef int count, consumed = 0, sent
+        return self.relay_packets(receive_ring(source), check_limit(limit))
+
+    cdef int relay_packets(self, RxRingBase ring, int limit) except -1:
+        """Do as ``relay``."""
         if ring.open:  # their buffers go back first, and this way keeps the order
             return self.relay_as_burst(ring, limit)
-        count = ring.take_entries(ring.scratch, checked_limit(limit), False)
-        try:
-            sent = self.copy_entries(ring.regions, ring.scratch, 0, count, &consumed)
-        except BaseException:
-            ring.more |= count > 0
-            raise
-        ring.more |= consumed < count
+        if self.open or self.sending:
+            ring.more |= ring.available() > 0
+            self.require_nothing_open()
+        return self.relay_entries(ring, limit)
+
+    cdef int relay_entries(self, RxRingBase ring, int limit) except -1 nogil:
+        """Check, copy, publish and give back in one pass over the descriptors. Nothing is held on either ring."""
+        cdef int count = ring.take_entries(ring.scratch, limit, False), consumed = 0, sent
+        cdef bint more = ring.more
+        if not count:
+            return 0
+        ring.more = True  # the packets stay if this raises
+        sent = self.copy_entries(ring.regions, ring.scratch, 0, count, &consumed)
+        ring.more = more or consumed < count
         if consumed:
-            ring.taken = <uint16_t> (ring.taken + consumed)
-            ring.tally(ring.scratch, consumed)
-            ring.give_back(ring.refillable(), ring.headroom)  # also buffers that were never posted
+            ring.consume(ring.scratch, consumed)
         return sent
 
-    cdef object relay_as_burst(self, RxRingBase ring, limit):
+    cdef int relay_as_burst(self, RxRingBase ring, int limit) except -1:
         """Do as ``relay`` while bursts of the other ring are held."""
-        cdef RingBurst burst = ring.take(checked_limit(limit), False)
+        cdef RingBurst burst = ring.take(limit, False)
         try:
             return self.forward(burst)
         finally:
@@ -204,24 +228,21 @@ cdef class TxRingBase(RingBase):
         """Copy the packets of a received burst that are not sent yet into free buffers, and publish them; return how
         many buffers were sent."""
         cdef int consumed = own.sent
+        self.require_nothing_open()
         cdef int sent = self.copy_entries(own.ring.regions, own.entries, own.sent, own.count, &consumed)
         own.mark_sent(consumed)
         return sent
 
     cdef int copy_entries(
         self, Regions source, const memif_descriptor *entries, int start, int count, int *consumed
-    ) except -1:
+    ) except -1 nogil:
         """Copy the packets of received descriptors, from ``start`` on, into free buffers, and publish them.
 
         :param consumed: is set to the descriptor up to which packets were sent or dropped.
         :returns: how many buffers were sent.
         """
-        cdef int room, used = 0, got, sent = 0, stop, prepared
-        self.require_nothing_open()
-        room = self.fresh_room()
-        prepared = self.rooms_staged
+        cdef int room = self.fresh_room(), used = 0, got, sent = 0, stop, prepared = self.rooms_staged
         cdef bint ours = self.buffers_are_ours
-        cdef Regions into = self.regions
         cdef memif_descriptor *staged = self.staged
         cdef const memif_descriptor *entry
         cdef memif_descriptor *target
@@ -232,8 +253,8 @@ cdef class TxRingBase(RingBase):
             entry = &entries[start]
             if used < prepared and not entry.flags & (NEXT | DROPPED):
                 target = &staged[used]
-                if (ours or into.holds(target)) and target.length >= max(entry.length, 1):
-                    memif_move(into.at(target), source.at(entry), entry.length)
+                if (ours or self.regions.holds(target)) and target.length >= max(entry.length, 1):
+                    memif_move(self.regions.at(target), source.at(entry), entry.length)
                     target.flags = 0
                     target.length = entry.length
                     used += 1
@@ -290,13 +311,13 @@ cdef class TxRingBase(RingBase):
                 f"a packet of {shown} bytes is longer than all {self.size} buffers of the ring together"
             )
 
-    cdef int fresh_room(self) except -1:
+    cdef int fresh_room(self) except -1 nogil:
         """Return ``room()``, at the start of a call that stages packets."""
         self.rooms_staged = 0
         self.notes_lengths = False
         return self.room()
 
-    cdef int reserve(self, int used, int room, int64_t size) except -1:
+    cdef int reserve(self, int used, int room, int64_t size) except -1 nogil:
         """Stage descriptors for one packet of ``size`` bytes (negative: one whole buffer) behind ``used`` others;
         return how many, 0 if the room does not suffice."""
         cdef int64_t left = size
@@ -359,7 +380,7 @@ cdef class TxRingBase(RingBase):
 
     cdef int gather(
         self, int used, int room, Regions source_regions, const memif_descriptor *entries, int start, int stop
-    ) except -1:
+    ) except -1 nogil:
         """Copy one received packet into free buffers and stage it; return how many, 0 if it does not fit. Both sides
         may be chains that are cut at different places."""
         cdef uint64_t total = 0
@@ -396,12 +417,12 @@ cdef class TxRingBase(RingBase):
                     filled = 0
         return count
 
-    cdef int publish_staged(self, int used) except -1:
+    cdef int publish_staged(self, int used) except -1 nogil:
         """Allocate and publish staged descriptors in one step."""
         self.allocated = <uint16_t> (self.allocated + used)
         return self.publish(self.staged, used)
 
-    cdef int publish(self, const memif_descriptor *entries, int count) except -1:
+    cdef int publish(self, const memif_descriptor *entries, int count) except -1 nogil:
         """Write descriptors into the ring, then move the index that shows them to the peer."""
         if count:
             self.write(entries, self.published, count)
@@ -411,21 +432,29 @@ cdef class TxRingBase(RingBase):
             self.tally(entries, count)
         return 0
 
-    cdef int room(self) except -1:
+    cdef int unreturned(self) noexcept nogil:
+        """Return ``in_flight``."""
+        return 0
+
+    cdef int room(self) except -1 nogil:
         """Return how many buffers could be allocated now."""
-        raise NotImplementedError
+        with gil:
+            raise NotImplementedError
 
-    cdef int prepare(self, int position, int count) except -1:
+    cdef int prepare(self, int position, int count) except -1 nogil:
         """Stage the ``count`` free buffers from ``position`` on as descriptors of their whole room, not checked."""
-        raise NotImplementedError
+        with gil:
+            raise NotImplementedError
 
-    cdef int check_room(self, uint16_t index, const memif_descriptor *entry) except -1:
+    cdef int check_room(self, uint16_t index, const memif_descriptor *entry) except -1 nogil:
         """Check a staged room that the peer has posted. Only a master has any."""
-        raise NotImplementedError
+        with gil:
+            raise NotImplementedError
 
-    cdef int publish_index(self, uint16_t index) except -1:
+    cdef int publish_index(self, uint16_t index) except -1 nogil:
         """Store our index of the ring, after everything that it publishes."""
-        raise NotImplementedError
+        with gil:
+            raise NotImplementedError
 
 
 @cython.final
@@ -436,22 +465,21 @@ cdef class SlaveTxRing(TxRingBase):
         self.take_buffers(buffers)
         self.buffers_are_ours = True
 
-    @property
-    def in_flight(self):
+    cdef int unreturned(self) noexcept nogil:
         cdef uint16_t in_flight = <uint16_t> (self.published - memif_load_acquire(&self.ring.tail))  # A5
         return in_flight if in_flight <= self.size else 0  # the next send reports the violation
 
-    cdef int room(self) except -1:
+    cdef int room(self) except -1 nogil:
         cdef uint16_t tail = memif_load_acquire(&self.ring.tail)  # acquire: memory-order.md, A3
         cdef uint16_t in_flight = <uint16_t> (self.published - tail)
         if in_flight > self.size:
-            raise self.violation(f"tail {tail} is more than {self.size} away from head {self.published}")
+            return self.violated("tail {} is more than {} away from head {}", tail, self.size, self.published)
         cdef int free = self.size - in_flight - <uint16_t> (self.allocated - self.published)
         if free < 0:
-            raise self.violation(f"tail {tail} went back: buffers that it had returned are allocated")
+            return self.violated("tail {} went back: buffers that it had returned are allocated", tail, 0, 0)
         return free
 
-    cdef int prepare(self, int position, int count) except -1:
+    cdef int prepare(self, int position, int count) except -1 nogil:
         cdef int i
         cdef uint16_t first = self.allocated, mask = self.mask
         cdef const uint32_t *offsets = self.buffers.offsets
@@ -467,11 +495,11 @@ cdef class SlaveTxRing(TxRingBase):
         self.rooms_staged = position + count
         return 0
 
-    cdef int publish_index(self, uint16_t index) except -1:
+    cdef int publish_index(self, uint16_t index) except -1 nogil:
         memif_store_release(&self.ring.head, index)  # release: memory-order.md, R1
         return 0
 
-    def forward(self, burst):
+    cdef int forward_burst(self, burst) except -1:
         cdef RingBurst own = received_burst(burst)
         if not are_siblings(own.ring, self):
             return self.copy_forward(own)
@@ -498,19 +526,18 @@ cdef class SlaveTxRing(TxRingBase):
         self.publish_staged(sent)
         return sent
 
-    def relay(self, source, limit):
+    cdef int relay_entries(self, RxRingBase ring, int limit) except -1 nogil:
         """Check, swap, publish and refill in one pass over the descriptors."""
-        cdef RxRingBase ring = receive_ring(source)
-        if not isinstance(ring, SlaveRxRing) or not are_siblings(ring, self) or ring.open or self.open or self.sending:
-            return TxRingBase.relay(self, source, limit)  # copies
-        cdef OwnBuffers theirs = ring.buffers
+        if not are_siblings(ring, self):
+            return TxRingBase.relay_entries(self, ring, limit)  # copies
         cdef memif_descriptor *entries = ring.scratch
-        cdef int i, room, count = ring.take_entries(entries, checked_limit(limit), False), whole = count
-        try:
-            room = self.room()
-        except RingViolation:
-            ring.more |= count > 0
-            raise
+        cdef int i, room, count = ring.take_entries(entries, limit, False), whole = count
+        cdef bint more = ring.more
+        if not count:
+            return 0
+        ring.more = True  # the packets stay if this raises
+        room = self.room()
+        ring.more = more
         if count > room:
             whole = room
             while whole and entries[whole - 1].flags & NEXT:
@@ -518,15 +545,13 @@ cdef class SlaveTxRing(TxRingBase):
             self.ring_full += 1
             ring.more = True
         for i in range(whole):
-            swap(theirs, <uint16_t> (ring.taken + i) & ring.mask,
+            swap(ring.buffers, <uint16_t> (ring.taken + i) & ring.mask,
                   self.buffers, <uint16_t> (self.published + i) & self.mask)
             entries[i].metadata = 0
         if whole:
-            ring.taken = <uint16_t> (ring.taken + whole)
-            ring.tally(entries, whole)
             self.allocated = <uint16_t> (self.allocated + whole)
             self.publish(entries, whole)
-            ring.give_back(ring.refillable(), ring.headroom)  # also buffers that were never posted
+            ring.consume(entries, whole)
         return whole
 
     def enqueue(self, burst, first, count):
@@ -571,22 +596,25 @@ cdef class MasterTxRing(TxRingBase):
     def __cinit__(self, memory):
         self.reset()
 
-    @property
-    def in_flight(self):
+    cdef int unreturned(self) noexcept nogil:
         cdef uint16_t posted = <uint16_t> (memif_load_acquire(&self.ring.head) - self.published)  # A5
         cdef uint32_t kept = self.size - posted if posted < self.size else 0
-        return min(kept, self.published_total)  # a buffer never posted was never sent either
+        return <int> min(kept, self.published_total)  # a buffer never posted was never sent either
 
-    cdef int room(self) except -1:
+    cdef int room(self) except -1 nogil:
         cdef uint16_t head = memif_load_acquire(&self.ring.head)  # acquire: memory-order.md, A4
         if <uint16_t> (head - self.published) > self.size:
-            raise self.violation(f"head {head} is more than {self.size} descriptors ahead of tail {self.published}")
+            return self.violated(
+                "head {} is more than {} descriptors ahead of tail {}", head, self.size, self.published
+            )
         cdef uint16_t free = <uint16_t> (head - self.allocated)
         if free > self.size:
-            raise self.violation(f"head {head} went back behind {self.allocated}, which it had reached before")
+            return self.violated(
+                "head {} went back behind {}, which it had reached before", head, self.allocated, 0
+            )
         return free
 
-    cdef int prepare(self, int position, int count) except -1:
+    cdef int prepare(self, int position, int count) except -1 nogil:
         # Many at a time: their cache lines then come from the peer's core side by side.
         cdef int i
         self.read(&self.staged[position], <uint16_t> (self.allocated + position), count)
@@ -596,13 +624,13 @@ cdef class MasterTxRing(TxRingBase):
         self.rooms_staged = position + count
         return 0
 
-    cdef int check_room(self, uint16_t index, const memif_descriptor *entry) except -1:
+    cdef int check_room(self, uint16_t index, const memif_descriptor *entry) except -1 nogil:
         if not self.regions.holds(entry):
-            raise self.out_of_bounds(index, entry)
+            return self.out_of_bounds(index, entry)
         if not entry.length:
-            raise self.violation(f"posted descriptor {index & self.mask} has no room")
+            return self.violated("posted descriptor {} has no room", index & self.mask, 0, 0)
         return 0
 
-    cdef int publish_index(self, uint16_t index) except -1:
+    cdef int publish_index(self, uint16_t index) except -1 nogil:
         memif_store_release(&self.ring.tail, index)  # release: memory-order.md, R2
         return 0

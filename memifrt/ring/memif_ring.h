@@ -80,6 +80,15 @@ static inline void memif_store_fence(uint16_t *flags, uint16_t value) {
 typedef struct { uint64_t word[2]; } memif_16;
 typedef struct { uint64_t word[4]; } memif_32;
 
+/* Copy descriptors. A few are copied without a call. */
+static inline void memif_copy_descriptors(memif_descriptor *into, const memif_descriptor *from, int count) {
+    if (count > 4) {
+        memcpy(into, from, (size_t) count * sizeof *into);
+    } else {
+        for (int i = 0; i < count; i++) memcpy(&into[i], &from[i], sizeof *into);
+    }
+}
+
 /* Copy like memmove: a peer can make the memory that it sends overlap the memory that it posts. Small packets are
  * copied without a call: both parts, which overlap in the middle, are loaded before either is stored. */
 static inline void memif_move(void *into, const void *from, size_t size) {

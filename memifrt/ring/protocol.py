@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from memifrt.types import ReadableBuffer
 
+#: A zero-copy slave returns used buffers in batches of this size (VPP, DPDK). Fewer buffers in flight may all be used.
+BATCH = 32
+
 
 @dataclass(frozen=True, slots=True)
 class RingMemory:
@@ -219,6 +222,11 @@ class Ring(Protocol):
         """Bytes of a slave's own buffers; 0 for a master, which learns the size from each descriptor."""
         raise NotImplementedError
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a burst holds buffers."""
+        raise NotImplementedError
+
     def abandon(self, pid: int) -> None:
         """In a forked child: end every burst that is held, and touch no shared memory.
 
@@ -376,6 +384,26 @@ class TxRing(Ring, Protocol):
         :raises BufferError: something that was made of a view is still held. Nothing is given back.
         """
         raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """The state of a transmit ring at one moment.
+
+    :ivar sent: our index; each send advances it.
+    :ivar taken: the peer's index.
+    :ivar left: number of buffers that the peer has not given back.
+    :ivar is_certain: whether the ``left`` buffers must hold packets. False: the peer may be keeping used buffers.
+    :ivar masked: whether the peer asks for no interrupts.
+    :ivar noticed: whether the peer has read our last kick.
+    """
+
+    sent: int
+    taken: int
+    left: int
+    is_certain: bool
+    masked: bool
+    noticed: bool
 
 
 class RingImplementation(Protocol):

@@ -13,6 +13,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from memifrt.errors import os_error
+from memifrt.system.eventfd import calls_for
 from memifrt.system.original_functions import Lock, close, poll, socket
 
 if TYPE_CHECKING:
@@ -95,20 +96,16 @@ class OwnedFd:
 class EventFd(OwnedFd):
     """An eventfd that one thread may use while another closes it.
 
-    The kernel reuses the number of a closed fd. The lock keeps ``notify`` and ``drain`` from reaching the next file
-    with that number. They never block, so the lock is held only for a system call.
+    :ivar calls: its system calls, for the compiled queues.
     """
 
-    __slots__ = ("_kick", "_lock", "_room", "_value")
+    __slots__ = ("_lock", "_room", "calls")
 
     def __init__(self, fd: int, what: str) -> None:
-        # Imported here because it imports ctypes, which a program that only imports memifrt does not need.
-        from memifrt.system.kick import kick_for
-
-        super().__init__(fd, what)
+        #: Held for a write, and while the fd is closed, so that no write reaches the next file with its number.
         self._lock = Lock()
-        self._value = bytearray(8)
-        self._kick = kick_for(fd)
+        self.calls = calls_for(fd)
+        super().__init__(fd, what)
         self._room = poll()
         self._room.register(fd, select.POLLOUT)
 
@@ -125,49 +122,42 @@ class EventFd(OwnedFd):
 
     def notify(self) -> None:
         """Make the fd readable. If the counter is full, it is readable already."""
+        if self.calls.kick():
+            return
+        # Without a kick that cannot block, a write must do. The peer shares this file: it can fill the counter and
+        # clear O_NONBLOCK, so that a write blocks. The poll and set_blocking leave it only the moment before the write.
+        # If it uses that moment, this thread and one that closes the fd wait until it reads the counter or exits.
         with self._lock:
-            if self._fd < 0:
-                return
-            if self._kick is not None and self._kick():
-                return
-            # Without a kick that cannot block, a write must do. The peer shares this file: it can fill the counter and
-            # clear O_NONBLOCK, so that a write blocks. The poll and set_blocking leave it only the moment before the
-            # write. If it uses that moment, this thread and one that closes the fd wait until it reads the counter or
-            # exits.
-            if self._room.poll(0):
+            if self._fd >= 0 and self._room.poll(0):
                 os.set_blocking(self._fd, False)
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_write(self._fd, 1)
 
     def is_readable(self) -> bool:
         """Return whether a kick has not been read yet."""
-        with self._lock:
-            if self._fd < 0:
-                return False
-            waiting = poll()
-            waiting.register(self._fd, select.POLLIN)
-            return bool(waiting.poll(0))
+        return self.calls.is_readable()
+
+    def drain(self) -> bool:
+        """Make the fd unreadable. Return whether it was readable."""
+        return self.calls.drain()
 
     def abandon(self) -> None:
         """Forget the number in a forked child, so that nothing there reaches the parent's eventfd."""
         self._lock = Lock()  # a thread of the parent may have held it
+        self.calls.abandon()
         self._fd = -1
 
-    def drain(self) -> bool:
-        """Make the fd unreadable. Return whether it was readable."""
+    def detach(self) -> int:
+        """Return the number and forget it, once no other thread writes to it. The caller must close it."""
         with self._lock:
-            if self._fd < 0:
-                return False
-            try:
-                # RWF_NOWAIT: the peer shares this file and can clear O_NONBLOCK. The read must not wait even then.
-                return os.preadv(self._fd, (self._value,), -1, os.RWF_NOWAIT) > 0
-            except BlockingIOError:
-                return False
+            self.calls.forget()
+            return super().detach()
 
     def close(self) -> None:
         """Close the fd. Another thread that uses it at this moment finds it closed."""
-        if self._pid != os.getpid():  # in a forked child: a thread of the parent may have held the lock
-            super().close()
+        if self._pid != os.getpid():
+            self.abandon()
             return
-        with self._lock:
-            super().close()
+        fd = self.detach()
+        if fd >= 0:
+            close(fd)

@@ -121,9 +121,11 @@ class SharedEventFd(EventFd):
         if is_trusted(self.uid):
             super().close()
             return
-        with self._lock:
-            fd = self.detach()
-        if fd >= 0 and self._pid == os.getpid():
+        if self._pid != os.getpid():
+            self.abandon()
+            return
+        fd = self.detach()
+        if fd >= 0:
             _close_in_thread([fd], self.uid, may_park=True)
 
 

@@ -34,14 +34,15 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import chain
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from memifrt.errors import ConfigError, Disconnected, ErrorCode
+from memifrt.errors import ConfigError, Disconnected, ErrorCode, check_packets
 from memifrt.interface import Interface
-from memifrt.queue import RxQueue, TxQueue, check_packets
+from memifrt.queue import RxQueue, TxQueue
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import check_callback, check_range
 from memifrt.waiting.wakeup import PASS, Line, Pause, Place, Signal, Steps, Wakeup
 
 if TYPE_CHECKING:
+    from memifrt.ring import Burst
     from memifrt.runtime import InterfaceArguments, Runtime
     from memifrt.types import ReadableBuffer
 
@@ -79,6 +80,16 @@ class Receiving(Place[S], Generic[S, _Taken]):
         self.hand_over = True
         #: The pauses between two looks at a queue in polling mode.
         self.pause: Pause | None = None
+
+
+def take_packets(rx: RxQueue, limit: int) -> list[bytes]:
+    """Take packets as bytes, for a call that waits for them."""
+    return rx.recv(limit)
+
+
+def take_burst(rx: RxQueue, limit: int) -> Burst:
+    """Take a burst, for a call that waits for one."""
+    return rx.burst(limit)
 
 
 def _no_owner(waiting: bool) -> None:
@@ -198,7 +209,7 @@ class Waiting(Generic[S]):
         :raises ConfigError: there is no such queue, or the caller is in another thread or loop.
         :raises Disconnected: there is no peer and ``reconnect`` is off; or the interface is deleted.
         """
-        return self.receive(qid, limit, RxQueue.recv)
+        return self.receive(qid, limit, take_packets)
 
     def send(self, packets: Iterable[ReadableBuffer], qid: int) -> Steps[S, int]:
         """Send all packets, wait for room as often as needed, and return their number.

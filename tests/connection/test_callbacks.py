@@ -432,7 +432,7 @@ def test_a_broken_ring_ends_every_queue_at_once_and_is_told_once(
         wait_until(lambda: interface.connected, runtime)
         break_ring(peer)
         rx, tx = interface.rx_queues[0], interface.tx_queues[0]
-        for operation in (rx.recv, rx.recv, rx.pending, tx.free):
+        for operation in (lambda: tx.forward_from(rx), rx.recv, rx.recv, rx.pending, tx.free):
             with pytest.raises(Disconnected, match="rx ring 0: ") as caught:
                 operation()
             assert isinstance(caught.value.__cause__, RingViolation)

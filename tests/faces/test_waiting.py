@@ -13,11 +13,13 @@ import pytest
 
 from memifrt import ConfigError, Disconnected, Interface, MemifError, Runtime, RxQueue
 from memifrt.options import RuntimeOptions
+from memifrt.queue import reference
 from memifrt.ring import Burst
+from memifrt.system.eventfd import PythonCalls
 from memifrt.system.fds import EventFd
 from memifrt.types import Counters
 from memifrt.waiting.base_interface import BaseInterface, BurstHolder, interface_arguments, split_arguments
-from memifrt.waiting.steps import Waiting
+from memifrt.waiting.steps import Waiting, take_burst
 from memifrt.waiting.wakeup import FIRST_PAUSE, LONGEST_PAUSE, Pass, Steps, Wait, Wakeup
 from tests.lib.peer import ScriptedSlave
 from tests.lib.support import Recorder, connect, wait_until
@@ -261,21 +263,22 @@ def test_a_kick_wakes_who_waits_for_its_queue_alone(near: Near, role: str) -> No
     assert not request.signal.is_set
 
 
+@pytest.mark.parametrize("rings", ["python"], indirect=True)  # the compiled queue takes no patches
 def test_a_packet_that_comes_between_the_look_and_the_wait_is_not_waited_for(
     near: Near, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = near.connect()
-    pending = RxQueue.pending
+    pending = reference.RxQueue.pending
 
-    def pending_and_then(queue: RxQueue) -> int:
+    def pending_and_then(queue: reference.RxQueue) -> int:
         count = pending(queue)
-        monkeypatch.setattr(RxQueue, "pending", pending)
+        monkeypatch.setattr(reference.RxQueue, "pending", pending)
         near.publish(b"late")
         near.settle()  # the kick is read away
         assert not readable(queue)
         return count
 
-    monkeypatch.setattr(RxQueue, "pending", pending_and_then)
+    monkeypatch.setattr(reference.RxQueue, "pending", pending_and_then)
     call = Call(waiting.recv(0, 10))
     assert call.requests == []
     assert call.result == [b"late"]
@@ -372,7 +375,7 @@ def test_a_queue_that_is_not_there_is_named(near: Near, qid: Any) -> None:
     waiting = near.connect()
     calls: list[Callable[[], Steps[Flag, Any]]] = [
         lambda: waiting.recv(qid, 1),
-        lambda: waiting.receive(qid, 1, RxQueue.burst),
+        lambda: waiting.receive(qid, 1, take_burst),
         lambda: waiting.send([b"x"], qid),
     ]
     for call in calls:
@@ -440,6 +443,7 @@ def test_waiters_keep_their_order_across_a_reconnect(near: Near, role: str) -> N
 
 
 def test_one_kick_is_read_once(near: Near, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memifrt.system.fds.calls_for", PythonCalls)  # a compiled queue then calls EventFd, too
     waiting = near.connect()
     drains: list[EventFd] = []
     drain = EventFd.drain
@@ -469,7 +473,7 @@ def test_calls_from_where_the_interface_does_not_belong_are_refused(near: Near) 
     calls: list[Callable[[], object]] = [
         waiting.wait_connected,
         lambda: waiting.recv(0, 1),
-        lambda: waiting.receive(0, 1, RxQueue.burst),
+        lambda: waiting.receive(0, 1, take_burst),
         lambda: waiting.send([b"x"], 0),
         lambda: next(bursts._next()),
         bursts.close,
@@ -562,7 +566,7 @@ def test_a_disconnect_wakes_everybody_with_its_reason(near: Near, role: str) -> 
     calls: list[Call[Any]] = [
         Call(waiting.recv(0, 1)),
         Call(waiting.recv(0, 1)),
-        Call(waiting.receive(0, 1, RxQueue.burst)),
+        Call(waiting.receive(0, 1, take_burst)),
         Call(waiting.send([b"x"] * 5, 0)),
     ]
     near.drop()

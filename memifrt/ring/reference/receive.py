@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from memifrt.errors import ConfigError
 from memifrt.memory.layout import DESCRIPTOR_SIZE
+from memifrt.options import check_limit
 from memifrt.ring.protocol import Burst, RingMemory, SlaveBuffers
 from memifrt.ring.reference.burst import RingBurst, own_burst, still_exported
 from memifrt.ring.reference.descriptor import FLAGS_FIELD, HEAD, NEXT, TAIL, U16, Entry, only_next
@@ -43,7 +44,7 @@ class RxRingBase(RingBase):
         return self.available()
 
     def burst(self, limit: int, split: bool = False) -> RingBurst:
-        return self.take(checked_limit(limit), split)
+        return self.take(check_limit(limit), split)
 
     def recv(self, limit: int) -> list[bytes]:
         with self.burst(limit) as burst:
@@ -327,13 +328,3 @@ def receive_ring(ring: object) -> RxRingBase:
     if not isinstance(ring, RxRingBase):
         raise ConfigError(f"{ring!r} is not a receive ring of this implementation")
     return ring
-
-
-def checked_limit(limit: int) -> int:
-    """Return the limit of a burst.
-
-    :raises ConfigError: it is less than 1.
-    """
-    if limit < 1:
-        raise ConfigError(f"a burst of {limit} buffers; it must be at least 1")
-    return limit

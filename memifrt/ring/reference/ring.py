@@ -96,6 +96,10 @@ class RingBase:
     def set_mask(self, masked: bool) -> None:
         self._header[FLAGS] = MASK_INT if masked else 0  # no fence: memory-order.md, F1
 
+    @property
+    def is_held(self) -> bool:
+        return bool(self.open)
+
     def abandon(self, pid: int) -> None:
         self._owner = pid
         for burst in self.open:

@@ -116,6 +116,9 @@ class TxRingBase(RingBase):
     def relay(self, source: RxRing, limit: int) -> int:
         ring = receive_ring(source)
         with ring.burst(limit) as burst:
+            if not len(burst):
+                self.require_nothing_open()
+                return 0
             try:
                 return self.forward(burst)
             finally:

@@ -1,17 +1,17 @@
-"""Receive and transmit queues: a ring with its eventfd, with which applications send and receive.
+"""The queues in Python, to read. The compiled ones (``ring/_native_queue.pxi``) do the same with the same names.
 
-Owns the order in which the eventfd and the ring are read and written, and ends the connection if the peer has broken
-the ring. Knows nothing of descriptors, messages or loops.
-
-Only one thread may use a queue at a time. Different threads may use different queues.
+They own the order in which the eventfd and the ring are read and written, and end the connection if the peer has broken
+the ring. They know nothing of descriptors, messages or loops.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import select
+import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 from memifrt.errors import (
     ConfigError,
@@ -19,17 +19,18 @@ from memifrt.errors import (
     ErrorCode,
     ForkedError,
     MemifError,
-    PacketTypeError,
     RingViolation,
+    check_packets,
     os_error,
 )
-from memifrt.options import RxModeName, parse_rx_mode
-from memifrt.rekick import BATCH, Glance
+from memifrt.options import RxModeName, Stop, check_limit, parse_budget, parse_rx_mode, parse_stop
+from memifrt.queue import contract
 from memifrt.renamed import warn_renamed
-from memifrt.ring import Burst, RxRing, TxRing
+from memifrt.ring.protocol import BATCH, Burst, Glance, RxRing, TxRing
 from memifrt.system.fds import EventFd
 from memifrt.system.forks import call_after_fork
-from memifrt.types import QueueCounters, RxMode
+from memifrt.system.original_functions import poll
+from memifrt.types import DEFAULT_BURST, QueueCounters, RxMode
 
 if TYPE_CHECKING:
     from memifrt.types import ReadableBuffer
@@ -38,32 +39,17 @@ _R = TypeVar("_R", RxRing, TxRing)
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
-#: Default limit of a burst in buffers. VPP and DPDK, too, use vectors of 256.
-DEFAULT_BURST = 256
 _MASK_INT = 1
-
-
-def check_packets(packets: Iterable[ReadableBuffer]) -> Iterable[ReadableBuffer]:
-    """Return ``packets``.
-
-    :raises PacketTypeError: it is a single packet, or is not iterable.
-    """
-    given: object = packets
-    if isinstance(given, bytes | bytearray | memoryview):
-        raise PacketTypeError(
-            f"send() takes a list of packets, not one packet ({type(given).__name__}): send([packet])"
-        )
-    if isinstance(given, str) or not (hasattr(given, "__iter__") or hasattr(given, "__getitem__")):
-        raise PacketTypeError(f"send() takes a list of packets, each of them bytes; this is {given!r}")
-    return packets
+#: Milliseconds after which ``forward_from`` looks at what may end it.
+_LONGEST_SLEEP = 10
 
 
 def _abandon(thing: _Queue[Any] | RxRing | TxRing, pid: int) -> None:
     thing.abandon(pid)
 
 
-class _Queue(Generic[_R]):
-    """A ring and its eventfd. After a disconnect every operation raises :class:`Disconnected`."""
+class _Queue(contract.Queue, Generic[_R]):
+    """See :class:`memifrt.queue.contract.Queue`."""
 
     def __init__(
         self,
@@ -84,6 +70,8 @@ class _Queue(Generic[_R]):
         self._owner: int | None = None
         self._earlier = earlier
         self._interrupts = 0
+        #: Whether ``forward_from`` runs, and no other call may use the queue.
+        self.looping = False
         # Each by itself: the application may hold a queue of an earlier connection, or a burst of its ring.
         pid = os.getpid()
         call_after_fork(self, functools.partial(_abandon, pid=pid))
@@ -91,15 +79,10 @@ class _Queue(Generic[_R]):
 
     @property
     def connected(self) -> bool:
-        """Whether the connection of this queue exists. Once False, it stays False."""
         return self._ring is not None
 
     @property
     def counters(self) -> QueueCounters:
-        """The counters of this queue since its interface was created, over all connections.
-
-        :raises ForkedError: in a forked child, which does not own the queue.
-        """
         ring = self._ring
         if ring is None and self._owner is not None:
             raise self._disconnected()
@@ -107,16 +90,18 @@ class _Queue(Generic[_R]):
         return now + QueueCounters(interrupts=self._interrupts)
 
     def fileno(self) -> int:
-        """Return the queue's eventfd, for an application that polls it. It stays open until ``on_disconnect`` returns.
-
-        :raises Disconnected: the connection has ended.
-        """
         fd = self._event.fileno()
         if fd < 0 or self._owner is not None:
             raise self._disconnected()
         return fd
 
-    def _live(self) -> _R:
+    def live(self) -> _R:
+        if self.looping:
+            raise ConfigError(f"queue {self.qid} is in use: forward_from() runs in another thread, or called this one")
+        return self.connected_ring()
+
+    def connected_ring(self) -> _R:
+        """Return the ring, also to ``forward_from``."""
         ring = self._ring
         if ring is None:
             raise self._disconnected()
@@ -142,7 +127,6 @@ class _Queue(Generic[_R]):
         return self._disconnected()
 
     def disconnect(self, reason: Disconnected) -> None:
-        """Make every operation raise from now on. Called by the connection when it ends."""
         ring = self._ring
         if ring is not None:
             self._earlier += ring.counters
@@ -151,14 +135,13 @@ class _Queue(Generic[_R]):
             self._violated = None
 
     def abandon(self, pid: int) -> None:
-        """End the queue in a forked child, without telling the peer. ``pid`` is the parent's."""
         self._ring = None
         self._owner = pid
         self._violated = None
 
 
-class RxQueue(_Queue[RxRing]):
-    """A receive queue."""
+class RxQueue(_Queue[RxRing], contract.RxQueue):
+    """See :class:`memifrt.RxQueue`."""
 
     def __init__(
         self,
@@ -188,7 +171,6 @@ class RxQueue(_Queue[RxRing]):
         self.on_mode_change: Callable[[], object] | None = None
 
     def disconnect(self, reason: Disconnected) -> None:
-        """Make every operation raise from now on, and wake callers that wait for the eventfd."""
         was_connected = self.connected
         super().disconnect(reason)
         if was_connected:
@@ -196,29 +178,20 @@ class RxQueue(_Queue[RxRing]):
 
     @property
     def rx_mode(self) -> RxMode:
-        """How the application learns that this queue has packets."""
         return self._mode
 
     @property
     def mode(self) -> RxMode:
-        """Return :attr:`rx_mode`. This is the old name."""
         warn_renamed("RxQueue.mode", "RxQueue.rx_mode")
         return self._mode
 
     def set_mode(self, mode: RxMode | RxModeName) -> None:
-        """Call :meth:`set_rx_mode`. This is the old name."""
         warn_renamed("RxQueue.set_mode()", "RxQueue.set_rx_mode()")
         self.set_rx_mode(mode)
 
     def set_rx_mode(self, rx_mode: RxMode | RxModeName) -> None:
-        """Choose between interrupts and polling, and tell the peer whether to kick. Call it on the control thread.
-
-        :param rx_mode: ``"interrupt"``, ``"polling"`` or ``"adaptive"``, as for ``create_interface``.
-        :raises ConfigError: it is none of them, or the runtime's fds are in a loop that runs in another thread.
-        :raises Disconnected: there is no peer.
-        """
         wanted = parse_rx_mode(rx_mode)
-        ring = self._live()
+        ring = self.live()
         self._check_caller()
         self._mode = wanted
         self.polling = wanted is RxMode.POLLING
@@ -233,16 +206,10 @@ class RxQueue(_Queue[RxRing]):
             self.on_mode_change()
 
     def drain(self) -> bool:
-        """Make the eventfd unreadable without taking a packet.
-
-        The caller must remember to look at the ring: until the next kick, only :meth:`pending` and the receiving calls
-        show the packets that wait.
-
-        :returns: whether the eventfd was readable.
-        :raises ForkedError: in a forked child, which does not own the queue.
-        """
         if self._owner is not None:
             raise self._disconnected()
+        if self.looping:
+            self.live()
         drained = self._event.drain()
         self._interrupts += drained
         self.drained = True
@@ -251,72 +218,31 @@ class RxQueue(_Queue[RxRing]):
         return drained
 
     def is_readable(self) -> bool:
-        """Return whether the eventfd is readable: a kick has come that nobody has read."""
         return self._event.is_readable()
 
     def pending(self) -> int:
-        """Return the number of buffers that wait in the ring.
-
-        :raises Disconnected: the interface has no peer.
-        """
-        ring = self._ring or self._live()
+        ring = self.live()
         try:
             return ring.pending()
         except RingViolation as error:
             raise self._fail(error) from error
 
     def burst(self, limit: int = DEFAULT_BURST, *, split: bool = False) -> Burst:
-        """Take up to ``limit`` buffers, without a copy, as memoryviews into shared memory.
-
-        Use it as ``with queue.burst() as burst``: the end of the block gives the buffers back to the peer and ends the
-        views. Only whole packets are taken; a packet of more than ``limit`` buffers is taken whole.
-
-        :param split: also take a part of a packet, so that ``limit`` is exact.
-        :raises Disconnected: the interface has no peer.
-        """
-        ring = self._ring or self._live()
-        return self._receive(ring, limit, ring.burst, limit, split)
+        ring = self.live()
+        return self.receive(ring, limit, ring.burst, limit, split)
 
     def recv(self, limit: int = DEFAULT_BURST) -> list[bytes]:
-        """Take the packets of up to ``limit`` buffers, and return a copy of each.
-
-        The buffers of a chain are joined. A buffer has at most 64 KiB and a packet at most 16 MiB; a peer that claims
-        more is disconnected.
-
-        :raises Disconnected: the interface has no peer.
-        """
-        ring = self._ring or self._live()
-        return self._receive(ring, limit, ring.recv, limit)
+        ring = self.live()
+        return self.receive(ring, limit, ring.recv, limit)
 
     def recv_into(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
-        """Copy packets into the rows of a matrix, one packet for each row.
-
-        Takes at most as many buffers as there are rows. A packet longer than a row is cut, but its full length is
-        stored.
-
-        :param matrix: a writable 2-D buffer of bytes, such as a NumPy array of uint8.
-        :param lengths: a writable 1-D buffer of integers of 2, 4 or 8 bytes, one for each row. It receives the length
-            of each packet in bytes.
-        :returns: the number of packets.
-        :raises ConfigError: a buffer does not have this shape.
-        :raises Disconnected: the interface has no peer.
-        """
-        ring, sizes = self._live(), memoryview(lengths)
-        return self._receive(ring, sizes.nbytes // sizes.itemsize, ring.recv_into, matrix, lengths)
+        ring, sizes = self.live(), memoryview(lengths)
+        return self.receive(ring, sizes.nbytes // sizes.itemsize, ring.recv_into, matrix, lengths)
 
     def refill(self, count: int | None = None, headroom: int = 0) -> int:
-        """Give taken buffers back to the peer, the oldest first.
+        return self.live().refill(count, headroom)
 
-        A burst that was used in a ``with`` block has given its buffers back already.
-
-        :param count: at most this many buffers; None: all.
-        :param headroom: bytes that a slave leaves free in front of the data.
-        :returns: the number of buffers given back.
-        :raises Disconnected: the interface has no peer.
-        """
-        return self._live().refill(count, headroom)
-
-    def _receive(self, ring: RxRing, limit: int, take: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    def receive(self, ring: RxRing, limit: int, take: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Take packets with ``take``, in the order that loses no wake-up.
 
         The eventfd is read first, then the ring's index (docs/memory-order.md, The eventfd and the index). If packets
@@ -368,8 +294,8 @@ class RxQueue(_Queue[RxRing]):
         self._event.notify()
 
 
-class TxQueue(_Queue[TxRing]):
-    """A transmit queue."""
+class TxQueue(_Queue[TxRing], contract.TxQueue):
+    """See :class:`memifrt.TxQueue`."""
 
     def __init__(
         self,
@@ -394,46 +320,20 @@ class TxQueue(_Queue[TxRing]):
 
     @property
     def counters(self) -> QueueCounters:
-        """The counters of this queue since its interface was created, over all connections.
-
-        :raises ForkedError: in a forked child, which does not own the queue.
-        """
         return super().counters + QueueCounters(repeated_kicks=self._repeated_kicks)
 
     def free(self) -> int:
-        """Return the number of buffers that could be allocated now.
-
-        :raises Disconnected: the interface has no peer.
-        """
-        ring = self._live()
+        ring = self.live()
         try:
             return ring.free()
         except RingViolation as error:
             raise self._fail(error) from error
 
     def in_flight(self) -> int:
-        """Return the number of buffers that the peer has not given back.
-
-        At most this many sent buffers wait to be received. The number may be too high: a zero-copy slave gives buffers
-        back in batches of 32, and a slave that has just connected may not have posted any yet.
-
-        :raises Disconnected: the interface has no peer.
-        """
-        return self._live().in_flight
+        return self.live().in_flight
 
     def send(self, packets: Iterable[ReadableBuffer]) -> int:
-        """Copy packets to the peer.
-
-        A packet longer than a buffer is sent as a chain, unless the interface was created with ``chained_tx=False``.
-        An iterator may have been advanced by one packet more than the number returned.
-
-        :returns: the number of packets sent: fewer than given if the ring is full.
-        :raises ConfigError: a packet is empty or too long; nothing was sent.
-        :raises PacketTypeError: ``packets`` is a single packet, or one of the packets is not a buffer of bytes; nothing
-            was sent. It is a ConfigError and a TypeError.
-        :raises Disconnected: the interface has no peer.
-        """
-        ring = self._live()
+        ring = self.live()
         try:
             sent = ring.send(packets, chain=self._chained)
         except RingViolation as error:
@@ -446,56 +346,71 @@ class TxQueue(_Queue[TxRing]):
         return self._kicked(ring, sent)
 
     def send_from(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
-        """Copy packets from the rows of a matrix to the peer.
-
-        The buffers have the shapes that :meth:`RxQueue.recv_into` describes.
-
-        :param lengths: the length in bytes of the packet in each row.
-        :returns: the number of packets sent: fewer than there are if the ring is full.
-        :raises ConfigError: a buffer does not have this shape, or a length is 0 or larger than a row; nothing was sent.
-        :raises Disconnected: the interface has no peer.
-        """
-        ring = self._live()
+        ring = self.live()
         try:
             sent = ring.send_from(matrix, lengths, chain=self._chained)
         except RingViolation as error:
             raise self._fail(error) from error
         return self._kicked(ring, sent)
 
-    def forward(self, source: Burst | RxQueue, limit: int = DEFAULT_BURST) -> int:
-        """Send received packets on: the rest of a burst, or up to ``limit`` buffers straight from a receive queue.
-
-        Between the queues of one slave, buffers are swapped without a copy; otherwise packets are copied. Chains stay
-        chains. If the ring is full, the other packets stay in the burst, for a second call, or in the receive queue,
-        which then stays readable.
-
-        :param source: a received burst, or a receive queue.
-        :returns: the number of buffers sent.
-        :raises Disconnected: the interface has no peer.
-        """
-        ring = self._live()
+    def forward(self, source: Burst | contract.RxQueue, limit: int = DEFAULT_BURST) -> int:
+        ring = self.live()
+        if isinstance(source, RxQueue):
+            return self._relay(ring, source, source.live(), limit)
         try:
-            if isinstance(source, RxQueue):
-                received = source._live()
-                sent = source._receive(received, limit, ring.relay, received, limit)
-            else:
-                sent = ring.forward(source)
+            sent = ring.forward(cast(Burst, source))  # another implementation's queue is refused there
         except RingViolation as error:
             raise self._fail(error) from error
         return self._kicked(ring, sent)
 
+    def _relay(self, ring: TxRing, source: RxQueue, received: RxRing, limit: int) -> int:
+        try:
+            sent = source.receive(received, limit, ring.relay, received, limit)
+        except RingViolation as error:
+            raise self._fail(error) from error
+        return self._kicked(ring, sent)
+
+    def forward_from(
+        self,
+        source: contract.RxQueue,
+        *,
+        until: Stop | None = None,
+        packets: int | None = None,
+        timeout: float | None = None,
+        limit: int = DEFAULT_BURST,
+    ) -> int:
+        ring = self.live()
+        if not isinstance(source, RxQueue):
+            raise ConfigError(f"{source!r} is not a receive queue of this implementation")
+        if source.live().is_held or ring.is_held:
+            raise ConfigError("buffers of the queues are held: their bursts must end, or be transmitted, first")
+        stop_fd, flag = parse_stop(until)
+        budget, time_left = parse_budget(packets, timeout)
+        check_limit(limit)
+        end = time.monotonic() + time_left
+        stop, work = poll(), poll()
+        if stop_fd >= 0:
+            stop.register(stop_fd, select.POLLIN)
+            work.register(stop_fd, select.POLLIN)
+        work.register(source.fileno(), select.POLLIN)
+        before = ring.counters.packets
+        self.looping = source.looping = True
+        try:
+            while True:
+                sent = ring.counters.packets - before
+                over = (flag is not None and flag[0]) or (stop_fd >= 0 and stop.poll(0))
+                if over or sent == budget or (timeout is not None and time.monotonic() >= end):
+                    return sent
+                most = limit if budget < 0 else min(limit, budget - sent)
+                received = source.connected_ring()
+                if not self._relay(self.connected_ring(), source, received, most) and not source.polling:
+                    # Packets that wait for room keep the eventfd readable.
+                    (stop if source.more else work).poll(1 if source.more else _LONGEST_SLEEP)
+        finally:
+            self.looping = source.looping = False
+
     def alloc(self, count: int, size: int | None = None) -> Burst:
-        """Allocate buffers to fill in place and send with :meth:`transmit`.
-
-        Closing the burst gives back the buffers that were not transmitted.
-
-        :param count: the number of packets; fewer are allocated if the ring is full.
-        :param size: the size of each packet in bytes; None: one whole buffer. A larger size gives chains.
-        :raises ConfigError: a packet of ``size`` bytes does not fit into the whole ring, or needs a chain while chains
-            are switched off.
-        :raises Disconnected: the interface has no peer.
-        """
-        ring = self._live()
+        ring = self.live()
         if size is not None and not self._chained and size > ring.capacity > 0:
             raise ConfigError(
                 f"a packet of {size} bytes does not fit into a buffer of {ring.capacity}, and chains are switched off"
@@ -506,37 +421,18 @@ class TxQueue(_Queue[TxRing]):
             raise self._fail(error) from error
 
     def enqueue(self, burst: Burst, first: int = 0, count: int | None = None) -> Burst:
-        """Swap buffers of a received burst into this ring, ready for :meth:`transmit`. Slaves only.
-
-        :param first: index of the first buffer.
-        :param count: number of buffers; None: all from ``first`` on.
-        :raises ConfigError: the interface is a master, or the burst belongs to another interface.
-        :raises Disconnected: the interface has no peer.
-        """
-        ring = self._live()
+        ring = self.live()
         try:
             return ring.enqueue(burst, first, len(burst) - first if count is None else count)
         except RingViolation as error:
             raise self._fail(error) from error
 
     def transmit(self, burst: Burst, count: int | None = None) -> int:
-        """Send the next buffers of an allocated burst.
-
-        :param count: number of buffers; None: all.
-        :returns: the number of buffers sent.
-        :raises ConfigError: the burst is not the oldest allocated one.
-        :raises Disconnected: the interface has no peer.
-        """
-        ring = self._live()
+        ring = self.live()
         return self._kicked(ring, ring.transmit(burst, count))
 
     def rewind(self, burst: Burst, index: int) -> None:
-        """Give back the buffers of an allocated burst from ``index`` on, and those of every burst allocated after it.
-
-        :raises ConfigError: the buffer is not allocated, or it is already sent.
-        :raises Disconnected: the interface has no peer.
-        """
-        self._live().rewind(burst, index)
+        self.live().rewind(burst, index)
 
     def _kicked(self, ring: TxRing, sent: int) -> int:
         """Kick once for the published packets, unless the peer has masked its interrupts. Return ``sent``."""
@@ -559,7 +455,6 @@ class TxQueue(_Queue[TxRing]):
     # --- called by the runtime's timer, on the control thread ---------------------------------------------------
 
     def glance(self) -> Glance | None:
-        """Return the state of the ring; None without a connection."""
         ring = self._ring
         if ring is None:
             return None
@@ -571,10 +466,8 @@ class TxQueue(_Queue[TxRing]):
         return Glance(ours, theirs, left, is_certain, masked, bool(left) and not self._event.is_readable())
 
     def kick_again(self) -> None:
-        """Kick the peer, and count the kick in ``counters.repeated_kicks``."""
         self._event.notify()
         self._repeated_kicks += 1
 
     def stop_watching(self) -> None:
-        """Clear the flag, so that the next send that leaves packets starts a new watch."""
         self._watched = False

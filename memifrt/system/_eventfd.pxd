@@ -1,0 +1,5 @@
+cdef class NativeCalls:
+    cdef int fd
+
+    cdef bint submit_kick(self) noexcept
+    cdef bint read_kicks(self) except -1
