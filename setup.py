@@ -22,7 +22,7 @@ setup(
         Extension(
             "memifrt.ring._native",
             ["memifrt/ring/_native.pyx"],
-            depends=[*INCLUDED, EVENTFD[0]],
+            depends=[*INCLUDED, *EVENTFD],
             extra_compile_args=["-O3", "-fno-strict-aliasing"],
             optional=True,
         ),

@@ -12,7 +12,7 @@ for part in memifrt tests examples benchmarks fuzz; do
     rm -rf "${copy:?}/$part"
     [ ! -d "$root/$part" ] || cp -R "$root/$part" "$copy/"
 done
-rm -f "$copy"/memifrt/ring/_native.c "$copy"/memifrt/ring/_native*.so
+rm -f "$copy"/memifrt/ring/_native.c "$copy"/memifrt/system/_eventfd.c "$copy"/memifrt/*/_*.so
 cp "$root/setup.py" "$root/memifrt_command.py" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$copy/"
 
 cd "$copy"
@@ -32,7 +32,7 @@ case "$*" in
 *tests/*) ;;
 *)
     # atheris brings a sanitizer's runtime of its own, and counts no coverage beside this one: its inputs come at random.
-    set -- "$@" -k "not led_by_coverage" tests/ring/test_vectorized.py tests/test_interface.py
+    set -- "$@" -k "not led_by_coverage" tests/ring/test_vectorized.py tests/test_interface.py tests/queue
     for tests in tests/ring/test_ring*.py tests/system/test_fuzz*.py; do
         [ ! -e "$tests" ] || set -- "$@" "$tests"
     done

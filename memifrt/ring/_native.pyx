@@ -26,7 +26,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
-from memifrt.system._eventfd cimport NativeCalls
+from memifrt.system._eventfd cimport NativeCalls, kick_number
 
 import functools
 import os

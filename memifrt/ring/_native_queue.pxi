@@ -2,8 +2,6 @@
 # Read docs/memory-order.md (The kick and the mask, The eventfd and the index) before you change an order.
 
 cdef extern from "../system/eventfd_calls.h":
-    int memif_kick(int fd) nogil
-    void memif_kick_by_write(int fd) nogil
     int memif_drain(int fd) nogil
     int memif_polls(int fd, short events) nogil
     void memif_wait(int first, int second, int milliseconds) nogil
@@ -591,8 +589,7 @@ cdef class TxQueue(Queue):
             if sent:
                 masked = memif_load_fence(&ring.ring.flags) & MASK_INT  # memory-order.md, F2
                 if not masked:
-                    if not memif_kick(loop.kick):
-                        memif_kick_by_write(loop.kick)
+                    kick_number(loop.kick)
                     self.interrupts += 1
                 if not self.watched and ring.unreturned() > (not masked):
                     self.watch_leftovers()

@@ -19,6 +19,7 @@ cdef extern from "eventfd_calls.h":
     int memif_polls(int fd, short events) nogil
     int memif_create_aio_context() nogil
     void memif_forget_aio_context() nogil
+    void memif_kick_by_write(int fd) nogil
 
 cdef extern from "<poll.h>":
     const short POLLIN
@@ -101,6 +102,12 @@ cdef class NativeCalls:
         if found < 0:
             failed_with(-found)
         return found
+
+
+cdef void kick_number(int fd) noexcept nogil:
+    """Make an eventfd readable that the caller alone can close."""
+    if not memif_kick(fd):
+        memif_kick_by_write(fd)
 
 
 def _after_fork():
