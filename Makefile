@@ -13,7 +13,7 @@ BIN    := $(VENV)/bin
 JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 
 # What the installed package is made of; the rest of it is used where it lies.
-BUILT  := pyproject.toml setup.py $(wildcard memifrt/*/*.pyx memifrt/*/*.pxd memifrt/*/*.pxi memifrt/*/*.h)
+BUILT  := pyproject.toml setup.py $(wildcard memifrt/*.pyx memifrt/*/*.pyx memifrt/*/*.pxd memifrt/*/*.pxi memifrt/*/*.h)
 
 .PHONY: run test test-patched test-asan lint wheel bench fuzz soak docs clean help
 .DELETE_ON_ERROR:
@@ -87,7 +87,7 @@ $(VENV)/.docs: $(BUILT) | $(BIN)/python
 	touch $@ $(VENV)/.run
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info memifrt/ring/_native.c memifrt/system/_eventfd.c memifrt/*/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) build dist *.egg-info memifrt/ring/_native.c memifrt/system/_eventfd.c memifrt/_packets.c memifrt/*.so memifrt/*/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . \( -name __pycache__ -o -name .pytest_cache \) -prune -exec rm -rf {} +
 
 help:

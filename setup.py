@@ -19,6 +19,7 @@ setup(
             extra_compile_args=["-O2"],
             optional=True,
         ),
+        Extension("memifrt._packets", ["memifrt/_packets.pyx"], extra_compile_args=["-O2"], optional=True),
         Extension(
             "memifrt.ring._native",
             ["memifrt/ring/_native.pyx"],

@@ -6,6 +6,7 @@ raise, however malformed it is.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from dataclasses import dataclass
@@ -27,12 +28,6 @@ _IP = struct.Struct("!BBHHHBBH4s4s")
 # type, code, checksum, identifier, sequence (RFC 792)
 _ICMP = struct.Struct("!BBHHH")
 _U16 = struct.Struct("!H")
-# The usual echo request: Ethernet, IPv4 without options, ICMP. Source mac, ethertype; version and header length, total
-# length, fragment, ttl with protocol, source, target; type with code, checksum.
-_plain_echo = struct.Struct("!6x6sHBxH2xHH2x4s4sHH").unpack_from
-_put_macs = struct.Struct("!6s6s").pack_into
-_put_answer = struct.Struct("!4s4sHH").pack_into  # source, target, type with code, checksum
-_IN_FRAMES = Mode.ETHERNET
 
 _ETHERTYPE_IP, _ETHERTYPE_ARP = 0x0800, 0x0806
 _ARP_FIXED = (1, _ETHERTYPE_IP, 6, 4)  # Ethernet and IPv4
@@ -136,24 +131,12 @@ def reply_in_place(packet: memoryview, ip: bytes, mac: bytes, *, mode: Mode = Mo
     :param icmp: False to answer ARP requests only.
     :returns: whether the packet was such a request, and is a reply now.
     """
+    return reply(packet, ip, mac, mode, icmp)
+
+
+def reply(packet: memoryview, ip: bytes, mac: bytes, mode: Mode, icmp: bool) -> bool:
+    """Do as :func:`reply_in_place`. The compiled one answers the usual request itself, and calls this for the rest."""
     size = len(packet)
-    if size >= 42 and mode is _IN_FRAMES and icmp:
-        # The fast path for the usual request. The code below handles every other packet, with the same rules.
-        asker, ethertype, version, total, fragment, life, source, target, kind, echo_sum = _plain_echo(packet)
-        if (
-            kind == 0x0800
-            and target == ip
-            and life == 0x4001
-            and ethertype == 0x0800
-            and version == 0x45
-            and fragment & 0x3FFF == 0
-            and 28 <= total <= size - 14
-            and asker[0] & 1 == 0
-        ):
-            echo_sum += 0x0800
-            _put_macs(packet, 0, asker, mac)
-            _put_answer(packet, 26, ip, source, 0, echo_sum if echo_sum <= 0xFFFF else echo_sum - 0xFFFF)
-            return True
     if mode is Mode.IP:
         return icmp and _answer_echo(packet, 0, ip)
     if mode is not Mode.ETHERNET or size < _ETHERNET.size + _IP.size:
@@ -289,3 +272,10 @@ def parse_echo_reply(
     if not (is_right or any_checksum):
         return None
     return EchoReply(source, identifier, sequence, ttl, echo[_ICMP.size :], is_right)
+
+
+if not TYPE_CHECKING:
+    with contextlib.suppress(ImportError):  # it is not compiled
+        from memifrt import _packets
+
+        reply_in_place = _packets.compiled(reply_in_place, reply)

@@ -25,6 +25,7 @@ ORDER = [
     "types",
     "renamed",
     "options",
+    "_packets",
     "packets",
     "system",
     "memory",

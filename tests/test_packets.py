@@ -21,6 +21,7 @@ from memifrt.packets import (
     parse_echo_reply,
     parse_ip,
     parse_mac,
+    reply,
     reply_in_place,
 )
 
@@ -72,11 +73,13 @@ def with_options(packet: bytearray, words: int, ttl: int = 64) -> bytearray:
 
 
 def answered(packet: bytearray, *, mode: Mode = Mode.ETHERNET, icmp: bool = True) -> bool:
-    """Whether it is answered; what is not must stay as it is."""
-    before, size = bytes(packet), len(packet)
+    """Whether it is answered; what is not must stay as it is. The compiled function does what the readable one does."""
+    before, size, readable = bytes(packet), len(packet), bytearray(packet)
     result = reply_in_place(memoryview(packet), OUR_IP, OUR_MAC, mode=mode, icmp=icmp)
     assert len(packet) == size
     assert result or packet == before
+    assert reply(memoryview(readable), OUR_IP, OUR_MAC, mode, icmp) == result
+    assert packet == readable
     return result
 
 

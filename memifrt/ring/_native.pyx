@@ -30,7 +30,6 @@ from memifrt.system._eventfd cimport NativeCalls, kick_number
 
 import functools
 import os
-from collections import deque
 
 from memifrt.errors import ConfigError, Disconnected, ErrorCode, ForkedError, RingViolation, check_packets, not_a_packet, os_error
 from memifrt.options import parse_budget, parse_rx_mode, parse_stop

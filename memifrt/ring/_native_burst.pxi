@@ -26,6 +26,8 @@ cdef class RingBurst:
     # Whether a buffer has been trimmed or swapped since it was received: it cannot be put back then.
     cdef bint changed
     cdef memif_descriptor *entries
+    # Memory for the entries of a short burst.
+    cdef memif_descriptor few[FEW]
     # On a master's transmit ring: the lengths that the peer posted, which are the room in each buffer. Otherwise NULL.
     cdef uint32_t *posted_lengths
     cdef list views
@@ -35,7 +37,8 @@ cdef class RingBurst:
         self.ended = True  # until a ring gives it buffers: Python code can make one, too
 
     def __dealloc__(self):
-        free(self.entries)
+        if self.entries is not self.few:
+            free(self.entries)
         free(self.posted_lengths)
 
     def __len__(self):
@@ -174,6 +177,17 @@ cdef class RingBurst:
 
     def __releasebuffer__(self, Py_buffer *buffer):
         self.exports -= 1
+
+    cdef int fill(self, uint16_t first, const memif_descriptor *entries, int count) except -1:
+        """Take these descriptors into an empty burst."""
+        if count > FEW:
+            self.entries = <memif_descriptor *> malloc(count * sizeof(memif_descriptor))
+            if self.entries is NULL:
+                raise MemoryError
+        self.first = first
+        memif_copy_descriptors(self.entries, entries, count)
+        self.count = count
+        return 0
 
     cdef object view(self, int position):
         """Return the view of a buffer, a new one if there is none yet."""
@@ -356,14 +370,12 @@ cdef bint is_dropped(const memif_descriptor *entries, int start, int stop) noexc
     return False
 
 
-cdef RingBurst new_burst(RingBase ring, uint16_t first, int room):
-    """Return a burst with memory for ``room`` descriptors, which the caller fills in."""
+cdef RingBurst new_burst(RingBase ring):
+    """Return a burst without buffers. To make an object can run Python code, in a collection of garbage, that uses the
+    ring: callers do this before they look at the ring."""
     cdef RingBurst burst = RingBurst.__new__(RingBurst)
     burst.ring = ring
-    burst.first = first
-    burst.entries = <memif_descriptor *> malloc(max(1, room) * sizeof(memif_descriptor))
-    if burst.entries is NULL:
-        raise MemoryError
+    burst.entries = burst.few
     burst.ended = False
     return burst
 

@@ -39,6 +39,8 @@ cdef enum:
     AHEAD = 6
     # Posted descriptors that are copied at a time, so that a short burst does not copy a long ring.
     CHUNK = 64
+    # Descriptors that a burst holds without memory of its own.
+    FEW = 4
     # As in memifrt.types.
     MAX_RECEIVED_BUFFER = 65536
     MAX_PACKET_SIZE = 1 << 24

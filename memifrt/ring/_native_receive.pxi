@@ -11,7 +11,7 @@ cdef class RxRingBase(RingBase):
     # Bytes that a closing burst leaves free in front of the data.
     cdef int64_t headroom
     cdef readonly bint more
-    # Copies of descriptors for recv_into and relay, which make no burst.
+    # Copies of the descriptors that are being taken.
     cdef memif_descriptor *scratch
 
     def __cinit__(self, *args):
@@ -46,7 +46,7 @@ cdef class RxRingBase(RingBase):
             entries = burst.entries
             count = burst.count
         else:
-            count = self.take_entries(entries, limit, False)
+            count = self.take_entries(limit, False)
         for i in range(min(AHEAD, count)):
             memif_prefetch_read(self.regions.at(&entries[i]))
         try:
@@ -82,7 +82,7 @@ cdef class RxRingBase(RingBase):
             return 0
         if self.open:  # their buffers go back first, and this way keeps the order
             return self.recv_into_from_burst(rows, sizes, limit)
-        count = self.take_entries(entries, limit, False)
+        count = self.take_entries(limit, False)
         for i in range(min(AHEAD, count)):
             memif_prefetch_read(self.regions.at(&entries[i]))
         start = 0
@@ -159,22 +159,21 @@ cdef class RxRingBase(RingBase):
 
     cdef RingBurst take(self, int limit, bint split):
         """Take a burst of up to ``limit`` buffers."""
-        cdef int available = self.available()
-        cdef RingBurst burst = new_burst(self, self.taken, min(available, limit))
-        burst.count = self.collect(&burst.entries, available, limit, split)
-        # An unfinished chain can leave us with no entries although some are available. That is not "more": the peer
-        # kicks again when it has finished the chain.
-        self.more = available > limit and burst.count and available > burst.count
-        self.taken = <uint16_t> (self.taken + burst.count)
-        if burst.count:
+        cdef RingBurst burst = new_burst(self)
+        cdef int count = self.take_entries(limit, split)
+        if count:
+            burst.fill(self.taken, self.scratch, count)
             self.open.append(burst)
-            self.tally(burst.entries, burst.count)
+            self.taken = <uint16_t> (self.taken + count)
+            self.tally(self.scratch, count)
         return burst
 
-    cdef int take_entries(self, memif_descriptor *into, int limit, bint split) except -1 nogil:
-        """Copy the descriptors that ``take`` would take into memory for a whole ring, and take nothing."""
+    cdef int take_entries(self, int limit, bint split) except -1 nogil:
+        """Copy the descriptors that ``take`` would take into ``scratch``, and take nothing; return how many."""
         cdef int available = self.available()
-        cdef int count = self.collect(&into, available, limit, split)
+        cdef int count = self.collect(available, limit, split) if available else 0
+        # An unfinished chain can leave us with no entries although some are available. That is not "more": the peer
+        # kicks again when it has finished the chain.
         self.more = available > limit and count > 0 and available > count
         return count
 
@@ -184,33 +183,25 @@ cdef class RxRingBase(RingBase):
         self.tally(entries, count)
         return self.give_back(self.refillable(), self.headroom)  # also buffers that were never posted
 
-    cdef int collect(self, memif_descriptor **entries, int available, int limit, bint split) except -1 nogil:
-        """Copy checked descriptors of whole packets: at most ``limit``, but at least the first packet; return how many.
-
-        :param entries: memory for ``limit`` descriptors. If it is not ``scratch``, more is allocated when needed.
-        """
+    cdef int collect(self, int available, int limit, bint split) except -1 nogil:
+        """Set ``scratch`` to checked descriptors of whole packets: at most ``limit``, but at least the first packet;
+        return how many."""
         cdef int count = min(available, limit)
         cdef int whole = count
-        cdef memif_descriptor *longer
-        self.snapshot(entries[0], self.taken, count)
-        if split or not count:
+        cdef memif_descriptor *entries = self.scratch
+        self.snapshot(entries, self.taken, count)
+        if split:
             return count
-        self.check_packets(entries[0], count)
-        while whole and entries[0][whole - 1].flags & NEXT:
+        self.check_packets(entries, count)
+        while whole and entries[whole - 1].flags & NEXT:
             whole -= 1
         if whole:
             return whole
         # The first packet alone is longer than the limit, or the peer has not finished it yet.
-        if entries[0] != self.scratch:
-            longer = <memif_descriptor *> realloc(entries[0], available * sizeof(memif_descriptor))
-            if longer is NULL:
-                with gil:
-                    raise MemoryError
-            entries[0] = longer
-        self.snapshot(entries[0] + count, <uint16_t> (self.taken + count), available - count)
-        self.check_packets(entries[0], available)
+        self.snapshot(entries + count, <uint16_t> (self.taken + count), available - count)
+        self.check_packets(entries, available)
         for whole in range(count, available):
-            if not entries[0][whole].flags & NEXT:
+            if not entries[whole].flags & NEXT:
                 return whole + 1
         if available == self.size:
             return self.violated("a chain of {} descriptors fills the ring and has no end", available, 0, 0)
@@ -243,7 +234,7 @@ cdef class RxRingBase(RingBase):
         cdef RingBurst oldest
         cdef uint16_t missing
         while self.open and (<RingBurst> self.open[0]).ended:
-            oldest = self.open.popleft()
+            oldest = self.open.pop(0)
             missing = <uint16_t> (oldest.first + oldest.count - self.returned_index())
             if missing <= self.size:  # otherwise a refill has given them back already
                 self.give_back(missing, self.headroom)
@@ -264,7 +255,7 @@ cdef class RxRingBase(RingBase):
             if returned >= burst.count:
                 held |= burst.release_all()
                 burst.ended = True
-                self.open.popleft()
+                del self.open[0]
         return held
 
     cdef int available(self) except -1 nogil:

@@ -14,7 +14,7 @@ cdef class RingBase:
     cdef Regions regions
     cdef object name
     # Bursts that hold buffers, oldest first.
-    cdef object open
+    cdef list open
     # In a forked child: the id of the process to which the ring belongs.
     cdef object owner
     # A slave's own buffers; None for a master.
@@ -29,7 +29,7 @@ cdef class RingBase:
         cdef int64_t log2_size = clamped(memory.log2_size), region = clamped(memory.region)
         cdef int64_t offset = clamped(memory.offset)
         self.name = memory.name
-        self.open = deque()
+        self.open = []
         self.regions = Regions(memory.regions)
         if not 0 <= log2_size <= MAX_LOG2_RING_SIZE or not 0 <= region < self.regions.count:
             raise ConfigError(f"{self.name}: there is no ring of 2^{memory.log2_size} in region {memory.region}")

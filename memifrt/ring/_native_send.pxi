@@ -56,6 +56,7 @@ cdef class TxRingBase(RingBase):
         if bytes_each > MAX_PACKET_SIZE:
             raise ConfigError(f"a packet of {size} bytes; a packet has at most {MAX_PACKET_SIZE}")
         self.require_not_sending()
+        cdef RingBurst burst = new_burst(self)
         room = self.fresh_room()
         self.notes_lengths = not ours
         while wanted:
@@ -74,9 +75,7 @@ cdef class TxRingBase(RingBase):
                 break
             used += chain
             wanted -= 1
-        cdef RingBurst burst = new_burst(self, self.allocated, used)
-        burst.count = used
-        memcpy(burst.entries, self.staged, used * sizeof(memif_descriptor))
+        burst.fill(self.allocated, self.staged, used)
         if not ours:
             burst.posted_lengths = <uint32_t *> malloc(max(1, used) * sizeof(uint32_t))
             if burst.posted_lengths is NULL:
@@ -105,7 +104,7 @@ cdef class TxRingBase(RingBase):
         own.mark_sent(stop)
         if stop == own.count:
             own.ended = True
-            self.open.popleft()
+            del self.open[0]
         return stop - start
 
     def send(self, packets, *, bint chain=True):
@@ -180,7 +179,7 @@ cdef class TxRingBase(RingBase):
 
     cdef int relay_entries(self, RxRingBase ring, int limit) except -1 nogil:
         """Check, copy, publish and give back in one pass over the descriptors. Nothing is held on either ring."""
-        cdef int count = ring.take_entries(ring.scratch, limit, False), consumed = 0, sent
+        cdef int count = ring.take_entries(limit, False), consumed = 0, sent
         cdef bint more = ring.more
         if not count:
             return 0
@@ -531,7 +530,7 @@ cdef class SlaveTxRing(TxRingBase):
         if not are_siblings(ring, self):
             return TxRingBase.relay_entries(self, ring, limit)  # copies
         cdef memif_descriptor *entries = ring.scratch
-        cdef int i, room, count = ring.take_entries(entries, limit, False), whole = count
+        cdef int i, room, count = ring.take_entries(limit, False), whole = count
         cdef bint more = ring.more
         if not count:
             return 0
@@ -561,12 +560,14 @@ cdef class SlaveTxRing(TxRingBase):
         if count < 0 or not own.sent <= first <= own.count:
             raise ConfigError(f"{count} buffers from {first} on, of a burst of {own.count} with {own.sent} sent")
         cdef OwnBuffers theirs = own.ring.buffers
+        cdef RingBurst swapped = new_burst(self)
         self.require_not_sending()
         cdef int begin = first, asked = <int> min(clamped(count), <int64_t> (own.count - begin)), i, position
         cdef uint16_t slot
         cdef int wanted = min(asked, self.room())
         self.ring_full += wanted < asked
-        cdef RingBurst swapped = new_burst(self, self.allocated, wanted)
+        swapped.fill(self.allocated, self.staged, wanted)  # for the room alone: they are set below
+        swapped.count = 0
         for i in range(wanted):  # before the first swap: a view that is in use stops it all
             own.release_view(begin + i)
         own.changed |= wanted > 0

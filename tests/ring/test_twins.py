@@ -78,6 +78,7 @@ ONLY_NATIVE = {
         "RingBurst.count",
         "RingBurst.exporting",
         "RingBurst.exports",
+        "RingBurst.fill",
         "joined",
         "new_burst",
         "new_packet",

@@ -161,7 +161,7 @@ def sources(tmp_path: Path) -> Path:
     """A copy of what an sdist is made of; nothing in it is built."""
     copy = tmp_path / "sources"
     copy.mkdir()
-    unbuilt = shutil.ignore_patterns("__pycache__", "*.so", "_native.c", "_eventfd.c")
+    unbuilt = shutil.ignore_patterns("__pycache__", "*.so", "_native.c", "_eventfd.c", "_packets.c")
     for name in SOURCES:
         if (PROJECT / name).is_dir():
             shutil.copytree(PROJECT / name, copy / name, ignore=unbuilt)
