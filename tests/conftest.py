@@ -17,6 +17,7 @@ import pytest
 
 from memifrt import Runtime
 from memifrt.ring import load
+from memifrt.system.eventfd import PythonCalls
 from tests.lib.exploring import choose_profile
 from tests.lib.patched import open_fds, open_what_gevent_keeps
 from tests.lib.support import Pair, connect, wait_for_closes
@@ -55,6 +56,12 @@ def rings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         for user in ("memifrt.connection.shared_memory", "memifrt.libmemif"):
             monkeypatch.setattr(f"{user}.implementation", implementation)
         monkeypatch.setenv("MEMIFRT_RING", name)
+
+
+@pytest.fixture
+def readable_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eventfds without compiled calls: a compiled queue calls ``EventFd.notify`` and ``drain``, which take patches."""
+    monkeypatch.setattr("memifrt.system.fds.calls_for", PythonCalls)
 
 
 def _fds() -> dict[int, str]:

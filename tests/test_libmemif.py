@@ -982,6 +982,7 @@ class TestBursts:
         assert m.memif_tx_burst(end.conn, 0, buffers) == (OK, 5)
         assert end.handle.tx_queues[0].counters.interrupts == 1
 
+    @pytest.mark.usefixtures("readable_calls")
     def test_a_kick_that_fails_is_told_with_the_count(
         self, link: Callable[..., Link], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -17,7 +17,6 @@ from memifrt import ConfigError, Disconnected, Interface, Runtime, RxQueue, TxQu
 from memifrt.options import RoleName
 from memifrt.queue import reference
 from memifrt.ring.protocol import RxRing
-from memifrt.system.eventfd import PythonCalls
 from memifrt.system.fds import EventFd
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, scripted_peer
 from tests.lib.support import DEADLINE, Pair, runtime_of, wait_until
@@ -123,8 +122,7 @@ class _Proxy:
 
 
 @pytest.fixture
-def meddler(monkeypatch: pytest.MonkeyPatch) -> Meddler:
-    monkeypatch.setattr("memifrt.system.fds.calls_for", PythonCalls)  # a compiled queue then calls EventFd, too
+def meddler(monkeypatch: pytest.MonkeyPatch, readable_calls: None) -> Meddler:
     return Meddler(monkeypatch)
 
 

@@ -15,7 +15,6 @@ from memifrt import ConfigError, Disconnected, Interface, MemifError, Runtime, R
 from memifrt.options import RuntimeOptions
 from memifrt.queue import reference
 from memifrt.ring import Burst
-from memifrt.system.eventfd import PythonCalls
 from memifrt.system.fds import EventFd
 from memifrt.types import Counters
 from memifrt.waiting.base_interface import BaseInterface, BurstHolder, interface_arguments, split_arguments
@@ -442,8 +441,7 @@ def test_waiters_keep_their_order_across_a_reconnect(near: Near, role: str) -> N
     assert first.turn()
 
 
-def test_one_kick_is_read_once(near: Near, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memifrt.system.fds.calls_for", PythonCalls)  # a compiled queue then calls EventFd, too
+def test_one_kick_is_read_once(readable_calls: None, near: Near, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = near.connect()
     drains: list[EventFd] = []
     drain = EventFd.drain
