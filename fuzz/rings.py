@@ -153,7 +153,7 @@ class Victim:
     def _write_and_trim(self) -> list[int]:
         burst = self._burst_of()
         lengths = []
-        for index in range(burst.done, len(burst)):
+        for index in range(len(burst)):
             burst[index][:] = b"\x5a" * burst.length(index)
             if self.script.rarely():
                 burst.set_length(index, self.script.edge(2))

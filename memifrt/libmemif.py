@@ -220,12 +220,12 @@ class MemifBuffer:
     It is valid until it is sent or given back. After that its properties raise ``ValueError``.
     """
 
-    __slots__ = ("_burst", "_index", "_queue")
+    __slots__ = ("_burst", "_number", "_queue")
 
-    def __init__(self, queue: RxQueue | TxQueue, burst: Burst, index: int) -> None:
+    def __init__(self, queue: RxQueue | TxQueue, burst: Burst, number: int) -> None:
         self._queue = queue
         self._burst = burst
-        self._index = index
+        self._number = number
 
     @property
     def queue(self) -> RxQueue | TxQueue:
@@ -235,7 +235,7 @@ class MemifBuffer:
     @property
     def desc_index(self) -> int:
         """The slot of the buffer's descriptor."""
-        return self._burst.slot(self._index)
+        return self._burst.slot(self.index)
 
     @property
     def flags(self) -> BufferFlag:
@@ -245,16 +245,16 @@ class MemifBuffer:
 
         :raises ConfigError: the buffer was received, or there is no such flag.
         """
-        return self._burst.flags(self._index)
+        return self._burst.flags(self.index)
 
     @flags.setter
     def flags(self, flags: int) -> None:
-        self._burst.set_flags(self._index, flags)
+        self._burst.set_flags(self.index, flags)
 
     @property
     def data(self) -> memoryview:
         """The ``len`` bytes of data, in shared memory. Setting ``len`` and ``advance`` end the view: read it again."""
-        return self._burst[self._index]
+        return self._burst[self.index]
 
     @property
     def len(self) -> int:
@@ -265,11 +265,11 @@ class MemifBuffer:
 
         :raises ConfigError: the buffer has no room for this length, or the length is less than 1.
         """
-        return self._burst.length(self._index)
+        return self._burst.length(self.index)
 
     @len.setter
     def len(self, length: int) -> None:
-        self._burst.set_length(self._index, length)
+        self._burst.set_length(self.index, length)
 
     def advance(self, count: int) -> None:
         """Move the start of the data ``count`` bytes forward: C's ``data += count; len -= count``.
@@ -279,7 +279,54 @@ class MemifBuffer:
         :raises ConfigError: no byte would be left, there is not so much headroom, or this is a transmit buffer of a
             master.
         """
-        self._burst.advance(self._index, count)
+        self._burst.advance(self.index, count)
+
+    # --- for the functions of this module -----------------------------------------------------------------------
+
+    @property
+    def burst(self) -> Burst:
+        """The burst that the buffer is in."""
+        return self._burst
+
+    @property
+    def number(self) -> int:
+        """The buffer's place in its burst, counted from the first buffer that the burst ever had."""
+        return self._number
+
+    @property
+    def index(self) -> int:
+        """The buffer's index in its burst.
+
+        :raises ValueError: the buffer has been sent or given back.
+        """
+        index = self._number - self._burst.sent
+        if index < 0:
+            raise ValueError("this buffer has been sent or given back: it belongs to the peer")
+        return index
+
+    def move(self, queue: RxQueue | TxQueue, burst: Burst, number: int) -> None:
+        """Note that the buffer is in a burst of another queue now."""
+        self._queue, self._burst, self._number = queue, burst, number
+
+    def exchange(self, other: MemifBuffer) -> None:
+        """Swap the places of two buffers of one slave.
+
+        :raises ConfigError: they are not of one slave.
+        """
+        implementation.exchange(self.burst, self.index, other.burst, other.index)
+        place = self._queue, self._burst, self._number
+        self.move(other.queue, other.burst, other.number)
+        other.move(*place)
+
+    def check_held(self) -> None:
+        """Check that the application holds the buffer.
+
+        :raises ConfigError: the buffer was sent, or was given back to the peer.
+        """
+        try:
+            self._burst.length(self.index)
+        except (ValueError, IndexError) as error:
+            raise ConfigError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -1137,14 +1184,14 @@ def memif_tx_burst(
     sent = 0
     try:
         for burst, first, length in _runs(buffers, count):
-            if first != burst.done:
+            if first != burst.sent:
                 raise ConfigError(f"buffer {sent} is out of order: it must be the oldest unsent buffer of queue {qid}")
             try:
                 queue.transmit(burst, length)
             except BufferError as error:
                 raise ConfigError(str(error)) from error
             finally:  # the kick fails after the packets are sent: count them
-                sent += burst.done - first
+                sent += burst.sent - first
     except MemifError as error:
         return _failed(error), sent
     return MEMIF_ERR_SUCCESS, sent
@@ -1164,10 +1211,9 @@ def memif_buffer_enq_tx(
     done = 0
     for burst, first, length in _runs(buffers, count):
         with _no_derived_views():
-            swapped = queue.enqueue(burst, first, length)
+            swapped = queue.enqueue(burst, first - burst.sent, length)
         for index in range(len(swapped)):
-            buffer = buffers[done + index]
-            buffer._queue, buffer._burst, buffer._index = queue, swapped, index
+            buffers[done + index].move(queue, swapped, index)
         done += len(swapped)
         if len(swapped) < length:
             return _failed(MemifError(ErrorCode.NOBUF_RING)), done
@@ -1185,10 +1231,7 @@ def memif_buffer_requeue(conn: Interface | None, buffer_a: MemifBuffer, buffer_b
     _check_held(a)
     _check_held(b)
     with _no_derived_views():
-        implementation.exchange(a._burst, a._index, b._burst, b._index)
-    a._queue, a._burst, a._index, b._queue, b._burst, b._index = (
-        b._queue, b._burst, b._index, a._queue, a._burst, a._index,
-    )  # fmt: skip
+        a.exchange(b)
 
 
 @_code
@@ -1200,7 +1243,7 @@ def memif_set_next_free_buffer(conn: Interface | None, qid: int, buffer: MemifBu
     queue = _tx(conn, qid)
     _check_held(_required("buffer", buffer))
     with _no_derived_views():
-        queue.rewind(buffer._burst, buffer._index)
+        queue.rewind(buffer.burst, buffer.index)
 
 
 def _rx(conn: Interface | None, qid: int) -> RxQueue:
@@ -1234,7 +1277,7 @@ def _no_derived_views() -> Iterator[None]:
 
 
 def _runs(buffers: Sequence[MemifBuffer], count: int | None) -> list[tuple[Burst, int, int]]:
-    """Return the first ``count`` buffers as runs of neighbours in their bursts: burst, first index, length."""
+    """Return the first ``count`` buffers as runs of neighbours in their bursts: burst, first number, length."""
     _required("buffers", buffers)
     if count is not None and not 0 <= count <= len(buffers):
         raise ConfigError(f"count is {count}; it must be from 0 to {len(buffers)}, the number of buffers")
@@ -1243,10 +1286,10 @@ def _runs(buffers: Sequence[MemifBuffer], count: int | None) -> list[tuple[Burst
         _check_held(buffer)
         if runs:
             burst, first, length = runs[-1]
-            if burst is buffer._burst and first + length == buffer._index:
+            if burst is buffer.burst and first + length == buffer.number:
                 runs[-1] = burst, first, length + 1
                 continue
-        runs.append((buffer._burst, buffer._index, 1))
+        runs.append((buffer.burst, buffer.number, 1))
     return runs
 
 
@@ -1255,11 +1298,7 @@ def _check_held(buffer: MemifBuffer) -> None:
 
     :raises ConfigError: the buffer is None, was sent, or was given back to the peer.
     """
-    _required("buffer", buffer)
-    try:
-        buffer._burst.length(buffer._index)
-    except (ValueError, IndexError) as error:
-        raise ConfigError(str(error)) from error
+    _required("buffer", buffer).check_held()
 
 
 # --- version and error texts -----------------------------------------------------------------------------------------

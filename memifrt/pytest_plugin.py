@@ -25,7 +25,6 @@ import os
 import select
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from memifrt.options import InterfaceOptions, parse_rx_mode
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.renamed import renamed_arguments, warn_renamed
 from memifrt.runtime import InterfaceArguments, Runtime
-from memifrt.system.forks import abandon_after_fork
+from memifrt.threaded.inbox import Inbox
 from memifrt.types import PATH_BYTES, Counters, Role, RxMode
 
 if TYPE_CHECKING:
@@ -93,21 +92,17 @@ class MemifPort:
     :meth:`recv` and :meth:`collect` also wait for the first peer.
     """
 
-    def __init__(self, background: Background, timeout: float) -> None:
+    def __init__(self, background: Background, timeout: float, options: PortOptions) -> None:
         self._background = background
         self._timeout = timeout
-        self._changed = threading.Condition()
-        self._up = False
-        self._reason: Disconnected | None = None
+        self._inbox = Inbox("port")
         self._then_connect: OnConnect | None = None
         self._then_disconnect: OnDisconnect | None = None
-        self._received: list[bytes] = []
         self._receives = True
         #: The interface, for its state, queues and counters. To change it, use :meth:`call`.
-        self.interface: Interface
-        abandon_after_fork(self._abandon)
+        self.interface = self._create(options)
 
-    def _create(self, options: PortOptions) -> None:
+    def _create(self, options: PortOptions) -> Interface:
         self._then_connect, self._then_disconnect = options.get("on_connect"), options.get("on_disconnect")
         wanted = {key: value for key, value in options.items() if key != "receive"}
         wanted |= {"on_connect": self._on_connect, "on_disconnect": self._on_disconnect}
@@ -116,7 +111,7 @@ class MemifPort:
         if self._receives:
             wanted["on_interrupt"] = self._on_interrupt
         create = functools.partial(self._background.runtime.create_interface, **cast("InterfaceArguments", wanted))
-        self.interface = self._background.call(create)
+        return self._background.call(create)
 
     # --- the connection -----------------------------------------------------------------------------------------
 
@@ -128,7 +123,7 @@ class MemifPort:
     @property
     def connected(self) -> bool:
         """Whether there is a peer and ``on_connect`` has been called for it."""
-        return self._up
+        return self._inbox.connected
 
     @property
     def counters(self) -> Counters:
@@ -141,10 +136,9 @@ class MemifPort:
         :raises MemifTimeout: no peer connected in time. The message says why the last attempt failed.
         """
         __tracebackhide__ = True
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._up, limit := self._limit(timeout)):
-                why = self.interface.last_error or "nobody has connected to it"
-                raise MemifTimeout(f"{self.interface}: not connected within {limit:g} s: {why}")
+        if not self._inbox.wait_connected(limit := self._limit(timeout)):
+            why = self.interface.last_error or "nobody has connected to it"
+            raise MemifTimeout(f"{self.interface}: not connected within {limit:g} s: {why}")
         return self
 
     def wait_disconnected(self, timeout: float | None = None) -> Disconnected:
@@ -153,10 +147,9 @@ class MemifPort:
         :raises MemifTimeout: the peer is still connected.
         """
         __tracebackhide__ = True
-        with self._changed:
-            if not self._changed.wait_for(lambda: not self._up, limit := self._limit(timeout)):
-                raise MemifTimeout(f"{self.interface}: still connected after {limit:g} s")
-            return self._reason or Disconnected(f"{self.interface}: never connected")
+        if not self._inbox.wait_disconnected(limit := self._limit(timeout)):
+            raise MemifTimeout(f"{self.interface}: still connected after {limit:g} s")
+        return self._inbox.reason or Disconnected(f"{self.interface}: never connected")
 
     def disconnect(self, reason: str = "disconnected by the test") -> None:
         """End the connection and send the reason to the peer. A slave then connects again."""
@@ -216,9 +209,9 @@ class MemifPort:
         deadline = self._begin(limit := self._limit(timeout))
         while not self._has(count, deadline):
             if time.monotonic() >= deadline:
-                got = len(self._received)
+                got = len(self._inbox)
                 raise MemifTimeout(f"{self.interface}: {got} of {count} packets have come within {limit:g} s")
-        return self._give(count)
+        return self._inbox.take_all(count)
 
     @renamed_arguments(seconds="timeout")
     def collect(self, timeout: float) -> list[bytes]:
@@ -230,35 +223,24 @@ class MemifPort:
                 self._has(None, deadline)
         if not self._receives:
             self._take()
-        return self._give(len(self._received))
+        return self._inbox.take_all()
 
     def _has(self, count: int | None, deadline: float) -> bool:
         """Wait for packets, at most until the deadline; return whether ``count`` of them have come (None: never).
 
         :raises Disconnected: fewer have come, and the peer is gone.
         """
-
-        def enough() -> bool:
-            return count is not None and len(self._received) >= count
-
         left = max(deadline - time.monotonic(), 0)
-        if not self._receives:
-            if not enough():
-                self._wait_for_rings(left)
-                self._take()
-            return enough()
-        with self._changed:
-            self._changed.wait_for(lambda: enough() or not self._up, left)
-            if not enough() and not self._up:
-                raise Disconnected(
-                    f"{self.interface}: not connected: {self._reason}; {len(self._received)} packets came"
-                )
-            return enough()
-
-    def _give(self, count: int) -> list[bytes]:
-        with self._changed:
-            taken, self._received = self._received[:count], self._received[count:]
-        return taken
+        if self._receives:
+            try:
+                return self._inbox.wait(count, left, needs_peer=True)
+            except Disconnected as error:
+                came = f"{len(self._inbox)} packets came"
+                raise Disconnected(f"{self.interface}: {error.message}; {came}") from error
+        if count is None or len(self._inbox) < count:
+            self._wait_for_rings(left)
+            self._take()
+        return count is not None and len(self._inbox) >= count
 
     def _wait_for_rings(self, seconds: float) -> None:
         queues = self.interface.rx_queues
@@ -272,7 +254,7 @@ class MemifPort:
     def _take(self) -> None:
         with self._named():
             for queue in self.interface.rx_queues:
-                self._received += queue.recv(queue.ring_size)
+                self._inbox.put(queue.recv(queue.ring_size))
 
     def _queue(self, queues: tuple[_Q, ...], number: int) -> _Q:
         if not 0 <= number < len(queues):
@@ -300,31 +282,20 @@ class MemifPort:
         self.interface.check_not_forked()
         return self._timeout if timeout is None else timeout
 
-    def _abandon(self) -> None:
-        """Replace the lock in a forked child: a thread that exists only in the parent may hold it."""
-        self._changed = threading.Condition()
-        self._up = False
-
     # --- callbacks, in the background thread --------------------------------------------------------------------
 
     def _on_connect(self, interface: Interface) -> None:
-        with self._changed:
-            self._up = True
-            self._changed.notify_all()
+        self._inbox.peer_came()
         if self._then_connect is not None:
             self._then_connect(interface)
 
     def _on_interrupt(self, interface: Interface, qid: int) -> None:
         """Take packets at once, because those in a ring are lost when the peer goes away."""
-        with contextlib.suppress(Disconnected), self._changed:  # on_disconnect reports it
-            self._received += interface.rx_queues[qid].recv()
-            self._changed.notify_all()
+        with contextlib.suppress(Disconnected):  # on_disconnect reports it
+            self._inbox.put(interface.rx_queues[qid].recv())
 
     def _on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
-        with self._changed:
-            self._up = False
-            self._reason = reason
-            self._changed.notify_all()
+        self._inbox.peer_left(reason)
         if self._then_disconnect is not None:
             self._then_disconnect(interface, reason)
 
@@ -430,8 +401,7 @@ class Memif:
         """
         __tracebackhide__ = True
         options.setdefault("socket", self.socket())
-        port = MemifPort(self._background, self._timeout)
-        port._create(options)
+        port = MemifPort(self._background, self._timeout, options)
         return port.wait_connected() if wait else port
 
     def listener(self, *, wait: bool = False, **options: Unpack[PortOptions]) -> MemifPort:

@@ -1,7 +1,7 @@
 """A memif as a scapy socket, for ``send``, ``sr``, ``sniff``, ``bridge_and_sniff`` and scapy's other functions.
 
-Owns :class:`MemifSocket`, the received packets that scapy has not read yet, and the one background thread of all
-sockets. Knows nothing of rings: it reads packets from queues and sends them to a queue. Needs the extra
+Owns :class:`MemifSocket`, the limit on packets that wait for scapy, and the one background thread of all sockets. Knows
+nothing of rings: it moves packets from queues to an inbox, and sends packets to a queue. Needs the extra
 ``memifrt[scapy]``, and is the only module that imports scapy.
 """
 
@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import select
 import threading
 import time
 import warnings
 import weakref
-from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 from scapy.config import conf
@@ -27,13 +25,13 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 from scapy.supersocket import SuperSocket
 
-from memifrt.errors import ConfigError, Disconnected, ErrorCode, ForkedError, MemifError, os_error, packet_bytes
+from memifrt.errors import ConfigError, Disconnected, ErrorCode, ForkedError, MemifError, packet_bytes
 from memifrt.interface import Interface
 from memifrt.options import DEFAULT_SOCKET, InterfaceOptions
 from memifrt.runtime import Runtime
 from memifrt.sockets import Socket
-from memifrt.system.fds import OwnedFd
 from memifrt.system.forks import abandon_after_fork
+from memifrt.threaded.inbox import Inbox
 from memifrt.threaded.runtime_thread import Background
 from memifrt.types import Counters, Mode, RxMode, check_range
 
@@ -165,7 +163,7 @@ class MemifSocket(SuperSocket):
     @property
     def connected(self) -> bool:
         """Whether there is a peer and ``on_connect`` has been called for it."""
-        return not self.closed and self._link.up.is_set()
+        return not self.closed and self._link.inbox.connected
 
     @property
     def counters(self) -> Counters:
@@ -186,10 +184,8 @@ class MemifSocket(SuperSocket):
         return f"<MemifSocket {self.iface}: {self.interface}, {state}>"
 
     def _abandon(self) -> None:
-        """Replace the locks in a forked child: a thread that exists only in the parent may hold them."""
+        """Replace the lock in a forked child: a thread that exists only in the parent may hold it."""
         self._sending = threading.Lock()
-        self._link.up = threading.Event()
-        self._link.inbox.abandon()
 
     # --- packets ------------------------------------------------------------------------------------------------
 
@@ -239,7 +235,7 @@ class MemifSocket(SuperSocket):
         :raises EOFError: the socket is closed, or the peer is gone and ``reconnect`` is off.
         """
         while (taken := self._take()) is None:
-            self._link.inbox.wait()
+            self._link.inbox.wait(1, None, needs_peer=False)
         data, when = taken
         return self._class_of(data), data[:x], when
 
@@ -248,17 +244,20 @@ class MemifSocket(SuperSocket):
 
         :raises EOFError: the socket is closed, or the peer is gone and ``reconnect`` is off.
         """
-        return self.recv(x) if self._link.inbox.readable() else None
+        return self.recv(x) if self._link.inbox.readable else None
 
     def _take(self) -> tuple[bytes, float] | None:
-        taken = self._link.inbox.take()
+        try:
+            taken = self._link.inbox.take()
+        except ForkedError as error:  # scapy's functions end a socket at an EOFError alone
+            raise EOFError(str(error)) from error
         self._link.after_take()
         return taken
 
     # --- opening and closing ------------------------------------------------------------------------------------
 
     def _await_connection(self, timeout: float | None) -> None:
-        if timeout == 0 or self._link.up.wait(timeout):
+        if timeout == 0 or self._link.inbox.wait_connected(timeout):
             return
         last = self.interface.last_error
         raise _not_connected(self.interface, f" within {timeout:g} s", last)
@@ -336,8 +335,8 @@ class _Link:
     interface: Interface
 
     def __init__(self, background: Background, backlog: int, *, reconnect: bool) -> None:
-        self.inbox = _Inbox()
-        self.up = threading.Event()
+        self.inbox = Inbox("memif socket")
+        self.inbox.fileno()  # makes the fd, which scapy selects, or fails now
         self._background = background
         self._backlog = backlog
         self._reconnect = reconnect
@@ -378,7 +377,7 @@ class _Link:
         self._undo = undo
         _adopted.add(interface)
         if interface.connected:
-            self.up.set()
+            self.inbox.peer_came()
 
     def close(self) -> None:
         """Delete the interface, or give it back to the application. A second call is harmless."""
@@ -388,18 +387,18 @@ class _Link:
         self._end()
 
     def _end(self) -> None:
-        self.up.clear()
+        self.inbox.peer_left()
         self.inbox.end()
 
     # --- callbacks ----------------------------------------------------------------------------------------------
 
     def on_connect(self, interface: Interface) -> None:
-        self.up.set()
+        self.inbox.peer_came()
         if self._before_connect is not None:
             self._before_connect(interface)
 
     def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
-        self.up.clear()
+        self.inbox.peer_left(reason)
         if interface.deleted:  # by the application, or by closing the runtime
             self._end()
         elif reason.established:
@@ -418,9 +417,7 @@ class _Link:
             self.after_take()  # scapy may have caught up before it saw _paused
             return
         with contextlib.suppress(Disconnected):  # on_disconnect reports it
-            packets = interface.rx_queues[qid].recv()
-            # Not before: what came in between would be older than the question that it answers.
-            self.inbox.put(packets, time.time())
+            self.inbox.put(interface.rx_queues[qid].recv())
 
     def after_take(self) -> None:
         """Read from the queues again once half of the backlog is read."""
@@ -431,103 +428,6 @@ class _Link:
     def _resume(self) -> None:
         if not self._closing and not self.interface.deleted:
             self.interface.on_interrupt = self.on_interrupt
-
-
-class _Inbox:
-    """The received packets that scapy has not read yet.
-
-    An eventfd counts them, so that it is readable exactly while there is a packet. The end of the socket counts as a
-    packet that is never taken.
-    """
-
-    def __init__(self) -> None:
-        self._packets: deque[tuple[bytes, float]] = deque()
-        self._ended = False
-        # Keeps a late reader from using the fd after it is closed, when its number may belong to another file. It is
-        # reentrant because a finalizer may run while this thread holds it.
-        self._lock = threading.RLock()
-        try:
-            fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
-        except OSError as error:
-            raise os_error("cannot make the socket's fd", error) from error
-        self._fd = OwnedFd(fd, "received packets")
-        self._pid = os.getpid()
-
-    def __len__(self) -> int:
-        return len(self._packets)
-
-    def fileno(self) -> int:
-        """:raises ForkedError: in a forked child: the fd is the parent's."""
-        if not self._is_ours():
-            raise ForkedError(self._pid, "memif socket")
-        return self._fd.fileno()
-
-    def abandon(self) -> None:
-        """In a forked child: the packets are the parent's."""
-        self._packets.clear()
-
-    def put(self, packets: list[bytes], when: float) -> None:
-        """Add packets; called in the background thread.
-
-        The packets are added before the eventfd counts them, so that a reader of the eventfd finds them.
-        """
-        if packets:
-            self._packets.extend([(packet, when) for packet in packets])
-            self._add(len(packets))
-
-    def end(self) -> None:
-        """Note that no more packets will come."""
-        if not self._ended:
-            self._ended = True
-            self._add(1)
-
-    def take(self) -> tuple[bytes, float] | None:
-        """Return the oldest packet and its time; None if there is none now.
-
-        :raises EOFError: no more packets will come.
-        """
-        if not self._is_ours():
-            raise EOFError(str(ForkedError(self._pid, "memif socket")))
-        with self._lock:
-            if self._fd.closed:
-                raise EOFError("the memif socket is closed")
-            try:
-                os.eventfd_read(self._fd.fileno())
-            except BlockingIOError:
-                return None
-        try:
-            return self._packets.popleft()
-        except IndexError:
-            self._add(1)
-            raise EOFError("the memif socket has ended") from None
-
-    def readable(self, seconds: float | None = 0) -> bool:
-        """Wait up to ``seconds`` (None: no limit); return whether :meth:`take` has a packet or the end to report."""
-        if self._fd.closed or not self._is_ours():
-            return True
-        poll = select.poll()
-        poll.register(self._fd.fileno(), select.POLLIN)
-        return bool(poll.poll(None if seconds is None else seconds * 1000))
-
-    def wait(self) -> None:
-        self.readable(None)
-
-    def _add(self, number: int) -> None:
-        with self._lock:
-            if not self._fd.closed:
-                os.eventfd_write(self._fd.fileno(), number)
-
-    def _is_ours(self) -> bool:
-        """Return False in a forked child: it shares the fd, and its copy of the lock may be held for ever."""
-        return self._pid == os.getpid()
-
-    def close(self) -> None:
-        """Close the fd, after waking threads that wait for it."""
-        if self._is_ours():
-            self.end()
-            with self._lock:
-                self._fd.close()
-        self._packets.clear()
 
 
 # --- the background thread ------------------------------------------------------------------------------------------

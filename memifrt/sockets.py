@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterable
 from typing import Protocol
 
 from memifrt.connection.connection import MasterConnection
@@ -18,7 +16,7 @@ from memifrt.connection.context import RuntimeContext
 from memifrt.control import farewell
 from memifrt.control.address import BACKLOG, Address, Listener
 from memifrt.control.channel import Channel
-from memifrt.control.peer_policy import PeerPolicy
+from memifrt.control.peer_policy import PeerPolicy, oldest_of_busiest
 from memifrt.control.permissions import FilePermissions
 from memifrt.errors import ConfigError, Disconnected
 from memifrt.interface import Interface
@@ -247,7 +245,7 @@ class Socket:
         try:
             if len(self._half_open) > limit:
                 # Evict from the busiest process first, so that a flood cannot push out other peers.
-                _oldest_of_busiest(self._half_open).close(
+                oldest_of_busiest(self._half_open).close(
                     Disconnected(f"more than {limit} peers have not said which interface they want")
                 )
         finally:
@@ -292,16 +290,3 @@ class RateLimitedWarning:
         more = f" (and {self.suppressed} more like it)" if self.suppressed else ""
         self.due, self.suppressed = now + _WARNING_INTERVAL, 0
         logger.warning("%s%s", text, more)
-
-
-def _oldest_of_busiest(connections: Iterable[MasterConnection]) -> MasterConnection:
-    """Return the oldest connection of the busiest process of the busiest user (the most connections)."""
-    peers = [connection.credentials for connection in connections]
-    users = Counter(peer.uid for peer in peers)
-    processes = Counter((peer.uid, peer.pid) for peer in peers)
-
-    def load(connection: MasterConnection) -> tuple[int, int]:
-        peer = connection.credentials
-        return users[peer.uid], processes[peer.uid, peer.pid]
-
-    return max(connections, key=load)

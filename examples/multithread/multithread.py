@@ -65,8 +65,9 @@ class Workers:
         """Answer the packets in the ring; return how many buffers there were."""
         # After a disconnect the main thread ends this thread.
         with contextlib.suppress(Disconnected), rx.burst() as burst:
+            taken = len(burst)
             send_back(burst, tx, self._reply)
-            return len(burst)
+            return taken
         return 0
 
     def _reply(self, packet: memoryview) -> bool:

@@ -1,12 +1,14 @@
-"""Decide which peers a listener admits.
+"""Decide which peers a listener admits, and which of them to give up when there are too many.
 
-Owns the options and the decision. Knows only the credentials of a peer.
+Owns the options and both decisions. Knows only the credentials of a peer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from memifrt.control.channel import Credentials
 from memifrt.errors import ConfigError
@@ -47,6 +49,33 @@ class PeerPolicy:
         listed = self.uids is None and self.gids is None
         listed = listed or peer.uid in (self.uids or ()) or peer.gid in (self.gids or ())
         return listed and (self.accept_peer is None or bool(self.accept_peer(peer)))
+
+
+class HasCredentials(Protocol):
+    """A connection of a peer."""
+
+    @property
+    def credentials(self) -> Credentials: ...
+
+
+_Peer = TypeVar("_Peer", bound=HasCredentials)
+
+
+def oldest_of_busiest(connections: Iterable[_Peer]) -> _Peer:
+    """Return the oldest connection of the busiest process of the busiest user (the most connections).
+
+    :param connections: one or more, the oldest first.
+    """
+    connections = list(connections)
+    peers = [connection.credentials for connection in connections]
+    users = Counter(peer.uid for peer in peers)
+    processes = Counter((peer.uid, peer.pid) for peer in peers)
+
+    def load(connection: _Peer) -> tuple[int, int]:
+        peer = connection.credentials
+        return users[peer.uid], processes[peer.uid, peer.pid]
+
+    return max(connections, key=load)
 
 
 def _ids(what: str, values: Collection[int] | None) -> frozenset[int] | None:

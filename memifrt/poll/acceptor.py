@@ -2,6 +2,9 @@
 
 Owns the listener, when it is watched, and its pause while the system has no resources for a connection. Knows nothing
 of the protocol on the connections.
+
+It is in ``poll`` because it works with an fd, an event mask and a timer alone. So interfaces, statistics and Prometheus
+can share it, and each of them limits its own connections in ``welcome``: only they know which connection to give up.
 """
 
 from __future__ import annotations

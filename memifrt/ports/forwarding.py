@@ -151,7 +151,7 @@ class Watch(Forward):
                 self.blocked = room <= 0 and self.source.rx(qid).pending() > 0
                 return 0
         sent = tx.forward(burst)
-        if burst.done < len(burst):
+        if len(burst):
             self.blocked = True
         else:
             del self._held[qid]

@@ -16,7 +16,7 @@ cdef class RingBurst:
     cdef uint16_t first
     cdef int count
     # Buffers from the front that have been sent.
-    cdef int sent
+    cdef readonly int sent
     # The buffer whose view is being made; -1 at all other times.
     cdef int exporting
     # Exports that exist: one for each view, until everything that was made of the view is gone.
@@ -42,15 +42,16 @@ cdef class RingBurst:
         free(self.posted_lengths)
 
     def __len__(self):
-        return self.count
+        return self.count - self.sent
 
     def __getitem__(self, index):
         return self.view(self.position(index))
 
     def __iter__(self):
-        cdef int i
-        for i in range(self.sent, self.count):
-            yield self.view(self.position(i))
+        cdef int position
+        for position in range(self.sent, self.count):
+            self.check_left(position)
+            yield self.view(position)
 
     def packets(self):
         cdef int start = self.sent, stop
@@ -74,7 +75,7 @@ cdef class RingBurst:
         cdef uint8_t *end
         cdef const char *mark = PyBytes_AS_STRING(stamp)
         cdef size_t marked = len(stamp)
-        cdef int64_t most = max(clamped(limit), 0), wanted = clamped(first)
+        cdef int64_t most = max(clamped(limit), 0), wanted
         cdef int start = self.sent, stop, i
         cdef uint64_t total, left, part
         cdef uint32_t lengths[2]
@@ -83,6 +84,7 @@ cdef class RingBurst:
             raise ValueError("the burst has no buffers: no ring has made it")
         if self.ended:
             raise self.ring.ended_error(ValueError)
+        wanted = self.sent + max(clamped(first), 0)
         in_place(target, &held, PyBUF_SIMPLE, "the target", True)
         try:
             into = <uint8_t *> held.buf
@@ -112,13 +114,18 @@ cdef class RingBurst:
                         into += part
                         left -= part
                 start = stop
-            return start, into - <uint8_t *> held.buf
+            return start - self.sent, into - <uint8_t *> held.buf
         finally:
             PyBuffer_Release(&held)
 
     @property
     def done(self):
-        return self.sent
+        warn_renamed(
+            "burst.done",
+            "0: len(burst) and indices count the buffers that are left, burst.sent the others",
+            stacklevel=2,
+        )
+        return 0
 
     def set_length(self, index, length):
         self.trim(index, 0, length)
@@ -139,7 +146,11 @@ cdef class RingBurst:
         self.entries[position].flags = flags
 
     def drop(self, index):
-        cdef int position = self.position(index)
+        self.drop_at(self.position(index))
+
+    cdef drop_at(self, int position):
+        """Leave out the packet that the buffer at a position belongs to."""
+        self.check_left(position)
         if self.ring.is_tx:
             raise ConfigError("only a received packet can be dropped: an allocated one is not transmitted, or rewound")
         self.entries[position].flags |= DROPPED
@@ -164,7 +175,7 @@ cdef class RingBurst:
                 raise
 
     def __repr__(self):
-        return f"<burst of {self.count} buffers{', ended' if self.ended else ''}>"
+        return f"<burst of {len(self)} buffers{', ended' if self.ended else ''}>"
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         # Only view() may ask, which says first which buffer it means.
@@ -205,16 +216,28 @@ cdef class RingBurst:
         return view
 
     cdef int position(self, index) except -1:
-        """Return the position of a buffer that may be used; negative indices count from the end."""
-        cdef int64_t wanted = clamped(index)
-        cdef int64_t position = wanted + self.count if wanted < 0 else wanted
-        if not 0 <= position < self.count:
-            raise IndexError(f"buffer {index} of a burst of {self.count}")
+        """Return the position of a buffer in ``entries``.
+
+        Indices start at the first buffer that is not sent. Negative ones count from the end.
+        """
+        cdef int64_t wanted = clamped(index), left = self.count - self.sent
+        if self.ended and self.ring is not None:
+            raise self.ring.ended_error(ValueError)
+        if wanted < 0:
+            wanted += left
+        if not 0 <= wanted < left:
+            raise IndexError(f"buffer {index} of a burst of {left}{f', after {self.sent} sent' if self.sent else ''}")
+        return self.sent + <int> wanted
+
+    cdef int check_left(self, int position) except -1:
+        """Check that the buffer at a position may still be used."""
         if self.ended:
             raise self.ring.ended_error(ValueError)
         if position < self.sent:
-            raise ValueError(f"buffer {index} has been sent: it belongs to the peer")
-        return <int> position
+            raise ValueError("this buffer has been sent: it belongs to the peer")
+        if position >= self.count:
+            raise IndexError("this buffer has been given back")
+        return 0
 
     cdef trim(self, index, count, length):
         """Move the start of a buffer's data by ``count`` bytes, and make the data ``length`` bytes long."""
@@ -298,7 +321,7 @@ cdef class Packet:
         return total
 
     def drop(self):
-        self.burst.drop(self.start)
+        self.burst.drop_at(self.start)
 
     def __iter__(self):
         warn_renamed("iterating over a packet", "iterating over packet.views", stacklevel=2)
@@ -318,10 +341,12 @@ cdef Packet new_packet(RingBurst burst, int start, int stop):
     cdef int i
     packet.burst = burst
     packet.start = start
+    for i in range(start, stop):
+        burst.check_left(i)
     if stop == start + 1:
-        packet.views = (burst.view(burst.position(start)),)
+        packet.views = (burst.view(start),)
     else:
-        packet.views = tuple([burst.view(burst.position(i)) for i in range(start, stop)])
+        packet.views = tuple([burst.view(i) for i in range(start, stop)])
     return packet
 
 

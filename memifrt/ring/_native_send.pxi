@@ -205,8 +205,8 @@ cdef class TxRingBase(RingBase):
 
     def rewind(self, burst, index):
         cdef RingBurst own = own_burst(burst), later
-        cdef int64_t wanted = clamped(index)
-        cdef int64_t position = wanted + own.count if wanted < 0 else wanted
+        cdef int64_t position = clamped(index)
+        position += own.count if position < 0 else own.sent
         if own.ended or own not in self.open or not own.sent <= position < own.count:
             raise ConfigError("this buffer is not allocated on this queue, or it is sent already")
         cdef bint held = False
@@ -557,12 +557,12 @@ cdef class SlaveTxRing(TxRingBase):
         cdef RingBurst own = received_burst(burst)
         if not are_siblings(own.ring, self):
             raise ConfigError("the burst was not received on a ring of the same slave")
-        if count < 0 or not own.sent <= first <= own.count:
-            raise ConfigError(f"{count} buffers from {first} on, of a burst of {own.count} with {own.sent} sent")
+        if count < 0 or not 0 <= first <= len(own):
+            raise ConfigError(f"{count} buffers from {first} on, of a burst of {len(own)}")
         cdef OwnBuffers theirs = own.ring.buffers
         cdef RingBurst swapped = new_burst(self)
         self.require_not_sending()
-        cdef int begin = first, asked = <int> min(clamped(count), <int64_t> (own.count - begin)), i, position
+        cdef int begin = own.sent + <int> first, asked = <int> min(clamped(count), <int64_t> (own.count - begin)), i, position
         cdef uint16_t slot
         cdef int wanted = min(asked, self.room())
         self.ring_full += wanted < asked

@@ -86,15 +86,20 @@ class Packet(Protocol):
 
 
 class Burst(Protocol):
-    """Buffers of one ring, in order.
+    """Buffers of one ring, in order: those that are left, which means not sent yet.
 
-    ``burst[i]`` and iteration give a writable memoryview of each buffer. The views end with the burst: ``close``, or
-    the end of its ``with`` block, releases them. Drop everything that you make of a view (a slice, a cast, a NumPy
-    array) before the burst ends. It cannot be ended with the view, and the call that ends the burst raises
-    ``BufferError``.
+    ``burst[i]`` and iteration give a writable memoryview of each buffer. ``len``, indices, iteration and ``packets``
+    all speak of the buffers that are left. Each call that sends some (``forward``, ``transmit``) or gives some back
+    (``refill``) removes them from the front: ``burst[0]`` is then the next buffer to send. A view that you took before
+    stays the view of its own buffer; the view of a buffer that is sent ends.
+
+    The views end with the burst: ``close``, or the end of its ``with`` block, releases them. Drop everything that you
+    make of a view (a slice, a cast, a NumPy array) before the burst ends. It cannot be ended with the view, and the
+    call that ends the burst raises ``BufferError``.
     """
 
     def __len__(self) -> int:
+        """Return the number of buffers that are left."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> memoryview:
@@ -104,7 +109,7 @@ class Burst(Protocol):
         raise NotImplementedError
 
     def packets(self) -> Iterator[Packet]:
-        """Iterate over the packets that have not been sent, each of them whole."""
+        """Iterate over the packets that are left, each of them whole."""
         raise NotImplementedError
 
     def length(self, index: int) -> int:
@@ -155,13 +160,13 @@ class Burst(Protocol):
         raise NotImplementedError
 
     def pack_into(self, target: ReadableBuffer, stamp: bytes, limit: int, first: int = 0) -> tuple[int, int]:
-        """Copy packets that are not sent yet into ``target``, one after the other.
+        """Copy packets that are left into ``target``, one after the other.
 
         Each packet becomes a record: ``stamp``, the number of bytes copied, the length of the packet (both 32 bit,
         little-endian), and at most ``limit`` of its bytes.
 
         :param target: a writable buffer.
-        :param first: the first buffer of the packet to start with. Packets that have been sent are skipped.
+        :param first: the first buffer of the packet to start with.
         :returns: the first buffer of the first packet that had no room (the burst's length if there was room for all),
             and the number of bytes of ``target`` that are filled.
         :raises ConfigError: ``target`` cannot be written in place.
@@ -169,8 +174,13 @@ class Burst(Protocol):
         raise NotImplementedError
 
     @property
+    def sent(self) -> int:
+        """How many buffers the burst has lost from its front: sent, or given back by ``refill(count)``."""
+        raise NotImplementedError
+
+    @property
     def done(self) -> int:
-        """How many buffers from the front have been sent (forwarded or transmitted)."""
+        """The index of the first buffer that is left. Deprecated: it is always 0."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -371,7 +381,7 @@ class TxRing(Ring, Protocol):
 
     def enqueue(self, burst: Burst, first: int, count: int) -> Burst:
         """Swap ``count`` buffers of a received burst, from ``first`` on, into this ring, ready for ``transmit``; fewer
-        if the ring is full.
+        if the ring is full. They stay in ``burst``, which has free buffers in exchange.
 
         :raises ConfigError: the rings are not of one slave.
         """

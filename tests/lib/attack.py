@@ -376,8 +376,8 @@ class Victim:
             for view in burst:
                 view[:] = bytes(len(view))
             tx.transmit(burst, self.random.choice((None, 1, 2)))
-            if burst.done < len(burst):
-                tx.rewind(burst, burst.done)
+            if len(burst):
+                tx.rewind(burst, 0)
 
     def look(self, rx: RxQueue, tx: TxQueue) -> None:
         self.interface.details()

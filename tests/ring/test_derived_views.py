@@ -90,7 +90,7 @@ def test_transmission_is_refused_while_something_could_still_change_the_packet(l
     assert lane.tx.transmit(burst, 1) == 1
     with pytest.raises(BufferError, match="still exported"):
         lane.tx.transmit(burst)
-    assert burst.done == 1, "nothing more is published"
+    assert burst.sent == 1, "nothing more is published"
     del derived
     assert lane.tx.transmit(burst) == 1
     assert len(lane.rx.recv(8)) == 2

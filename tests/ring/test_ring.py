@@ -347,9 +347,8 @@ def test_bursts_open_across_the_wrap_come_back_in_order(make_ends: MakeEnds, sen
     assert lane.tx.free() == 0
     assert lane.rx.refill(2) == 2
     assert lane.tx.free() == 2
-    with pytest.raises(ValueError, match="belongs to the peer"):
-        first[1]
-    assert bytes(first[2]) == fill(8, 4)[2]
+    assert (first.sent, len(first)) == (2, 1)
+    assert bytes(first[0]) == fill(8, 4)[2]
     first.close()
     assert lane.tx.free() == 8
 
@@ -367,7 +366,7 @@ def test_burst_gives_writable_views_in_order(lane: Lane) -> None:
         assert [burst.length(index) for index in range(3)] == [12] * 3
         assert [burst.flags(index) for index in range(3)] == [BufferFlag(0)] * 3
         assert [burst.slot(index) for index in range(3)] == [0, 1, 2]
-        assert burst.done == 0
+        assert burst.sent == 0
         burst[1][:2] = b"!!"
         assert bytes(burst[1]) == b"!!" + packets[1][2:]
         with pytest.raises(IndexError):
@@ -629,7 +628,7 @@ def test_dropped_packets_are_left_out_of_what_is_forwarded(ends: Ends, role: str
         burst.drop(2)  # the second half of the chain stands for all of it
         burst.drop(4)
         assert tx.forward(burst) == 2
-        assert burst.done == len(burst) == 5
+        assert (burst.sent, len(burst)) == (5, 0)
     assert back.rx.recv(8) == [b"one", b"three"]
     ends.check_each_buffer_is_in_one_slot()
 
@@ -641,7 +640,7 @@ def test_the_cut_off_end_of_a_split_burst_is_not_forwarded(ends: Ends, role: str
     there.tx.send([b"one", b"2" * 100])
     with rx.burst(2, split=True) as burst:
         assert tx.forward(burst) == 1
-        assert burst.done == 1
+        assert (burst.sent, len(burst)) == (1, 1)
     assert back.rx.recv(8) == [b"one"]
 
 
@@ -993,10 +992,8 @@ def test_transmit_in_parts(lane: Lane) -> None:
     for number, view in enumerate(burst):
         view[0] = number
     assert lane.tx.transmit(burst, 2) == 2
-    assert burst.done == 2
-    with pytest.raises(ValueError):
-        burst[1]
-    assert burst[2][0] == 2
+    assert (burst.sent, len(burst)) == (2, 3)
+    assert burst[0][0] == 2
     assert lane.tx.transmit(burst, 0) == 0
     assert lane.tx.transmit(burst, 1) == 1
     assert lane.tx.transmit(burst, 100) == 2
@@ -1125,7 +1122,7 @@ def test_rewind_after_a_part_was_sent_leaves_nothing_open(lane: Lane) -> None:
     burst = lane.tx.alloc(4, 1)
     burst[0][0], burst[1][0] = 1, 2
     lane.tx.transmit(burst, 2)
-    lane.tx.rewind(burst, 2)
+    lane.tx.rewind(burst, 0)
     assert lane.tx.free() == 6
     again = lane.tx.alloc(1, 1)
     again[0][0] = 3
@@ -1144,7 +1141,7 @@ def test_rewind_gives_back_an_older_allocation_that_was_given_up(lane: Lane) -> 
 def test_rewind_to_what_is_not_allocated_is_refused(lane: Lane) -> None:
     burst = lane.tx.alloc(4, 1)
     lane.tx.transmit(burst, 2)
-    for index in (0, 1, 4, -5):
+    for index in (2, 4, -3, -5):
         with pytest.raises(ConfigError):
             lane.tx.rewind(burst, index)
     lane.tx.transmit(burst)
@@ -1169,6 +1166,84 @@ def test_burst_of_another_ring_is_refused(make_ends: MakeEnds, sender: str) -> N
         one.tx.transmit(received)
 
 
+# --- what is left of a burst ----------------------------------------------------------------------------------------
+
+
+def check_left(burst: Burst, left: list[bytes]) -> None:
+    """Length, indices, iteration and packets all speak of the same buffers."""
+    assert len(burst) == len(left)
+    assert [bytes(view) for view in burst] == left
+    assert [bytes(burst[index]) for index in range(len(burst))] == left
+    assert [bytes(burst[index]) for index in range(-len(burst), 0)] == left
+    assert [burst.length(index) for index in range(len(burst))] == [len(data) for data in left]
+    assert b"".join(bytes(packet) for packet in burst.packets()) == b"".join(left)
+    for index in (len(burst), -len(burst) - 1):
+        with pytest.raises(IndexError, match=f"of a burst of {len(left)}"):
+            burst[index]
+
+
+@pytest.mark.parametrize("role", ["slave", "master"])
+def test_after_a_partial_forward_everything_speaks_of_what_is_left(ends: Ends, role: str) -> None:
+    rx, tx = ends.crossing(role)
+    there, back = (ends.m2s, ends.s2m) if role == "slave" else (ends.s2m, ends.m2s)
+    packets = [bytes([number]) * 8 for number in range(6)]
+    assert back.tx.send([b"in the way"] * 4) == 4  # room for four is left
+    there.tx.send(packets)
+    with rx.burst(8) as burst:
+        check_left(burst, packets)
+        found = list(burst.packets())
+        held = burst[5]
+        slots = [burst.slot(index) for index in range(6)]
+        assert tx.forward(burst) == 4
+        check_left(burst, packets[4:])
+        assert [burst.slot(index) for index in range(2)] == slots[4:]
+        assert bytes(held) == packets[5], "a view stays the view of its buffer"
+        with pytest.raises(ValueError, match="has been sent"):
+            found[3].drop()
+        found[4].drop()
+        burst.set_length(1, 3)
+        back.rx.recv(8)
+        assert tx.forward(burst) == 1
+        check_left(burst, [])
+    assert back.rx.recv(8) == [packets[5][:3]]
+    ends.check_each_buffer_is_in_one_slot()
+
+
+def test_after_a_partial_transmit_everything_speaks_of_what_is_left(lane: Lane) -> None:
+    with lane.tx.alloc(4, 1) as burst:
+        for number, view in enumerate(burst):
+            view[0] = number
+            lane.tx.transmit(burst, 1 if number < 2 else 0)
+        check_left(burst, [b"\2", b"\3"])
+        lane.tx.rewind(burst, 1)
+        check_left(burst, [b"\2"])
+    assert lane.rx.recv(8) == [b"\0", b"\1"]
+
+
+def test_buffers_are_enqueued_from_what_is_left(ends: Ends) -> None:
+    rx, tx = ends.crossing("slave")
+    assert ends.s2m.tx.send([b"in the way"] * 6) == 6
+    ends.m2s.tx.send([b"zero", b"one", b"two", b"three"])
+    with rx.burst(8) as burst:
+        assert tx.forward(burst) == 2
+        ends.s2m.rx.recv(8)
+        for first, count in ((3, 0), (-1, 1), (0, -1)):
+            with pytest.raises(ConfigError, match=f"{count} buffers from {first} on, of a burst of 2"):
+                tx.enqueue(burst, first, count)
+        assert tx.transmit(tx.enqueue(burst, 1, 5)) == 1
+    assert ends.s2m.rx.recv(8) == [b"three"]
+    ends.check_each_buffer_is_in_one_slot()
+
+
+def test_an_old_loop_over_what_is_left_warns_and_works(lane: Lane) -> None:
+    burst = lane.tx.alloc(5, 1)
+    lane.tx.transmit(burst, 2)
+    with pytest.warns(DeprecationWarning, match=r"burst\.done is now 0: len\(burst\)"):
+        assert len(burst) - burst.done == 3
+    with pytest.warns(DeprecationWarning, match="burst.sent"):
+        assert [index for index in range(burst.done, len(burst)) if burst[index]] == [0, 1, 2]
+
+
 # --- forward --------------------------------------------------------------------------------------------------------
 
 
@@ -1181,10 +1256,11 @@ def test_forwarded_packets_go_back_whole(ends: Ends, role: str) -> None:
     with rx.burst(256) as burst:
         view = burst[0]
         assert tx.forward(burst) == 6
-        assert burst.done == 6
-        for touch in (lambda: view[0], lambda: burst[0]):
-            with pytest.raises(ValueError):
-                touch()
+        assert (burst.sent, len(burst)) == (6, 0)
+        with pytest.raises(ValueError):
+            view[0]
+        with pytest.raises(IndexError, match="after 6 sent"):
+            burst[0]
         assert tx.forward(burst) == 0
     assert back.rx.recv(256) == packets
     assert there.tx.free() == back.tx.free() == 8
@@ -1482,7 +1558,7 @@ def test_every_buffer_is_in_one_slot_after_many_forwards(make_ends: MakeEnds, st
         received = []
         while burst := source.rx.burst(step):
             with burst:
-                while burst.done < len(burst):
+                while len(burst):
                     sink.tx.forward(burst)
                     received += sink.rx.recv(step)
         received += sink.rx.recv(8)

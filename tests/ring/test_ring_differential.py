@@ -71,7 +71,7 @@ class World:
         """One of a buffer that is left, more often than not."""
         if rng.random() < 0.1:
             return self.number(rng, 4) - rng.choice((0, 5))
-        return rng.randint(min(burst.done, len(burst)), len(burst)) - rng.choice((0, 0, 1))
+        return rng.randint(0, len(burst)) - rng.choice((0, 0, 1))
 
     def keep(self, burst: Burst) -> list[Any]:
         self.bursts.append(burst)
@@ -183,7 +183,7 @@ class World:
 
     def enqueue(self, rng: random.Random) -> Any:
         burst = self.burst(rng)
-        first = self.number(rng, 2) if rng.random() < 0.2 else burst.done
+        first = self.number(rng, 2) if rng.random() < 0.2 else 0
         return self.keep(self.tx(rng).enqueue(burst, first, self.number(rng, self.ends.size)))
 
     def exchange(self, rng: random.Random) -> Any:
@@ -283,7 +283,7 @@ def interrupted(packets: list[Any]) -> Iterator[Any]:
 def shown(burst: Burst) -> list[Any]:
     """All that a burst tells but for its data: a view that nobody takes is a case of its own."""
     asked = [burst.length, burst.flags, burst.slot]
-    return [repr(burst), burst.done, *(attempt(ask, index) for index in range(-1, len(burst) + 1) for ask in asked)]
+    return [repr(burst), burst.sent, *(attempt(ask, index) for index in range(-1, len(burst) + 1) for ask in asked)]
 
 
 def attempt(operation: Callable[..., Any], *arguments: object) -> Any:

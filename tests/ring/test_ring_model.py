@@ -263,7 +263,7 @@ class RingMachine(RuleBasedStateMachine):
             model.taken_rooms.popleft()
         model.publish(buffers)
         held.done += len(buffers)
-        assert held.burst.done == held.done
+        assert held.burst.sent == held.done
         if not held.left:
             model.allocated.pop(0)
 
@@ -286,20 +286,20 @@ class RingMachine(RuleBasedStateMachine):
         at = which % len(model.allocated)
         held = model.allocated[at]
         assert held.burst is not None
-        if held.closed or not held.done <= index < len(held.buffers):
+        if held.closed or index >= len(held.left):
             with pytest.raises(ConfigError):
                 model.lane.tx.rewind(held.burst, index)
             return
         # A packet is never cut: its first buffers alone would wait for the rest for ever.
-        while index > held.done and held.buffers[index - 1].goes_on:
+        while index and held.left[index - 1].goes_on:
             index -= 1
-        if index == held.done and held.cuts_a_packet:
+        if not index and held.cuts_a_packet:
             return
         model.lane.tx.rewind(held.burst, index)
         for later in model.allocated[at + 1 :]:
             model.roll_back(len(later.left))
-        model.roll_back(len(held.buffers) - index)
-        del model.allocated[at + 1 :], held.buffers[index:]
+        model.roll_back(len(held.left) - index)
+        del model.allocated[at + 1 :], held.buffers[held.done + index :]
         if not held.left:
             model.allocated.pop()
             model.drop_given_up()
@@ -392,7 +392,7 @@ class RingMachine(RuleBasedStateMachine):
             done += len(packet)
         assert target.lane.tx.forward(held.burst) == sent
         held.done += done
-        assert held.burst.done == held.done
+        assert (held.burst.sent, len(held.burst)) == (held.done, len(held.left))
 
     # --- what holds at any time
 

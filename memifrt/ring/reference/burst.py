@@ -87,19 +87,22 @@ class RingBurst:
         self._exporters: list[weakref.ref[ctypes.Array[ctypes.c_char]]] = []
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.entries) - self.sent
 
     def __getitem__(self, index: int) -> memoryview:
         position = self.position(index)
         return self._views.get(position) or self.view(position)
 
     def __iter__(self) -> Iterator[memoryview]:
-        for index in range(self.sent, len(self.entries)):
-            yield self.view(self.position(index))
+        for position in range(self.sent, len(self.entries)):
+            self.check_left(position)
+            yield self.view(position)
 
     def packets(self) -> Iterator[Packet]:
         for start, stop in self.packet_bounds():
-            yield Packet(self, start, tuple(self.view(self.position(index)) for index in range(start, stop)))
+            for position in range(start, stop):
+                self.check_left(position)
+            yield Packet(self, start, tuple(map(self.view, range(start, stop))))
 
     def length(self, index: int) -> int:
         return self.entries[self.position(index)][2]
@@ -117,22 +120,23 @@ class RingBurst:
         into = into.cast("B")
         if self.ended:
             raise self.ring.ended_error(ValueError)
-        used = 0
+        used, before = 0, self.sent
         for start, stop in self.packet_bounds():
-            if start < first:
+            if start - before < first:
                 continue
             data = self.joined(start, stop)
             copied = data[:limit]
             record = b"".join((stamp, len(copied).to_bytes(4, "little"), len(data).to_bytes(4, "little"), copied))
             if used + len(record) > len(into):
-                return start, used
+                return start - before, used
             into[used : used + len(record)] = record
             used += len(record)
-        return len(self.entries), used
+        return len(self), used
 
     @property
     def done(self) -> int:
-        return self.sent
+        warn_renamed("burst.done", "0: len(burst) and indices count the buffers that are left, burst.sent the others")
+        return 0
 
     def set_length(self, index: int, length: int) -> None:
         self.trim(index, 0, length)
@@ -154,7 +158,11 @@ class RingBurst:
         self.entries[position] = (int(flags), region, length, offset, metadata)
 
     def drop(self, index: int) -> None:
-        position = self.position(index)
+        self.drop_at(self.position(index))
+
+    def drop_at(self, position: int) -> None:
+        """Leave out the packet that the buffer at a position belongs to."""
+        self.check_left(position)
         if self.ring.is_tx:
             raise ConfigError("only a received packet can be dropped: an allocated one is not transmitted, or rewound")
         flags, region, length, offset, metadata = self.entries[position]
@@ -182,7 +190,7 @@ class RingBurst:
                 raise
 
     def __repr__(self) -> str:
-        return f"<burst of {len(self.entries)} buffers{', ended' * self.ended}>"
+        return f"<burst of {len(self)} buffers{', ended' * self.ended}>"
 
     def view(self, position: int) -> memoryview:
         """Return the view of a buffer, a new one if there is none yet."""
@@ -206,15 +214,25 @@ class RingBurst:
         return whole
 
     def position(self, index: int) -> int:
-        """Return the position of a buffer that may be used; negative indices count from the end."""
-        position = index + len(self.entries) if index < 0 else index
-        if not 0 <= position < len(self.entries):
-            raise IndexError(f"buffer {index} of a burst of {len(self.entries)}")
+        """Return the position of a buffer in ``entries``.
+
+        Indices start at the first buffer that is not sent. Negative ones count from the end.
+        """
+        if self.ended:
+            raise self.ring.ended_error(ValueError)
+        wanted = index + len(self) if index < 0 else index
+        if not 0 <= wanted < len(self):
+            raise IndexError(f"buffer {index} of a burst of {len(self)}{f', after {self.sent} sent' * bool(self.sent)}")
+        return self.sent + wanted
+
+    def check_left(self, position: int) -> None:
+        """Check that the buffer at a position may still be used."""
         if self.ended:
             raise self.ring.ended_error(ValueError)
         if position < self.sent:
-            raise ValueError(f"buffer {index} has been sent: it belongs to the peer")
-        return position
+            raise ValueError("this buffer has been sent: it belongs to the peer")
+        if position >= len(self.entries):
+            raise IndexError("this buffer has been given back")
 
     def packet_bounds(self, *, unfinished: bool = True) -> Iterator[tuple[int, int]]:
         """Yield start and stop of each packet that is not sent yet.
@@ -311,7 +329,7 @@ class Packet:
         return sum(map(len, self.views))
 
     def drop(self) -> None:
-        self._burst.drop(self._start)
+        self._burst.drop_at(self._start)
 
     def __iter__(self) -> Iterator[memoryview]:
         warn_renamed("iterating over a packet", "iterating over packet.views")

@@ -78,7 +78,7 @@ class RxRingBase(RingBase):
         self.packets -= sum(not entry[0] & NEXT for entry in put_back)
         self.octets -= sum(entry[2] for entry in put_back)
         del own.entries[own.sent :]
-        self.taken = (own.first + len(own)) & U16
+        self.taken = (own.first + len(own.entries)) & U16
         if not own.entries:  # it holds no buffers that later bursts would have to wait for
             own.ended = True
             self.open.pop()
@@ -165,7 +165,7 @@ class RxRingBase(RingBase):
         before an older one waits for it."""
         while self.open and self.open[0].ended:
             oldest = self.open.popleft()
-            missing = (oldest.first + len(oldest) - self.returned_index()) & U16
+            missing = (oldest.first + len(oldest.entries) - self.returned_index()) & U16
             if missing <= self.size:  # otherwise a refill has given them back already
                 self.give_back(missing, self.headroom)
 
@@ -179,8 +179,8 @@ class RxRingBase(RingBase):
             returned = (returned_index - burst.first) & U16
             if not 0 < returned <= self.size:
                 break
-            burst.mark_sent(max(burst.sent, min(returned, len(burst))))
-            if returned >= len(burst):
+            burst.mark_sent(max(burst.sent, min(returned, len(burst.entries))))
+            if returned >= len(burst.entries):
                 held = burst.release_all() or held
                 burst.ended = True
                 self.open.popleft()

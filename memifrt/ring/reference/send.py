@@ -70,17 +70,18 @@ class TxRingBase(RingBase):
 
     def transmit(self, burst: Burst, count: int | None = None) -> int:
         own = own_burst(burst)
-        if not own.ended and own.ring is self and not len(own):
+        if not own.ended and own.ring is self and not own.entries:
             return 0
         if own.ended or not self.open or self.open[0] is not own:
             raise ConfigError("this burst is not the oldest allocated one that is not sent yet")
-        stop = len(own) if count is None else min(own.sent + max(count, 0), len(own))
-        if stop == len(own) and own.release_all():
+        total = len(own.entries)
+        stop = total if count is None else min(own.sent + max(count, 0), total)
+        if stop == total and own.release_all():
             raise still_exported()
         entries = own.entries[own.sent : stop]
         self.publish(entries)
         own.mark_sent(stop)
-        if stop == len(own):
+        if stop == total:
             own.ended = True
             self.open.popleft()
         return len(entries)
@@ -122,7 +123,7 @@ class TxRingBase(RingBase):
             try:
                 return self.forward(burst)
             finally:
-                if burst.sent < len(burst):
+                if len(burst):
                     ring.untake(burst)
 
     def enqueue(self, burst: Burst, first: int, count: int) -> RingBurst:
@@ -130,8 +131,8 @@ class TxRingBase(RingBase):
 
     def rewind(self, burst: Burst, index: int) -> None:
         own = own_burst(burst)
-        position = index + len(own) if index < 0 else index
-        if own not in self.open or own.ended or not own.sent <= position < len(own):
+        position = index + (len(own.entries) if index < 0 else own.sent)
+        if own not in self.open or own.ended or not own.sent <= position < len(own.entries):
             raise ConfigError("this buffer is not allocated on this queue, or it is sent already")
         newer = list(self.open)[self.open.index(own) :]
         held = [burst.release_all() for burst in newer]
@@ -317,21 +318,22 @@ class SlaveTxRing(TxRingBase):
         own = received_burst(burst)
         if not are_siblings(own.ring, self):
             raise ConfigError("the burst was not received on a ring of the same slave")
-        if count < 0 or not own.sent <= first <= len(own):
-            raise ConfigError(f"{count} buffers from {first} on, of a burst of {len(own)} with {own.sent} sent")
+        if count < 0 or not 0 <= first <= len(own):
+            raise ConfigError(f"{count} buffers from {first} on, of a burst of {len(own)}")
         self.require_not_sending()
         theirs, ours = slave_buffers(own.ring), slave_buffers(self)
         wanted = min(count, len(own) - first)
         count = min(wanted, self.room())
         self.ring_full += count < wanted
-        entries = [clean(entry) for entry in own.entries[first : first + count]]
-        for position in range(first, first + count):  # before the first swap: a view that is in use stops it all
+        begin = own.sent + first
+        entries = [clean(entry) for entry in own.entries[begin : begin + count]]
+        for position in range(begin, begin + count):  # before the first swap: a view that is in use stops it all
             own.release_view(position)
         own.changed = own.changed or count > 0
         for number in range(count):
-            slot = (own.first + first + number) & own.ring.mask
+            slot = (own.first + begin + number) & own.ring.mask
             swap(theirs, slot, ours, (self.allocated + number) & self.mask)
-            own.entries[first + number] = (0, theirs.region, theirs.size, theirs.offsets[slot], 0)
+            own.entries[begin + number] = (0, theirs.region, theirs.size, theirs.offsets[slot], 0)
         swapped = RingBurst(self, self.allocated, entries)
         self.allocated = (self.allocated + count) & U16
         if entries:
