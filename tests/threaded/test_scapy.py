@@ -603,6 +603,20 @@ def test_full_backlog_is_left_in_the_ring_and_nothing_is_lost(make: Make, runtim
     assert numbers(received) == list(range(200))
 
 
+def test_what_a_full_backlog_left_in_the_ring_comes_before_the_end(make: Make, runtime: Runtime) -> None:
+    master = make("master", backlog=16)
+    peer = runtime.create_interface(socket=master.interface.socket.path, log2_ring_size=6)
+    wait_until(lambda: peer.connected, runtime)
+    sent = frames(64)
+    assert peer.tx_queues[0].send(sent[:16]) == 16
+    eventually(lambda: master.waiting == 16)
+    assert peer.tx_queues[0].send(sent[16:]) == 48
+    eventually(lambda: master.interface.on_interrupt is None)
+    peer.disconnect("enough")
+    eventually(lambda: not master.connected)
+    assert numbers([master.recv() for _ in sent]) == list(range(64))
+
+
 # --- life -----------------------------------------------------------------------------------------------------------
 
 
