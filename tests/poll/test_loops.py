@@ -17,7 +17,7 @@ from memifrt.system.original_functions import close, poll
 from tests.lib import loops, loops_async
 from tests.lib.loops import ERROR, MOD, READ, WRITE, Driver, Loop, Scenario
 from tests.lib.patched import PATCHED
-from tests.lib.peer import ScriptedSlave
+from tests.lib.peer import ScriptedSlave, VppSlave
 from tests.lib.support import Recorder
 from tests.lib.threads import Thread
 
@@ -430,6 +430,26 @@ def test_a_slave_whose_master_comes_later_connects(driver: Driver, socket_name: 
                 return slave.announced and master.announced
 
             yield connected
+
+    driver.run(scenario)
+
+
+def test_a_peer_of_few_packets_a_kick_is_kicked_until_it_has_them_all(driver: Driver, socket_name: str) -> None:
+    """By the runtime's own timer, which every loop must watch."""
+
+    def scenario(loop: Loop) -> Scenario:
+        with loop.runtime() as runtime:
+            master = runtime.create_interface(socket=socket_name, role="master")
+            with VppSlave(socket_name) as peer:
+                for step in peer.STEPS:
+                    peer.say(step)
+                    yield functools.partial(poll_now, peer.socket)
+                    peer.answer(step)
+                yield lambda: master.announced
+                peer.post()
+                assert master.tx_queues[0].send([b"packet"] * 1024) == 1024
+                yield lambda: peer.on_kick() and peer.taken == 1024
+                assert master.tx_queues[0].counters.repeated_kicks >= 3
 
     driver.run(scenario)
 
