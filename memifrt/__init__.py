@@ -3,6 +3,7 @@
 See :class:`Runtime` for where to start; :mod:`memifrt.libmemif` has the C library's names.
 """
 
+import memifrt._start  # noqa: F401  (first: it handles Ctrl+C during the other imports)
 from memifrt.control.channel import Credentials
 from memifrt.errors import (
     ConfigError,

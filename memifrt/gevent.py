@@ -38,7 +38,8 @@ from memifrt.queue import DEFAULT_BURST, RxQueue
 from memifrt.ring import Burst
 from memifrt.runtime import OpenArguments, Runtime
 from memifrt.waiting.base_interface import BaseInterface, BurstHolder, interface_arguments, split_arguments
-from memifrt.waiting.steps import DEFAULT_BATCH, Receiving, Waiting, take_packets
+from memifrt.waiting.kept import RECV
+from memifrt.waiting.steps import DEFAULT_BATCH, Receiving, Waiting
 from memifrt.waiting.wakeup import PASS, Line, Pass, Steps, Wait
 
 if TYPE_CHECKING:
@@ -106,13 +107,15 @@ class GeventInterface(BaseInterface["_Signal"]):
     def recv(self, limit: int = DEFAULT_BURST, timeout: float | None = None, *, qid: int = 0) -> list[bytes]:
         """Wait for packets, and return those of up to ``limit`` buffers: at least one packet.
 
+        Packets that a peer sent before it left are returned before ``Disconnected`` is raised.
+
         :param timeout: in seconds; None waits without a limit, 0 does not wait.
         :raises TimeoutError: no packet came.
         :raises ConfigError: there is no such queue; or this is a callback, which must not wait.
         :raises Disconnected: there is no peer and ``reconnect`` is off; or the interface is closed.
         """
         end = _deadline(timeout)
-        packets = self._receive(self._waiting.receiving(qid, limit, take_packets), end)
+        packets = self._receive(self._waiting.receiving(qid, limit, RECV), end)
         assert packets is not None
         return packets
 

@@ -189,6 +189,9 @@ class Interface:
         self._parent: int | None = None
         #: Called when the interface is deleted, connected or not, to wake callers that wait on it.
         self.on_delete: Callable[[], object] | None = None
+        #: Called when the peer ends the connection, while the queues can still be used: the last moment to take packets
+        #: that the peer sent before. Not part of the public interface.
+        self.on_ending: Callable[[Interface], object] | None = None
         #: Whether on_connect has been called for the present connection.
         self.announced = False
         self._rx_queues: tuple[RxQueue, ...] = _NoQueues(f"{self}: there are no receive queues yet")
@@ -413,6 +416,11 @@ class Interface:
         logger.info("%s: connected to %r of %r", self, connection.peer_if_name, connection.peer_name)
         if self.on_connect is not None:
             self.on_connect(self)
+
+    def connection_ending(self) -> None:
+        """Let the holder of the interface take the packets that the peer sent before it left."""
+        if self.on_ending is not None:
+            self.on_ending(self)
 
     def connection_ended(self, connection: Connection, reason: Disconnected) -> None:
         """Forget the connection and call ``on_disconnect``. Called by the connection at its end."""

@@ -28,6 +28,7 @@ from scapy.supersocket import SuperSocket
 from memifrt.errors import ConfigError, Disconnected, ErrorCode, ForkedError, MemifError, packet_bytes
 from memifrt.interface import Interface
 from memifrt.options import DEFAULT_SOCKET, InterfaceOptions
+from memifrt.queue import DEFAULT_BURST
 from memifrt.runtime import Runtime
 from memifrt.sockets import Socket
 from memifrt.system.forks import abandon_after_fork
@@ -351,6 +352,7 @@ class _Link:
         self.interface = create(
             on_connect=self.on_connect, on_disconnect=self.on_disconnect, on_interrupt=self.on_interrupt
         )
+        self.interface.on_ending = self.on_ending
         self._undo = self.interface.delete
 
     def adopt(self, interface: Interface) -> None:
@@ -370,10 +372,12 @@ class _Link:
 
         def undo() -> None:
             interface.on_connect, interface.on_disconnect, interface.on_interrupt = before
+            interface.on_ending = None
             _adopted.discard(interface)
 
         interface.on_connect, interface.on_disconnect = self.on_connect, self.on_disconnect
         interface.on_interrupt = self.on_interrupt
+        interface.on_ending = self.on_ending
         self._undo = undo
         _adopted.add(interface)
         if interface.connected:
@@ -418,6 +422,16 @@ class _Link:
             return
         with contextlib.suppress(Disconnected):  # on_disconnect reports it
             self.inbox.put(interface.rx_queues[qid].recv())
+
+    def on_ending(self, interface: Interface) -> None:
+        """Take what the peer sent before it left, although the backlog is full: afterwards it would be lost.
+
+        For one connection only: peers that come and go must not fill the memory of a program that reads nothing.
+        """
+        if len(self.inbox) < self._backlog + DEFAULT_BURST:
+            for queue in interface.rx_queues:
+                with contextlib.suppress(Disconnected):  # on_disconnect reports it
+                    self.inbox.put(queue.recv(queue.ring_size), time.time())
 
     def after_take(self) -> None:
         """Read from the queues again once half of the backlog is read."""

@@ -131,7 +131,7 @@ def run_to_its_end(block: Block, socket: str, folder: Path) -> None:
 def answer_ping(block: Block, socket: str, folder: Path) -> None:
     """The program runs until Ctrl+C, and answers pings for 192.168.1.2 on the socket."""
     ours = "slave" if re.search(r"role=\"(master|server)\"", block.code) else "master"
-    with _until_interrupted(_program(block, socket, folder)):
+    with _until_interrupted(block, _program(block, socket, folder)):
         ping = programs.run(
             "ping", "--role", ours, "--socket", socket, "-c", "1", "-W", str(DEADLINE / 2), "192.168.1.2"
         )
@@ -142,7 +142,7 @@ def start(block: Block, socket: str, folder: Path) -> None:
     """The program runs until Ctrl+C; it has been seen to listen or to connect."""
     ours = "slave" if re.search(r"role=\"(master|server)\"|--role master", block.code) else "master"
     with (
-        _until_interrupted(_program(block, socket, folder)),
+        _until_interrupted(block, _program(block, socket, folder)),
         programs.responder("--role", ours, "--socket", socket) as end,
     ):
         programs.read_until(end, "connected to", stderr=True)
@@ -296,7 +296,7 @@ def _program(block: Block, socket: str, folder: Path) -> subprocess.Popen[str]:
 
 
 @contextlib.contextmanager
-def _until_interrupted(program: subprocess.Popen[str]) -> Iterator[None]:
+def _until_interrupted(block: Block, program: subprocess.Popen[str]) -> Iterator[None]:
     """The block's program while it runs; Ctrl+C ends it, and nothing else has."""
     with program:
         try:
@@ -309,5 +309,6 @@ def _until_interrupted(program: subprocess.Popen[str]) -> Iterator[None]:
         program.send_signal(signal.SIGINT)
         _, err = program.communicate(timeout=DEADLINE)
     # On Python 3.10, anyio ends with CancelledError where later versions raise KeyboardInterrupt.
-    cancelled = sys.version_info < (3, 11) and err.endswith("CancelledError\n")
+    uses_anyio = "import anyio" in block.code
+    cancelled = uses_anyio and sys.version_info < (3, 11) and err.endswith("CancelledError\n")
     assert program.returncode in (0, 130, -signal.SIGINT) or cancelled, err

@@ -21,6 +21,7 @@ PROJECT = ROOT.parent
 
 #: The layers, from the ground up: each imports only from those before it.
 ORDER = [
+    "_start",
     "errors",
     "types",
     "renamed",
@@ -82,14 +83,15 @@ CORE = {
 }
 #: How many uses of another object's private names there still are in other modules, at most.
 PRIVATE_USES = {"gevent": 2, "libmemif": 23}
-#: Underscore names of the standard library that code may use. ``_replace`` of a named tuple is public. The others have
-#: no public counterpart: the running loop, without an error where none runs; types for annotations; and accept() that
-#: returns a number instead of a socket object, whose class may be patched.
+#: Underscore names of the standard library that code may use. ``_replace`` of a named tuple and ``os._exit`` are
+#: public. The others have no public counterpart: the running loop, without an error where none runs; types for
+#: annotations; and accept() that returns a number instead of a socket object, whose class may be patched.
 LIBRARY_NAMES = {
     "argparse._ArgumentGroup",
     "asyncio._get_running_loop",
     "ctypes._Pointer",
     "listener._accept",
+    "os._exit",
     "packet._replace",
 }
 

@@ -74,6 +74,9 @@ class ConnectionOwner(Protocol):
     def queue_interrupted(self, qid: int) -> None:
         """Tell the application that a receive queue has packets."""
 
+    def connection_ending(self) -> None:
+        """Let the application take what the peer sent before it left: the queues can still be used."""
+
     def connection_ended(self, connection: Connection, reason: Disconnected) -> None:
         """Forget the connection, and tell the application why it ended."""
 
@@ -372,7 +375,7 @@ class Connection(ABC):
                 raise
 
     def _hand_over_what_came_before(self) -> None:
-        """Call ``on_interrupt`` for kicks that the peer sent before it left.
+        """Call ``on_interrupt`` for kicks that the peer sent before it left, and let the owner take what remains.
 
         Both events may be ready in one round, and which of them comes first is chance. The callback is called as often
         as it would be without the end: until the eventfd is read. That ends, because each call must leave fewer
@@ -389,6 +392,8 @@ class Connection(ABC):
                     break
                 left = waiting
                 self._on_interrupt(queue)
+        if self.owner is not None and self.owner.announced and not self.closed:
+            self.owner.connection_ending()
 
     def _violated(self, violation: RingViolation) -> Disconnected:
         """Disconnect the queues after the peer broke a ring, tell the peer why, and shut the channel down.

@@ -51,7 +51,10 @@ class Background:
         self.failure: BaseException | None = None
         # A real thread needs the kernel's poll(). If gevent turned threads into greenlets, its poll() lets others run.
         self._ready = select.poll() if threads_are_patched() else poll()
-        self._ready.register(runtime.fileno(), select.POLLIN)
+        # A copy, because the owner may close the runtime while we poll: gevent's libev aborts the process if a watched
+        # fd is closed.
+        self._events = _copy_fd(runtime.fileno())
+        self._ready.register(self._events.fileno(), select.POLLIN)
         self._wake = _Wake()
         self._ready.register(self._wake.fileno(), select.POLLIN)
         self._close_runtime = close_runtime
@@ -175,6 +178,7 @@ class Background:
             self._ended = True
             self._refuse_all()
             self._wake.close()
+            self._events.close()
 
     def _handle(self) -> None:
         while self._requests:
@@ -230,6 +234,13 @@ class _Wake:
     def close(self) -> None:
         with self._lock:
             self._fd.close()
+
+
+def _copy_fd(fd: int) -> OwnedFd:
+    try:
+        return OwnedFd(os.dup(fd), "events of a runtime")
+    except OSError as error:
+        raise os_error("cannot copy the fd of the runtime", error) from error
 
 
 def _fulfil(done: Future[_T], function: Callable[[], _T]) -> None:

@@ -53,6 +53,8 @@ class AsyncInterface(BaseInterface[S]):
     async def recv(self, limit: int = DEFAULT_BURST, *, qid: int = 0) -> list[bytes]:
         """Wait for packets, and return copies of those of up to ``limit`` buffers: at least one packet.
 
+        Packets that a peer sent before it left are returned before ``Disconnected`` is raised.
+
         :raises ConfigError: there is no such queue.
         :raises Disconnected: there is no peer and ``reconnect`` is off; or the interface is deleted.
         """

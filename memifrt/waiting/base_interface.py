@@ -9,7 +9,8 @@ from memifrt.interface import Details, Interface
 from memifrt.options import DEFAULT_APP_NAME, RuntimeOptions
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.types import Counters, Mode, Role, State
-from memifrt.waiting.steps import Receiving, Waiting, take_burst
+from memifrt.waiting.kept import BURST
+from memifrt.waiting.steps import Receiving, Waiting
 from memifrt.waiting.wakeup import PASS, Signal, Steps
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class BurstHolder(Generic[S]):
         :raises ConfigError: another caller waits for the next burst already, or the caller is in another thread or
             loop.
         """
-        call = self._waiting.receiving(self._qid, self._limit, take_burst)
+        call = self._waiting.receiving(self._qid, self._limit, BURST)
         if self._taking:
             raise ConfigError(
                 f"{self._waiting.interface}: another caller waits for the next of these bursts: "

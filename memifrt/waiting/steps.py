@@ -39,10 +39,10 @@ from memifrt.interface import Interface
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import check_callback, check_range
+from memifrt.waiting.kept import RECV, KeptPackets, Take
 from memifrt.waiting.wakeup import PASS, Line, Pause, Place, Signal, Steps, Wakeup
 
 if TYPE_CHECKING:
-    from memifrt.ring import Burst
     from memifrt.runtime import InterfaceArguments, Runtime
     from memifrt.types import ReadableBuffer
 
@@ -59,15 +59,14 @@ _Taken = TypeVar("_Taken", bound=Sized)
 class Receiving(Place[S], Generic[S, _Taken]):
     """One call that waits for packets; see :meth:`Waiting.receiving`."""
 
-    __slots__ = ("begun", "ends", "hand_over", "joined", "limit", "line", "pause", "qid", "take", "waits")
+    __slots__ = ("begun", "ends", "hand_over", "joined", "limit", "line", "pause", "qid", "take", "take_kept", "waits")
 
-    def __init__(
-        self, line: Line[S, RxQueue], qid: int, limit: int, take: Callable[[RxQueue, int], _Taken], ends: int
-    ) -> None:
+    def __init__(self, line: Line[S, RxQueue], qid: int, limit: int, take: Take[_Taken], ends: int) -> None:
         self.line = line
         self.qid = qid
         self.limit = limit
-        self.take = take
+        self.take = take.from_queue
+        self.take_kept = take.from_kept
         #: How many conversations had ended when the call began.
         self.ends = ends
         #: Whether :meth:`Waiting.look` was called for it.
@@ -80,16 +79,6 @@ class Receiving(Place[S], Generic[S, _Taken]):
         self.hand_over = True
         #: The pauses between two looks at a queue in polling mode.
         self.pause: Pause | None = None
-
-
-def take_packets(rx: RxQueue, limit: int) -> list[bytes]:
-    """Take packets as bytes, for a call that waits for them."""
-    return rx.recv(limit)
-
-
-def take_burst(rx: RxQueue, limit: int) -> Burst:
-    """Take a burst, for a call that waits for one."""
-    return rx.burst(limit)
 
 
 def _no_owner(waiting: bool) -> None:
@@ -143,6 +132,8 @@ class Waiting(Generic[S]):
         #: Callers that wait for packets, and for room, by the number of the queue.
         self._receivers: dict[int, Line[S, RxQueue]] = {}
         self._senders: dict[int, Line[S, TxQueue]] = {}
+        #: Packets that were left in each receive queue when a peer ended the connection.
+        self._kept: dict[int, KeptPackets] = {}
         self._ends = 0
         self._reason: Disconnected | None = None
         for callback in ("on_connect", "on_disconnect", "on_interrupt"):
@@ -157,7 +148,8 @@ class Waiting(Generic[S]):
             "on_interrupt": self._interrupted,
         }
         self.interface = runtime.create_interface(**ours)
-        self.interface.on_delete = self.wake_all
+        self.interface.on_ending = self._ending
+        self.interface.on_delete = self._deleted
 
     @property
     def has_interrupt_callback(self) -> bool:
@@ -209,7 +201,7 @@ class Waiting(Generic[S]):
         :raises ConfigError: there is no such queue, or the caller is in another thread or loop.
         :raises Disconnected: there is no peer and ``reconnect`` is off; or the interface is deleted.
         """
-        return self.receive(qid, limit, take_packets)
+        return self.receive(qid, limit, RECV)
 
     def send(self, packets: Iterable[ReadableBuffer], qid: int) -> Steps[S, int]:
         """Send all packets, wait for room as often as needed, and return their number.
@@ -279,8 +271,8 @@ class Waiting(Generic[S]):
             if place is not None:
                 line.leave(place)
 
-    def receive(self, qid: int, limit: int, take: Callable[[RxQueue, int], _Taken]) -> Steps[S, _Taken]:
-        """Wait for packets and take them with ``take(queue, limit)``; for the rest see :meth:`recv`."""
+    def receive(self, qid: int, limit: int, take: Take[_Taken]) -> Steps[S, _Taken]:
+        """Wait for packets and take them as ``take`` says; for the rest see :meth:`recv`."""
         return self._receive(self.receiving(qid, limit, take))
 
     def _receive(self, call: Receiving[S, _Taken]) -> Steps[S, _Taken]:
@@ -293,7 +285,7 @@ class Waiting(Generic[S]):
         finally:
             self.leave(call)
 
-    def receiving(self, qid: int, limit: int, take: Callable[[RxQueue, int], _Taken]) -> Receiving[S, _Taken]:
+    def receiving(self, qid: int, limit: int, take: Take[_Taken]) -> Receiving[S, _Taken]:
         """Return one call that waits for packets. Its steps need no generator, which saves time::
 
             call = waiting.receiving(qid, limit, take)
@@ -304,7 +296,6 @@ class Waiting(Generic[S]):
             finally:
                 waiting.leave(call)
 
-        :param take: ``take(queue, limit)`` takes packets of a queue.
         :raises ConfigError: there is no such queue, or the caller is in another thread or loop.
         """
         self.check_owner(True)
@@ -340,7 +331,14 @@ class Waiting(Generic[S]):
             call.woken = False
             queue = line.queue
             if queue is None or call.ends != self._ends:
-                queue = line.queue = self._queue("receive", call.qid, self.interface.rx_queues, call.ends)
+                if (kept := self._kept.get(call.qid)) and call.limit > 0:
+                    if line.first is call or line.first is None:
+                        taken = call.take_kept(kept, call.limit)
+                        self._passed += len(taken) - 1
+                        return taken
+                    queue = None
+                else:
+                    queue = line.queue = self._queue("receive", call.qid, self.interface.rx_queues, call.ends)
             # Only the first caller in the line may look. A caller that finds others there goes to the end of the line.
             if queue is not None and (line.first is call or line.first is None):
                 polling = queue.polling
@@ -441,6 +439,16 @@ class Waiting(Generic[S]):
         if self.on_queues is not None:
             self.on_queues()
         self._line(self._receivers, qid).wake()
+
+    def _ending(self, interface: Interface) -> None:
+        """Keep the packets that no call has taken: a caller that was woken for them runs after the end."""
+        for queue in interface.rx_queues:
+            self._kept.setdefault(queue.qid, KeptPackets()).keep(queue)
+
+    def _deleted(self) -> None:
+        for kept in self._kept.values():
+            kept.drop()
+        self.wake_all()
 
     def _disconnected(self, interface: Interface, reason: Disconnected) -> None:
         self._ends += 1

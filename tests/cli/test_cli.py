@@ -408,3 +408,26 @@ def test_ctrl_c_while_the_command_still_starts_ends_it_quietly(ignored: bool) ->
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE, check=False, env={**os.environ}
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("name", ["memifrt.control", "memifrt.runtime", "memifrt.cli.commands.demo"])
+@pytest.mark.parametrize("how", ["module", "command"])
+def test_ctrl_c_during_any_import_ends_both_commands_quietly(tmp_path: Path, how: str, name: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {name!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    command = [sys.executable, "-m", "memifrt"] if how == "module" else [str(Path(sys.executable).with_name("memifrt"))]
+    done = subprocess.run(
+        [*command, "--version"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -508,7 +508,10 @@ def test_a_crowd_pushes_out_its_own_and_not_who_came_alone(socket_name: str, mon
 
 
 def test_a_good_peer_connects_among_a_thousand_silent_ones(socket_path: str, peer_runtime: Runtime) -> None:
-    """Whatever the others do: each that is turned away comes again at once."""
+    """Whatever the others do: each that is turned away comes again at once.
+
+    It takes as long as the crowd, in its own process, lets it: what counts is that the good peer is not turned away.
+    """
     pid = os.fork()
     if pid == 0:
         try:
@@ -523,8 +526,13 @@ def test_a_good_peer_connects_among_a_thousand_silent_ones(socket_path: str, pee
             home = master.socket
             assert isinstance(home, Socket)
             wait_until(lambda: len(home._half_open) == 128, runtime)
-            good_slave_connects(master, runtime, peer_runtime)
-            assert len(home._half_open) <= 128
+            slave = peer_runtime.create_interface(socket=socket_path)
+            while not (master.connected and slave.connected):
+                runtime.poll_event(0)
+                peer_runtime.poll_event(0)
+                assert len(home._half_open) <= 128
+                assert slave.disconnects == 0, slave.last_error
+            assert_packets_pass(Pair(master, slave, (runtime, peer_runtime)))
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -8,7 +8,6 @@ import json
 import re
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from memifrt import Runtime
 from memifrt.packets import arp_request, parse_arp_reply
 from tests.examples.test_examples import OUR_IP, OUR_MAC, THEIR_IP, THEIR_MAC, Peer, Program, request
 from tests.lib.support import DEADLINE
+from tests.lib.threads import Event, Thread
 
 T = TypeVar("T")
 #: What stands before the program's path: gevent can patch a process before it runs a program.
@@ -62,7 +62,7 @@ def beside(call: Callable[[], T], runtime: Runtime) -> T:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=work)
+    thread = Thread(target=work)
     thread.start()
     while thread.is_alive():
         runtime.poll_event(0.01)
@@ -109,7 +109,7 @@ def test_a_slow_http_client_delays_no_ping(app: Program, port: int, peer: Peer, 
 
 def test_a_flood_does_not_starve_http(app: Program, port: int, peer: Peer, runtime: Runtime) -> None:
     """Both of its queues always have packets. What comes back is left where it is, and so is lost."""
-    over = threading.Event()
+    over = Event()
     peer.interface.on_interrupt = None
     sent = 0
 
@@ -122,7 +122,7 @@ def test_a_flood_does_not_starve_http(app: Program, port: int, peer: Peer, runti
             for back in peer.interface.rx_queues:
                 back.recv(1024)
 
-    flooding = threading.Thread(target=flood)
+    flooding = Thread(target=flood)
     flooding.start()
     try:
         before, after = (beside(lambda: get(port)[1]["received"]["packets"], runtime) for _ in range(2))

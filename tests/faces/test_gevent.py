@@ -6,7 +6,6 @@ import contextlib
 import gc
 import os
 import select
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,10 +18,12 @@ import memifrt.gevent
 from memifrt import ConfigError, Disconnected, ErrorCode, FdEvent, Interface, MemifError, Runtime
 from memifrt.gevent import GeventInterface, open_interface, open_runtime
 from memifrt.poll.gevent import GeventPoller, let_others_run
+from memifrt.system.original_functions import close
 from tests.lib.forked import in_child
 from tests.lib.loops import DRIVERS, MOD, READ, WRITE, GeventDriver
 from tests.lib.peer import ScriptedSlave
 from tests.lib.support import DEADLINE
+from tests.lib.threads import Thread
 
 DEL = FdEvent.DEL
 
@@ -62,7 +63,7 @@ def eventfd() -> Iterator[int]:
     """An eventfd that is readable, and stays so."""
     fd = os.eventfd(1, os.EFD_NONBLOCK)
     yield fd
-    os.close(fd)
+    close(fd)
 
 
 # --- the adapter ----------------------------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ def test_a_flood_of_events_gives_others_a_turn_after_each_batch(batch: int) -> N
         between.append(events - before)
     for fd in fds:
         poller.update(fd, DEL)
-        os.close(fd)
+        close(fd)
     assert batch <= max(between) <= 2 * batch
     assert sum(between) >= 25 * batch
 
@@ -188,7 +189,7 @@ def test_a_turn_under_a_flood_is_one_round_of_the_loop(eventfd: int) -> None:
         counts.append(events - before)
     for fd in fds:
         poller.update(fd, DEL)
-        os.close(fd)
+        close(fd)
     assert max(counts) <= 3 * 4
 
 
@@ -273,7 +274,7 @@ def test_another_thread_cannot_use_the_hub(eventfd: int) -> None:
         except ConfigError as error:
             failures.append(error)
 
-    thread = threading.Thread(target=elsewhere)
+    thread = Thread(target=elsewhere)
     thread.start()
     thread.join()
     assert "another thread" in str(failures[0])

@@ -18,7 +18,8 @@ from memifrt.ring import Burst
 from memifrt.system.fds import EventFd
 from memifrt.types import Counters
 from memifrt.waiting.base_interface import BaseInterface, BurstHolder, interface_arguments, split_arguments
-from memifrt.waiting.steps import Waiting, take_burst
+from memifrt.waiting.kept import BURST
+from memifrt.waiting.steps import Waiting
 from memifrt.waiting.wakeup import FIRST_PAUSE, LONGEST_PAUSE, Pass, Steps, Wait, Wakeup
 from tests.lib.peer import ScriptedSlave
 from tests.lib.support import Recorder, connect, wait_until
@@ -374,7 +375,7 @@ def test_a_queue_that_is_not_there_is_named(near: Near, qid: Any) -> None:
     waiting = near.connect()
     calls: list[Callable[[], Steps[Flag, Any]]] = [
         lambda: waiting.recv(qid, 1),
-        lambda: waiting.receive(qid, 1, take_burst),
+        lambda: waiting.receive(qid, 1, BURST),
         lambda: waiting.send([b"x"], qid),
     ]
     for call in calls:
@@ -471,7 +472,7 @@ def test_calls_from_where_the_interface_does_not_belong_are_refused(near: Near) 
     calls: list[Callable[[], object]] = [
         waiting.wait_connected,
         lambda: waiting.recv(0, 1),
-        lambda: waiting.receive(0, 1, take_burst),
+        lambda: waiting.receive(0, 1, BURST),
         lambda: waiting.send([b"x"], 0),
         lambda: next(bursts._next()),
         bursts.close,
@@ -564,7 +565,7 @@ def test_a_disconnect_wakes_everybody_with_its_reason(near: Near, role: str) -> 
     calls: list[Call[Any]] = [
         Call(waiting.recv(0, 1)),
         Call(waiting.recv(0, 1)),
-        Call(waiting.receive(0, 1, take_burst)),
+        Call(waiting.receive(0, 1, BURST)),
         Call(waiting.send([b"x"] * 5, 0)),
     ]
     near.drop()
@@ -574,6 +575,89 @@ def test_a_disconnect_wakes_everybody_with_its_reason(near: Near, role: str) -> 
     assert waiting.waiters == 0
     for later in (Call(waiting.recv(0, 1)), Call(waiting.send([b"x"], 0))):
         assert "enough" in later.fails() or waiting.connected
+
+
+# --- what a peer sent before it left ---------------------------------------------------------------------------------
+
+
+def test_packets_come_before_the_end_to_a_caller_that_waits(near: Near, role: str, rx_mode: str) -> None:
+    waiting = near.connect(role=role, rx_mode=rx_mode)
+    calls = [Call(waiting.recv(0, 1)) for _ in range(3)]
+    near.publish(b"one", b"two")
+    near.drop()
+    assert [call.turn() for call in calls] == [True] * 3
+    assert [call.result for call in calls[:2]] == [[b"one"], [b"two"]]
+    assert "enough" in calls[2].fails()
+
+
+def test_packets_come_before_the_end_to_a_caller_that_comes_later(near: Near, role: str, rx_mode: str) -> None:
+    waiting = near.connect(role=role, rx_mode=rx_mode)
+    near.publish(b"one", b"two", b"three", b"four")
+    near.drop()
+    assert Call(waiting.recv(0, 3)).result == [b"one", b"two", b"three"]
+    burst = Call(waiting.receive(0, 256, BURST)).result
+    with burst:
+        assert [bytes(packet) for packet in burst.packets()] == [b"four"]
+    assert "enough" in Call(waiting.recv(0, 1)).fails()
+    assert waiting.interface.counters.rx.packets == 4
+
+
+def test_a_chain_that_was_left_stays_whole(near: Near, role: str) -> None:
+    waiting = near.connect(role=role, buffer_size=64)
+    packet = bytes(range(200))
+    near.publish(b"short", packet, packet)
+    near.drop()
+    assert Call(waiting.recv(0, 3)).result == [b"short"]
+    assert Call(waiting.recv(0, 3)).result == [packet]
+    burst = Call(waiting.receive(0, 1, BURST)).result
+    with burst:
+        assert [bytes(packet) for packet in burst.packets()] == [packet]
+
+
+def test_packets_that_were_left_come_before_those_of_the_next_peer(near: Near, role: str) -> None:
+    waiting = near.connect(role=role, reconnect=True)
+    near.publish(b"old")
+    near.drop()
+    near.wait(lambda: waiting.connected and near.far.announced)
+    near.publish(b"new")
+    assert [Call(waiting.recv(0, 256)).result for _ in range(2)] == [[b"old"], [b"new"]]
+
+
+def test_packets_of_the_last_connection_alone_are_kept(near: Near) -> None:
+    """Otherwise a peer that comes and goes could fill the address space with what nobody takes."""
+    waiting = near.connect(reconnect=True)
+    for packet in (b"first", b"second"):
+        near.wait(lambda: waiting.connected and near.far.announced)
+        near.publish(packet)
+        near.drop()
+    assert Call(waiting.recv(0, 256)).result == [b"second"]
+
+
+def test_packets_that_were_left_can_be_forwarded_to_another_interface(
+    near: Near, runtime: Runtime, peer_runtime: Runtime, socket_name: str
+) -> None:
+    waiting = near.connect()
+    other = connect(runtime, peer_runtime, f"{socket_name}-2")
+    near.publish(b"packet")
+    near.drop()
+    with Call(waiting.receive(0, 256, BURST)).result as burst:
+        assert other.master.tx_queues[0].forward(burst) == 1
+    assert other.slave.rx_queues[0].recv() == [b"packet"]
+
+
+def test_packets_that_were_left_are_dropped_with_the_interface(near: Near) -> None:
+    waiting = near.connect()
+    near.publish(b"packet")
+    near.drop()
+    waiting.interface.delete()
+    assert "deleted" in Call(waiting.recv(0, 1)).fails()
+
+
+def test_an_end_that_the_application_asks_for_keeps_nothing(near: Near) -> None:
+    waiting = near.connect()
+    near.publish(b"packet")
+    waiting.interface.disconnect("ours")
+    assert "ours" in Call(waiting.recv(0, 1)).fails()
 
 
 def test_before_the_first_connection_there_is_nothing_to_wait_for(near: Near) -> None:

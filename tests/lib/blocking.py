@@ -13,16 +13,15 @@ import os
 import platform
 import select
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from memifrt.system.original_functions import epoll
+from memifrt.system.original_functions import close, epoll
 from tests.lib.support import DEADLINE
-from tests.lib.threads import Thread
+from tests.lib.threads import Event, Thread
 
 _SYSCALL = {"x86_64": 323, "aarch64": 282}
 _UFFDIO_API, _UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
@@ -44,7 +43,7 @@ def _missing_page() -> Iterator[tuple[int, Callable[[], None]]]:
     def let_go() -> None:
         if not closed:
             closed.append(fd)
-            os.close(fd)
+            close(fd)
 
     try:
         fcntl.ioctl(fd, _UFFDIO_API, bytearray(struct.pack("3Q", 0xAA, 0, 0)))
@@ -62,7 +61,8 @@ def _blocked(call: Callable[[int], object], attempt: Callable[[], object]) -> It
         threads = [Thread(target=call, args=(address,))]
         threads[0].start()
         # A system call of the test that waits for it would wait for ever: the test is then to fail, and not to hang.
-        rescue = threading.Timer(DEADLINE / 2, let_go)
+        done = Event()
+        rescue = Thread(target=lambda: done.wait(DEADLINE / 2) or let_go())
         rescue.start()
         try:
             deadline = time.monotonic() + DEADLINE
@@ -74,7 +74,7 @@ def _blocked(call: Callable[[int], object], attempt: Callable[[], object]) -> It
             yield
             assert threads[0].is_alive(), "a system call has waited for the lock"
         finally:
-            rescue.cancel()
+            done.set()
             rescue.join()
             let_go()
             for thread in threads:
@@ -90,7 +90,7 @@ def locked_inode(fd: int) -> Iterator[None]:
         try:
             _libc.pwrite(other, ctypes.c_void_p(address), ctypes.c_size_t(64), ctypes.c_long(2048))
         finally:
-            os.close(other)
+            close(other)
 
     # Sealing against nothing takes the lock, too.
     with _blocked(write, lambda: fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0)):
@@ -110,4 +110,4 @@ def deaf_epoll_set(fd: int) -> Iterator[None]:
 
         with _blocked(wait, lambda: poll_set.modify(ready, select.EPOLLIN)):
             yield
-        os.close(ready)
+        close(ready)

@@ -9,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 
-from tests.lib.patched import settle
+from tests.lib.patched import fork, settle
 
 #: The uid and gid of nobody.
 NOBODY = 65534
@@ -36,7 +36,7 @@ def _fork(work: Callable[[], None], uid: int | None) -> int:
     with warnings.catch_warnings():
         # Python 3.12 warns of threads that the child lacks, and a test runner may have some: no check waits for one.
         warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
+        pid = fork()
     if pid:
         return pid
     # _exit whatever happens: a child that went on would run the rest of the tests.

@@ -36,7 +36,7 @@ from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.gevent import GeventPoller
 from memifrt.poll.selectors import SelectorPoller
 from memifrt.system.original_functions import close
-from tests.lib.patched import SELECTORS
+from tests.lib.patched import PATCHED, SELECTORS
 from tests.lib.support import DEADLINE
 
 READ, WRITE, ERROR, DEL, MOD = FdEvent.READ, FdEvent.WRITE, FdEvent.ERROR, FdEvent.DEL, FdEvent.MOD
@@ -352,14 +352,21 @@ class TwistedAsyncioDriver(TwistedDriver):
         self._loop.run_forever()
 
 
+#: The drivers whose loop polls with ``select.epoll``, which gevent's patches remove.
+NEED_EPOLL = {"twisted-epoll", "twisted-asyncio"}
+
+
 def _twisted_drivers() -> list[Driver]:
     with contextlib.suppress(ImportError):
-        return [
-            TwistedDriver("twisted-epoll", "twisted.internet.epollreactor", "EPollReactor"),
-            TwistedDriver("twisted-poll", "twisted.internet.pollreactor", "PollReactor"),
-            TwistedDriver("twisted-select", "twisted.internet.selectreactor", "SelectReactor"),
-            TwistedAsyncioDriver("twisted-asyncio"),
-        ]
+        makers: dict[str, Callable[[], Driver]] = {
+            "twisted-epoll": lambda: TwistedDriver("twisted-epoll", "twisted.internet.epollreactor", "EPollReactor"),
+            "twisted-poll": lambda: TwistedDriver("twisted-poll", "twisted.internet.pollreactor", "PollReactor"),
+            "twisted-select": lambda: TwistedDriver(
+                "twisted-select", "twisted.internet.selectreactor", "SelectReactor"
+            ),
+            "twisted-asyncio": lambda: TwistedAsyncioDriver("twisted-asyncio"),
+        }
+        return [make() for name, make in makers.items() if not (PATCHED and name in NEED_EPOLL)]
     return []
 
 

@@ -30,6 +30,13 @@ def open_fds() -> set[int]:
     return found
 
 
+def fork() -> int:
+    """Fork as the test's process does. gevent's ``os.fork`` watches the child, which only its default loop can."""
+    if PATCHED and not importlib.import_module("gevent").get_hub().loop.default:
+        return int(importlib.import_module("gevent.os").fork_gevent())
+    return os.fork()
+
+
 def open_what_gevent_keeps() -> None:
     """Let gevent open the fds that it opens once and keeps, so that no test takes them for its own."""
     if PATCHED:

@@ -25,6 +25,7 @@ class _RealThread:
         kwargs: Mapping[str, Any] | None = None,
         daemon: bool = False,
     ) -> None:
+        self._name = name
         self._call = (target, tuple(args), dict(kwargs or {}))
         self._running = Lock()
 
@@ -34,6 +35,8 @@ class _RealThread:
 
     def _run(self) -> None:
         target, args, kwargs = self._call
+        if self._name:
+            threading.current_thread().name = self._name
         try:
             target(*args, **kwargs)
         finally:
@@ -50,4 +53,34 @@ class _RealThread:
         return self._running.locked()
 
 
-Thread = threading.Thread if TYPE_CHECKING or not PATCHED else _RealThread
+class _RealEvent:
+    """What the tests use of ``threading.Event``, which with gevent's patches belongs to one thread's hub.
+
+    A thread that waits for it blocks; no greenlet of the same thread runs meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._unset = Lock()
+        self._unset.acquire()
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        if not self._is_set:
+            self._is_set = True
+            self._unset.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if self._unset.acquire(timeout=-1 if timeout is None else timeout):
+            self._unset.release()
+        return self._is_set
+
+
+if TYPE_CHECKING or not PATCHED:
+    Event = threading.Event
+    Thread = threading.Thread
+else:
+    Event = _RealEvent
+    Thread = _RealThread

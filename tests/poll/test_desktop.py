@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from memifrt import ConfigError, FdEvent, Runtime
+from memifrt.system.original_functions import close
 from tests.lib import loops
 from tests.lib.loops import Driver, Loop, Scenario
 from tests.lib.support import DEADLINE
+from tests.lib.threads import Event, Thread
 
 NAMES = ("glib", "qt")
 
@@ -30,7 +31,7 @@ def driver(request: pytest.FixtureRequest) -> Driver:
 def fd() -> Iterator[int]:
     fd = os.eventfd(1, os.EFD_NONBLOCK)
     yield fd
-    os.close(fd)
+    close(fd)
 
 
 def test_an_interrupt_in_a_callback_is_printed_and_memif_goes_on(
@@ -106,8 +107,8 @@ def test_a_main_context_that_runs_in_a_thread_refuses_the_others() -> None:
     runtime = Runtime(control_fd_update=poller.update)
     poller.start(runtime.control_fd_handler)
     main = glib.MainLoop()
-    thread = threading.Thread(target=main.run)
-    running = threading.Event()
+    thread = Thread(target=main.run)
+    running = Event()
     glib.idle_add(running.set)
     thread.start()
     try:
@@ -134,7 +135,7 @@ def test_qt_s_event_loop_is_there_before_the_poller() -> None:
         except ConfigError as error:
             raised.append(error)
 
-    thread = threading.Thread(target=make, name="without Qt")
+    thread = Thread(target=make, name="without Qt")
     thread.start()
     thread.join()
     assert "there is no Qt event loop in thread 'without Qt': make a QCoreApplication" in str(raised[0])

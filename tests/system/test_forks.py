@@ -11,7 +11,6 @@ import select
 import selectors
 import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -34,6 +33,7 @@ from memifrt.threaded.runtime_thread import Background
 from tests.lib.forked import in_child
 from tests.lib.patched import PATCHED, open_fds
 from tests.lib.support import DEADLINE, Pair, wait_for_closes, wait_until
+from tests.lib.threads import Event
 
 # Its first loop opens fds that stay.
 uvloop.new_event_loop().close()
@@ -304,6 +304,7 @@ def test_a_child_takes_nothing_out_of_an_asyncio_loop_it_shares(
         loop.close()
 
 
+@pytest.mark.skipif(PATCHED, reason="gevent's patches remove select.epoll, which trio needs")
 def test_a_child_takes_nothing_out_of_a_trio_run_it_shares(socket_name: str) -> None:
     async def main() -> None:
         with trio.fail_after(DEADLINE):
@@ -396,7 +397,7 @@ def test_a_burst_of_an_earlier_connection_ends_in_the_child_alone(pair: Pair) ->
 
 def test_what_waits_to_be_closed_is_the_parents(monkeypatch: pytest.MonkeyPatch) -> None:
     """The threads that close what peers sent are not in the child."""
-    go_on, close_range = threading.Event(), received_fds._close_range
+    go_on, close_range = Event(), received_fds._close_range
 
     def close(first: int, end: int) -> None:
         go_on.wait(DEADLINE)

@@ -31,6 +31,7 @@ from tests.lib.forked import beside, in_child
 from tests.lib.patched import open_fds
 from tests.lib.peer import ScriptedSlave
 from tests.lib.support import DEADLINE, Recorder, wait_for_closes, wait_until
+from tests.lib.threads import Event
 
 # --- a file system of our own, as far as open (linux/fuse.h) ----------------------------------------------------------
 
@@ -229,12 +230,12 @@ def is_open(fd: int) -> bool:
 
 
 @pytest.fixture
-def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
     """Closes in threads do not come back before the event is set, at the end at the latest."""
-    go_on, close_range, test = threading.Event(), received._close_range, threading.get_ident()
+    go_on, close_range, test = Event(), received._close_range, threading.get_native_id()
 
     def close(first: int, end: int) -> None:
-        if threading.get_ident() != test:
+        if threading.get_native_id() != test:
             go_on.wait(DEADLINE)
         close_range(first, end)
 
@@ -260,7 +261,7 @@ def test_memory_and_eventfds_of_our_own_user_are_closed_at_once() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: allocate_memfd(4096), lambda: os.eventfd(0)], ids=["memory", "eventfd"])
-def test_nothing_of_a_stranger_is_closed_by_the_caller(hanging: threading.Event, make: Callable[[], int]) -> None:
+def test_nothing_of_a_stranger_is_closed_by_the_caller(hanging: Event, make: Callable[[], int]) -> None:
     fds = [make(), os.eventfd(0)]
     ReceivedFd(fds[0], "sent", 12345).close()
     SharedEventFd(fds[1], "shared", 12345).close()
@@ -271,7 +272,7 @@ def test_nothing_of_a_stranger_is_closed_by_the_caller(hanging: threading.Event,
 
 
 def test_large_memory_is_not_freed_by_the_caller_whoever_sent_it(
-    hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
+    hanging: Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(received, "_LARGE", 4096)
     fd = allocate_memfd(1 << 16)
@@ -291,7 +292,7 @@ def test_what_else_is_sent_is_closed_too() -> None:
 
 
 def test_the_threads_of_one_user_are_few_and_another_user_has_its_own(
-    hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
+    hanging: Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(received, "_STUCK_AFTER", 0)
     for _ in range(received._THREADS + 20):
@@ -313,7 +314,7 @@ def test_a_thread_that_gets_on_closes_for_all(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(received, "start_new_thread", count)
     monkeypatch.setattr(received, "_STUCK_AFTER", DEADLINE)
-    go_on = threading.Event()
+    go_on = Event()
     close_range = received._close_range
 
     def close(first: int, end: int) -> None:
@@ -330,7 +331,7 @@ def test_a_thread_that_gets_on_closes_for_all(monkeypatch: pytest.MonkeyPatch) -
     assert not received.closes_too_slowly(12345)
 
 
-def test_a_user_is_stopped_by_its_own_fds_alone(hanging: threading.Event) -> None:
+def test_a_user_is_stopped_by_its_own_fds_alone(hanging: Event) -> None:
     for number in range(received.MAX_CLOSING):
         assert not received.closes_too_slowly(12345), number
         ReceivedFd(os.open("/dev/null", os.O_RDWR), "sent", 12345).close()
@@ -338,7 +339,7 @@ def test_a_user_is_stopped_by_its_own_fds_alone(hanging: threading.Event) -> Non
     assert not received.closes_too_slowly(12346)
 
 
-def test_a_crowd_of_users_cannot_take_all_fds(hanging: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crowd_of_users_cannot_take_all_fds(hanging: Event, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 256))
     for uid in range(1000, 1128):
         ReceivedFd(os.open("/dev/null", os.O_RDWR), "sent", uid).close()
@@ -346,7 +347,7 @@ def test_a_crowd_of_users_cannot_take_all_fds(hanging: threading.Event, monkeypa
     assert not received.closes_too_slowly(999)  # who has none that hang may go on
 
 
-def test_sockets_memory_and_eventfds_of_a_flood_take_no_numbers(hanging: threading.Event) -> None:
+def test_sockets_memory_and_eventfds_of_a_flood_take_no_numbers(hanging: Event) -> None:
     def make(number: int) -> int:
         kinds: list[Callable[[], int]] = [
             lambda: os.eventfd(0),
@@ -378,7 +379,7 @@ def no_thread_at_all(function: object, arguments: object) -> None:
     raise RuntimeError("can't start new thread")
 
 
-def test_a_forked_child_leaves_to_its_parent_what_hangs(hanging: threading.Event) -> None:
+def test_a_forked_child_leaves_to_its_parent_what_hangs(hanging: Event) -> None:
     for _ in range(received._PARK_ABOVE + 5):
         ReceivedFd(os.eventfd(0), "sent", 12345).close()
 

@@ -22,13 +22,13 @@ from memifrt import Credentials, FdEvent, Runtime
 from memifrt.control.channel import Channel
 from memifrt.control.wire import AddRegion
 from memifrt.system import received_fds as received
-from memifrt.system.original_functions import epoll
+from memifrt.system.original_functions import close, epoll
 from memifrt.types import State
 from tests.lib.blocking import deaf_epoll_set, locked_inode
 from tests.lib.patched import open_fds
 from tests.lib.peer import ScriptedMaster, ScriptedSlave
 from tests.lib.support import DEADLINE, Recorder, wait_for_closes, wait_until
-from tests.lib.threads import Thread
+from tests.lib.threads import Event, Thread
 
 STRANGER = 12345
 
@@ -100,7 +100,7 @@ def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
 @contextlib.contextmanager
 def running(loop: Loop) -> Iterator[None]:
     """The loop turns in a thread of its own, which must be there to the end."""
-    stop, failures = threading.Event(), list[BaseException]()
+    stop, failures = Event(), list[BaseException]()
 
     def run() -> None:
         try:
@@ -165,7 +165,7 @@ def test_memory_whose_inode_is_locked_holds_nobody(
                 assert peer.reason() == "region 0 is not sealed against shrinking and the peer runs as another user"
             good_peer_connects(socket_name)
             peer.hang_up()
-        os.close(memory)
+        close(memory)
 
 
 @pytest.mark.parametrize("trusted", [True, False])
@@ -191,7 +191,7 @@ def test_no_seal_is_added_to_what_a_peer_sent(
         peer.send(AddRegion(0, peer.region_size), forgetful)
         peer.receive()
         assert set(commands) == {fcntl.F_GET_SEALS}
-        os.close(forgetful)
+        close(forgetful)
 
 
 # --- an eventfd in a peer's epoll set -------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_an_eventfd_that_a_deaf_epoll_set_watches_holds_nobody(loop: Loop, socke
         until(lambda: victim.connected)
         with deaf_epoll_set(peer.tx_fd):
             peer.fds.remove(peer.tx_fd)
-            os.close(peer.tx_fd)
+            close(peer.tx_fd)
             peer.hang_up()
             until(lambda: record.reasons)
             good_peer_connects(f"{socket_name}-good")
@@ -232,7 +232,7 @@ def test_a_runtime_closes_while_a_peer_holds_an_eventfd(loop: Loop, socket_name:
             until(lambda: victim.connected)
         with deaf_epoll_set(peer.tx_fd):
             peer.fds.remove(peer.tx_fd)
-            os.close(peer.tx_fd)
+            close(peer.tx_fd)
             loop.close()
         wait_for_closes()
 
@@ -243,16 +243,16 @@ def test_a_runtime_closes_while_a_peer_holds_an_eventfd(loop: Loop, socket_name:
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
     """Closes in helper threads hang until the test is over; yields the threads that have closed anything."""
-    go_on, close_range, threads = threading.Event(), received._close_range, set[int]()
+    go_on, close_range, threads = Event(), received._close_range, set[int]()
     close_all, helpers = received._close_all, set[int]()
 
     def work(*arguments: Any) -> None:
-        helpers.add(threading.get_ident())
+        helpers.add(threading.get_native_id())
         close_all(*arguments)
 
     def close(first: int, end: int) -> None:
-        if threading.get_ident() in helpers:
-            threads.add(threading.get_ident())
+        if threading.get_native_id() in helpers:
+            threads.add(threading.get_native_id())
             go_on.wait(DEADLINE)
         close_range(first, end)
 
@@ -289,8 +289,8 @@ def test_hundreds_of_connections_whose_fds_do_not_close_take_neither_time_nor_fd
         assert len(received._backlogs[STRANGER]._threads) <= received._THREADS
         # Of the two fds of each connection, and the connection itself.
         assert len(open_fds()) < before + 2 * received.MAX_CLOSING
-    os.close(reader)
-    os.close(writer)
+    close(reader)
+    close(writer)
 
 
 @pytest.mark.usefixtures("strangers")
@@ -307,7 +307,7 @@ def test_messages_of_253_fds_never_take_253_numbers(loop: Loop, socket_name: str
                 peer.hang_up()
                 assert len(open_fds()) < before + received.MAX_CLOSING
         good_peer_connects(socket_name)
-    os.close(null)
+    close(null)
 
 
 def test_a_connection_of_a_stranger_ends_without_a_thread_if_nothing_is_left_in_it(
@@ -346,12 +346,12 @@ def test_a_file_whose_path_is_too_long_to_tell_is_no_eventfd(
             peer.s2m()
             assert "came with an fd that is not an eventfd" in peer.reason()
     finally:
-        os.close(fd)
+        close(fd)
         os.unlink("file", dir_fd=directories[-1])
         while len(directories) > 1:
-            os.close(directories.pop())
+            close(directories.pop())
             os.rmdir(name, dir_fd=directories[-1])
-        os.close(directories.pop())
+        close(directories.pop())
 
 
 def test_a_listener_that_passes_credentials_leaves_room_for_the_fd(runtime: Runtime, socket_name: str) -> None:
@@ -385,8 +385,8 @@ def test_fds_that_a_client_of_the_stats_socket_sends_are_not_closed_by_the_loop(
         wait_until(lambda: hanging, runtime)
         with contextlib.suppress(ConnectionResetError):
             assert client.recv(1 << 20) == b""
-    os.close(reader)
-    os.close(writer)
+    close(reader)
+    close(writer)
 
 
 def test_the_credentials_of_a_peer_are_asked_for_by_what_cannot_wait() -> None:

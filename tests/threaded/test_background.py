@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import select
 import threading
 import weakref
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from memifrt import ConfigError, FdEvent, Interface, MemifError, Runtime
 from memifrt.threaded.runtime_thread import Background
 from tests.lib.forked import in_child
+from tests.lib.peer import VppSlave
 from tests.lib.support import DEADLINE
 
 
@@ -54,6 +56,25 @@ def test_interfaces_connect_and_interrupt_without_anybody_polling(background: Ba
     slave.tx_queues[0].send([b"packet"])
     assert come.wait(DEADLINE)
     assert received == [b"packet"]
+
+
+def test_a_peer_of_few_packets_a_kick_is_kicked_until_it_has_them_all(background: Background, socket_name: str) -> None:
+    up = threading.Event()
+    master = background.call(
+        lambda: background.runtime.create_interface(
+            socket=socket_name, role="master", on_connect=lambda interface: up.set()
+        )
+    )
+    with VppSlave(socket_name) as peer:
+        peer.run()
+        assert up.wait(DEADLINE)
+        peer.post()
+        assert master.tx_queues[0].send([b"packet"] * 1024) == 1024
+        kicked = select.poll()
+        kicked.register(peer.rx_fd, select.POLLIN)
+        while peer.taken < 1024:
+            assert kicked.poll(DEADLINE * 1000)
+            peer.on_kick()
 
 
 def test_call_runs_in_the_thread_and_brings_back_what_happens(background: Background) -> None:
