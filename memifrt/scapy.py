@@ -431,7 +431,7 @@ class _Link:
         if len(self.inbox) < self._backlog + DEFAULT_BURST:
             for queue in interface.rx_queues:
                 with contextlib.suppress(Disconnected):  # on_disconnect reports it
-                    self.inbox.put(queue.recv(queue.ring_size), time.time())
+                    self.inbox.put(queue.recv(queue.ring_size))
 
     def after_take(self) -> None:
         """Read from the queues again once half of the backlog is read."""
