@@ -54,11 +54,10 @@ cdef class RingBurst:
             yield self.view(position)
 
     def packets(self):
-        cdef int start = self.sent, stop
-        while start < self.count:
-            stop = packet_end(self.entries, start, self.count)
-            yield new_packet(self, start, stop)
-            start = stop
+        cdef Packets packets = Packets.__new__(Packets)
+        packets.burst = self
+        packets.next = self.sent
+        return packets
 
     def length(self, index):
         return self.entries[self.position(index)].length
@@ -333,6 +332,28 @@ cdef class Packet:
 
     def __repr__(self):
         return f"<packet in {len(self.views)} buffers>"
+
+
+@cython.final
+@cython.freelist(8)
+cdef class Packets:
+    """Iterates over the packets of a burst that are left. A generator would cost more for each packet."""
+
+    cdef RingBurst burst
+    # Where the next packet starts.
+    cdef int next
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef int start = self.next, stop
+        if start >= self.burst.count:
+            raise StopIteration
+        stop = packet_end(self.burst.entries, start, self.burst.count)
+        packet = new_packet(self.burst, start, stop)
+        self.next = stop
+        return packet
 
 
 cdef Packet new_packet(RingBurst burst, int start, int stop):
