@@ -206,7 +206,11 @@ def test_a_background_runtime_is_refused(socket_name: str) -> None:
         assert background.call(lambda: 1) == 1
 
 
-@pytest.mark.skipif(PATCHED, reason="gevent does not support multiprocessing; tests/faces/test_gevent_patched.py forks")
+@pytest.mark.skipif(
+    PATCHED,
+    reason="gevent's os.close closes later, so multiprocessing's helpers cannot be ended here; "
+    "tests/faces/test_gevent_patched.py starts such children in programs",
+)
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_children_of_multiprocessing_leave_the_parent_alone(make_pair: Callable[..., Pair], method: str) -> None:
     pair = make_pair()
