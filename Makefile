@@ -25,11 +25,13 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 # The tests whose work is in the test's own process, with every patch of gevent. Without xdist: its workers have threads
-# before anything can be patched. Not here: the rings' tests, which make no system call; tests that start programs, which
-# have no patches; the other loops (tests/poll/test_loops.py and its like), which do not run under gevent's patches; and
-# tests that hold up real threads (received_fds, strangers). The faces have test_gevent_patched.py.
-PATCHED := $(addprefix tests/,connection control memory ports stats poll/test_hook.py poll/test_selectors.py test_events.py \
-	test_interface.py test_libmemif.py test_runtime.py system/test_faults_system.py system/test_fds.py)
+# before anything can be patched. Not here: most of the rings' tests, which make no system call and take minutes; and
+# tests of programs (most of cli and examples), because a program that a test starts has no patches.
+PATCHED := $(addprefix tests/,capture connection control faces memory poll ports stats threaded test_errors.py test_events.py \
+	test_interface.py test_libmemif.py test_options.py test_packets.py test_runtime.py test_types.py \
+	$(addprefix system/test_,faults_system.py fds.py forks.py linear.py received_fds.py strangers.py) \
+	$(addprefix ring/test_,allocations.py derived_views.py pack_into.py vectorized.py) \
+	cli/test_dump.py examples/test_asyncio_app.py examples/test_gevent_app.py)
 test-patched: $(VENV)/.dev
 	$(BIN)/python -m gevent.monkey --module pytest -n 0 $(or $(ARGS),$(PATCHED))
 

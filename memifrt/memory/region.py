@@ -23,6 +23,7 @@ from memifrt.errors import ConfigError, ErrorCode, MemifError, ProtocolError, os
 from memifrt.memory.layout import MAX_REGION_SIZE
 from memifrt.options import RegionAllocator
 from memifrt.system.fds import OwnedFd
+from memifrt.system.forks import call_after_fork, keep_for_ever
 from memifrt.system.original_functions import close
 
 if TYPE_CHECKING:
@@ -294,6 +295,7 @@ def _map(fd: OwnedFd, size: int, index: int, on_loss: OnLoss | None = None) -> m
     """Map the file, and guard the mapping if there is an ``on_loss`` callback."""
     try:
         mapping = _Mapping(fd.fileno(), size)
+        call_after_fork(mapping, keep_for_ever)  # it has a copy of the fd
     except OSError as error:
         raise os_error(f"cannot map region {index} of {size} bytes", error) from error
     except (ValueError, OverflowError) as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from memifrt.errors import ConfigError, ForkedError
 from memifrt.system import original_functions
 from memifrt.system.fds import OwnedFd
-from memifrt.system.forks import abandon_after_fork
+from memifrt.system.forks import abandon_after_fork, keep_for_ever
 from memifrt.types import FdEvent
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ class EpollPoller:
         """Leave the set alone in a forked child, because the parent shares it. End the waits of copied greenlets."""
         self._closing = original_functions.RLock()  # a thread that exists only in the parent may hold the old one
         self._inherited = True
+        keep_for_ever(self._epoll)
         for wait in self._waits:
             wait.abandon()
 

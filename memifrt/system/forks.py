@@ -17,6 +17,9 @@ from typing import TypeVar, cast
 
 _T = TypeVar("_T")
 
+#: The objects of :func:`keep_for_ever`.
+_kept: list[object] = []
+
 #: Each object with the method to call. Not a list of weak methods: those complain when the interpreter ends first.
 _methods: weakref.WeakKeyDictionary[object, Callable[[object], object]] = weakref.WeakKeyDictionary()
 
@@ -36,6 +39,14 @@ def call_after_fork(thing: _T, function: Callable[[_T], object]) -> None:
     :param function: must not keep ``thing``. As for :func:`abandon_after_fork`.
     """
     _methods[thing] = cast("Callable[[object], object]", function)
+
+
+def keep_for_ever(thing: object) -> None:
+    """Keep an object whose destructor closes an fd by its number. Call it in a forked child.
+
+    The child may have closed this fd, as daemons close all, and the number may belong to another file by then.
+    """
+    _kept.append(thing)
 
 
 def _abandon_all() -> None:

@@ -28,13 +28,14 @@ the step that returns them, so none is lost. :meth:`Waiting.receiving` has the s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import chain
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from memifrt.errors import ConfigError, Disconnected, ErrorCode, check_packets
+from memifrt.errors import ConfigError, Disconnected, ErrorCode, ForkedError, check_packets
 from memifrt.interface import Interface
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.system.forks import abandon_after_fork
@@ -446,8 +447,10 @@ class Waiting(Generic[S]):
             self._kept.setdefault(queue.qid, KeptPackets()).keep(queue)
 
     def _deleted(self) -> None:
-        for kept in self._kept.values():
-            kept.drop()
+        with contextlib.suppress(ForkedError):  # in a forked child they stay as they are: they are the parent's
+            self.interface.check_not_forked()
+            for kept in self._kept.values():
+                kept.drop()
         self.wake_all()
 
     def _disconnected(self, interface: Interface, reason: Disconnected) -> None:

@@ -22,8 +22,11 @@ from memifrt.options import RoleName
 from memifrt.poll.trio import TrioPoller
 from memifrt.trio import TrioInterface, open_interface, open_runtime
 from tests.lib.flooder import BURST, flooding
+from tests.lib.patched import PATCHED
 from tests.lib.support import DEADLINE, runtime_of
 from tests.lib.ticker import ATTEMPTS, BEAT, LATE, Beats
+
+pytestmark = pytest.mark.skipif(PATCHED, reason="gevent's patches remove select.epoll, which trio needs")
 
 READ, DEL = FdEvent.READ, FdEvent.DEL
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 
-from memifrt import ConfigError, Disconnected, Interface, MemifError, Runtime, RxQueue
+from memifrt import ConfigError, Disconnected, ForkedError, Interface, MemifError, Runtime, RxQueue
 from memifrt.options import RuntimeOptions
 from memifrt.queue import reference
 from memifrt.ring import Burst
@@ -21,6 +21,7 @@ from memifrt.waiting.base_interface import BaseInterface, BurstHolder, interface
 from memifrt.waiting.kept import BURST
 from memifrt.waiting.steps import Waiting
 from memifrt.waiting.wakeup import FIRST_PAUSE, LONGEST_PAUSE, Pass, Steps, Wait, Wakeup
+from tests.lib.forked import in_child
 from tests.lib.peer import ScriptedSlave
 from tests.lib.support import Recorder, connect, wait_until
 
@@ -651,6 +652,20 @@ def test_packets_that_were_left_are_dropped_with_the_interface(near: Near) -> No
     near.drop()
     waiting.interface.delete()
     assert "deleted" in Call(waiting.recv(0, 1)).fails()
+
+
+def test_packets_that_were_left_are_the_parents_after_a_fork(near: Near) -> None:
+    waiting = near.connect()
+    near.publish(b"one", b"two")
+    near.drop()
+
+    def child() -> None:
+        with pytest.raises(ForkedError):
+            waiting.recv(0, 1)
+        waiting.interface.delete()
+
+    in_child(child)
+    assert Call(waiting.recv(0, 2)).result == [b"one", b"two"]
 
 
 def test_an_end_that_the_application_asks_for_keeps_nothing(near: Near) -> None:

@@ -203,8 +203,9 @@ def children() -> None:
 
         def make_children() -> None:
             assert subprocess.call(["true"]) == 0
-            for _ in range(2):
-                child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.05,))
+            for method in ("fork", "forkserver", "spawn"):
+                context: Any = multiprocessing.get_context(method)
+                child = context.Process(target=time.sleep, args=(0.05,))
                 child.start()
                 with gevent.Timeout(DEADLINE):
                     child.join()

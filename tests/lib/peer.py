@@ -30,6 +30,7 @@ from memifrt.control.wire import (
     decode,
     encode,
 )
+from memifrt.system.original_functions import close
 from memifrt.system.original_functions import socket as unpatched_socket
 from memifrt.types import COOKIE, VERSION
 from tests.lib.support import DEADLINE, Pair, wait_until
@@ -201,7 +202,7 @@ class Peer:
             self.memory.close()
         fds, self.fds = self.fds, []
         for fd in fds:
-            os.close(fd)
+            close(fd)
 
     def __enter__(self) -> Self:
         return self

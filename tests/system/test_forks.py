@@ -9,11 +9,13 @@ import multiprocessing
 import os
 import select
 import selectors
+import socket
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 import trio
@@ -32,6 +34,7 @@ from memifrt.system.received_fds import ReceivedFd
 from memifrt.threaded.runtime_thread import Background
 from tests.lib.forked import in_child
 from tests.lib.patched import PATCHED, open_fds
+from tests.lib.peer import VppMaster, VppSlave
 from tests.lib.support import DEADLINE, Pair, wait_for_closes, wait_until
 from tests.lib.threads import Event
 
@@ -203,7 +206,11 @@ def test_a_background_runtime_is_refused(socket_name: str) -> None:
         assert background.call(lambda: 1) == 1
 
 
-@pytest.mark.skipif(PATCHED, reason="gevent does not support multiprocessing; tests/faces/test_gevent_patched.py forks")
+@pytest.mark.skipif(
+    PATCHED,
+    reason="gevent's os.close closes later, so multiprocessing's helpers cannot be ended here; "
+    "tests/faces/test_gevent_patched.py starts such children in programs",
+)
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_children_of_multiprocessing_leave_the_parent_alone(make_pair: Callable[..., Pair], method: str) -> None:
     pair = make_pair()
@@ -247,6 +254,142 @@ os._exit(0)
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize("closes_fds", [False, True])
+def test_a_daemon_that_was_forked_twice_makes_a_runtime_of_its_own(socket_name: str, closes_fds: bool) -> None:
+    """Daemons fork twice, and close every fd that they inherit. The new runtime gets the numbers of the old one's."""
+    program = f"""
+import gc, os, traceback, memifrt
+
+def connected(runtime, name):
+    ends = [runtime.create_interface(socket=name, role=role) for role in ("master", "slave")]
+    while not all(end.connected for end in ends):
+        runtime.poll_event(1)
+    return ends
+
+def assert_packets_pass(runtime, master, slave):
+    assert slave.tx_queues[0].send([b"packet"]) == 1
+    assert master.rx_queues[0].recv() == [b"packet"]
+    while runtime.poll_event(0):
+        pass
+    assert master.connected and slave.connected
+
+def daemon():
+    global before, ends
+    if {closes_fds}:
+        os.closerange(3, 256)
+    with memifrt.Runtime("daemon") as runtime:
+        own = connected(runtime, {socket_name!r} + "-daemon")
+        for call in (before.poll_event, ends[0].details, ends[1].tx_queues[0].free):
+            try:
+                call()
+            except memifrt.ForkedError as error:
+                assert f"process {{original}} " in str(error), error
+            else:
+                raise AssertionError(call)
+        before.close()
+        before = ends = call = None
+        gc.collect()
+        assert_packets_pass(runtime, *own)
+    print("done", flush=True)
+
+original = os.getpid()
+before = memifrt.Runtime("before", reconnect_interval=0.01)
+ends = connected(before, {socket_name!r})
+ended, in_daemon = os.pipe()
+if child := os.fork():
+    os.close(in_daemon)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert os.read(ended, 1) == b"", "the daemon wrote something"
+    assert_packets_pass(before, *ends)
+    before.close()
+    os._exit(0)
+os.setsid()
+if os.fork():
+    os._exit(0)
+os.dup2(in_daemon, 0)  # standard input keeps the pipe open until the daemon ends
+try:
+    daemon()
+except BaseException:
+    traceback.print_exc()
+finally:
+    os._exit(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-W", "ignore::DeprecationWarning", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_the_servers_of_statistics_stay_the_parents(tmp_path: Path) -> None:
+    path = str(tmp_path / "stats.sock")
+    with (
+        Runtime("watched", stats_socket=path, prometheus="127.0.0.1:0") as runtime,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        client.settimeout(DEADLINE)
+        client.connect(path)
+
+        def snapshot_comes() -> bool:
+            while runtime.poll_event(0):
+                pass
+            return bool(select.select([client], [], [], 0)[0]) and client.recv(1 << 16).endswith(b"\n")
+
+        wait_until(snapshot_comes, runtime)
+        client.sendall(b"\n")  # the parent has this request to answer when it forks
+
+        def child() -> None:
+            refused(runtime.poll_event)
+            runtime.close()
+            gc.collect()
+            assert os.path.exists(path)
+            with Runtime("own", stats_socket=f"{path}-own") as own, socket.socket(socket.AF_UNIX) as another:
+                another.connect(f"{path}-own")
+                wait_until(lambda: select.select([another], [], [], 0)[0], own)
+                assert b'"own"' in another.recv(1 << 16)
+            assert not select.select([client], [], [], 0)[0]
+
+        in_child(child)
+        wait_until(snapshot_comes, runtime)
+        client.sendall(b"\n")
+        wait_until(snapshot_comes, runtime)
+        with socket.socket(socket.AF_UNIX) as later:
+            later.connect(path)
+            wait_until(lambda: select.select([later], [], [], 0)[0], runtime)
+
+
+@pytest.mark.parametrize("role", ["master", "slave"])
+def test_kicks_that_a_slow_peer_still_needs_are_the_parents(socket_name: str, runtime: Runtime, role: str) -> None:
+    if role == "master":
+        interface = runtime.create_interface(socket=socket_name, role="master")
+        peer: VppSlave | VppMaster = VppSlave(socket_name, runtime)
+    else:
+        peer = VppMaster(socket_name, runtime)
+        interface = runtime.create_interface(socket=socket_name)
+    with peer.run():
+        wait_until(lambda: interface.connected, runtime)
+        if isinstance(peer, VppSlave):
+            peer.post()
+        tx = interface.tx_queues[0]
+        assert tx.send([b"packet"] * 1024) == 1024
+        assert peer.on_kick()
+        assert runtime._schedule._posted
+
+        def child() -> None:
+            assert not runtime._schedule._posted
+            refused(lambda: tx.send([b"packet"]))
+            refused(runtime.poll_event)
+            runtime.close()
+            gc.collect()
+
+        in_child(child)
+        assert not peer.on_kick()
+        peer.wait(lambda: peer.on_kick() and peer.taken == 1024)
 
 
 def test_a_child_takes_nothing_out_of_a_selector_it_shares(socket_name: str) -> None:

@@ -66,7 +66,10 @@ def test_a_peer_of_few_packets_a_kick_is_kicked_until_it_has_them_all(background
         )
     )
     with VppSlave(socket_name) as peer:
-        peer.run()
+        for step in peer.STEPS:
+            peer.say(step)
+            assert select.select([peer.socket], [], [], DEADLINE)[0]
+            peer.answer(step)
         assert up.wait(DEADLINE)
         peer.post()
         assert master.tx_queues[0].send([b"packet"] * 1024) == 1024
