@@ -40,8 +40,8 @@ class Inbox:
         # The lock is reentrant, because a finalizer may close the inbox while this thread holds it.
         self._lock = threading.RLock()
         self._fd: OwnedFd | None = None
-        #: An eventfd of each call that waits. A Condition would not do: under gevent's patches its waits know the
-        #: greenlets of one thread alone, and a poll() works in every thread.
+        #: An eventfd of each call that waits. A Condition would not do: under gevent's patches a real thread that waits
+        #: for one without a limit hangs. A poll() works in every thread.
         self._waiting: set[OwnedFd] = set()
         self._pid = os.getpid()
         abandon_after_fork(self._abandon)
@@ -241,7 +241,7 @@ class Inbox:
 
 
 def _eventfd(number: int, failure: str) -> int:
-    """Make an eventfd of which each read takes 1 from its number."""
+    """Make an eventfd. Each read takes 1 from its number."""
     try:
         return os.eventfd(number, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
     except OSError as error:
