@@ -253,7 +253,7 @@ class Bursts(BurstHolder["_Signal"]):
 
     def __init__(self, interface: GeventInterface, qid: int, limit: int) -> None:
         super().__init__(interface._waiting, qid, limit)
-        self._interface = interface
+        self._receive = interface._receive
 
     def __iter__(self) -> Self:
         return self
@@ -261,7 +261,7 @@ class Bursts(BurstHolder["_Signal"]):
     def __next__(self) -> Burst:
         call = self._begin()
         try:
-            burst = self._burst = self._interface._receive(call, None, self)
+            burst = self._burst = self._receive(call, None, self)
         finally:
             self._taking = False
         if burst is None:

@@ -44,14 +44,14 @@ DEFAULT_BUFFER_SIZE = 2048
 DEFAULT_RECONNECT_INTERVAL = 2.0
 #: Seconds that a peer has from connect to CONNECTED. A handshake takes milliseconds; a busy peer needs some more.
 DEFAULT_HANDSHAKE_TIMEOUT = 5.0
-#: Peers of one listener that may be silent about which interface they want. A slave says so at once.
+#: Connections of one listener that have not named an interface yet. A slave names it at once.
 DEFAULT_MAX_HALF_OPEN = 128
 
 #: The spellings of a role. ``server`` and ``client`` are DPDK's words.
 RoleName = Literal["master", "server", "slave", "client"]
 ModeName = Literal["ethernet", "ip", "punt-inject"]
 RxModeName = Literal["interrupt", "polling", "adaptive"]
-#: Called with what a callback raised.
+#: Called with the exception that a callback raised.
 OnError = Callable[[BaseException], object]
 #: ``allocate(size)`` returns an fd of a file at least ``size`` bytes large, which memifrt then owns.
 RegionAllocator = Callable[[int], int]
@@ -73,22 +73,24 @@ class InterfaceOptions(TypedDict, total=False):
 
     - ``id``: the number of the interface on its socket, 0 to 4294967295. Both ends need the same. Default 0.
     - ``name``: the interface's name, which the peer sees; at most 31 bytes. Default empty.
-    - ``role``: ``"master"`` (or ``"server"``) listens; ``"slave"`` (or ``"client"``) connects and brings the shared
+    - ``role``: ``"master"`` (or ``"server"``) listens; ``"slave"`` (or ``"client"``) connects and makes the shared
       memory. Default slave.
     - ``mode``: ``"ethernet"``, ``"ip"`` or ``"punt-inject"``, the same on both ends. Default Ethernet.
-    - ``secret``: at most 23 bytes. The slave sends it; the master refuses a slave whose secret differs. Default none.
-    - ``queues``: how many rings to have in each direction, 1 to 255. A master takes what its slave offers. Default 1.
-    - ``num_s2m_rings``, ``num_m2s_rings``: the same for one direction, slave to master and master to slave, where the
-      two must differ. Not together with ``queues``.
+    - ``secret``: at most 23 bytes. The slave sends it; the master refuses a slave with another one. Default none.
+    - ``queues``: the number of rings in each direction, 1 to 255. A master accepts the rings that its slave offers.
+      Default 1.
+    - ``num_s2m_rings``, ``num_m2s_rings``: the number of rings from slave to master and from master to slave, if they
+      differ. Not together with ``queues``.
     - ``ring_size``: slots of a ring, a power of two from 1 to 16384. The slave chooses it. Default 1024.
-    - ``log2_ring_size``: the same as a logarithm, 0 to 14, as libmemif has it. Not together with ``ring_size``.
+    - ``log2_ring_size``: the base-2 logarithm of ``ring_size``, 0 to 14, as in libmemif. Not together with it.
     - ``buffer_size``: bytes of a buffer, 1 to 65535. The slave chooses it. Default 2048.
-    - ``rx_mode``: ``"interrupt"``, ``"polling"``, or ``"adaptive"``: interrupts that are masked while packets stay
-      behind. Default interrupt.
-    - ``rx_headroom``: bytes that stay free in front of each packet which a slave receives. Default 0.
+    - ``rx_mode``: ``"interrupt"``, ``"polling"``, or ``"adaptive"``, which masks interrupts while packets wait in the
+      ring. Default interrupt.
+    - ``rx_headroom``: bytes that a slave leaves free in front of each packet that it receives. Default 0.
     - ``auto_refill``: whether a slave's receive buffers are posted on connect. Without it the application calls
       ``refill`` in ``on_connect``, as with libmemif. Default true.
-    - ``chained_tx``: whether a packet longer than a buffer is sent as a chain of buffers, or refused. Default true.
+    - ``chained_tx``: whether a packet longer than a buffer is sent as a chain of buffers; it is refused otherwise.
+      Default true.
     """
 
     id: int
@@ -109,7 +111,7 @@ class InterfaceOptions(TypedDict, total=False):
 
 
 class RuntimeOptions(TypedDict, total=False):
-    """The options of a runtime, but for its name and its hook. :class:`memifrt.Runtime` says what they mean."""
+    """The options of a runtime, except its name and its hook. :class:`memifrt.Runtime` describes them."""
 
     reconnect_interval: float
     region_allocator: RegionAllocator
@@ -123,7 +125,7 @@ class RuntimeOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class InterfaceConfig:
-    """The options of one interface, checked. :class:`InterfaceOptions` says what they mean.
+    """The options of one interface, checked. :class:`InterfaceOptions` describes them.
 
     :raises ConfigError: a value is wrong.
     """
@@ -156,7 +158,7 @@ class InterfaceConfig:
         """Check the options of an interface.
 
         :raises ConfigError: a value is wrong, or two options contradict each other.
-        :raises TypeError: there is no option of a name.
+        :raises TypeError: an option does not exist.
         """
         given = dict(options)
         _check_names(given)
@@ -180,7 +182,7 @@ class InterfaceConfig:
         return 1 << self.log2_ring_size
 
     def options(self) -> InterfaceOptions:
-        """Return the same as options, for :meth:`memifrt.Runtime.create_interface`."""
+        """Return these values as options for :meth:`memifrt.Runtime.create_interface`."""
         return cast("InterfaceOptions", {name: getattr(self, name) for name in _CONFIG_FIELDS})
 
     def replace(self, **changes: Unpack[InterfaceOptions]) -> InterfaceConfig:
@@ -381,13 +383,13 @@ def _ring_size(text: str) -> int:
 
 
 def _packet_mode(text: str) -> Mode:
-    """Return one of the modes whose packets a program here can read."""
+    """Return the mode, if the command line's programs can read its packets."""
     if text.lower() not in ("ethernet", "ip"):
         raise ConfigError(f"mode is {text!r}; it must be ethernet or ip")
     return parse_mode(text)
 
 
-#: By name. The other options are for programs alone.
+#: By name. The other options can be given in Python alone.
 TEXT_OPTIONS = {
     option.name: option
     for option in (
@@ -398,27 +400,27 @@ TEXT_OPTIONS = {
             "secret",
             lambda text: check_secret(os.fsencode(text)),  # the bytes that were typed, whatever they encode
             "S",
-            f"at most {SECRET_BYTES} bytes; the slave sends it, and the master refuses a slave whose secret differs",
+            f"at most {SECRET_BYTES} bytes; the slave sends it, and the master refuses a slave with another one",
         ),
         TextOption("queues", _whole("queues", 1, MAX_QUEUES), "N", "queues in each direction"),
         TextOption(
             "num_s2m_rings",
             _whole("num_s2m_rings", 1, MAX_QUEUES),
             "N",
-            "queues from slave to master, where the two directions differ",
+            "queues from slave to master, if the two directions differ",
         ),
         TextOption(
             "num_m2s_rings",
             _whole("num_m2s_rings", 1, MAX_QUEUES),
             "N",
-            "queues from master to slave, where the two directions differ",
+            "queues from master to slave, if the two directions differ",
         ),
         TextOption("ring_size", _ring_size, "N", "slots of a ring, a power of two"),
         TextOption(
             "log2_ring_size",
             _whole("log2_ring_size", 0, MAX_LOG2_RING_SIZE),
             "N",
-            "the same as a logarithm, as libmemif has it",
+            "base-2 logarithm of the ring size, as in libmemif",
         ),
         TextOption(
             "buffer_size",
@@ -430,8 +432,8 @@ TEXT_OPTIONS = {
             "rx_mode",
             parse_rx_mode,
             "interrupt|polling|adaptive",
-            "interrupt waits for packets, polling looks for them all the time, adaptive waits and spares the peer its "
-            "kicks under load",
+            "interrupt waits for kicks, polling reads the ring all the time, adaptive waits for kicks and masks them "
+            "under load",
         ),
     )
 }

@@ -53,7 +53,7 @@ def rings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     name = getattr(request, "param", None)
     if name is not None:
         implementation = load(name)
-        for user in ("memifrt.connection.shared_memory", "memifrt.libmemif"):
+        for user in ("memifrt.connection.shared_memory", "memifrt.libmemif.buffers"):
             monkeypatch.setattr(f"{user}.implementation", implementation)
         monkeypatch.setenv("MEMIFRT_RING", name)
 

@@ -391,7 +391,7 @@ class TestConnections:
 
     def test_without_a_socket_it_is_vpps(self, monkeypatch: pytest.MonkeyPatch, socket_name: str) -> None:
         assert m.MEMIF_DEFAULT_SOCKET_PATH == "/run/vpp/memif.sock"
-        monkeypatch.setattr(m, "MEMIF_DEFAULT_SOCKET_PATH", socket_name)
+        monkeypatch.setattr("memifrt.libmemif.connections.MEMIF_DEFAULT_SOCKET_PATH", socket_name)
         assert m.memif_init() == OK
         conn = got(m.memif_create(MemifConnArgs()))
         assert m.memif_get_socket_path(m.memif_get_socket_handle(conn)) == socket_name
@@ -1780,7 +1780,7 @@ class TestLibmemif3:
         assert tx.flags == 0
 
     def test_a_timeout_in_milliseconds_is_warned_of_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(m, "_milliseconds_warned", False)
+        monkeypatch.setattr("memifrt.libmemif.events._milliseconds_warned", False)
         assert m.memif_init() == OK
         for _ in range(2):
             assert m.memif_cancel_poll_event() == OK

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import threading
 import time
 from collections import deque
@@ -17,6 +18,9 @@ from itertools import islice
 from memifrt.errors import Disconnected, ForkedError, os_error
 from memifrt.system.fds import OwnedFd
 from memifrt.system.forks import abandon_after_fork
+
+#: Seconds of the longest poll(), which takes no more than 24 days.
+_LONGEST_POLL = 3600.0
 
 
 class Inbox:
@@ -34,8 +38,11 @@ class Inbox:
         self._has_peer = self._ended = self._closed = False
         self._reason: Disconnected | None = None
         # The lock is reentrant, because a finalizer may close the inbox while this thread holds it.
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
         self._fd: OwnedFd | None = None
+        #: An eventfd of each call that waits. A Condition would not do: under gevent's patches a real thread that waits
+        #: for one without a limit hangs. A poll() works in every thread.
+        self._waiting: set[OwnedFd] = set()
         self._pid = os.getpid()
         abandon_after_fork(self._abandon)
 
@@ -54,31 +61,31 @@ class Inbox:
         now = time.time()
         timed = [(packet, now) for packet in packets]
         if timed:
-            with self._changed:
+            with self._lock:
                 self._packets.extend(timed)
                 self._count(len(timed))
-                self._changed.notify_all()
+                self._wake_readers()
 
     def peer_came(self) -> None:
         """Note that there is a peer."""
-        with self._changed:
+        with self._lock:
             self._has_peer = True
-            self._changed.notify_all()
+            self._wake_readers()
 
     def peer_left(self, reason: Disconnected | None = None) -> None:
         """Note that there is no peer any more, and why. Packets that came before can still be read."""
-        with self._changed:
+        with self._lock:
             self._has_peer = False
             self._reason = reason or self._reason
-            self._changed.notify_all()
+            self._wake_readers()
 
     def end(self) -> None:
         """Note that no more packets will come. Packets that came before can still be read."""
-        with self._changed:
+        with self._lock:
             if not self._ended:
                 self._ended = True
                 self._count(1)
-                self._changed.notify_all()
+                self._wake_readers()
 
     # --- for readers --------------------------------------------------------------------------------------------
 
@@ -105,10 +112,10 @@ class Inbox:
         """Wait until there is no peer. Return whether this is so after ``timeout`` seconds at most."""
         return self._wait(lambda: not self._has_peer, timeout)
 
-    def wait(self, count: int | None, timeout: float | None, *, needs_peer: bool) -> bool:
-        """Wait for packets, as long as more can come. Return whether there are ``count`` of them.
+    def wait(self, number: int | None, timeout: float | None, *, needs_peer: bool) -> bool:
+        """Wait for packets, as long as more can come. Return whether there are ``number`` of them.
 
-        :param count: None waits for the end alone, and returns False.
+        :param number: None waits for the end alone, and returns False.
         :param timeout: seconds to wait at most; None waits without a limit.
         :param needs_peer: whether the wait ends with the peer. Otherwise it goes on until the peer comes back.
         :raises Disconnected: ``needs_peer``, there is no peer, and fewer packets are here. Its text is the reason why
@@ -116,10 +123,10 @@ class Inbox:
         """
 
         def enough() -> bool:
-            return count is not None and len(self._packets) >= count
+            return number is not None and len(self._packets) >= number
 
         self._wait(lambda: enough() or self._ended or (needs_peer and not self._has_peer), timeout)
-        with self._changed:
+        with self._lock:
             if needs_peer and not self._has_peer and not enough():
                 raise Disconnected(f"not connected: {self._reason or 'nobody has connected yet'}")
             return enough()
@@ -131,7 +138,7 @@ class Inbox:
         :raises ForkedError: this is a forked child.
         """
         self._check_ours()
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise EOFError(f"the {self._what} is closed")
             if self._packets:
@@ -141,11 +148,11 @@ class Inbox:
                 raise EOFError(f"the {self._what} has ended")
             return None
 
-    def take_all(self, count: int | None = None) -> list[bytes]:
-        """Return the oldest ``count`` packets (None: all), or those that are here if they are fewer."""
+    def take_all(self, limit: int | None = None) -> list[bytes]:
+        """Return the oldest packets, at most ``limit`` (None: all)."""
         self._check_ours()
-        with self._changed:
-            taken = [packet for packet, _ in islice(self._packets, count)]
+        with self._lock:
+            taken = [packet for packet, _ in islice(self._packets, limit)]
             for _ in taken:
                 self._packets.popleft()
                 self._discount()
@@ -160,17 +167,12 @@ class Inbox:
         :raises ForkedError: this is a forked child: the fd is the parent's.
         """
         self._check_ours()
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return -1
             if self._fd is None:
-                try:
-                    # A semaphore: its number is that of the packets, and 1 more for the end.
-                    fd = os.eventfd(
-                        len(self._packets) + self._ended, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE
-                    )
-                except OSError as error:
-                    raise os_error(f"cannot make the fd of the {self._what}", error) from error
+                # Its number is that of the packets, and 1 more for the end.
+                fd = _eventfd(len(self._packets) + self._ended, f"cannot make the fd of the {self._what}")
                 self._fd = OwnedFd(fd, "received packets")
             return self._fd.fileno()
 
@@ -178,7 +180,7 @@ class Inbox:
         """End the inbox, wake every reader, and forget the packets. A second call is harmless."""
         if self._is_ours():
             self.end()
-            with self._changed:
+            with self._lock:
                 self._closed = True
                 self._packets.clear()
                 if self._fd is not None:
@@ -189,8 +191,29 @@ class Inbox:
 
     def _wait(self, predicate: Callable[[], bool], timeout: float | None) -> bool:
         self._check_ours()
-        with self._changed:
-            return self._changed.wait_for(predicate, timeout)
+        if predicate():
+            return True
+        deadline = None if timeout is None else time.monotonic() + timeout
+        wake, poll = OwnedFd(_eventfd(0, "cannot wait for packets"), "wait for packets"), select.poll()
+        poll.register(wake.fileno(), select.POLLIN)
+        with self._lock:
+            self._waiting.add(wake)
+        try:
+            while not predicate():
+                left = _LONGEST_POLL if deadline is None else min(deadline - time.monotonic(), _LONGEST_POLL)
+                if left <= 0:
+                    return False
+                if poll.poll(left * 1000):
+                    os.eventfd_read(wake.fileno())
+            return True
+        finally:
+            with self._lock:
+                self._waiting.discard(wake)
+                wake.close()
+
+    def _wake_readers(self) -> None:
+        for wake in self._waiting:
+            os.eventfd_write(wake.fileno(), 1)
 
     def _count(self, number: int) -> None:
         """Make the fd readable ``number`` times more. The caller holds the lock, so the fd is not closed meanwhile."""
@@ -211,6 +234,15 @@ class Inbox:
 
     def _abandon(self) -> None:
         """Forget the packets in a forked child, and replace the lock: a thread of the parent may hold it."""
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._waiting.clear()
         self._packets.clear()
         self._has_peer = False
+
+
+def _eventfd(number: int, failure: str) -> int:
+    """Make an eventfd. Each read takes 1 from its number."""
+    try:
+        return os.eventfd(number, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+    except OSError as error:
+        raise os_error(failure, error) from error

@@ -202,7 +202,7 @@ class RingBurst:
         return view
 
     def whole(self, region: int) -> memoryview:
-        """Return a new view of a whole region, of which this burst makes its views of single buffers.
+        """Return a new view of a whole region. The burst makes its views of single buffers from it.
 
         A slice or a cast of a view does not keep the view from being released. It does keep the exporter of the memory
         alive. Each burst has an exporter of its own for a region, so an exporter that outlives our views shows that
