@@ -104,7 +104,7 @@ class GeventInterface(BaseInterface["_Signal"]):
         self._drive(self._waiting.wait_connected(), timeout)
 
     def recv(self, limit: int = DEFAULT_BURST, timeout: float | None = None, *, qid: int = 0) -> list[bytes]:
-        """Wait for packets, and return those of up to ``limit`` buffers: at least one packet.
+        """Wait for packets, and return up to ``limit`` of them: at least one.
 
         :param timeout: in seconds; None waits without a limit, 0 does not wait.
         :raises TimeoutError: no packet came.
