@@ -105,7 +105,7 @@ class GeventInterface(BaseInterface["_Signal"]):
         self._drive(self._waiting.wait_connected(), timeout)
 
     def recv(self, limit: int = DEFAULT_BURST, timeout: float | None = None, *, qid: int = 0) -> list[bytes]:
-        """Wait for packets, and return those of up to ``limit`` buffers: at least one packet.
+        """Wait for packets, and return up to ``limit`` of them: at least one.
 
         Packets that a peer sent before it left are returned before ``Disconnected`` is raised.
 

@@ -139,10 +139,10 @@ class RxQueue(Queue):
 
     @abstractmethod
     def recv(self, limit: int = DEFAULT_BURST) -> list[bytes]:
-        """Take the packets of up to ``limit`` buffers, and return a copy of each.
+        """Take up to ``limit`` packets, and return a copy of each.
 
-        The buffers of a chain are joined. A buffer has at most 64 KiB and a packet at most 16 MiB; a peer that claims
-        more is disconnected.
+        The buffers of a chain are joined. Fewer packets are taken when they have 16 MiB together. A buffer has at most
+        64 KiB and a packet at most 16 MiB; a peer that claims more is disconnected.
 
         :raises Disconnected: the interface has no peer.
         """
@@ -152,7 +152,7 @@ class RxQueue(Queue):
     def recv_into(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
         """Copy packets into the rows of a matrix, one packet for each row.
 
-        Takes at most as many buffers as there are rows. A packet longer than a row is cut, but its full length is
+        Takes at most as many packets as there are rows. A packet longer than a row is cut, but its full length is
         stored.
 
         :param matrix: a writable 2-D buffer of bytes, such as a NumPy array of uint8.

@@ -38,6 +38,14 @@ cdef class RxRingBase(RingBase):
         """Do as ``recv``. No Python code runs between the look at the ring and the return, so nothing else can use the
         ring meanwhile: a list is made before, and bytes are no business of the garbage collector."""
         cdef list packets = []
+        cdef uint64_t before = self.octets
+        self.recv_buffers(limit, packets)
+        while self.more and len(packets) < limit and self.octets - before < MAX_PACKET_SIZE:
+            self.recv_buffers(limit - <int> len(packets), packets)
+        return packets
+
+    cdef int recv_buffers(self, int limit, list packets) except -1:
+        """Add the packets of up to ``limit`` buffers to the list."""
         cdef RingBurst burst = None
         cdef memif_descriptor *entries = self.scratch
         cdef int count, start = 0, stop, i
@@ -66,7 +74,7 @@ cdef class RxRingBase(RingBase):
                 burst.close()
             elif count:
                 self.consume(entries, count)
-        return packets
+        return 0
 
     def recv_into(self, matrix, lengths):
         cdef Matrix rows = Matrix(matrix, True)
@@ -75,14 +83,21 @@ cdef class RxRingBase(RingBase):
 
     cdef int recv_rows(self, Matrix rows, Lengths sizes, int limit) except -1:
         """Do as ``recv_into``."""
-        cdef int count, start, row = 0, i
+        cdef int row = self.recv_rows_from(rows, sizes, 0, limit)
+        while self.more and row < limit:
+            row = self.recv_rows_from(rows, sizes, row, limit)
+        return row
+
+    cdef int recv_rows_from(self, Matrix rows, Lengths sizes, int row, int limit) except -1:
+        """Fill rows, from ``row`` on, with the packets of as many buffers; return where the next packet goes."""
+        cdef int count, start, i
         cdef uint64_t total, part
         cdef memif_descriptor *entries = self.scratch
-        if not limit:
-            return 0
+        if row == limit:
+            return row
         if self.open:  # their buffers go back first, and this way keeps the order
-            return self.recv_into_from_burst(rows, sizes, limit)
-        count = self.take_entries(limit, False)
+            return self.recv_into_from_burst(rows, sizes, row, limit)
+        count = self.take_entries(limit - row, False)
         for i in range(min(AHEAD, count)):
             memif_prefetch_read(self.regions.at(&entries[i]))
         start = 0
@@ -103,11 +118,10 @@ cdef class RxRingBase(RingBase):
             self.consume(entries, count)
         return row
 
-    cdef int recv_into_from_burst(self, Matrix rows, Lengths sizes, int limit) except -1:
-        """Do as ``recv_into`` while bursts are held."""
-        cdef int row = 0
+    cdef int recv_into_from_burst(self, Matrix rows, Lengths sizes, int row, int limit) except -1:
+        """Do as ``recv_rows_from`` while bursts are held."""
         cdef uint64_t size
-        for packet in self.recv_packets(limit):
+        for packet in self.recv_packets(limit - row):
             size = min(<uint64_t> len(packet), rows.width)
             memcpy(rows.row(row), PyBytes_AS_STRING(packet), size)
             sizes.set(row, len(packet))

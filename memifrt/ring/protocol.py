@@ -273,13 +273,17 @@ class RxRing(Ring, Protocol):
         raise NotImplementedError
 
     def recv(self, limit: int) -> list[bytes]:
-        """Take up to ``limit`` buffers and give them back at once; return their packets, chains joined."""
+        """Take up to ``limit`` packets and give their buffers back at once; return the packets, chains joined.
+
+        Fewer are taken when they have ``MAX_PACKET_SIZE`` bytes together: the peer must not decide how much memory a
+        call takes.
+        """
         raise NotImplementedError
 
     def recv_into(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
         """Copy packets into the rows of ``matrix``, give their buffers back at once, and return how many there were.
 
-        Takes at most as many buffers as there are rows. A packet longer than a row is cut. Its length in ``lengths`` is
+        Takes at most as many packets as there are rows. A packet longer than a row is cut. Its length in ``lengths`` is
         not cut, except to the largest number that the type of ``lengths`` can hold.
 
         :param matrix: a writable 2-D buffer of bytes with a row for each packet.

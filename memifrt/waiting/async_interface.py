@@ -51,7 +51,7 @@ class AsyncInterface(BaseInterface[S]):
         await self._drive(self._waiting.wait_connected())
 
     async def recv(self, limit: int = DEFAULT_BURST, *, qid: int = 0) -> list[bytes]:
-        """Wait for packets, and return copies of those of up to ``limit`` buffers: at least one packet.
+        """Wait for packets, and return copies of up to ``limit`` of them: at least one.
 
         Packets that a peer sent before it left are returned before ``Disconnected`` is raised.
 

@@ -1166,6 +1166,33 @@ def test_burst_of_another_ring_is_refused(make_ends: MakeEnds, sender: str) -> N
         one.tx.transmit(received)
 
 
+# --- the limit of recv ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["", "a burst is held"])
+def test_the_limit_of_recv_counts_packets_however_many_buffers_they_have(lane: Lane, held: bool) -> None:
+    lane.tx.send([b"held"] * held)
+    burst = lane.rx.burst(1)
+    packets = [b"a" * 100, b"b", b"c" * 100, b"d"]
+    assert lane.tx.send(packets) == 4
+    assert lane.rx.recv(3) == packets[:3]
+    assert lane.rx.recv(3) == packets[3:]
+    burst.close()
+    assert lane.tx.free() == lane.tx.size
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["", "a burst is held"])
+def test_recv_into_fills_as_many_rows_as_there_are_packets(lane: Lane, held: bool) -> None:
+    lane.tx.send([b"held"] * held)
+    burst = lane.rx.burst(1)
+    lane.tx.send([b"a" * 100, b"b", b"c" * 100, b"d"])
+    matrix, lengths = bytearray(3 * 4), array("I", [0] * 3)
+    assert lane.rx.recv_into(memoryview(matrix).cast("B", (3, 4)), lengths) == 3
+    assert (bytes(matrix), list(lengths)) == (b"aaaab\0\0\0cccc", [100, 1, 100])
+    burst.close()
+    assert lane.rx.recv(8) == [b"d"]
+
+
 # --- what is left of a burst ----------------------------------------------------------------------------------------
 
 

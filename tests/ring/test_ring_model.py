@@ -309,11 +309,16 @@ class RingMachine(RuleBasedStateMachine):
     @rule(name=LANES, limit=st.integers(1, 20))
     def recv(self, name: str, limit: int) -> None:
         model = self.models[name]
-        behind = len(model.waiting) > limit
-        buffers = model.take(limit)
-        packets = model.lane.rx.recv(limit)
-        assert packets == _joined(buffers)
-        assert model.lane.rx.more == (behind and bool(buffers) and bool(model.waiting))
+        buffers: list[Buffer] = []
+        more = True
+        while more and len(_packets(buffers)) < limit:
+            rest = limit - len(_packets(buffers))
+            behind = len(model.waiting) > rest
+            taken = model.take(rest)
+            more = behind and bool(taken) and bool(model.waiting)
+            buffers += taken
+        assert model.lane.rx.recv(limit) == _joined(buffers)
+        assert model.lane.rx.more == more
         if buffers:
             model.received.append(Held(None, buffers, closed=True))
             model.drop_closed()

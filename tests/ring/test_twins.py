@@ -92,9 +92,11 @@ ONLY_NATIVE = {
     "receive": {
         "MasterRxRing.too_long",
         "RxRingBase.consume",
+        "RxRingBase.recv_buffers",
         "RxRingBase.recv_into_from_burst",
         "RxRingBase.recv_packets",
         "RxRingBase.recv_rows",
+        "RxRingBase.recv_rows_from",
         "RxRingBase.scratch",
         "RxRingBase.take_entries",
         "SlaveRxRing.outside_its_buffer",

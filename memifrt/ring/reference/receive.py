@@ -47,8 +47,13 @@ class RxRingBase(RingBase):
         return self.take(check_limit(limit), split)
 
     def recv(self, limit: int) -> list[bytes]:
-        with self.burst(limit) as burst:
-            return [bytes(burst.joined(start, stop)) for start, stop in burst.packet_bounds()]
+        packets: list[bytes] = []
+        before = self.octets
+        while True:
+            with self.burst(limit - len(packets)) as burst:
+                packets += [bytes(burst.joined(start, stop)) for start, stop in burst.packet_bounds()]
+            if not self.more or len(packets) >= limit or self.octets - before >= MAX_PACKET_SIZE:
+                return packets
 
     def recv_into(self, matrix: ReadableBuffer, lengths: ReadableBuffer) -> int:
         rows, sizes = matrix_rows(matrix, writable=True), check_lengths(lengths, writable=True)
@@ -56,15 +61,18 @@ class RxRingBase(RingBase):
         limit = min(len(rows), len(sizes))
         if not limit:
             return 0
-        with self.burst(limit) as burst:
-            number = 0
-            for number, (start, stop) in enumerate(burst.packet_bounds(), 1):
-                data = burst.joined(start, stop)
-                row = rows[number - 1]
-                fits = min(len(data), len(row))
-                row[:fits] = data[:fits]
-                sizes[number - 1] = min(len(data), longest)
-        return number
+        number = 0
+        while True:
+            with self.burst(limit - number) as burst:
+                for start, stop in burst.packet_bounds():
+                    data = burst.joined(start, stop)
+                    row = rows[number]
+                    fits = min(len(data), len(row))
+                    row[:fits] = data[:fits]
+                    sizes[number] = min(len(data), longest)
+                    number += 1
+            if not self.more or number >= limit:
+                return number
 
     def untake(self, burst: Burst) -> None:
         own = own_burst(burst)
