@@ -9,9 +9,11 @@ import contextlib
 import ctypes
 import fcntl
 import gc
+import importlib
 import mmap
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +21,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from memifrt import Disconnected, ErrorCode, ExternalRegion, Interface, Runtime, RxQueue, State, TxQueue
-from memifrt.memory.sigbus import Guard
+from memifrt.control.channel import Channel
+from memifrt.memory import sigbus, sigbus_reference
 from memifrt.ring import load
 from tests.lib.forked import in_child
 from tests.lib.patched import needs_threads
@@ -34,9 +37,15 @@ Receive = Callable[[RxQueue], object]
 Transmit = Callable[[TxQueue], object]
 
 
-@pytest.fixture(params=["native", "python"])
-def each_ring(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memifrt.connection.shared_memory.implementation", load(request.param))
+@pytest.fixture(params=["native", "python"], autouse=True)
+def each_implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The compiled rings with the compiled guards, or both in Python."""
+    name: str = request.param
+    monkeypatch.setattr("memifrt.connection.shared_memory.implementation", load(name))
+    guards = importlib.import_module("memifrt.memory._sigbus") if name == "native" else sigbus_reference
+    for what in sigbus.__all__:
+        monkeypatch.setattr(sigbus, what, getattr(guards, what))
+    return name
 
 
 def receive_burst(rx: RxQueue) -> None:
@@ -96,7 +105,6 @@ def connected_master(path: str, record: Recorder) -> Iterator[tuple[Runtime, Int
 # --- a connection ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("each_ring")
 @pytest.mark.parametrize("use", [*RECEIVE, *SEND])
 @pytest.mark.parametrize("left", [0, mmap.PAGESIZE], ids=["to nothing", "behind the rings"])
 def test_truncated_memory_ends_the_connection_and_not_the_process(socket_name: str, use: str, left: int) -> None:
@@ -128,7 +136,6 @@ def test_truncated_memory_ends_the_connection_and_not_the_process(socket_name: s
 
 
 @needs_threads
-@pytest.mark.usefixtures("each_ring")
 def test_memory_that_is_truncated_by_another_process_during_traffic(socket_name: str) -> None:
     """A thread receives and sends as fast as it can; the peer's process truncates in the middle, again and again."""
 
@@ -293,21 +300,117 @@ def unsealed() -> tuple[int, mmap.mmap, int]:
     return fd, mapping, ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
 
-def test_a_guard_tells_once_and_leaves_zeros() -> None:
+@contextlib.contextmanager
+def channel() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a connection, as a guard shuts it down."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        yield ours, theirs
+
+
+def is_shut_down(ours: socket.socket) -> bool:
+    try:
+        return ours.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+def test_a_guard_hangs_up_and_leaves_zeros() -> None:
     def check() -> None:
         fd, mapping, address = unsealed()
-        told: list[int] = []
-        guard = Guard(address, SIZE, mmap.PAGESIZE, lambda: told.append(1))
-        os.ftruncate(fd, mmap.PAGESIZE)
-        assert mapping[0] == ord("x")
-        assert (told, guard.lost) == ([], False)
-        assert mapping[SIZE - 1] == 0
-        assert (told, guard.lost) == ([1], True)
-        assert mapping[:] == bytes(SIZE)  # all of it: what is there still is of no use without the rest
-        mapping[:] = b"y" * SIZE
-        assert mapping[SIZE - 1] == ord("y")
-        assert told == [1]
-        guard.release()
+        with channel() as (ours, theirs):
+            guard = sigbus.Guard(address, SIZE, mmap.PAGESIZE, sigbus.HangUp(ours.fileno()))
+            os.ftruncate(fd, mmap.PAGESIZE)
+            assert mapping[0] == ord("x")
+            assert (is_shut_down(ours), guard.lost) == (False, False)
+            assert mapping[SIZE - 1] == 0
+            assert (is_shut_down(ours), guard.lost) == (True, True)
+            ours.send(b"the reason")  # this direction stays open
+            assert theirs.recv(100) == b"the reason"
+            assert mapping[:] == bytes(SIZE)  # all of it: what is there still is of no use without the rest
+            mapping[:] = b"y" * SIZE
+            assert mapping[SIZE - 1] == ord("y")
+            guard.release()
+            assert guard.lost
+
+    in_child(check)
+
+
+def test_a_channel_that_is_forgotten_is_not_shut_down() -> None:
+    """Its number may belong to another file by then."""
+
+    def check() -> None:
+        fd, mapping, address = unsealed()
+        with channel() as (ours, _):
+            hang_up = sigbus.HangUp(ours.fileno())
+            guard = sigbus.Guard(address, SIZE, mmap.PAGESIZE, hang_up)
+            hang_up.forget()
+            hang_up.forget()
+            os.ftruncate(fd, 0)
+            assert mapping[0] == 0
+            assert (is_shut_down(ours), guard.lost) == (False, True)
+
+    in_child(check)
+
+
+def test_a_channel_forgets_its_fd_when_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[bool] = []
+    with channel() as (ours, _):
+        control = Channel(socket.socket(fileno=os.dup(ours.fileno())))
+        hang_up = control.hang_up
+        assert control.hang_up is hang_up
+
+        class Spy:
+            def forget(self) -> None:
+                forgotten.append(control.fileno() >= 0)
+
+        monkeypatch.setattr(control, "_hang_up", Spy())
+        control.close()
+    assert forgotten == [True]  # while it was still open
+
+
+def test_a_forked_child_leaves_the_channel_of_its_parent_alone() -> None:
+    def check() -> None:
+        fd, mapping, address = unsealed()
+        with channel() as (ours, _):
+            guard = sigbus.Guard(address, SIZE, mmap.PAGESIZE, sigbus.HangUp(ours.fileno()))
+            os.ftruncate(fd, 0)
+
+            def touch() -> None:
+                assert mapping[0] == 0
+                assert guard.lost
+
+            in_child(touch)
+            assert (is_shut_down(ours), guard.lost) == (False, False)
+            assert mapping[0] == 0
+            assert (is_shut_down(ours), guard.lost) == (True, True)
+
+    in_child(check)
+
+
+def test_many_guards() -> None:
+    """More than the compiled table has places at first."""
+
+    def check() -> None:
+        before = handler()
+        for _ in range(2):  # the places are used again
+            files = [unsealed() for _ in range(500)]
+            guards = [sigbus.Guard(address, SIZE, mmap.PAGESIZE) for _, _, address in files]
+            for fd, _, _ in files[::2]:
+                os.ftruncate(fd, 0)
+            assert [mapping[SIZE - 1] for _, mapping, _ in files] == [0, ord("x")] * 250
+            assert [guard.lost for guard in guards] == [True, False] * 250
+            for guard in guards[1::2]:
+                guard.release()
+            assert handler() != before
+            for guard in guards[::2]:
+                guard.release()
+            assert handler() == before
+            for fd, mapping, _ in files:
+                mapping.close()
+                os.close(fd)
 
     in_child(check)
 
@@ -315,7 +418,7 @@ def test_a_guard_tells_once_and_leaves_zeros() -> None:
 def test_the_handler_is_there_only_as_long_as_a_guard_is() -> None:
     before = handler()
     fd, mapping, address = unsealed()
-    first, second = (Guard(address, SIZE, mmap.PAGESIZE, lambda: None) for _ in range(2))
+    first, second = (sigbus.Guard(address, SIZE, mmap.PAGESIZE) for _ in range(2))
     assert handler() != before
     first.release()
     first.release()
@@ -333,10 +436,10 @@ def test_a_guard_that_is_collected_amid_the_end_of_another_waits_for_nobody() ->
         _, _, address = unsealed()
         for moment in range(1, 40):
             gc.disable()
-            garbage = _Holder(Guard(address, SIZE, mmap.PAGESIZE, lambda: None))
+            garbage = _Holder(sigbus.Guard(address, SIZE, mmap.PAGESIZE))
             garbage.itself = garbage
             del garbage
-            guard = Guard(address, SIZE, mmap.PAGESIZE, lambda: None)
+            guard = sigbus.Guard(address, SIZE, mmap.PAGESIZE)
             gc.set_threshold(gc.get_count()[0] + moment)
             gc.enable()
             guard.release()
@@ -349,7 +452,7 @@ def test_a_guard_that_is_collected_amid_the_end_of_another_waits_for_nobody() ->
 class _Holder:
     itself: object = None
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: sigbus.Guard) -> None:
         self.guard = guard
 
     def __del__(self) -> None:
@@ -359,7 +462,7 @@ class _Holder:
 def test_a_handler_that_came_after_ours_stays() -> None:
     def check() -> None:
         _, _, address = unsealed()
-        guard = Guard(address, SIZE, mmap.PAGESIZE, lambda: None)
+        guard = sigbus.Guard(address, SIZE, mmap.PAGESIZE)
         signal.signal(signal.SIGBUS, signal.SIG_IGN)
         theirs = handler()
         guard.release()
@@ -373,8 +476,9 @@ def dies_of_sigbus(act: Callable[[], object]) -> None:
     if pid == 0:
         signal.signal(signal.SIGBUS, signal.SIG_DFL)
         _, _, address = unsealed()
-        Guard(address, SIZE, mmap.PAGESIZE, lambda: None)
+        guard = sigbus.Guard(address, SIZE, mmap.PAGESIZE)
         act()
+        guard.release()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGBUS
 
@@ -397,7 +501,7 @@ def test_a_fault_without_the_lock_of_the_interpreter_is_survived_too() -> None:
 
     def check() -> None:
         fd, _, address = unsealed()
-        guard = Guard(address, SIZE, mmap.PAGESIZE, lambda: None)
+        guard = sigbus.Guard(address, SIZE, mmap.PAGESIZE)
         os.ftruncate(fd, 0)
         copy = ctypes.create_string_buffer(SIZE)
         thread = Thread(target=_libc.memcpy, args=(copy, ctypes.c_void_p(address), SIZE))
