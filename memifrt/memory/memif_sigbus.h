@@ -79,7 +79,7 @@ static unsigned memif_guarding;
 /* What handled SIGBUS before us. The handler may read it at any time, so a new one goes into the other place. */
 static struct sigaction memif_befores[2];
 static const struct sigaction *memif_before = &memif_befores[0];
-/* Whether a fault that is not ours has been passed on to a function. */
+/* Whether a fault that is not ours, or any signal for a crash handler, has been passed on to a function. */
 static int memif_passed_on;
 /* Whether a signal was ignored because a crash handler had sent it. */
 static int memif_ignored;
@@ -136,16 +136,20 @@ static int memif_replace(uintptr_t address) {
     return 0;
 }
 
-/* Return whether a crash handler (Python's faulthandler is one) was installed after us.
+/* Set *handler to the function that handles all fatal signals, as that of Python's faulthandler does. Return whether there
+ * is one.
  *
- * Such a handler has one function for all fatal signals. It reports the fault, installs the handler that was there
- * before, which is ours, and sends the signal again. That one does not say where the fault was. But if we ignore it, the
+ * Such a handler reports the signal, installs the handler that was there before it, and sends the signal again. If it came
+ * after us, that one is ours; and a signal that was sent does not say where the fault was. But if we ignore it, the
  * instruction faults again, and this time we see the address. */
-static int memif_is_below_crash_handler(const struct sigaction *before) {
+static int memif_crash_handler(void (**handler)(int)) {
     struct sigaction segv, ill;
-    return sigaction(SIGSEGV, NULL, &segv) == 0 && sigaction(SIGILL, NULL, &ill) == 0 &&
-           segv.sa_handler == ill.sa_handler && segv.sa_handler != SIG_DFL && segv.sa_handler != SIG_IGN &&
-           segv.sa_handler != before->sa_handler;
+    if (sigaction(SIGSEGV, NULL, &segv) < 0 || sigaction(SIGILL, NULL, &ill) < 0)
+        return 0;
+    if (segv.sa_handler != ill.sa_handler || segv.sa_handler == SIG_DFL || segv.sa_handler == SIG_IGN)
+        return 0;
+    *handler = segv.sa_handler;
+    return 1;
 }
 
 /* Do with a SIGBUS that is not ours what would have happened without us. */
@@ -153,12 +157,14 @@ static void memif_pass_on(int number, siginfo_t *info, void *context) {
     const struct sigaction *before = memif_get(&memif_before);
     int is_fault = info->si_code > 0, is_again = info->si_code == SI_TKILL && info->si_pid == getpid();
     int is_function = before->sa_handler != SIG_DFL && before->sa_handler != SIG_IGN;
+    void (*crash)(int) = NULL;
+    int is_before_crash_handler = memif_crash_handler(&crash) && crash == before->sa_handler;
     /* Ignore one signal at most between two faults, so that a program can still send itself SIGBUS. */
-    if (is_again && memif_is_below_crash_handler(before) && !memif_swap(&memif_ignored, 1))
+    if (is_again && crash != NULL && !is_before_crash_handler && !memif_swap(&memif_ignored, 1))
         return;
-    /* A function that had the fault and sends the signal again does not want it back. */
+    /* A function that ends the process by sending the signal again does not want it back. */
     if (is_function && !(is_again && memif_get(&memif_passed_on))) {
-        if (is_fault)
+        if (is_fault || is_before_crash_handler)
             memif_put(&memif_passed_on, 1);
         if (before->sa_flags & SA_SIGINFO)
             before->sa_sigaction(number, info, context);
@@ -191,12 +197,16 @@ static int memif_is_ours(const struct sigaction *action) {
     return (action->sa_flags & SA_SIGINFO) && action->sa_sigaction == memif_on_sigbus;
 }
 
-/* Both are called with the lock held. */
+/* Install our handler where it is missing. Called with the lock held, like the next function. */
 static int memif_install(void) {
     struct sigaction current;
     if (sigaction(SIGBUS, NULL, &current) < 0)
         return -1;
-    if (memif_is_ours(&current)) /* a later handler was here, and has put ours back */
+    if (memif_is_ours(&current))
+        return 0;
+    /* If a later handler is there, it may call ours: leave it. But faulthandler.disable(), for one, restores what was
+     * there before faulthandler, and so removes a handler that came after. */
+    if (memif_guarding && ((current.sa_flags & SA_SIGINFO) || current.sa_handler != SIG_DFL))
         return 0;
     struct sigaction *place = memif_before == &memif_befores[0] ? &memif_befores[1] : &memif_befores[0];
     *place = current;
@@ -238,7 +248,7 @@ static void memif_after_fork_in_child(void) {
 static memif_guard *memif_guard_new(uintptr_t start, size_t size, size_t block, memif_hangup *hangup) {
     memif_guard *guard = NULL;
     pthread_mutex_lock(&memif_lock);
-    if (memif_guarding == 0 && memif_install() < 0)
+    if (memif_install() < 0)
         goto end;
     for (memif_chunk *chunk = &memif_guards; guard == NULL; chunk = chunk->next) {
         for (int i = 0; i < MEMIF_GUARDS_PER_CHUNK && guard == NULL; i++)
