@@ -4,6 +4,7 @@
 # make fuzz  hostile peers and memory, TIME=60 seconds  make soak  traffic and killed peers, TIME=600 seconds
 # make test-patched  the tests that gevent's patches can change, under them
 # make test-asan  the rings' tests under AddressSanitizer and UBSan
+# make test-freethreaded  the rings' tests on a Python without the GIL, which it builds once
 # make docs  builds the documentation into build/docs  make help  this list
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 # What the installed package is made of; the rest of it is used where it lies.
 BUILT  := pyproject.toml setup.py $(wildcard memifrt/*.pyx memifrt/*/*.pyx memifrt/*/*.pxd memifrt/*/*.pxi memifrt/*/*.h)
 
-.PHONY: run test test-patched test-asan lint wheel bench fuzz soak docs clean help
+.PHONY: run test test-patched test-asan test-freethreaded lint wheel bench fuzz soak docs clean help
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -38,6 +39,11 @@ test-patched: $(VENV)/.dev
 # The rings' tests on rings that AddressSanitizer and UBSan watch over, built in build/asan.
 test-asan: $(VENV)/.dev
 	PYTHON=$(abspath $(BIN)/python) tests/asan.sh -q -n $(JOBS) $(ARGS)
+
+# The rings' tests and the stress test of threads on a Python without the GIL, which the first run builds. OPERATIONS says
+# how many steps each thread takes.
+test-freethreaded:
+	tests/freethreaded.sh $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -89,7 +95,7 @@ $(VENV)/.docs: $(BUILT) | $(BIN)/python
 	touch $@ $(VENV)/.run
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info memifrt/ring/_native.c memifrt/system/_eventfd.c memifrt/_packets.c memifrt/*.so memifrt/*/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) build dist *.egg-info memifrt/ring/_native.c memifrt/system/_eventfd.c memifrt/memory/_sigbus.c memifrt/_packets.c memifrt/*.so memifrt/*/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . \( -name __pycache__ -o -name .pytest_cache \) -prune -exec rm -rf {} +
 
 help:

@@ -9,6 +9,7 @@ from setuptools import Extension, setup
 RING = Path("memifrt/ring")
 INCLUDED = [str(path) for pattern in ("*.pxi", "*.h") for path in sorted(RING.glob(pattern))]
 EVENTFD = ["memifrt/system/_eventfd.pxd", "memifrt/system/eventfd_calls.h"]
+SIGBUS = ["memifrt/memory/memif_sigbus.h"]
 
 setup(
     ext_modules=[
@@ -16,6 +17,13 @@ setup(
             "memifrt.system._eventfd",
             ["memifrt/system/_eventfd.pyx"],
             depends=EVENTFD,
+            extra_compile_args=["-O2"],
+            optional=True,
+        ),
+        Extension(
+            "memifrt.memory._sigbus",
+            ["memifrt/memory/_sigbus.pyx"],
+            depends=SIGBUS,
             extra_compile_args=["-O2"],
             optional=True,
         ),

@@ -201,6 +201,9 @@ class Connection(ABC):
         :returns: the error that ends the connection, or None; and whether to tell the peer.
         """
         try:
+            loss = self._loss()
+            if loss is not None:
+                raise loss
             if events & FdEvent.WRITE:
                 self._flush()
             if events & (FdEvent.READ | FdEvent.ERROR):
@@ -213,6 +216,7 @@ class Connection(ABC):
             return None, False
         if self._violation is not None:  # it came first, so it is the reason; the peer has been told
             return self._violation, False
+        ended = self._loss() or ended
         return ended, not isinstance(ended, Disconnected)
 
     def _read(self) -> None:
@@ -400,7 +404,7 @@ class Connection(ABC):
 
         Called on the queue's thread. The channel then wakes the control thread, which closes the connection.
         """
-        violation = self._violation or violation
+        violation = self._violation or self._loss() or violation
         error = Disconnected(violation.message, established=True)
         error.__cause__ = violation
         with self._ending:  # do not log under this lock: a log handler may wait for a thread that needs it
@@ -412,18 +416,19 @@ class Connection(ABC):
         self._disconnect_queues(error)
         return error
 
-    def _region_lost(self, index: int) -> None:
-        """Shut the channel down after the file of a region was truncated. The region now reads as zeros.
+    def _loss(self) -> RingViolation | None:
+        """Return the violation of a peer that has truncated the file of a region; None if no page was missed.
 
-        Called from the signal handler, in the middle of any code, so it must not take a lock or log. The channel then
-        wakes the control thread, which closes the connection.
+        The thread that misses a page runs a signal handler, which cannot do more than shut down the reading side of the
+        channel. The control thread wakes up and asks here. So does a queue's thread that has found the ring broken: the
+        lost region reads as zeros.
         """
-        if self._violation is None and not self.closed:
-            self._violation = RingViolation(
-                f"region {index} is gone: its file was truncated while it was in use", ErrorCode.NO_SHMFD
-            )
-            self._channel.say_goodbye(self._violation.message)
-            self._channel.shut_down()
+        for region in tuple(self.regions):
+            if region.lost:
+                return RingViolation(
+                    f"region {region.index} is gone: its file was truncated while it was in use", ErrorCode.NO_SHMFD
+                )
+        return None
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -540,7 +545,7 @@ class SlaveConnection(Connection):
             buffer_size,
             separate_buffers=self._memory.has_separate_buffers,
         )
-        self._memory.create_regions(layout, self._region_lost)
+        self._memory.create_regions(layout, self._channel.hang_up)
         if self.closed:  # by the application's allocator or external region
             return None
         self._memory.create_rings(layout, action.log2_ring_size, buffer_size, self.credentials.uid)
@@ -576,7 +581,12 @@ class MasterConnection(Connection):
                 trusted = self._context.accept_unsealed or is_trusted(self.credentials.uid)
                 external = self._origin.external_region
                 self._memory.accept_region(
-                    index, size, self._take_incoming_fd(), trusted=trusted, external=external, on_loss=self._region_lost
+                    index,
+                    size,
+                    self._take_incoming_fd(),
+                    trusted=trusted,
+                    external=external,
+                    hang_up=self._channel.hang_up,
                 )
             case handshake.AcceptRing():
                 self._memory.check_ring(action)

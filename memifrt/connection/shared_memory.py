@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import os
 from array import array
+from typing import TYPE_CHECKING
 
 from memifrt.control.handshake import AcceptRing, RegionFd, RingFd
 from memifrt.errors import ErrorCode, MemifError, ProtocolError
 from memifrt.memory.layout import Layout, RingLayout, ring_bytes
-from memifrt.memory.region import ExternalRegion, OnLoss, Region
+from memifrt.memory.region import ExternalRegion, Region
 from memifrt.options import RegionAllocator
 from memifrt.ring import RingMemory, RxRing, SlaveBuffers, TxRing, implementation
 from memifrt.system.fds import EventFd
 from memifrt.system.received_fds import ReceivedFd, SharedEventFd, is_eventfd
 from memifrt.types import Direction
+
+if TYPE_CHECKING:
+    from memifrt.memory.sigbus import HangUp
 
 #: A ring must be aligned: loads of an index that crosses an alignment boundary are not atomic.
 _RING_ALIGNMENT = 4
@@ -30,9 +34,8 @@ TxRingEnd = tuple[RingLayout, TxRing, EventFd]
 class ConnectionMemory:
     """The part that the memory of both roles shares.
 
-    An ``on_loss`` argument is called with the index of a region whose file was truncated;
-    :class:`memifrt.memory.region.Region` describes what it may do. Only the regions keep it, so that this object has no
-    reference back to the connection.
+    A ``hang_up`` argument is the channel to shut down when the file of a region was truncated
+    (:class:`memifrt.memory.region.Region`).
     """
 
     def __init__(self) -> None:
@@ -92,16 +95,16 @@ class CreatedMemory(ConnectionMemory):
         """Whether the buffers lie in a region of their own, apart from the rings."""
         return self._external is not None
 
-    def create_regions(self, layout: Layout, on_loss: OnLoss) -> None:
+    def create_regions(self, layout: Layout, hang_up: HangUp) -> None:
         """Create every region, with the application's allocator or external region.
 
         :raises MemifError: a region cannot be created; the earlier ones stay until :meth:`close`.
         """
         for index, size in enumerate(layout.region_sizes):
             if index > 0 and self._external is not None:
-                self.regions.append(Region.create_external(index, size, self._external, on_loss))
+                self.regions.append(Region.create_external(index, size, self._external, hang_up))
             else:
-                self.regions.append(Region.create(index, size, self._allocator, on_loss))
+                self.regions.append(Region.create(index, size, self._allocator, hang_up))
 
     def create_rings(self, layout: Layout, log2_ring_size: int, buffer_size: int, uid: int) -> None:
         """Create every ring in the regions, each with an eventfd.
@@ -136,14 +139,14 @@ class AcceptedMemory(ConnectionMemory):
         self._layouts: list[tuple[RingLayout, int]] = []
 
     def accept_region(
-        self, index: int, size: int, fd: ReceivedFd, *, trusted: bool, external: ExternalRegion | None, on_loss: OnLoss
+        self, index: int, size: int, fd: ReceivedFd, *, trusted: bool, external: ExternalRegion | None, hang_up: HangUp
     ) -> None:
         """Check and map a region. Takes the fd.
 
         :param trusted: whether to accept a file that the peer can truncate.
         :raises ProtocolError: the file is not acceptable; see :meth:`memifrt.memory.region.Region.accept`.
         """
-        region = Region.accept(index, size, fd, trusted=trusted, external=external, on_loss=on_loss)
+        region = Region.accept(index, size, fd, trusted=trusted, external=external, hang_up=hang_up)
         self.regions.append(region)
 
     def check_ring(self, ring: AcceptRing) -> None:

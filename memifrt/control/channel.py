@@ -13,12 +13,16 @@ import socket
 import struct
 from collections import deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from memifrt.control import farewell
 from memifrt.control.wire import MESSAGE_SIZE, Disconnect, Message, decode, encode
 from memifrt.errors import ErrorCode, MemifError, ProtocolError, os_error
 from memifrt.system.fds import own_socket
 from memifrt.system.received_fds import ReceivedFd, close_channel, closes_too_slowly
+
+if TYPE_CHECKING:
+    from memifrt.memory.sigbus import HangUp
 
 _UCRED = struct.Struct("3i")
 _INT = struct.Struct("i")
@@ -49,7 +53,7 @@ class Channel:
     connection that ends without one after the HELLO crashes a VPP master.
     """
 
-    __slots__ = ("__weakref__", "_outgoing", "_pid", "_said_goodbye", "_socket", "credentials")
+    __slots__ = ("__weakref__", "_hang_up", "_outgoing", "_pid", "_said_goodbye", "_socket", "credentials")
 
     def __init__(self, sock: socket.socket) -> None:
         self._said_goodbye = False
@@ -57,6 +61,7 @@ class Channel:
         self._pid = os.getpid()
         farewell.remember(self)
         self._outgoing: deque[tuple[bytes, int]] = deque()
+        self._hang_up: HangUp | None = None
         sock.setblocking(False)
         for option in _UNWANTED:
             with contextlib.suppress(OSError):  # an older kernel does not have the option
@@ -178,6 +183,15 @@ class Channel:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
+    @property
+    def hang_up(self) -> HangUp:
+        """What the guards of shared memory shut down when a page is lost: this channel, until it is closed."""
+        if self._hang_up is None:
+            from memifrt.memory.sigbus import HangUp
+
+            self._hang_up = HangUp(self._socket.fileno())
+        return self._hang_up
+
     def close(self, reason: str = "the connection is closed") -> None:
         """Close the socket. A second call does nothing.
 
@@ -185,6 +199,8 @@ class Channel:
         """
         self._outgoing.clear()
         farewell.forget(self)
+        if self._hang_up is not None:  # before the close: the number may become another file's
+            self._hang_up.forget()
         if self._pid == os.getpid():
             if not self._said_goodbye and self._socket.fileno() >= 0:
                 self.say_goodbye(reason)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import mmap
 import os
 import stat
@@ -27,10 +26,7 @@ from memifrt.system.forks import call_after_fork, keep_for_ever
 from memifrt.system.original_functions import close
 
 if TYPE_CHECKING:
-    from memifrt.memory.sigbus import Guard
-
-#: Called with the index of a region whose file was truncated while it was mapped.
-OnLoss = Callable[[int], object]
+    from memifrt.memory.sigbus import Guard, HangUp
 
 
 def allocate_memfd(size: int) -> int:
@@ -74,15 +70,15 @@ class Region:
     ``memory`` is the whole region as a writable memoryview. ``close`` closes the fd and drops this view. The mapping
     exists until the last view into it is dropped.
 
-    ``on_loss(index)`` is called when the file of an unsealed region was truncated. The mapping then reads as zeros. It
-    runs in a signal handler, in the middle of the code that touched the memory, so it may do only what
-    :class:`~memifrt.memory.sigbus.Guard` allows.
+    If the file of an unsealed region is truncated, the mapping reads as zeros from then on, :attr:`lost` is True, and
+    the channel of the ``hang_up`` argument is shut down (:mod:`memifrt.memory.sigbus`).
     """
 
     __slots__ = ("_delete", "_fd", "_guard", "index", "is_external", "memory", "size")
 
     def __init__(self, index: int, fd: OwnedFd, memory: memoryview, size: int, *, external: bool = False) -> None:
-        # Imported here because it needs ctypes. Not only in abandon(): a forked child should not import modules.
+        # Imported here because its Python form needs ctypes. Not only in abandon(): a forked child should not import
+        # modules.
         import memifrt.memory.sigbus  # noqa: F401
 
         self.index = index
@@ -102,6 +98,12 @@ class Region:
         """The address of the mapping in this process."""
         return _address_of(self.memory)
 
+    @property
+    def lost(self) -> bool:
+        """Whether the file was truncated and a page was missed. May be asked in any thread."""
+        guard = self._guard
+        return guard is not None and guard.lost
+
     def close(self) -> None:
         """Close the fd and drop the region's own view. A second call does nothing.
 
@@ -109,7 +111,7 @@ class Region:
         """
         if self._fd.closed:
             return
-        if self._guard is not None:
+        if self._guard is not None and self.is_external:  # other mappings are guarded until they are unmapped
             self._guard.release()
         try:
             if self._delete is not None:
@@ -131,7 +133,7 @@ class Region:
 
     @classmethod
     def create(
-        cls, index: int, size: int, allocator: RegionAllocator = allocate_memfd, on_loss: OnLoss | None = None
+        cls, index: int, size: int, allocator: RegionAllocator = allocate_memfd, hang_up: HangUp | None = None
     ) -> Region:
         """Create a region of ``size`` bytes for a slave.
 
@@ -148,13 +150,15 @@ class Region:
             if held < size:
                 raise ConfigError(f"the region allocator returned a file of {held} bytes where {size} were asked for")
             _seal_own(fd)
-            return cls(index, fd, _map(fd, size, index, None if _is_lasting(fd) else on_loss), size)
+            region = cls(index, fd, _map(fd, size, index), size)
+            region._watch(hang_up)
+            return region
         except BaseException:
             fd.close()
             raise
 
     @classmethod
-    def create_external(cls, index: int, size: int, external: ExternalRegion, on_loss: OnLoss | None = None) -> Region:
+    def create_external(cls, index: int, size: int, external: ExternalRegion, hang_up: HangUp | None = None) -> Region:
         """Create a region for a slave from the application's own memory.
 
         :raises MemifOSError: the fd of ``external.add`` cannot be duplicated.
@@ -183,7 +187,7 @@ class Region:
             )
         region.memory = _flat(memory)[:size]
         _seal_own(fd)
-        region._watch(on_loss)
+        region._watch(hang_up)
         return region
 
     @classmethod
@@ -195,7 +199,7 @@ class Region:
         *,
         trusted: bool,
         external: ExternalRegion | None = None,
-        on_loss: OnLoss | None = None,
+        hang_up: HangUp | None = None,
     ) -> Region:
         """Check and map a region that a peer sent, for a master. The region owns the fd; an error closes it.
 
@@ -215,17 +219,26 @@ class Region:
                 if region.memory.nbytes < size or memory.readonly:
                     region.close()
                     raise ConfigError(f"the external mapping of region {index} is not {size} writable bytes")
-                region._watch(on_loss)
+                region._watch(hang_up)
                 return region
-            return cls(index, fd, _map(fd, size, index, None if _is_lasting(fd) else on_loss), size)
+            region = cls(index, fd, _map(fd, size, index), size)
+            region._watch(hang_up)
+            return region
         except BaseException:
             fd.close()
             raise
 
-    def _watch(self, on_loss: OnLoss | None) -> None:
-        """Guard the application's mapping while the region is in use, unless its pages cannot be lost."""
-        if on_loss is not None and not _is_lasting(self._fd):
-            self._guard = _guard(self.memory, self.size, self._fd, functools.partial(on_loss, self.index))
+    def _watch(self, hang_up: HangUp | None) -> None:
+        """Guard the mapping, unless its pages cannot be lost: the application's own while the region is in use, any
+        other one until it is unmapped."""
+        if hang_up is None or _is_lasting(self._fd):
+            return
+        from memifrt.memory.sigbus import Guard
+
+        self._guard = Guard(self.address, self.size, _block(self._fd), hang_up)
+        mapping = self.memory.obj
+        if isinstance(mapping, _Mapping):
+            mapping.guard = self._guard
 
 
 class _Mapping(mmap.mmap):
@@ -291,33 +304,22 @@ def _block(fd: OwnedFd) -> int:
     return os.fstat(fd.fileno()).st_blksize
 
 
-def _map(fd: OwnedFd, size: int, index: int, on_loss: OnLoss | None = None) -> memoryview:
-    """Map the file, and guard the mapping if there is an ``on_loss`` callback."""
+def _map(fd: OwnedFd, size: int, index: int) -> memoryview:
+    """Map the file."""
     try:
         mapping = _Mapping(fd.fileno(), size)
         call_after_fork(mapping, keep_for_ever)  # it has a copy of the fd
+        return memoryview(mapping)
     except OSError as error:
         raise os_error(f"cannot map region {index} of {size} bytes", error) from error
     except (ValueError, OverflowError) as error:
         raise MemifError(ErrorCode.NOMEM, f"cannot map region {index} of {size} bytes: {error}") from error
-    memory = memoryview(mapping)
-    if on_loss is not None:
-        mapping.guard = _guard(memory, size, fd, functools.partial(on_loss, index))
-    return memory
-
-
-def _guard(memory: memoryview, size: int, fd: OwnedFd, on_loss: Callable[[], object]) -> Guard:
-    """Return a guard for the mapping ``memory`` of a file."""
-    from memifrt.memory.sigbus import Guard
-
-    return Guard(_address_of(memory), size, _block(fd), on_loss)
 
 
 def _address_of(memory: memoryview) -> int:
-    """Return the address of a writable mapping in this process."""
-    import ctypes
+    from memifrt.memory.sigbus import address_of
 
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    return address_of(memory)
 
 
 def _flat(memory: memoryview) -> memoryview:

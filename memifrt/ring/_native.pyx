@@ -1,9 +1,12 @@
-# cython: language_level=3, cdivision=True, initializedcheck=False
+# cython: language_level=3, cdivision=True, initializedcheck=False, freethreading_compatible=True
 """The data plane, compiled: the same rings as in :mod:`memifrt.ring.reference`, byte for byte.
 
 How to read it. The parts are included below, and each is the twin of a module of the reference: the same names, the
 same checks, the same order. ``tests/ring/test_twins.py`` compares the names and knows the exceptions. ``memif_ring.h``
 has the layout of shared memory, and the loads and stores whose order matters (docs/memory-order.md).
+
+Without the GIL, a method that uses the state of a ring or of its bursts holds the ring's critical section, so nothing
+changes that the GIL would keep (docs/memory-order.md, Without the GIL).
 
 No pointer is ever made from a number in shared memory before that number, in a copy of ours, has been checked against
 the region that it points into.

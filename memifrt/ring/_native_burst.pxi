@@ -19,6 +19,8 @@ cdef class RingBurst:
     cdef readonly int sent
     # The buffer whose view is being made; -1 at all other times.
     cdef int exporting
+    # Without the GIL: the thread that makes it.
+    cdef uint64_t exporter
     # Exports that exist: one for each view, until everything that was made of the view is gone.
     cdef int exports
     # Whether the burst is over: its buffers can no longer be used.
@@ -45,13 +47,14 @@ cdef class RingBurst:
         return self.count - self.sent
 
     def __getitem__(self, index):
-        return self.view(self.position(index))
+        cdef RingBase ring = self.ring
+        with cython.critical_section(ring):
+            return self.view(self.position(index))
 
     def __iter__(self):
         cdef int position
         for position in range(self.sent, self.count):
-            self.check_left(position)
-            yield self.view(position)
+            yield self.view_if_left(position)
 
     def packets(self):
         cdef Packets packets = Packets.__new__(Packets)
@@ -70,52 +73,55 @@ cdef class RingBurst:
 
     def pack_into(self, target, bytes stamp, limit, first=0):
         cdef Py_buffer held
-        cdef uint8_t *into
-        cdef uint8_t *end
+        cdef RingBase ring = self.ring
+        cdef int64_t most = max(clamped(limit), 0), wanted = max(clamped(first), 0)
+        if ring is None:
+            raise ValueError("the burst has no buffers: no ring has made it")
+        in_place(target, &held, PyBUF_SIMPLE, "the target", True)
+        try:
+            with cython.critical_section(ring):
+                return self.pack(&held, stamp, most, self.sent + wanted)
+        finally:
+            PyBuffer_Release(&held)
+
+    cdef object pack(self, Py_buffer *held, bytes stamp, int64_t most, int64_t wanted):
+        """Do as ``pack_into``, from the position ``wanted`` on."""
+        cdef uint8_t *into = <uint8_t *> held.buf
+        cdef uint8_t *end = into + held.len
         cdef const char *mark = PyBytes_AS_STRING(stamp)
         cdef size_t marked = len(stamp)
-        cdef int64_t most = max(clamped(limit), 0), wanted
         cdef int start = self.sent, stop, i
         cdef uint64_t total, left, part
         cdef uint32_t lengths[2]
         cdef memif_descriptor *entries = self.entries
-        if self.ring is None:
-            raise ValueError("the burst has no buffers: no ring has made it")
         if self.ended:
             raise self.ring.ended_error(ValueError)
-        wanted = self.sent + max(clamped(first), 0)
-        in_place(target, &held, PyBUF_SIMPLE, "the target", True)
-        try:
-            into = <uint8_t *> held.buf
-            end = into + held.len
-            while start < self.count:
-                stop = start + 1 if not entries[start].flags & NEXT else packet_end(entries, start, self.count)
-                if start >= wanted:
-                    if stop + AHEAD <= self.count:
-                        memif_prefetch_read(self.ring.regions.at(&entries[stop + AHEAD - 1]))
-                    total = 0
-                    for i in range(start, stop):
-                        total += entries[i].length
-                    left = min(total, <uint64_t> most)
-                    if <uint64_t> (end - into) < marked + sizeof(lengths) + left:
-                        break
-                    if marked == 8:  # the usual size, without a call
-                        memcpy(into, mark, 8)
-                    else:
-                        memcpy(into, mark, marked)
-                    into += marked
-                    lengths[0], lengths[1] = <uint32_t> left, <uint32_t> min(total, <uint64_t> 0xFFFFFFFF)
-                    memcpy(into, lengths, sizeof(lengths))
-                    into += sizeof(lengths)
-                    for i in range(start, stop):
-                        part = min(left, <uint64_t> entries[i].length)
-                        memif_move(into, self.ring.regions.at(&entries[i]), part)
-                        into += part
-                        left -= part
-                start = stop
-            return start - self.sent, into - <uint8_t *> held.buf
-        finally:
-            PyBuffer_Release(&held)
+        while start < self.count:
+            stop = start + 1 if not entries[start].flags & NEXT else packet_end(entries, start, self.count)
+            if start >= wanted:
+                if stop + AHEAD <= self.count:
+                    memif_prefetch_read(self.ring.regions.at(&entries[stop + AHEAD - 1]))
+                total = 0
+                for i in range(start, stop):
+                    total += entries[i].length
+                left = min(total, <uint64_t> most)
+                if <uint64_t> (end - into) < marked + sizeof(lengths) + left:
+                    break
+                if marked == 8:  # the usual size, without a call
+                    memcpy(into, mark, 8)
+                else:
+                    memcpy(into, mark, marked)
+                into += marked
+                lengths[0], lengths[1] = <uint32_t> left, <uint32_t> min(total, <uint64_t> 0xFFFFFFFF)
+                memcpy(into, lengths, sizeof(lengths))
+                into += sizeof(lengths)
+                for i in range(start, stop):
+                    part = min(left, <uint64_t> entries[i].length)
+                    memif_move(into, self.ring.regions.at(&entries[i]), part)
+                    into += part
+                    left -= part
+            start = stop
+        return start - self.sent, into - <uint8_t *> held.buf
 
     @property
     def done(self):
@@ -127,12 +133,22 @@ cdef class RingBurst:
         return 0
 
     def set_length(self, index, length):
-        self.trim(index, 0, length)
+        cdef RingBase ring = self.ring
+        with cython.critical_section(ring):
+            self.trim(index, 0, length)
 
     def advance(self, index, count):
-        self.trim(index, count, self.length(index) - count)
+        cdef RingBase ring = self.ring
+        with cython.critical_section(ring):
+            self.trim(index, count, self.length(index) - count)
 
     def set_flags(self, index, flags):
+        cdef RingBase ring = self.ring
+        with cython.critical_section(ring):
+            self.write_flags(index, flags)
+
+    cdef write_flags(self, index, flags):
+        """Do as ``set_flags``."""
         cdef int position = self.position(index)
         if flags == (self.entries[position].flags & NEXT):
             return
@@ -145,7 +161,9 @@ cdef class RingBurst:
         self.entries[position].flags = flags
 
     def drop(self, index):
-        self.drop_at(self.position(index))
+        cdef RingBase ring = self.ring
+        with cython.critical_section(ring):
+            self.drop_at(self.position(index))
 
     cdef drop_at(self, int position):
         """Leave out the packet that the buffer at a position belongs to."""
@@ -155,6 +173,12 @@ cdef class RingBurst:
         self.entries[position].flags |= DROPPED
 
     def close(self):
+        cdef RingBase ring = self.ring
+        with cython.critical_section(ring):
+            self.end()
+
+    cdef end(self):
+        """Do as ``close``."""
         if self.ended:
             return
         cdef bint held = self.release_all()
@@ -177,16 +201,16 @@ cdef class RingBurst:
         return f"<burst of {len(self)} buffers{', ended' if self.ended else ''}>"
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
-        # Only view() may ask, which says first which buffer it means.
-        if self.exporting < 0:
+        # Only view() may ask, which says first which buffer it means; without the GIL, another thread may be in it.
+        if self.exporting < 0 or self.exporter != memif_this_thread():
             buffer.obj = None
             raise BufferError("a burst is a sequence of buffers: take burst[i]")
         cdef memif_descriptor *entry = &self.entries[self.exporting]
         PyBuffer_FillInfo(buffer, self, self.ring.regions.at(entry), entry.length, 0, flags)
-        self.exports += 1
+        memif_count(&self.exports, 1)
 
     def __releasebuffer__(self, Py_buffer *buffer):
-        self.exports -= 1
+        memif_count(&self.exports, -1)
 
     cdef int fill(self, uint16_t first, const memif_descriptor *entries, int count) except -1:
         """Take these descriptors into an empty burst."""
@@ -206,13 +230,22 @@ cdef class RingBurst:
             self.views = [None] * self.count
         view = self.views[position]
         if view is None:
+            self.exporter = memif_this_thread()
             self.exporting = position
             try:
                 view = PyMemoryView_FromObject(self)
             finally:
                 self.exporting = -1
+                self.exporter = 0
             self.views[position] = view
         return view
+
+    cdef object view_if_left(self, int position):
+        """Return the view of a buffer, if it may still be used."""
+        cdef RingBase ring = self.ring
+        with cython.critical_section(ring):
+            self.check_left(position)
+            return self.view(position)
 
     cdef int position(self, index) except -1:
         """Return the position of a buffer in ``entries``.
@@ -320,7 +353,9 @@ cdef class Packet:
         return total
 
     def drop(self):
-        self.burst.drop_at(self.start)
+        cdef RingBase ring = self.burst.ring
+        with cython.critical_section(ring):
+            self.burst.drop_at(self.start)
 
     def __iter__(self):
         warn_renamed("iterating over a packet", "iterating over packet.views", stacklevel=2)
@@ -362,12 +397,10 @@ cdef Packet new_packet(RingBurst burst, int start, int stop):
     cdef int i
     packet.burst = burst
     packet.start = start
-    for i in range(start, stop):
-        burst.check_left(i)
     if stop == start + 1:
-        packet.views = (burst.view(start),)
+        packet.views = (burst.view_if_left(start),)
     else:
-        packet.views = tuple([burst.view(i) for i in range(start, stop)])
+        packet.views = tuple([burst.view_if_left(i) for i in range(start, stop)])
     return packet
 
 

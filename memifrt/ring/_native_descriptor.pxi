@@ -28,6 +28,8 @@ cdef extern from "memif_ring.h":
     void memif_prefetch_read(const void *address) nogil
     void memif_copy_descriptors(memif_descriptor *into, const memif_descriptor *source, int count) nogil
     void memif_move(void *into, const void *source, size_t size) nogil
+    uint64_t memif_this_thread() nogil
+    void memif_count(int *counter, int number) nogil
     uint64_t memif_sum(const memif_descriptor *entries, int count, uint64_t *octets) nogil
 
 cdef enum:

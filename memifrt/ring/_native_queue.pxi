@@ -85,6 +85,7 @@ cdef class Queue:
         return self.ring is not None or self.running is not None
 
     @property
+    @cython.critical_section
     def counters(self):
         cdef RingBase ring = self.running if self.ring is None else self.ring
         if ring is None and self.owner is not None:
@@ -98,6 +99,7 @@ cdef class Queue:
             raise self.disconnected()
         return fd
 
+    @cython.critical_section
     def disconnect(self, reason):
         self.end_loop()
         cdef RingBase ring = self.running if self.ring is None else self.ring
@@ -108,12 +110,14 @@ cdef class Queue:
             self.running = None
             self.violated = None
 
+    @cython.critical_section
     def abandon(self, pid):
         self.ring = None
         self.running = None
         self.owner = pid
         self.violated = None
 
+    @cython.critical_section
     cdef object disconnected(self):
         """Return a new exception. Several threads may raise it, so they must not share one."""
         if self.owner is not None:
@@ -129,7 +133,8 @@ cdef class Queue:
 
     cdef object fail(self, violation):
         """End the connection because the peer broke the ring. Return the exception to raise."""
-        violated = self.violated  # read once: another thread may set it to None
+        with cython.critical_section(self):
+            violated = self.violated  # read once: another thread may set it to None
         if violated is not None:
             violated(violation)
         # A new exception: the frames of the one that is kept as the reason would keep the peer's memory mapped.
@@ -146,17 +151,31 @@ cdef class Queue:
         return 0
 
     cdef int begin_loop(self, RingBase ring) except -1:
-        """Take the ring out of everybody's reach."""
-        self.running = ring
-        self.ring = None
-        self.runner = PyThread_get_thread_ident()
-        self.ending = False
+        """Take the ring out of everybody's reach.
+
+        Without the GIL another thread may have got it from the queue just before. It finds the ring busy, or held.
+
+        :raises ConfigError: the ring is in use.
+        """
+        with cython.critical_section(self, ring):
+            ring.require_idle()
+            if ring.open or (ring.is_tx and (<TxRingBase> ring).sending):
+                raise ConfigError("buffers of the queues are held: their bursts must end, or be transmitted, first")
+            if self.ring is not ring:
+                raise self.disconnected()
+            ring.busy = True
+            self.running = ring
+            self.ring = None
+            self.runner = PyThread_get_thread_ident()
+            self.ending = False
         return 0
 
-    cdef int after_loop(self) except -1:
+    cdef int after_loop(self, RingBase ring) except -1:
         """Put the ring back, unless the connection or the process has ended meanwhile."""
-        self.ring = self.running
-        self.running = None
+        with cython.critical_section(self, ring):
+            ring.busy = False
+            self.ring = self.running
+            self.running = None
         return 0
 
     cdef int await_end(self) except -1:
@@ -277,7 +296,7 @@ cdef class RxQueue(Queue):
     cdef public bint drained
     # Whether adaptive mode has masked the peer's interrupts.
     cdef bint masked
-    cdef public object on_mode_change
+    cdef object mode_change
 
     def __init__(
         self, int qid, RxRingBase ring not None, event, earlier, violated, mode, mode_changed, check_caller=bool
@@ -293,6 +312,16 @@ cdef class RxQueue(Queue):
         Queue.disconnect(self, reason)
         if was_connected:
             self.notify()
+
+    @property
+    @cython.critical_section
+    def on_mode_change(self):
+        return self.mode_change
+
+    @on_mode_change.setter
+    @cython.critical_section
+    def on_mode_change(self, changed):
+        self.mode_change = changed
 
     @property
     def rx_mode(self):
@@ -319,8 +348,9 @@ cdef class RxQueue(Queue):
             # The peer may have seen the mask when it published: look again (memory-order.md, The kick and the mask).
             self.notify()
         self.mode_changed(self)
-        if self.on_mode_change is not None:
-            self.on_mode_change()
+        changed = self.on_mode_change
+        if changed is not None:
+            changed()
 
     def drain(self):
         if self.owner is not None or self.running is not None:
@@ -338,7 +368,7 @@ cdef class RxQueue(Queue):
     def pending(self):
         cdef RxRingBase ring = self.live()
         try:
-            return ring.available()
+            return ring.waiting()
         except RingViolation as error:
             raise self.fail(error) from error
 
@@ -349,9 +379,9 @@ cdef class RxQueue(Queue):
         try:
             most = check_limit(limit)
             if self.polling:
-                return ring.take(most, split)
+                return ring.take_burst(most, split)
             self.before(ring, most)
-            taken = ring.take(most, split)
+            taken = ring.take_burst(most, split)
             self.after(ring)
             return taken
         except BaseException as error:
@@ -393,6 +423,7 @@ cdef class RxQueue(Queue):
     def refill(self, count=None, headroom=0):
         return self.live().refill(count, headroom)
 
+    @cython.critical_section
     cdef RxRingBase live(self):
         """Return the ring.
 
@@ -425,7 +456,7 @@ cdef class RxQueue(Queue):
         """Read the eventfd, before packets are taken in a mode with interrupts."""
         if self.drained:  # drain() has read the eventfd. A kick since then is only a spurious wake-up later.
             self.drained = False
-        elif not (self.more and ring.available() > limit):
+        elif not (self.more and ring.waiting() > limit):
             self.interrupts += self.read_kicks()
             if self.ring is None:
                 self.notify()  # the kick that was read may be the disconnect's: callers must not miss it
@@ -491,7 +522,7 @@ cdef class TxQueue(Queue):
     def free(self):
         cdef TxRingBase ring = self.live()
         try:
-            return ring.room()
+            return ring.free_room()
         except RingViolation as error:
             raise self.fail(error) from error
 
@@ -552,13 +583,15 @@ cdef class TxQueue(Queue):
                 received.set_mask(False)
                 queue.masked = False
             self.begin_loop(ring)
-            queue.begin_loop(received)
             try:
-                with nogil:
-                    self.run(queue, received, ring, loop)
+                queue.begin_loop(received)
+                try:
+                    with nogil:
+                        self.run(queue, received, ring, loop)
+                finally:
+                    queue.after_loop(received)
             finally:
-                self.after_loop()
-                queue.after_loop()
+                self.after_loop(ring)
                 if not queue.polling:
                     queue.notify()  # packets may be left whose kick was read
         except RingViolation as error:
@@ -632,6 +665,7 @@ cdef class TxQueue(Queue):
     def rewind(self, burst, index):
         self.live().rewind(burst, index)
 
+    @cython.critical_section
     cdef TxRingBase live(self):
         """Return the ring.
 

@@ -22,18 +22,32 @@ cdef class RxRingBase(RingBase):
     def __dealloc__(self):
         free(self.scratch)
 
+    @cython.critical_section
     def set_headroom(self, headroom):
         self.headroom = self.checked_headroom(headroom)
 
     def pending(self):
+        return self.waiting()
+
+    @cython.critical_section
+    cdef int waiting(self) except -1:
+        """Do as ``pending``."""
+        self.require_idle()
         return self.available()
 
     def burst(self, limit, bint split=False):
-        return self.take(check_limit(limit), split)
+        return self.take_burst(check_limit(limit), split)
+
+    @cython.critical_section
+    cdef RingBurst take_burst(self, int limit, bint split):
+        """Do as ``burst``."""
+        self.require_idle()
+        return self.take(limit, split)
 
     def recv(self, limit):
         return self.recv_packets(check_limit(limit))
 
+    @cython.critical_section
     cdef list recv_packets(self, int limit):
         """Do as ``recv``. No Python code runs between the look at the ring and the return, so nothing else can use the
         ring meanwhile: a list is made before, and bytes are no business of the garbage collector."""
@@ -49,6 +63,7 @@ cdef class RxRingBase(RingBase):
         cdef RingBurst burst = None
         cdef memif_descriptor *entries = self.scratch
         cdef int count, start = 0, stop, i
+        self.require_idle()
         if self.open:  # their buffers go back first, and a burst keeps the order
             burst = self.take(limit, False)
             entries = burst.entries
@@ -81,6 +96,7 @@ cdef class RxRingBase(RingBase):
         cdef Lengths sizes = Lengths(lengths, True)
         return self.recv_rows(rows, sizes, <int> min(rows.rows, sizes.count, 0x7FFF))
 
+    @cython.critical_section
     cdef int recv_rows(self, Matrix rows, Lengths sizes, int limit) except -1:
         """Do as ``recv_into``."""
         cdef int row = self.recv_rows_from(rows, sizes, 0, limit)
@@ -95,6 +111,7 @@ cdef class RxRingBase(RingBase):
         cdef memif_descriptor *entries = self.scratch
         if row == limit:
             return row
+        self.require_idle()
         if self.open:  # their buffers go back first, and this way keeps the order
             return self.recv_into_from_burst(rows, sizes, row, limit)
         count = self.take_entries(limit - row, False)
@@ -138,10 +155,12 @@ cdef class RxRingBase(RingBase):
             raise ConfigError(f"headroom is {headroom} bytes; it must be less than the buffer's {capacity}")
         return wanted
 
+    @cython.critical_section
     def refill(self, count=None, headroom=0):
-        cdef int64_t free = self.checked_headroom(headroom)
+        cdef int64_t free = self.checked_headroom(headroom), asked = 0 if count is None else clamped(count)
+        self.require_idle()
         cdef int refillable = self.refillable()
-        cdef int64_t wanted = refillable if count is None else min(clamped(count), <int64_t> refillable)
+        cdef int64_t wanted = refillable if count is None else min(asked, <int64_t> refillable)
         if wanted < 0:
             raise ConfigError(f"refill of {count} buffers; it must be at least 0")
         if wanted:
@@ -152,6 +171,7 @@ cdef class RxRingBase(RingBase):
                 raise still_exported()
         return wanted
 
+    @cython.critical_section
     def untake(self, burst):
         cdef RingBurst own = own_burst(burst)
         if own.ended or own.ring is not self or not self.open or self.open[-1] is not own:

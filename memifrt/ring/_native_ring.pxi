@@ -22,6 +22,8 @@ cdef class RingBase:
     # Whether this is a ring to send on.
     cdef bint is_tx
     cdef uint64_t packets, octets, ring_full, bad_descriptors
+    # Whether forward_from uses the ring without the GIL: nothing else may.
+    cdef bint busy
 
     # Everything is set up in __cinit__, here and below. It runs once for every object, whatever Python code does with
     # __new__ and __init__, so that methods can rely on it.
@@ -77,6 +79,12 @@ cdef class RingBase:
             burst.release_all()
             burst.ended = True
         self.open.clear()
+
+    cdef int require_idle(self) except -1:
+        """:raises ConfigError: ``forward_from`` uses the ring."""
+        if self.busy:
+            raise ConfigError(f"{self.name} is in use: forward_from() runs in another thread, or called this one")
+        return 0
 
     cdef object ended_error(self, kind):
         """Return the error for a use of a burst that has ended."""
@@ -216,15 +224,19 @@ def exchange(burst_a, index_a, burst_b, index_b):
     cdef RingBurst a = own_burst(burst_a), b = own_burst(burst_b)
     if not are_siblings(a.ring, b.ring):
         raise ConfigError("buffers can be exchanged only between the rings of one slave")
-    cdef int at_a = a.position(index_a), at_b = b.position(index_b)
-    cdef memif_descriptor entry = a.entries[at_a]
-    a.release_view(at_a)
-    b.release_view(at_b)
-    swap(a.ring.buffers, <uint16_t> (a.first + at_a) & a.ring.mask,
-          b.ring.buffers, <uint16_t> (b.first + at_b) & b.ring.mask)
-    a.changed = b.changed = True
-    a.replace_entry(at_a, &b.entries[at_b])
-    b.replace_entry(at_b, &entry)
+    cdef RingBase ring_a = a.ring, ring_b = b.ring
+    cdef int at_a, at_b
+    cdef memif_descriptor entry
+    with cython.critical_section(ring_a, ring_b):
+        at_a, at_b = a.position(index_a), b.position(index_b)
+        a.release_view(at_a)
+        b.release_view(at_b)
+        entry = a.entries[at_a]
+        swap(ring_a.buffers, <uint16_t> (a.first + at_a) & ring_a.mask,
+              ring_b.buffers, <uint16_t> (b.first + at_b) & ring_b.mask)
+        a.changed = b.changed = True
+        a.replace_entry(at_a, &b.entries[at_b])
+        b.replace_entry(at_b, &entry)
 
 
 cdef inline void swap(OwnBuffers a, uint16_t slot_a, OwnBuffers b, uint16_t slot_b) noexcept nogil:

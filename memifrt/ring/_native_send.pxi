@@ -39,11 +39,18 @@ cdef class TxRingBase(RingBase):
         return self.unreturned()
 
     def free(self):
+        return self.free_room()
+
+    @cython.critical_section
+    cdef int free_room(self) except -1:
+        """Do as ``free``."""
+        self.require_idle()
         return self.room()
 
     def alloc(self, count, size=None):
         return self.allocate(count, size)
 
+    @cython.critical_section
     cdef RingBurst allocate(self, count, size):
         """Do as ``alloc``."""
         cdef int64_t wanted = clamped(count), bytes_each = -1 if size is None else clamped(size)
@@ -89,15 +96,17 @@ cdef class TxRingBase(RingBase):
     def transmit(self, burst, count=None):
         return self.transmit_burst(burst, count)
 
+    @cython.critical_section
     cdef int transmit_burst(self, burst, count) except -1:
         """Do as ``transmit``."""
         cdef RingBurst own = own_burst(burst)
+        cdef int64_t most = MAX_PACKET_SIZE if count is None else max(clamped(count), 0)
         cdef int start = own.sent, stop
         if not own.ended and own.ring is self and not own.count:
             return 0
         if own.ended or not self.open or self.open[0] is not own:
             raise ConfigError("this burst is not the oldest allocated one that is not sent yet")
-        stop = own.count if count is None else <int> min(start + max(clamped(count), 0), <int64_t> own.count)
+        stop = <int> min(start + most, <int64_t> own.count)
         if stop == own.count and own.release_all():
             raise still_exported()
         self.publish(own.entries + start, stop - start)
@@ -110,6 +119,7 @@ cdef class TxRingBase(RingBase):
     def send(self, packets, *, bint chain=True):
         return self.send_packets(packets, chain)
 
+    @cython.critical_section
     cdef Py_ssize_t send_packets(self, packets, bint chain) except -1:
         """Do as ``send``."""
         cdef int room, used = 0, got
@@ -138,6 +148,7 @@ cdef class TxRingBase(RingBase):
     def send_from(self, matrix, lengths, *, bint chain=True):
         return self.send_rows(Matrix(matrix, False), Lengths(lengths, False), chain)
 
+    @cython.critical_section
     cdef Py_ssize_t send_rows(self, Matrix rows, Lengths sizes, bint chain) except -1:
         """Do as ``send_from``."""
         cdef int room, used = 0, got
@@ -163,19 +174,29 @@ cdef class TxRingBase(RingBase):
 
     cdef int forward_burst(self, burst) except -1:
         """Do as ``forward``."""
-        return self.copy_forward(received_burst(burst))
+        cdef RingBurst own = own_burst(burst)
+        cdef RingBase ring = own.ring
+        with cython.critical_section(self, ring):
+            return self.forward_own(received_burst(own))
+
+    cdef int forward_own(self, RingBurst own) except -1:
+        """Do as ``forward``, with a burst that was received and has not ended."""
+        return self.copy_forward(own)
 
     def relay(self, source, limit):
         return self.relay_packets(receive_ring(source), check_limit(limit))
 
     cdef int relay_packets(self, RxRingBase ring, int limit) except -1:
         """Do as ``relay``."""
-        if ring.open:  # their buffers go back first, and this way keeps the order
-            return self.relay_as_burst(ring, limit)
-        if self.open or self.sending:
-            ring.more |= ring.available() > 0
-            self.require_nothing_open()
-        return self.relay_entries(ring, limit)
+        with cython.critical_section(self, ring):
+            ring.require_idle()
+            self.require_idle()
+            if ring.open:  # their buffers go back first, and this way keeps the order
+                return self.relay_as_burst(ring, limit)
+            if self.open or self.sending:
+                ring.more |= ring.available() > 0
+                self.require_nothing_open()
+            return self.relay_entries(ring, limit)
 
     cdef int relay_entries(self, RxRingBase ring, int limit) except -1 nogil:
         """Check, copy, publish and give back in one pass over the descriptors. Nothing is held on either ring."""
@@ -203,6 +224,7 @@ cdef class TxRingBase(RingBase):
     def enqueue(self, burst, first, count):
         raise ConfigError("a master cannot swap buffers: only the rings of one slave can")
 
+    @cython.critical_section
     def rewind(self, burst, index):
         cdef RingBurst own = own_burst(burst), later
         cdef int64_t position = clamped(index)
@@ -293,7 +315,8 @@ cdef class TxRingBase(RingBase):
         self.require_not_sending()
 
     cdef require_not_sending(self):
-        """:raises ConfigError: a ``send`` on this ring is under way."""
+        """:raises ConfigError: a ``send`` on this ring is under way, or ``forward_from``."""
+        self.require_idle()
         if self.sending:
             raise ConfigError("the packets of a send that has not ended come from code that uses the ring itself")
 
@@ -498,8 +521,7 @@ cdef class SlaveTxRing(TxRingBase):
         memif_store_release(&self.ring.head, index)  # release: memory-order.md, R1
         return 0
 
-    cdef int forward_burst(self, burst) except -1:
-        cdef RingBurst own = received_burst(burst)
+    cdef int forward_own(self, RingBurst own) except -1:
         if not are_siblings(own.ring, self):
             return self.copy_forward(own)
         cdef OwnBuffers theirs = own.ring.buffers
@@ -554,15 +576,21 @@ cdef class SlaveTxRing(TxRingBase):
         return whole
 
     def enqueue(self, burst, first, count):
-        cdef RingBurst own = received_burst(burst)
+        cdef RingBurst own = own_burst(burst)
+        cdef RingBase ring = own.ring
+        with cython.critical_section(self, ring):
+            return self.enqueue_own(received_burst(own), clamped(first), clamped(count))
+
+    cdef RingBurst enqueue_own(self, RingBurst own, int64_t first, int64_t count):
+        """Do as ``enqueue``, with a burst that was received and has not ended."""
         if not are_siblings(own.ring, self):
             raise ConfigError("the burst was not received on a ring of the same slave")
-        if count < 0 or not 0 <= first <= len(own):
+        if count < 0 or not 0 <= first <= own.count - own.sent:
             raise ConfigError(f"{count} buffers from {first} on, of a burst of {len(own)}")
         cdef OwnBuffers theirs = own.ring.buffers
         cdef RingBurst swapped = new_burst(self)
         self.require_not_sending()
-        cdef int begin = own.sent + <int> first, asked = <int> min(clamped(count), <int64_t> (own.count - begin)), i, position
+        cdef int begin = own.sent + <int> first, asked = <int> min(count, <int64_t> (own.count - begin)), i, position
         cdef uint16_t slot
         cdef int wanted = min(asked, self.room())
         self.ring_full += wanted < asked

@@ -9,6 +9,20 @@
 #include <stdint.h>
 #include <string.h>
 
+/* --- threads of our own ------------------------------------------------------------------------------------------ */
+
+#ifdef Py_GIL_DISABLED
+/* Return a number that no other thread has, and that is not 0. */
+static inline uint64_t memif_this_thread(void) { return (uint64_t) PyThread_get_thread_ident(); }
+
+/* Add to a counter that several threads may change. */
+static inline void memif_count(int *counter, int number) { __atomic_add_fetch(counter, number, __ATOMIC_RELAXED); }
+#else
+/* The GIL keeps other threads away. */
+#define memif_this_thread() 0
+#define memif_count(counter, number) (*(counter) += (number))
+#endif
+
 /* --- layout ---------------------------------------------------------------------------------------------------- */
 
 /* The first word of a ring. The slave writes it, the master checks it. */

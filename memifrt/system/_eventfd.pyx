@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, freethreading_compatible=True
 """The calls of an eventfd, compiled: the twin of :class:`memifrt.system.eventfd.PythonCalls`.
 
 The compiled queues call them without Python in between. The number of the fd is read and used in one step, so a thread

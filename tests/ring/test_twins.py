@@ -69,19 +69,27 @@ ONLY_NATIVE = {
         "OwnBuffers.offsets",
         "OwnBuffers.region",
         "OwnBuffers.size",
+        "RingBase.busy",
         "RingBase.is_tx",
+        "RingBase.require_idle",
         "RingBase.ring",
         "RingBase.violated",
     },
-    # Memory and views by hand; packets are found by functions, and by an iterator instead of a generator.
+    # Memory and views by hand; packets are found by functions, and by an iterator instead of a generator; what is done
+    # while the ring is locked.
     "burst": {
         "Packets",
         "Packets.burst",
         "Packets.next",
         "RingBurst.count",
+        "RingBurst.end",
+        "RingBurst.exporter",
         "RingBurst.exporting",
         "RingBurst.exports",
         "RingBurst.fill",
+        "RingBurst.pack",
+        "RingBurst.view_if_left",
+        "RingBurst.write_flags",
         "joined",
         "new_burst",
         "new_packet",
@@ -98,18 +106,23 @@ ONLY_NATIVE = {
         "RxRingBase.recv_rows",
         "RxRingBase.recv_rows_from",
         "RxRingBase.scratch",
+        "RxRingBase.take_burst",
         "RxRingBase.take_entries",
+        "RxRingBase.waiting",
         "SlaveRxRing.outside_its_buffer",
         "check_limit",
     },
     # Rooms are staged in memory that is kept, and there is a way without a burst; what C calls.
     "send": {
         "MasterTxRing.unreturned",
-        "SlaveTxRing.forward_burst",
+        "SlaveTxRing.enqueue_own",
+        "SlaveTxRing.forward_own",
         "SlaveTxRing.relay_entries",
         "SlaveTxRing.unreturned",
         "TxRingBase.allocate",
         "TxRingBase.forward_burst",
+        "TxRingBase.forward_own",
+        "TxRingBase.free_room",
         "TxRingBase.relay_entries",
         "TxRingBase.relay_packets",
         "TxRingBase.send_packets",
@@ -175,6 +188,7 @@ ONLY_NATIVE["queue"] = {
     *(f"Loop.{name}" for name in ["packets", "prepare", "signals_seen", "sleep", "stop"]),
     # System calls without Python, and each receiving call written out around its own way to take packets.
     *("Queue.calls", "Queue.notify", "Queue.read_kicks", "RxQueue.after", "RxQueue.before", "RxQueue.live"),
+    "RxQueue.mode_change",  # a property, so that it is locked
     *("RxQueue.mode_now", "RxQueue.raise_failure", "RxQueue.relay_to", "TxQueue.live"),
 }
 #: Parameters of the reference alone: the generator of rooms, and lists that know their length.
