@@ -142,12 +142,11 @@ cdef class Queue:
 
     cdef int end_loop(self) except -1:
         """Have a ``forward_from`` in another thread end, and wait until it has. Our own thread's ends by itself."""
-        cdef int waited = 0
+        cdef int64_t until = memif_now() + LONGEST_WAIT * <int64_t> 1_000_000
         self.ending = self.running is not None
-        while self.running is not None and self.runner != PyThread_get_thread_ident() and waited < LONGEST_WAIT:
+        while self.running is not None and self.runner != PyThread_get_thread_ident() and memif_now() < until:
             with nogil:
                 memif_wait(-1, -1, 1)
-            waited += 1
         return 0
 
     cdef int begin_loop(self, RingBase ring) except -1:
@@ -157,6 +156,7 @@ cdef class Queue:
 
         :raises ConfigError: the ring is in use.
         """
+        self.await_end()  # otherwise a thread that calls again and again keeps the connection from ending
         with cython.critical_section(self, ring):
             ring.require_idle()
             if ring.open or (ring.is_tx and (<TxRingBase> ring).sending):
@@ -167,7 +167,6 @@ cdef class Queue:
             self.running = ring
             self.ring = None
             self.runner = PyThread_get_thread_ident()
-            self.ending = False
         return 0
 
     cdef int after_loop(self, RingBase ring) except -1:
@@ -183,11 +182,10 @@ cdef class Queue:
 
         :raises Disconnected: it has ended.
         """
-        cdef int waited = 0
-        while self.ending and self.ring is not None and waited < LONGEST_WAIT:
+        cdef int64_t until = memif_now() + LONGEST_WAIT * <int64_t> 1_000_000
+        while self.ending and self.ring is not None and memif_now() < until:
             with nogil:
                 memif_wait(-1, -1, 1)
-            waited += 1
         if self.ring is None:
             raise self.disconnected()
         return 0
