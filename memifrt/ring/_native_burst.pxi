@@ -86,16 +86,36 @@ cdef class RingBurst:
 
     cdef object pack(self, Py_buffer *held, bytes stamp, int64_t most, int64_t wanted):
         """Do as ``pack_into``, from the position ``wanted`` on."""
-        cdef uint8_t *into = <uint8_t *> held.buf
-        cdef uint8_t *end = into + held.len
-        cdef const char *mark = PyBytes_AS_STRING(stamp)
+        cdef const uint8_t *mark = <const uint8_t *> PyBytes_AS_STRING(stamp)
         cdef size_t marked = len(stamp)
+        cdef uint8_t *into = <uint8_t *> held.buf
+        cdef uint64_t octets = 0
+        cdef int stop
+        if self.ended:
+            raise self.ring.ended_error(ValueError)
+        memif_sum(self.entries, self.count, &octets)
+        if min(octets, <uint64_t> held.len) < LARGE:
+            stop = self.pack_entries(&into, into + held.len, mark, marked, most, wanted)
+        else:
+            self.ring.require_idle()
+            self.ring.busy = True
+            with nogil:
+                stop = self.pack_entries(&into, into + held.len, mark, marked, most, wanted)
+            self.ring.busy = False
+        return stop - self.sent, into - <uint8_t *> held.buf
+
+    cdef int pack_entries(
+        self, uint8_t **target, uint8_t *end, const uint8_t *mark, size_t marked, int64_t most, int64_t wanted
+    ) noexcept nogil:
+        """Pack packets into memory that ends at ``end``; return the position of the first one that did not fit.
+
+        :param target: where to begin; is set to where the last packet stops.
+        """
+        cdef uint8_t *into = target[0]
         cdef int start = self.sent, stop, i
         cdef uint64_t total, left, part
         cdef uint32_t lengths[2]
         cdef memif_descriptor *entries = self.entries
-        if self.ended:
-            raise self.ring.ended_error(ValueError)
         while start < self.count:
             stop = start + 1 if not entries[start].flags & NEXT else packet_end(entries, start, self.count)
             if start >= wanted:
@@ -112,7 +132,8 @@ cdef class RingBurst:
                 else:
                     memcpy(into, mark, marked)
                 into += marked
-                lengths[0], lengths[1] = <uint32_t> left, <uint32_t> min(total, <uint64_t> 0xFFFFFFFF)
+                lengths[0] = <uint32_t> left
+                lengths[1] = <uint32_t> min(total, <uint64_t> 0xFFFFFFFF)
                 memcpy(into, lengths, sizeof(lengths))
                 into += sizeof(lengths)
                 for i in range(start, stop):
@@ -121,7 +142,8 @@ cdef class RingBurst:
                     into += part
                     left -= part
             start = stop
-        return start - self.sent, into - <uint8_t *> held.buf
+        target[0] = into
+        return start
 
     @property
     def done(self):
@@ -273,6 +295,7 @@ cdef class RingBurst:
 
     cdef trim(self, index, count, length):
         """Move the start of a buffer's data by ``count`` bytes, and make the data ``length`` bytes long."""
+        self.ring.require_idle()  # pack_into may be reading the entries
         cdef int position = self.position(index)
         cdef memif_descriptor *entry = &self.entries[position]
         cdef int64_t start, stop, present = entry.length, offset = entry.offset

@@ -43,6 +43,9 @@ cdef enum:
     CHUNK = 64
     # Descriptors that a burst holds without memory of its own.
     FEW = 4
+    # Bytes from which on a copy is made without the GIL. To give it up and take it again costs about as much as copying
+    # a few KiB.
+    LARGE = 65536
     # As in memifrt.types.
     MAX_RECEIVED_BUFFER = 65536
     MAX_PACKET_SIZE = 1 << 24

@@ -106,18 +106,33 @@ cdef class RxRingBase(RingBase):
 
     cdef int recv_rows_from(self, Matrix rows, Lengths sizes, int row, int limit) except -1:
         """Fill rows, from ``row`` on, with the packets of as many buffers; return where the next packet goes."""
-        cdef int count, start, i
-        cdef uint64_t total, part
-        cdef memif_descriptor *entries = self.scratch
+        cdef int count
+        cdef uint64_t octets = 0
         if row == limit:
             return row
         self.require_idle()
         if self.open:  # their buffers go back first, and this way keeps the order
             return self.recv_into_from_burst(rows, sizes, row, limit)
         count = self.take_entries(limit - row, False)
+        memif_sum(self.scratch, count, &octets)
+        if octets < LARGE:
+            row = self.copy_rows(rows, sizes, row, count)
+        else:
+            self.busy = True
+            with nogil:
+                row = self.copy_rows(rows, sizes, row, count)
+            self.busy = False
+        if count:
+            self.consume(self.scratch, count)
+        return row
+
+    cdef int copy_rows(self, Matrix rows, Lengths sizes, int row, int count) noexcept nogil:
+        """Copy the packets of ``count`` taken descriptors into rows, from ``row`` on; return where the next one goes."""
+        cdef memif_descriptor *entries = self.scratch
+        cdef int start = 0, i
+        cdef uint64_t total, part
         for i in range(min(AHEAD, count)):
             memif_prefetch_read(self.regions.at(&entries[i]))
-        start = 0
         while start < count:
             if start + AHEAD < count:
                 memif_prefetch_read(self.regions.at(&entries[start + AHEAD]))
@@ -131,8 +146,6 @@ cdef class RxRingBase(RingBase):
                     break
             sizes.set(row, total)
             row += 1
-        if count:
-            self.consume(entries, count)
         return row
 
     cdef int recv_into_from_burst(self, Matrix rows, Lengths sizes, int row, int limit) except -1:

@@ -81,9 +81,9 @@ cdef class RingBase:
         self.open.clear()
 
     cdef int require_idle(self) except -1:
-        """:raises ConfigError: ``forward_from`` uses the ring."""
+        """:raises ConfigError: a call that has given up the GIL uses the ring."""
         if self.busy:
-            raise ConfigError(f"{self.name} is in use: forward_from() runs in another thread, or called this one")
+            raise ConfigError(f"{self.name} is in use: another thread copies, or forward_from() runs or called this one")
         return 0
 
     cdef object ended_error(self, kind):
@@ -228,6 +228,8 @@ def exchange(burst_a, index_a, burst_b, index_b):
     cdef int at_a, at_b
     cdef memif_descriptor entry
     with cython.critical_section(ring_a, ring_b):
+        ring_a.require_idle()  # pack_into may be reading the entries
+        ring_b.require_idle()
         at_a, at_b = a.position(index_a), b.position(index_b)
         a.release_view(at_a)
         b.release_view(at_b)

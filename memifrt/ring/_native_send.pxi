@@ -151,22 +151,45 @@ cdef class TxRingBase(RingBase):
     @cython.critical_section
     cdef Py_ssize_t send_rows(self, Matrix rows, Lengths sizes, bint chain) except -1:
         """Do as ``send_from``."""
-        cdef int room, used = 0, got
+        cdef int room, used = 0
         cdef Py_ssize_t row, count = min(rows.rows, sizes.count)
-        cdef uint64_t size
+        cdef uint64_t octets = 0
         self.require_nothing_open()
         room = self.fresh_room()
+        for row in range(min(count, <Py_ssize_t> room)):
+            octets += min(sizes.get(row), rows.width)
+        if octets < LARGE:
+            count = self.put_rows(rows, sizes, count, room, chain, &used)
+        else:
+            self.busy = True
+            try:
+                with nogil:
+                    count = self.put_rows(rows, sizes, count, room, chain, &used)
+            finally:
+                self.busy = False
+        self.publish_staged(used)
+        return count
+
+    cdef Py_ssize_t put_rows(
+        self, Matrix rows, Lengths sizes, Py_ssize_t count, int room, bint chain, int *used
+    ) except -1 nogil:
+        """Copy the packets of ``count`` rows into free buffers and stage them; return how many packets fitted.
+
+        :param used: is set to the number of buffers that they take.
+        """
+        cdef int got
+        cdef Py_ssize_t row
+        cdef uint64_t size
         for row in range(count):
             size = sizes.get(row)
             if size > rows.width:
-                raise ConfigError(f"packet {row} has {sizes.shown(row)} bytes, a row only {rows.width}")
-            got = self.put(used, room, rows.row(row), size, chain, row)
+                with gil:
+                    raise ConfigError(f"packet {row} has {sizes.shown(row)} bytes, a row only {rows.width}")
+            got = self.put(used[0], room, rows.row(row), size, chain, row)
             if not got:
                 self.ring_full += 1
-                count = row
-                break
-            used += got
-        self.publish_staged(used)
+                return row
+            used[0] += got
         return count
 
     def forward(self, burst):
@@ -364,22 +387,27 @@ cdef class TxRingBase(RingBase):
             entry.flags = NEXT
         return 0
 
-    cdef int put(self, int used, int room, const uint8_t *data, uint64_t size, bint chain, Py_ssize_t number) except -1:
+    cdef int put(
+        self, int used, int room, const uint8_t *data, uint64_t size, bint chain, Py_ssize_t number
+    ) except -1 nogil:
         """Copy one of the caller's packets into free buffers and stage it; return how many, 0 if it does not fit."""
         cdef int count, i
         cdef memif_descriptor *entry
-        if not size:
-            raise ConfigError(f"packet {number} is empty")
-        if size > MAX_PACKET_SIZE:
-            raise ConfigError(f"packet {number} of {size} bytes; a packet has at most {MAX_PACKET_SIZE}")
+        if not 0 < size <= MAX_PACKET_SIZE:
+            with gil:
+                if not size:
+                    raise ConfigError(f"packet {number} is empty")
+                raise ConfigError(f"packet {number} of {size} bytes; a packet has at most {MAX_PACKET_SIZE}")
         count = self.reserve(used, room, <int64_t> size)
         if not count:
-            self.check_can_ever_fit(size, <int64_t> size, room - used)
+            with gil:
+                self.check_can_ever_fit(size, <int64_t> size, room - used)
             return 0
         if count > 1 and not chain:
-            raise ConfigError(
-                f"packet {number} has {size} bytes, a buffer {self.staged[used].length}, and chains are switched off"
-            )
+            with gil:
+                raise ConfigError(
+                    f"packet {number} has {size} bytes, a buffer {self.staged[used].length}, and chains are switched off"
+                )
         for i in range(used, used + count):
             entry = &self.staged[i]
             memif_move(self.regions.at(entry), data, entry.length)
@@ -590,6 +618,7 @@ cdef class SlaveTxRing(TxRingBase):
         cdef OwnBuffers theirs = own.ring.buffers
         cdef RingBurst swapped = new_burst(self)
         self.require_not_sending()
+        own.ring.require_idle()  # pack_into may be reading the entries
         cdef int begin = own.sent + <int> first, asked = <int> min(count, <int64_t> (own.count - begin)), i, position
         cdef uint16_t slot
         cdef int wanted = min(asked, self.room())

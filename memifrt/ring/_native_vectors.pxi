@@ -24,7 +24,7 @@ cdef class Matrix:
         if self.holding:
             PyBuffer_Release(&self.held)
 
-    cdef inline uint8_t *row(self, Py_ssize_t index) noexcept:
+    cdef inline uint8_t *row(self, Py_ssize_t index) noexcept nogil:
         return <uint8_t *> self.held.buf + index * self.held.strides[0]
 
 
@@ -56,10 +56,10 @@ cdef class Lengths:
         if self.holding:
             PyBuffer_Release(&self.held)
 
-    cdef inline uint8_t *at(self, Py_ssize_t index) noexcept:
+    cdef inline uint8_t *at(self, Py_ssize_t index) noexcept nogil:
         return <uint8_t *> self.held.buf + index * self.held.strides[0]
 
-    cdef inline uint64_t get(self, Py_ssize_t index) noexcept:
+    cdef inline uint64_t get(self, Py_ssize_t index) noexcept nogil:
         """Return a length; a negative one becomes a length that no row has."""
         cdef uint64_t value = 0
         # Little-endian, like all of memif; and a copy, because the numbers need not be aligned.
@@ -71,7 +71,7 @@ cdef class Lengths:
             memcpy(&value, self.at(index), 8)
         return value if value <= self.longest else <uint64_t> -1
 
-    cdef inline void set(self, Py_ssize_t index, uint64_t value) noexcept:
+    cdef inline void set(self, Py_ssize_t index, uint64_t value) noexcept nogil:
         """Set a length, at most to the largest number that its type can hold."""
         value = min(value, self.longest)
         if self.held.itemsize == 2:

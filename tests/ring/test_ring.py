@@ -1627,6 +1627,38 @@ def test_recv_into_takes_as_many_buffers_as_there_are_rows(lane: Lane) -> None:
     assert lane.rx.pending() == 3
 
 
+@pytest.mark.parametrize("sender", ["slave", "master"])
+@pytest.mark.parametrize("count", [31, 33])  # 62 and 66 KiB: the larger one is copied without the GIL
+def test_large_copies_are_like_small_ones(make_ends: MakeEnds, sender: str, count: int) -> None:
+    ends = make_ends(log2_size=8, buffer_size=1024)
+    lane = ends.s2m if sender == "slave" else ends.m2s
+    rows, into = matrix(count, 2048)
+    rows[:] = bytes(number % 251 for number in range(count * 2048))
+    packets = [bytes(rows[number * 2048 : (number + 1) * 2048]) for number in range(count)]
+    lengths = array("I", [2048] * count)
+    assert lane.tx.send_from(into, lengths) == count
+    with lane.rx.burst(1024) as burst:
+        target = bytearray(count * 2100)
+        _, size = burst.pack_into(target, b"", 65536)
+        packed, at = [], 0
+        while at < size:
+            length = int.from_bytes(target[at : at + 4], "little")
+            packed.append(bytes(target[at + 8 : at + 8 + length]))
+            at += 8 + length
+        assert packed == packets
+    assert lane.tx.send_from(into, lengths) == count
+    _, taken = matrix(count, 2048)
+    sizes = array("I", [0] * count)
+    assert lane.rx.recv_into(taken, sizes) == count
+    assert bytes(taken) == b"".join(packets)
+    assert sizes == lengths
+    lengths[count - 1] = 0
+    with pytest.raises(ConfigError, match=f"packet {count - 1} is empty"):
+        lane.tx.send_from(into, lengths)
+    assert lane.tx.send([b"and on"]) == 1  # nothing was sent, and the ring can be used
+    assert lane.rx.recv(8) == [b"and on"]
+
+
 def test_recv_into_cuts_a_packet_longer_than_a_row_and_tells_its_length(lane: Lane) -> None:
     packets = [bytes(range(1, 101)), b"next"]
     lane.tx.send(packets)

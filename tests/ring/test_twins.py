@@ -87,6 +87,7 @@ ONLY_NATIVE = {
         "RingBurst.exporting",
         "RingBurst.exports",
         "RingBurst.fill",
+        "RingBurst.pack_entries",
         "RingBurst.pack",
         "RingBurst.view_if_left",
         "RingBurst.write_flags",
@@ -100,6 +101,7 @@ ONLY_NATIVE = {
     "receive": {
         "MasterRxRing.too_long",
         "RxRingBase.consume",
+        "RxRingBase.copy_rows",
         "RxRingBase.recv_buffers",
         "RxRingBase.recv_into_from_burst",
         "RxRingBase.recv_packets",
@@ -141,6 +143,7 @@ ONLY_NATIVE = {
         "TxRingBase.posted_lengths",
         "TxRingBase.prepare",
         "TxRingBase.put_buffer",
+        "TxRingBase.put_rows",
         "TxRingBase.relay_as_burst",
         "TxRingBase.rooms_staged",
         "TxRingBase.staged",
