@@ -712,7 +712,7 @@ def test_thread_for_each_queue_that_the_peer_offers(
 
 
 def test_thread_that_waits_on_a_queue_is_woken_even_if_it_drains_the_disconnect(
-    make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+    readable_calls: None, make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disconnect comes after the thread has found the queue alive, and before it reads the eventfd."""
     queue = make_pair().slave.rx_queues[0]
