@@ -49,6 +49,7 @@ from memifrt.renamed import renamed_arguments
 from memifrt.ring import say_what_is_missing, unsafe_reason
 from memifrt.sockets import Socket
 from memifrt.system.forks import abandon_after_fork
+from memifrt.system.signal_wakeup import SignalWakeup
 from memifrt.types import FdEvent, Role, check_callback, check_range
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class Runtime:
         on_error: OnError | None = None,
     ) -> None:
         self._closed = True  # until there are fds to close
+        self._wakeup: SignalWakeup | None = None
         self._closing = False
         if sys.platform != "linux":
             raise MemifError(ErrorCode.SYSCALL, f"memif needs Linux (memfd, eventfd, epoll); this is {sys.platform}")
@@ -332,7 +334,7 @@ class Runtime:
         :raises ConfigError: in external mode, or inside a callback.
         :raises BaseException: a callback raised it, and there is no ``on_error``.
         """
-        with self._ended_by_signals(), contextlib.suppress(PollCancelled):
+        with self._ended_by_signals(), self.woken_by_signals(), contextlib.suppress(PollCancelled):
             while not self._closed:
                 self.poll_event(None)
         self.check_not_forked()
@@ -351,6 +353,31 @@ class Runtime:
         finally:
             for number, default in ours:
                 signal.signal(number, default)
+
+    @contextlib.contextmanager
+    def woken_by_signals(self) -> Iterator[None]:
+        """Have each signal wake the loop, so that its Python handler runs at once.
+
+        Python runs handlers between two bytecodes. The handler of a signal that comes right before the loop begins to
+        wait would otherwise run only after that wait. In a thread that is not the main one, and where the loop has a
+        wakeup fd of its own (``signal.set_wakeup_fd``), this does nothing. :meth:`run` uses it.
+        """
+        if threading.current_thread() is not threading.main_thread() or self._wakeup is not None:
+            yield
+            return
+        self._wakeup = wakeup = SignalWakeup()
+        try:
+            if wakeup.installed:
+                self._registry.add(wakeup.fileno(), FdEvent.READ, lambda events: wakeup.drain())
+            yield
+        finally:
+            self._wakeup = None
+            fd = wakeup.fileno()
+            wakeup.uninstall()
+            try:
+                self._registry.remove(fd)
+            finally:
+                wakeup.close()
 
     def cancel_poll_event(self) -> None:
         """End exactly one :meth:`poll_event`: the one that runs, or the next one.

@@ -7,6 +7,7 @@ import logging
 import mmap
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from memifrt import (
 from memifrt.options import RoleName
 from memifrt.system import original_functions
 from memifrt.system.original_functions import close
+from tests.lib.forked import in_child
 from tests.lib.peer import ScriptedSlave, assert_packets_pass, memory_file, native
 from tests.lib.support import DEADLINE, Pair, Recorder, connect, wait_until
 
@@ -922,6 +924,56 @@ with memifrt.Runtime("runs") as runtime:
 assert signal.getsignal(number) is before
 print("ended")
 """
+
+
+@pytest.fixture
+def handled() -> Iterator[list[int]]:
+    """The signals SIGUSR1 that were handled."""
+    numbers: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: numbers.append(number))
+    yield numbers
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_signal_ends_a_wait_that_it_came_before(runtime: Runtime, handled: list[int]) -> None:
+    with runtime.woken_by_signals():
+        assert not select.select([runtime], [], [], 0)[0]
+        os.kill(os.getpid(), signal.SIGUSR1)  # whenever Python runs the handler
+        assert select.select([runtime], [], [], 0)[0]
+        assert runtime.poll_event(None) == 1
+        assert handled == [signal.SIGUSR1]
+        assert not select.select([runtime], [], [], 0)[0]
+        with runtime.woken_by_signals():  # a second one does nothing
+            pass
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert select.select([runtime], [], [], 0)[0]
+    assert signal.set_wakeup_fd(-1) == -1
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert not select.select([runtime], [], [], 0)[0]
+
+
+def test_the_wakeup_fd_of_a_loop_stays_its_own(runtime: Runtime, handled: list[int]) -> None:
+    near, far = os.pipe2(os.O_NONBLOCK)
+    signal.set_wakeup_fd(far)
+    try:
+        with runtime.woken_by_signals():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert not select.select([runtime], [], [], 0)[0]
+        assert os.read(near, 8) == bytes([signal.SIGUSR1])
+    finally:
+        assert signal.set_wakeup_fd(-1) == far
+        os.close(near)
+        os.close(far)
+
+
+def test_signals_of_a_forked_child_do_not_wake_its_parent(runtime: Runtime, handled: list[int]) -> None:
+    def check() -> None:
+        assert signal.set_wakeup_fd(-1) == -1
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    with runtime.woken_by_signals():
+        in_child(check)
+        assert not select.select([runtime], [], [], 0)[0]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

@@ -115,7 +115,8 @@ def session(
         complain(f"memifrt {program}: metrics on {runtime.metrics_url}")
     # Handle the signals until the runtime is closed: a second Ctrl+C must not interrupt the cleanup.
     stop = cancel or runtime.cancel_poll_event
-    with _reporting(program), signals_to(stop), runtime, _deadline(runtime, stop, session_options.connect_timeout):
+    timeout = session_options.connect_timeout
+    with _reporting(program), signals_to(stop), runtime, runtime.woken_by_signals(), _deadline(runtime, stop, timeout):
         yield runtime
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "open_fd",
     "poll",
     "read",
+    "set_wakeup_fd",
     "socket",
     "start_new_thread",
 ]
@@ -36,6 +37,7 @@ ORIGINALS = {
     "open_fd": ("os", "open"),
     "poll": ("select", "poll"),
     "read": ("os", "read"),  # eventlet's waits instead of raising BlockingIOError
+    "set_wakeup_fd": ("_signal", "set_wakeup_fd"),
     "socket": ("socket", "socket"),
     "start_new_thread": ("_thread", "start_new_thread"),
 }
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from os import close, read
     from os import open as open_fd
     from select import epoll, poll
+    from signal import set_wakeup_fd
     from socket import socket
     from threading import Lock
 else:

@@ -1,0 +1,64 @@
+"""Make signals wake a loop that waits for fds.
+
+Owns the process's wakeup fd (``signal.set_wakeup_fd``) while it is installed. Knows nothing of loops.
+
+C code writes a byte to the wakeup fd when a signal comes. Python's handler itself runs later, between two bytecodes:
+after a wait that began in between, if nothing ends that wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from memifrt.system.fds import OwnedFd
+from memifrt.system.forks import abandon_after_fork
+from memifrt.system.original_functions import read, set_wakeup_fd
+
+
+class SignalWakeup:
+    """A pipe that becomes readable with each signal of this process. Use it in the main thread.
+
+    :raises OSError: the process has too many open files.
+    """
+
+    def __init__(self) -> None:
+        near, far = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._near, self._far = OwnedFd(near, "signals"), OwnedFd(far, "wakeup fd")
+        #: Whether signals are written here. False if the process has a wakeup fd already.
+        self.installed = True
+        before = set_wakeup_fd(far, warn_on_full_buffer=False)
+        if before >= 0:
+            set_wakeup_fd(before)
+            self.installed = False
+        abandon_after_fork(self._abandon)
+
+    def fileno(self) -> int:
+        """Return the fd that becomes readable."""
+        return self._near.fileno()
+
+    def drain(self) -> None:
+        """Make it unreadable."""
+        with contextlib.suppress(BlockingIOError):
+            while len(read(self._near.fileno(), 4096)) == 4096:
+                pass
+
+    def uninstall(self) -> None:
+        """Write no more signals here, unless somebody else has installed another fd meanwhile."""
+        if self.installed:
+            self.installed = False
+            now = set_wakeup_fd(-1)
+            if now not in (-1, self._far.fileno()):
+                set_wakeup_fd(now)
+
+    def close(self) -> None:
+        """Close both ends. A second call does nothing."""
+        self.uninstall()
+        self._near.close()
+        self._far.close()
+
+    def _abandon(self) -> None:
+        """Have signals of a forked child not reach the parent's pipe."""
+        self.uninstall()
+        self._near.detach()
+        self._far.detach()
