@@ -423,7 +423,7 @@ def loops_cpu(plan: Plan) -> list[Group]:
     load = BASE.with_(rx_mode="interrupt")
     cases = [
         case(
-            f"{loop}, CPU a packet",
+            f"{loop}, CPU of the echo a packet",
             functools.partial(bench_device, "gen", "master", BASE, DEVICE_CPU, extra=("--check=count",)),
             "echo",
             load,

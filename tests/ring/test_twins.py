@@ -121,6 +121,7 @@ ONLY_NATIVE = {
         "TxRingBase.gather",
         "TxRingBase.notes_lengths",
         "TxRingBase.posted_lengths",
+        "TxRingBase.prefetch_room",
         "TxRingBase.prepare",
         "TxRingBase.put_buffer",
         "TxRingBase.relay_as_burst",
