@@ -21,7 +21,7 @@ class Plan:
 
     :param seconds: for each figure.
     :param baseline: the source tree of another version, with its rings built in place, to compare with.
-    :param free_threaded: a free-threaded interpreter that has memifrt.
+    :param free_threaded: a free-threaded interpreter with memifrt installed.
     """
 
     seconds: float = 0.5

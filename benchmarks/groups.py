@@ -75,8 +75,9 @@ def burst_sizes(plan: Plan) -> list[Group]:
         "Burst sizes: echo, 64-byte packets, polling",
         "Mpps",
         cases,
-        note="How many packets the device takes at most in one call: `forward(rx, N)`, and testpmd's `--burst=N`. What "
-        "faces it sends and takes up to 256 at a time, so that the device's bursts are what is measured.",
+        note="How many packets the device takes at most in one call: `forward(rx, N)`, and testpmd's `--burst=N`, "
+        "which is 32 in the other tables. What faces it sends and takes up to 256 at a time, so that the device's "
+        "bursts are what is measured.",
         x="burst",
         plot="burst-sizes",
     )
@@ -173,14 +174,14 @@ def thread_curves(plan: Plan) -> list[Group]:
             load = BASE.with_(queues=count)
             name = f"{series}, {count} thread(s)"
             cases.append(case(name, make, "gen", load, plan.seconds, _COUNT, series=series, x=count, cpu=cores[-1]))
-    shared = " Here the last thread shares its core with the end that faces them, and both wait for each other."
     curve = Group(
         "Threads: echo, one queue a thread, 64 bytes, bursts of 256, polling",
         "Mpps",
         cases,
-        note="Each thread has a core of its own; testpmd has as many with `--nb-cores`. One process on one core faces "
-        f"all of them and is the bound as soon as two threads are faster than it.{shared} What threads can do without "
-        "such a bound stands in the next table.",
+        note="Thread N runs on core N; testpmd has as many threads with `--nb-cores`. One process on the last core "
+        "faces all of them, so it is the bound where they are faster than it. In the last row the last thread shares "
+        "its core with that process, and they wait for each other's time slices: with two cores, that is the row of "
+        "two threads. What threads can do without such a bound stands in the next table.",
         x="threads",
         plot="threads",
     )

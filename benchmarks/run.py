@@ -47,7 +47,7 @@ def main() -> int:
         "--baseline", type=Path, metavar="FOLDER", help="another version to compare with, its rings built in place"
     )
     parser.add_argument(
-        "--free-threaded", default="", metavar="PYTHON", help="a free-threaded Python that has memifrt, for threads"
+        "--free-threaded", default="", metavar="PYTHON", help="a free-threaded Python with memifrt installed"
     )
     arguments = parser.parse_args()
     if os.cpu_count() in (None, 1):

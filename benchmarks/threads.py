@@ -13,6 +13,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -75,13 +76,14 @@ def packets_a_second(api: str, threads: int, seconds: float) -> float:
 def measure(api: str, threads: int, seconds: float, python: str = sys.executable) -> float:
     """Run the threads in a process of their own, and return packets a second.
 
-    :param python: the interpreter, such as a free-threaded one, that has memifrt or runs in its source tree.
+    :param python: an interpreter, such as a free-threaded one, with memifrt installed.
     """
-    command = [
-        *(python, "-m", "benchmarks.threads"),
-        *(f"--api={api}", f"--threads={threads}", f"--seconds={seconds}"),
-    ]
-    done = subprocess.run(command, cwd=_ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    command = [python, "-m", "benchmarks.threads", f"--api={api}", f"--threads={threads}", f"--seconds={seconds}"]
+    with tempfile.TemporaryDirectory() as folder:
+        # Not in the source tree, whose package would hide the installed one, and is built for one interpreter.
+        for name in ("benchmarks", "tests"):
+            os.symlink(_ROOT / name, f"{folder}/{name}")
+        done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout)
 
 
