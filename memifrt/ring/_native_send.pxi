@@ -344,11 +344,6 @@ cdef class TxRingBase(RingBase):
             entry.flags = NEXT
         return 0
 
-    cdef inline void prefetch_room(self, const memif_descriptor *entry, size_t size) noexcept nogil:
-        """Fetch the cache lines of a staged room that ``size`` bytes will be copied into. A master has not checked it."""
-        if entry.region < self.regions.count:
-            memif_prefetch_write(self.regions.at(entry), size)
-
     cdef int put(self, int used, int room, const uint8_t *data, uint64_t size, bint chain, Py_ssize_t number) except -1:
         """Copy one of the caller's packets into free buffers and stage it; return how many, 0 if it does not fit."""
         cdef int count, i
@@ -425,6 +420,11 @@ cdef class TxRingBase(RingBase):
                     into += 1
                     filled = 0
         return count
+
+    cdef inline void prefetch_room(self, const memif_descriptor *entry, size_t size) noexcept nogil:
+        """Fetch the cache lines of a staged room that ``size`` bytes will be copied into. A master has not checked it."""
+        if entry.region < self.regions.count:
+            memif_prefetch_write(self.regions.at(entry), size)
 
     cdef int publish_staged(self, int used) except -1 nogil:
         """Allocate and publish staged descriptors in one step."""
