@@ -7,6 +7,8 @@ receiver counts them.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import importlib.util
 import multiprocessing as mp
 import os
 import socket
@@ -16,9 +18,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from typing import Any
 
 #: Packets between two looks at the clock.
 _ROUND = 256
+#: Samples that an iceoryx2 subscriber holds, as many as a ring has slots.
+_SAMPLES = 1024
 _VETH = ("memifrt-b0", "memifrt-b1")
 
 #: (packet size in bytes, seconds, (receiver's core, sender's core)) -> packets a second.
@@ -38,7 +43,8 @@ def _pump(send: Sender, cpu: int, ready: Connection) -> None:
 
 def _count(receive: Counter, seconds: float) -> float:
     """Packets a second: from the first one on, for so long."""
-    receive()
+    while not receive():
+        pass
     start, packets = time.monotonic(), 0
     while time.monotonic() - start < seconds:
         for _ in range(_ROUND):
@@ -81,6 +87,47 @@ def pipe(size: int, seconds: float, cpus: tuple[int, int]) -> float:
     packet = bytes(size)
     with ours, theirs:
         return _run(lambda: lambda: theirs.send_bytes(packet), lambda: bool(ours.recv_bytes()), seconds, cpus)
+
+
+def iceoryx(size: int, seconds: float, cpus: tuple[int, int]) -> float:
+    """iceoryx2, publish and subscribe, zero copy: the publisher lends a sample and sends it without touching the data,
+    and waits while the subscriber's buffer is full; the subscriber polls."""
+    import iceoryx2
+
+    name = iceoryx2.ServiceName.new(f"memifrt/{os.getpid()}/{time.monotonic_ns()}")
+    iceoryx2.set_log_level(iceoryx2.LogLevel.Error)
+
+    def make_service() -> tuple[Any, Any]:
+        # A node of each process's own, made after the fork.
+        modes = iceoryx2.SignalHandlingMode
+        node = iceoryx2.NodeBuilder.new().signal_handling_mode(modes.Disabled).create(iceoryx2.ServiceType.Ipc)
+        builder = node.service_builder(name).publish_subscribe(iceoryx2.Slice[ctypes.c_uint8])
+        return node, builder.enable_safe_overflow(False).subscriber_max_buffer_size(_SAMPLES).open_or_create()
+
+    def make_sender() -> Sender:
+        _, service = make_service()
+        builder = service.publisher_builder().initial_max_slice_len(size)
+        publisher = builder.backpressure_strategy(iceoryx2.BackpressureStrategy.RetryUntilDelivered).create()
+        lend = publisher.loan_slice_uninit
+
+        def send() -> None:
+            lend(size).assume_init().send()
+
+        return send
+
+    ends: list[Any] = []
+
+    def receive() -> int:
+        if not ends:
+            node, service = make_service()
+            ends.extend((service.subscriber_builder().buffer_size(_SAMPLES).create(), service, node))
+        return ends[0].receive() is not None
+
+    try:
+        return _run(make_sender, receive, seconds, cpus)
+    finally:
+        if ends:
+            ends[-1].try_cleanup_dead_nodes()  # what the publisher left, which is killed
 
 
 def zeromq(size: int, seconds: float, cpus: tuple[int, int]) -> float:
@@ -158,10 +205,28 @@ def seqpacket_round_trip(size: int, seconds: float, cpus: tuple[int, int]) -> fl
     return sorted(times)[len(times) // 2] / 1e3
 
 
-def available() -> dict[str, Transport]:
-    """The transports that this machine has, by name."""
-    found: dict[str, Transport] = {"AF_UNIX SEQPACKET": seqpacket, "multiprocessing.Pipe": pipe, "pyzmq ipc": zeromq}
-    if os.geteuid() == 0 and os.path.exists("/sys/class/net"):
-        with contextlib.suppress(OSError, subprocess.CalledProcessError), _veth():
-            found["veth AF_PACKET"] = veth
-    return found
+def available() -> dict[str, Transport | None]:
+    """Return the transports by name; None for one that is not installed. Without root there is no veth."""
+    return {
+        name: transport if module is None or importlib.util.find_spec(module) is not None else None
+        for name, (transport, module) in TRANSPORTS.items()
+        if transport is not veth or _has_veth()
+    }
+
+
+def _has_veth() -> bool:
+    if os.geteuid() != 0:
+        return False
+    with contextlib.suppress(OSError, subprocess.CalledProcessError), _veth():
+        return True
+    return False
+
+
+#: By name, with the module that must be installed.
+TRANSPORTS: dict[str, tuple[Transport, str | None]] = {
+    "AF_UNIX SEQPACKET": (seqpacket, None),
+    "multiprocessing.Pipe": (pipe, None),
+    "pyzmq ipc": (zeromq, "zmq"),
+    "iceoryx2 publish and subscribe, zero copy": (iceoryx, "iceoryx2"),
+    "veth AF_PACKET": (veth, None),
+}

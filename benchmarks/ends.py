@@ -7,6 +7,7 @@ so that each device is measured by the same stick.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import select
@@ -18,18 +19,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from tests.lib.testpmd import DpdkTestpmd
 
-_ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
 class Load:
-    """What passes: packet size in bytes, burst in buffers, queues each way, log2 of the ring's slots."""
+    """What passes: packet size in bytes or ``"imix"``, burst in buffers, queues each way, log2 of the ring's slots."""
 
-    size: int = 64
+    size: int | str = 64
     burst: int = 256
     queues: int = 1
     log2_ring_size: int = 10
@@ -50,8 +51,13 @@ class Load:
         return replace(self, **changes)
 
 
-#: To be called when the end that faces a device is on its way.
-Go = Callable[[], None]
+@dataclass(frozen=True)
+class Running:
+    """A device that runs. ``go`` is to be called when the end that faces it is on its way. ``report`` waits until the
+    device has ended because its peer has, and gives what it measured."""
+
+    go: Callable[[], None]
+    report: Callable[[], dict[str, Any]]
 
 
 class Device(Protocol):
@@ -59,7 +65,7 @@ class Device(Protocol):
 
     @property
     def role(self) -> str: ...
-    def running(self, socket: str) -> AbstractContextManager[Go]: ...
+    def running(self, socket: str) -> AbstractContextManager[Running]: ...
 
 
 @dataclass(frozen=True)
@@ -69,16 +75,16 @@ class ProgramDevice:
     command: tuple[str, ...]
     role: str
     environment: tuple[tuple[str, str], ...] = ()
-    folder: Path = _ROOT
+    folder: Path = ROOT
 
     @contextlib.contextmanager
-    def running(self, socket: str) -> Iterator[Go]:
+    def running(self, socket: str) -> Iterator[Running]:
         command = [argument.replace("{socket}", socket) for argument in self.command]
-        with tempfile.TemporaryFile() as log:
+        with tempfile.TemporaryFile() as log, tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=log,
                 env={**os.environ, **dict(self.environment)},
                 cwd=self.folder,
@@ -86,7 +92,7 @@ class ProgramDevice:
             try:
                 if self.role == "master":
                     _wait_for(socket, process)
-                yield lambda: None
+                yield Running(lambda: None, functools.partial(_read_report, process, output))
             except BaseException as error:
                 log.seek(0)
                 raise RuntimeError(f"{' '.join(command)}:\n{log.read().decode(errors='replace')[-2000:]}") from error
@@ -97,16 +103,18 @@ class ProgramDevice:
 
 @dataclass(frozen=True)
 class PmdDevice:
-    """DPDK's testpmd, both of its threads on one core: the main one only waits for its standard input."""
+    """DPDK's testpmd. Its main thread, which only waits for its standard input, shares the first core with the first of
+    the threads that forward."""
 
     mode: str
     role: str
     load: Load
-    cpu: int
+    cpus: tuple[int, ...]
     zero_copy: bool = False
+    burst: int = 0
 
     @contextlib.contextmanager
-    def running(self, socket: str) -> Iterator[Go]:
+    def running(self, socket: str) -> Iterator[Running]:
         testpmd = DpdkTestpmd(
             socket,
             role="server" if self.role == "master" else "client",
@@ -115,42 +123,56 @@ class PmdDevice:
             zero_copy=self.zero_copy,
             log2_ring_size=self.load.log2_ring_size,
             buffer_size=self.load.buffer_size,
-            lcores=f"0@{self.cpu},1@{self.cpu}",
-            size=self.load.size,
+            lcores=",".join(f"{lcore}@{cpu}" for lcore, cpu in enumerate((self.cpus[0], *self.cpus))),
+            size=64 if isinstance(self.load.size, str) else self.load.size,
+            burst=self.burst,
+            threads=len(self.cpus),
         )
         with contextlib.redirect_stdout(None), testpmd:  # its log, which it prints at the end
-            yield testpmd.start_forwarding
+            yield Running(testpmd.start_forwarding, dict)
 
 
 def bench_device(
     mode: str,
     role: str,
     load: Load,
-    cpu: int,
-    *,
+    *cpus: int,
     api: str = "burst",
     ring: str = "native",
     extra: Sequence[str] = (),
+    folder: Path = ROOT,
 ) -> ProgramDevice:
-    """``memifrt bench`` as the device."""
+    """``memifrt bench`` as the device.
+
+    :param folder: whose package it imports.
+    """
     command = (
         sys.executable, "-m", "memifrt", "bench", mode, "--socket={socket}", f"--role={role}",
-        f"--api={api}", f"--cpu={cpu}", "--seconds=0", "--json", *load.arguments(), *extra,
+        f"--api={api}", f"--cpu={','.join(map(str, cpus))}", "--seconds=0", "--json", *load.arguments(), *extra,
     )  # fmt: skip
-    return ProgramDevice(command, role, (("MEMIFRT_RING", ring),))
+    return ProgramDevice(command, role, (("MEMIFRT_RING", ring),), folder)
 
 
-def program_device(program: str, role: str, cpu: int, *arguments: str) -> ProgramDevice:
-    """A Python program of the repository, pinned."""
+def program_device(program: str, role: str, cpu: int, *arguments: str, folder: Path = ROOT) -> ProgramDevice:
+    """A Python program of the repository, pinned.
+
+    :param folder: where the program and the package that it imports are.
+    """
     command = (
-        "taskset", "-c", str(cpu), sys.executable, str(_ROOT / program), "--socket={socket}", f"--role={role}",
+        "taskset", "-c", str(cpu), sys.executable, str(folder / program), "--socket={socket}", f"--role={role}",
         *arguments,
     )  # fmt: skip
-    return ProgramDevice(command, role)
+    return ProgramDevice(command, role, (("PYTHONPATH", str(folder)),), folder)
 
 
-def measure(device: Device, mode: str, load: Load, seconds: float, cpu: int, *extra: str) -> dict[str, Any]:
-    """Run a device and, facing it, ``memifrt bench MODE`` on the native rings; what the latter measured."""
+def measure(
+    device: Device, mode: str, load: Load, seconds: float, cpu: int, *extra: str, wants_report: bool = False
+) -> dict[str, Any]:
+    """Run a device and, facing it, ``memifrt bench MODE`` on the native rings; return what the latter measured.
+
+    :param load: of the end that faces the device. The device has its own.
+    :param wants_report: also wait for what the device itself reports, as ``"device"``.
+    """
     role = "slave" if device.role == "master" else "master"
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         socket = f"{folder}/memif.sock"
@@ -162,16 +184,23 @@ def measure(device: Device, mode: str, load: Load, seconds: float, cpu: int, *ex
         if role == "master":
             process = stack.enter_context(_face(facing))
             _wait_for(socket, process)
-            go = stack.enter_context(device.running(socket))
+            running = stack.enter_context(device.running(socket))
         else:
-            go = stack.enter_context(device.running(socket))
+            running = stack.enter_context(device.running(socket))
             process = stack.enter_context(_face(facing))
-        go()
+        running.go()
         output, _ = process.communicate(timeout=seconds + 30)
         if process.returncode:
             raise RuntimeError(f"{' '.join(facing)} ended with {process.returncode}")
         result: dict[str, Any] = json.loads(output)
-        return result
+        return {**result, "device": running.report()} if wants_report else result
+
+
+def _read_report(process: subprocess.Popen[bytes], output: IO[bytes]) -> dict[str, Any]:
+    process.wait(10)
+    output.seek(0)
+    report: dict[str, Any] = json.loads(output.read())
+    return report
 
 
 @contextlib.contextmanager
@@ -182,7 +211,7 @@ def _face(command: list[str]) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.DEVNULL,  # connection reports; an error shows by the status
         env={**os.environ, "MEMIFRT_RING": "native"},
         text=True,
-        cwd=_ROOT,
+        cwd=ROOT,
     )
     try:
         yield process

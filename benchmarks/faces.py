@@ -1,4 +1,6 @@
-"""What a wake-up costs in the faces: ``recv`` of a packet, beside ``recv`` of a datagram by a socket of the same loop.
+"""What a wake-up costs: ``recv`` of a packet, beside ``recv`` of a datagram by a socket of the same loop.
+
+``callback`` is the core: ``on_interrupt`` within ``poll_event``, beside a plain ``select.epoll``. The others are faces.
 
     python -m benchmarks.faces [--rounds N] [--seconds N]
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import socket
 import statistics
 import subprocess
@@ -21,7 +24,7 @@ from pathlib import Path
 import memifrt
 
 _ROOT = Path(__file__).resolve().parent.parent
-LOOPS = ("gevent", "asyncio", "trio")
+LOOPS = ("callback", "gevent", "asyncio", "trio")
 TRANSPORTS = ("memif", "datagram")
 _SELF = (sys.executable, "-m", "benchmarks.faces")
 _PACKET = bytes(64)
@@ -85,6 +88,33 @@ class _Clock:
     @property
     def microseconds(self) -> float:
         return (time.process_time() - self._cpu) / (self._packets - _WARM_UP) * 1e6
+
+
+def _callback_memif(address: str, clock: _Clock) -> None:
+    going = True
+
+    def on_interrupt(interface: memifrt.Interface, qid: int) -> None:
+        nonlocal going
+        for _ in interface.rx_queues[qid].recv():
+            going = clock.tick() and going
+
+    with memifrt.Runtime("receiver") as runtime:
+        runtime.create_interface(socket=f"@{address}", role="master", on_interrupt=on_interrupt)
+        while going:
+            runtime.poll_event()
+
+
+def _callback_datagram(address: str, clock: _Clock) -> None:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as receiver,
+        select.epoll() as epoll,
+    ):
+        receiver.bind(f"\0{address}")
+        epoll.register(receiver, select.EPOLLIN)
+        going = True
+        while going:
+            for _ in epoll.poll():
+                going = bool(receiver.recv(2048)) and clock.tick()
 
 
 def _gevent_memif(address: str, clock: _Clock) -> None:
@@ -165,6 +195,8 @@ def _trio_datagram(address: str, clock: _Clock) -> None:
 
 
 _RECEIVERS: dict[tuple[str, str], Callable[[str, _Clock], None]] = {
+    ("callback", "memif"): _callback_memif,
+    ("callback", "datagram"): _callback_datagram,
     ("gevent", "memif"): _gevent_memif,
     ("gevent", "datagram"): _gevent_datagram,
     ("asyncio", "memif"): _asyncio_memif,

@@ -26,6 +26,7 @@ cdef extern from "memif_ring.h":
     void memif_store_fence(uint16_t *flags, uint16_t value) nogil
     void memif_barrier() nogil
     void memif_prefetch_read(const void *address) nogil
+    void memif_prefetch_write(const void *address, size_t size) nogil
     void memif_copy_descriptors(memif_descriptor *into, const memif_descriptor *source, int count) nogil
     void memif_move(void *into, const void *source, size_t size) nogil
     uint64_t memif_this_thread() nogil
@@ -36,8 +37,8 @@ cdef enum:
     # A flag that exists only in our copies: forward leaves this packet out. A peer cannot set it, because a copy keeps
     # no flag of the peer's but NEXT.
     DROPPED = 0x8000
-    # Buffers ahead whose first cache line is fetched while the present one is copied: a miss across cores costs about
-    # as much as copying a few small packets.
+    # Buffers ahead that are fetched while the present one is copied: the first cache line to copy from, and all lines to
+    # copy into. A miss across cores costs about as much as copying a few small packets.
     AHEAD = 6
     # Posted descriptors that are copied at a time, so that a short burst does not copy a long ring.
     CHUNK = 64

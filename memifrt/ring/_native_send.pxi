@@ -292,7 +292,10 @@ cdef class TxRingBase(RingBase):
         cdef memif_descriptor *target
         while start < count:
             if start + AHEAD < count:
-                memif_prefetch_read(source.at(&entries[start + AHEAD]))
+                entry = &entries[start + AHEAD]
+                memif_prefetch_read(source.at(entry))
+                if used + AHEAD < prepared:
+                    self.prefetch_room(&staged[used + AHEAD], entry.length)
             # The common case, without a call: one buffer into one buffer. The code below does the rest.
             entry = &entries[start]
             if used < prepared and not entry.flags & (NEXT | DROPPED):
@@ -412,6 +415,8 @@ cdef class TxRingBase(RingBase):
             entry = &self.staged[i]
             memif_move(self.regions.at(entry), data, entry.length)
             data += entry.length
+        if used + count + 1 < self.rooms_staged:  # most packets are as long as the one before
+            self.prefetch_room(&self.staged[used + count + 1], size)
         return count
 
     cdef int put_buffer(self, int used, int room, packet, bint chain, Py_ssize_t number) except -1:
@@ -466,6 +471,11 @@ cdef class TxRingBase(RingBase):
                     into += 1
                     filled = 0
         return count
+
+    cdef inline void prefetch_room(self, const memif_descriptor *entry, size_t size) noexcept nogil:
+        """Fetch the cache lines of a staged room that ``size`` bytes will be copied into. A master has not checked it."""
+        if entry.region < self.regions.count:
+            memif_prefetch_write(self.regions.at(entry), size)
 
     cdef int publish_staged(self, int used) except -1 nogil:
         """Allocate and publish staged descriptors in one step."""

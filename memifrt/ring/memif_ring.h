@@ -91,6 +91,22 @@ static inline void memif_store_fence(uint16_t *flags, uint16_t value) {
 /* Start to load the cache line at p. */
 #define memif_prefetch_read(p) __builtin_prefetch((p), 0)
 
+#ifdef __x86_64__
+#define memif_prefetch_line_write(p) __asm__ volatile("prefetchw %0" : : "m"(*(p)))
+#else
+#define memif_prefetch_line_write(p) __builtin_prefetch((p), 1)
+#endif
+
+/* Start to get the cache lines of a buffer that is to be written, for this core alone: a peer that has read or written
+ * them has them, too, and a store would wait for them. The compiler's prefetch does not ask for this on every x86-64;
+ * processors that do not know the instruction skip it. */
+static inline void memif_prefetch_write(const void *p, size_t size) {
+    const char *line = p;
+    memif_prefetch_line_write(line);
+    if (size > 64)
+        for (const char *end = line + (size < 2048 ? size : 2048); (line += 64) < end;) memif_prefetch_line_write(line);
+}
+
 typedef struct { uint64_t word[2]; } memif_16;
 typedef struct { uint64_t word[4]; } memif_32;
 

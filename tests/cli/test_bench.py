@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pty
@@ -24,8 +25,11 @@ from tests.lib.support import DEADLINE, wait_until
 
 SHORT = "--seconds=0.1"
 FIELDS = {
-    "mode", "impl", "packets", "bytes", "seconds", "pps", "cpu_ns", "sent", "dropped", "corrupted", "rtt_us",
+    "mode", "impl", "packets", "bytes", "seconds", "pps", "cpu_ns", "calls_ps", "sent", "dropped", "corrupted",
+    "rtt_us",
 }  # fmt: skip
+#: What source and sink have, too.
+LEVELS = [api for api in APIS if api != "loop"]
 OTHER = {"master": "slave", "slave": "master"}
 RX_MODES = ["polling", "interrupt", "adaptive"]
 
@@ -63,7 +67,7 @@ def measure(
         return report(one), report(other)
 
 
-def check(found: Report, what: str, size: int) -> None:
+def check(found: Report, what: str, size: int, *, counts_calls: bool = True) -> None:
     """Something was measured, and the figures fit together."""
     assert found["mode"] == what
     assert found["impl"] in ("native", "python")
@@ -73,6 +77,7 @@ def check(found: Report, what: str, size: int) -> None:
     assert 0 < found["pps"] * found["seconds"] <= found["packets"] + 0.5
     assert found["cpu_ns"] > 0
     assert found["corrupted"] == found["dropped"] == 0
+    assert (found["calls_ps"] > 0) == (what != "rr" and counts_calls)
     assert list(found["rtt_us"]) == (["p50", "p99", "p99.9"] if what == "rr" else [])
 
 
@@ -81,7 +86,7 @@ def check(found: Report, what: str, size: int) -> None:
 
 @pytest.mark.parametrize("size", [64, 9000])
 @pytest.mark.parametrize("role", ["master", "slave"])
-@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("api", LEVELS)
 def test_sink_gets_what_the_source_sent_before_it_left(api: str, role: str, size: int, socket_name: str) -> None:
     # The sink ends first: what it took is part of what was sent.
     sink, source = measure(socket_name, "sink", "source", role, f"--api={api}", f"--size={size}")
@@ -97,7 +102,7 @@ def test_sink_gets_what_the_source_sent_before_it_left(api: str, role: str, size
 def test_echo_gives_back_every_packet_of_gen_whole(api: str, role: str, size: int, socket_name: str) -> None:
     gen, echo = measure(socket_name, "gen", "echo", role, f"--api={api}", f"--size={size}")
     check(gen, "gen", size)
-    check(echo, "echo", size)
+    check(echo, "echo", size, counts_calls=api != "loop")
     assert gen["packets"] == gen["sent"] == echo["packets"] == echo["sent"]
 
 
@@ -135,7 +140,7 @@ def test_echo_and_gen_in_every_rx_mode(role: str, rx_mode: str, socket_name: str
 
 @pytest.mark.parametrize("rx_mode", RX_MODES[1:])
 @pytest.mark.parametrize("role", ["master", "slave"])
-@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("api", LEVELS)
 def test_sink_that_waits_for_interrupts(api: str, role: str, rx_mode: str, socket_name: str) -> None:
     sink, source = measure(socket_name, "sink", "source", role, f"--api={api}", f"--rx-mode={rx_mode}")
     check(sink, "sink", 64)
@@ -148,6 +153,76 @@ def test_report_names_the_rings_in_use(ring: str, socket_name: str, monkeypatch:
     gen, echo = measure(socket_name, "gen", "echo", "slave")
     assert gen["impl"] == echo["impl"] == ring
     check(gen, "gen", 64)
+
+
+@pytest.mark.parametrize("buffer_size", [512, 2048])
+@pytest.mark.parametrize("role", ["master", "slave"])
+def test_gen_sends_a_mix_of_sizes(role: str, buffer_size: int, socket_name: str) -> None:
+    gen, echo = measure(
+        socket_name,
+        *("gen", "echo", role, "--size=imix", f"--buffer-size={buffer_size}", "--burst=24"),
+        own=(SHORT, "--check=count"),
+    )
+    assert gen["packets"] == gen["sent"] == echo["packets"] > 0
+    assert gen["bytes"] == echo["bytes"]
+    assert gen["corrupted"] == gen["dropped"] == 0
+    # Of every 24 packets 14 have 64 bytes, 8 have 570, and 2 have 1518. The last 24 may be cut short.
+    cycles, rest = divmod(gen["packets"], 24)
+    assert gen["bytes"] == cycles * 2 * (7 * 64 + 4 * 570 + 1518) + sum(([64] * 14 + [570] * 8 + [1518] * 2)[:rest])
+
+
+def test_mix_is_as_long_as_a_burst() -> None:
+    assert list(itertools.islice(bench._mix(1), 4)) == [(64, 7), (570, 4), (1518, 1), (64, 7)]
+    assert list(itertools.islice(bench._mix(256), 3)) == [(64, 147), (570, 84), (1518, 21)]
+
+
+# --- threads --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [("--threads",), ("--api=loop",), ("--api=loop", "--rx-mode=interrupt")])
+@pytest.mark.parametrize("role", ["master", "slave"])
+def test_echo_with_a_thread_for_each_queue(role: str, arguments: tuple[str, ...], socket_name: str) -> None:
+    with (
+        bench_at(socket_name, "echo", role, "--seconds=0", "--queues=2", *arguments) as echo,
+        bench_at(socket_name, "gen", OTHER[role], SHORT, "--queues=2") as gen,
+    ):
+        sent, answered = report(gen), report(echo)
+    check(sent, "gen", 64)
+    check(answered, "echo", 64, counts_calls="--threads" in arguments)
+    assert sent["packets"] == sent["sent"] == answered["sent"]
+
+
+@pytest.mark.parametrize(("what", "against"), [("sink", "source"), ("source", "sink")])
+def test_one_way_with_a_thread_for_each_queue(what: str, against: str, socket_name: str) -> None:
+    with (
+        bench_at(socket_name, against, "master", "--seconds=0", "--queues=2") as other,
+        bench_at(socket_name, what, "slave", SHORT, "--queues=2", "--threads") as one,
+    ):
+        check(report(one), what, 64)
+        check(report(other), against, 64)
+
+
+@pytest.mark.parametrize("arguments", [("--threads",), ("--api=loop",)])
+def test_threads_end_with_ctrl_c(arguments: tuple[str, ...], socket_name: str) -> None:
+    with (
+        bench_at(socket_name, "gen", "master", "--seconds=0", "--queues=2"),
+        bench_at(socket_name, "echo", "slave", "--seconds=0", "--queues=2", *arguments) as echo,
+    ):
+        read_until(echo, "connected to ", stderr=True)
+        status, out, err = end(echo)
+    assert (status, "Traceback" in err) == (0, False)
+    assert read_report(out)["mode"] == "echo"
+
+
+def test_error_in_a_thread_ends_the_bench(socket_name: str) -> None:
+    # Packets are longer than the rows of the matrix.
+    with (
+        bench_at(socket_name, "gen", "master", "--seconds=0", "--size=9000"),
+        bench_at(socket_name, "echo", "slave", "--seconds=0", "--api=vector", "--threads") as echo,
+    ):
+        status, out, err = finish(echo)
+    assert (status, out, "Traceback" in err) == (2, "", False)
+    assert "--size must be that of the packets that come" in err
 
 
 # --- queues, rings, bursts ------------------------------------------------------------------------------------------
@@ -190,7 +265,7 @@ def test_sink_reads_every_queue_of_a_peer_that_has_not_as_many_each_way(
     assert found["bytes"] == 30 * rings[0]
 
 
-@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("api", LEVELS)
 @pytest.mark.parametrize("ring", [1, 2, 16])
 def test_burst_larger_than_the_ring(api: str, ring: int, socket_name: str) -> None:
     arguments = (f"--api={api}", f"--ring-size={ring}", "--burst=256")
@@ -212,7 +287,7 @@ def test_window_fits_into_the_ring(ring: int, burst: int, size: int, socket_name
 def test_packet_of_the_largest_size(api: str, socket_name: str) -> None:
     gen, echo = measure(socket_name, "gen", "echo", "slave", f"--api={api}", "--size=65535")
     check(gen, "gen", 65535)
-    check(echo, "echo", 65535)
+    check(echo, "echo", 65535, counts_calls=api != "loop")
 
 
 # --- drops ----------------------------------------------------------------------------------------------------------
@@ -417,6 +492,13 @@ def test_terminal_has_a_live_line(socket_name: str) -> None:
     assert b"\r" + b" " * 20 + b"\r" in shown  # and it is gone at the end
 
 
+def test_bench_stays_on_its_cores(socket_name: str) -> None:
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    listed = ",".join(str(cpu) for cpu in cpus)
+    with bench_at(socket_name, "sink", "master", f"--cpu={listed}") as program:
+        wait_until(lambda: os.sched_getaffinity(program.pid) == set(cpus))
+
+
 def test_bench_stays_on_its_core(socket_name: str) -> None:
     cpu = max(os.sched_getaffinity(0))
     with bench_at(socket_name, "sink", "master", f"--cpu={cpu}") as program:
@@ -442,6 +524,13 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "payload without room": (["source", "--payload=icmp", "--size=41"], ["size is 41", "42"]),
     "window": (["gen", "--window=65537"], ["--window", "'65537'", "65536"]),
     "cpu": (["sink", "--cpu=4095"], ["cpu is 4095", "may run on"]),
+    "one cpu of several": (["sink", "--cpu=0,x"], ["--cpu", "'x'", "4095"]),
+    "loop of a sink": (["sink", "--api=loop"], ["api is loop", "only echo"]),
+    "threads of gen": (["gen", "--threads"], ["gen cannot have threads", "sink"]),
+    "threads that wait": (["echo", "--threads", "--rx-mode=interrupt"], ["rx_mode is interrupt", "--api=loop"]),
+    "mix that is checked": (["gen", "--size=imix"], ["size is imix", "count"]),
+    "mix of a source": (["source", "--size=imix"], ["size is imix", "only gen"]),
+    "mix without a name": (["gen", "--size=mix"], ["--size", "'mix'", "1 to 65535", "imix"]),
     "queues": (["sink", "--queues=256"], ["--queues", "'256'", "1 to 255"]),
     "ring size": (["sink", "--ring-size=1000"], ["--ring-size", "'1000'", "power of two"]),
     "rx mode": (["sink", "--rx-mode=x"], ["--rx-mode", "'x'", "adaptive"]),

@@ -62,6 +62,8 @@ class DpdkTestpmd:
     :param zero_copy: a client shares its packet memory instead of copying out of it.
     :param lcores: which of its threads runs on which core, in its own words.
     :param size: bytes of the packets that ``txonly`` sends.
+    :param burst: packets of one call of its receive function, 1 to 512; 0: its default.
+    :param threads: how many of its threads forward: one takes several queues, or each takes some of them.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class DpdkTestpmd:
         buffer_size: int = 2048,
         lcores: str = "0@0,1@1",
         size: int = 64,
+        burst: int = 0,
+        threads: int = 1,
     ) -> None:
         # With zero copy its packets fill the rings of both directions, and what has been sent is freed only when the
         # next is sent: with fewer packets than slots it would wait for ever.
@@ -103,6 +107,8 @@ class DpdkTestpmd:
             "--log-level=pmd.net.memif:debug",
             *("--", "-i", f"--total-num-mbufs={packets}", f"--forward-mode={forward}"),
             *(f"--rxq={queues}", f"--txq={queues}", f"--txpkts={size}"),
+            *([f"--burst={burst}"] if burst else []),
+            *([f"--nb-cores={threads}"] if threads > 1 else []),
             "--no-flush-rx",  # or "start" throws away what we have sent before it
         ]
         self._process: subprocess.Popen[bytes] | None = None

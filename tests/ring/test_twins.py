@@ -141,6 +141,7 @@ ONLY_NATIVE = {
         "TxRingBase.gather",
         "TxRingBase.notes_lengths",
         "TxRingBase.posted_lengths",
+        "TxRingBase.prefetch_room",
         "TxRingBase.prepare",
         "TxRingBase.put_buffer",
         "TxRingBase.put_rows",

@@ -1,7 +1,8 @@
 """``memifrt bench``: run one end of a measurement, on one of the three levels of the data plane.
 
 Owns the loops of source, sink, echo, gen and rr, and their counters. It prints the figures of this process: packets a
-second since the first packet, and CPU time for each packet.
+second since the first packet, and CPU time for each packet. An echo, a source or a sink may have a thread for each
+queue.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import argparse
 import json
 import os
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from array import array
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 from memifrt.cli.arguments import (
@@ -36,11 +39,15 @@ from memifrt.ring import __impl__
 from memifrt.types import MAX_LOG2_RING_SIZE, Mode, QueueCounters, Role, RxMode, check_range
 
 MODES = ("source", "sink", "echo", "gen", "rr")
-APIS = ("packets", "burst", "vector")
+APIS = ("packets", "burst", "vector", "loop")
 CHECKS = ("content", "count")
 PAYLOADS = ("zeros", "icmp")
 #: The target of the echo requests of ``payload="icmp"``.
 ICMP_TARGET = "192.168.1.2"
+#: ``size="imix"``: the simple Internet mix, as pairs of packet size in bytes and number of packets.
+IMIX = ((64, 7), (570, 4), (1518, 1))
+#: Modes that may have a thread for each queue.
+THREAD_MODES = ("source", "sink", "echo")
 
 #: The number of turns between two looks at the clock.
 _TURNS = 32
@@ -62,8 +69,11 @@ _ECHO_HEADERS = 14 + 20 + 8
 class Options:
     """What to measure. ``seconds`` counts from the first packet; 0 goes on until the peer disconnects.
 
+    ``size`` is in bytes. With ``imix``, gen sends :data:`IMIX`, and ``size`` is that of the longest packet.
     ``burst`` counts buffers when receiving, and packets when sending. ``window`` is the number of packets of gen that
     may be in flight on each queue; 0 means as many as the ring holds, at most four bursts.
+    ``api="loop"`` is an echo by ``TxQueue.forward_from``. It has a thread for each queue, as ``threads`` gives to the
+    other levels. ``cpu`` pins the process to these cores, and each thread to one of them.
     """
 
     mode: str
@@ -82,7 +92,9 @@ class Options:
     check: str = "content"
     payload: str = "zeros"
     window: int = 0
-    cpu: int | None = None
+    imix: bool = False
+    threads: bool = False
+    cpu: tuple[int, ...] = ()
     loop: str = "internal"
     session_options: SessionOptions = field(default_factory=SessionOptions)
 
@@ -105,10 +117,33 @@ class Options:
             raise ConfigError(
                 f"size is {self.size}; a packet whose content is checked has at least {_SEQUENCE_BYTES} bytes"
             )
+        self._check_imix()
+        self._check_threads()
         if not self.seconds >= 0:
             raise ConfigError(f"seconds is {self.seconds}; it must be 0 or more")
-        if self.cpu is not None and self.cpu not in os.sched_getaffinity(0):
-            raise ConfigError(f"cpu is {self.cpu}; this process may run on {sorted(os.sched_getaffinity(0))}")
+        for cpu in self.cpu:
+            if cpu not in os.sched_getaffinity(0):
+                raise ConfigError(f"cpu is {cpu}; this process may run on {sorted(os.sched_getaffinity(0))}")
+
+    def _check_imix(self) -> None:
+        if not self.imix or self.mode in ("sink", "echo"):
+            return
+        if self.mode != "gen" or self.check != "count" or self.payload != "zeros":
+            raise ConfigError("size is imix; only gen with check=count and payload=zeros sends such a mix")
+
+    def _check_threads(self) -> None:
+        if self.api == "loop" and self.mode in ("source", "sink"):
+            raise ConfigError(f"api is loop; {self.mode} has no such loop, only echo")
+        if self.threads and self.mode not in THREAD_MODES:
+            raise ConfigError(f"{self.mode} cannot have threads; {', '.join(THREAD_MODES)} can")
+        if self.threads and self.api != "loop" and parse_rx_mode(self.rx_mode) is not RxMode.POLLING:
+            raise ConfigError(
+                f"rx_mode is {parse_rx_mode(self.rx_mode).name.lower()}; threads poll, except with --api=loop"
+            )
+
+    @property
+    def has_threads(self) -> bool:
+        return self.threads or (self.api == "loop" and self.mode == "echo")
 
     @property
     def buffers_per_packet(self) -> int:
@@ -125,7 +160,9 @@ class Result:
 
     ``packets`` counts all packets that were sent (source), received (sink), sent back (echo), or came back (gen, rr).
     ``pps`` is their rate, and ``cpu_ns`` the CPU time of this process for each; both are measured over ``seconds``,
-    from the first packets on. ``rtt_us`` are percentiles of round trips (rr only), in microseconds.
+    from the first packets on. ``calls_ps`` is the rate of turns, each of which is one call (or a pair of calls) on a
+    queue, whether it finds packets or not; 0 for rr and api=loop, which do not count them.
+    ``rtt_us`` are percentiles of round trips (rr only), in microseconds.
     """
 
     mode: str
@@ -135,6 +172,7 @@ class Result:
     seconds: float = 0.0
     pps: float = 0.0
     cpu_ns: float = 0.0
+    calls_ps: float = 0.0
     sent: int = 0
     dropped: int = 0
     corrupted: int = 0
@@ -157,40 +195,52 @@ class Result:
         return json.dumps(asdict(self))
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The counters at one moment; ``time`` and ``cpu`` in seconds."""
+
+    time: float = 0.0
+    cpu: float = 0.0
+    packets: int = 0
+    calls: int = 0
+
+
 class Meter:
-    """Takes samples of time, CPU time and packets. The rate is measured from the first to the last packet."""
+    """Takes samples of time, CPU time, packets and calls. The rates are measured from the first to the last packet."""
 
     def __init__(self, live: bool) -> None:
         self.started = False
-        self._first = self._last = self._shown = (0.0, 0.0, 0)
+        self._first = self._last = self._shown = Sample()
         self._live = live
 
-    def sample(self, packets: int) -> float:
+    def sample(self, packets: int, calls: int = 0) -> float:
         """Take a sample; return the seconds since the first packet."""
-        now = (time.monotonic(), time.process_time(), packets)
+        now = Sample(time.monotonic(), time.process_time(), packets, calls)
         if not self.started:
             if packets:
                 self.started = True
                 self._first = self._last = self._shown = now
             return 0.0
-        if packets > self._last[2]:
+        if packets > self._last.packets:
             self._last = now
-        if self._live and now[0] - self._shown[0] >= 1.0:
-            rate = (packets - self._shown[2]) / (now[0] - self._shown[0])
+        if self._live and now.time - self._shown.time >= 1.0:
+            rate = (packets - self._shown.packets) / (now.time - self._shown.time)
             print(f"\r{rate / 1e6:9.3f} Mpps", end="", file=sys.stderr, flush=True)
             self._shown = now
-        return now[0] - self._first[0]
+        return now.time - self._first.time
 
     def close(self) -> None:
         if self._live:
             print("\r" + " " * 20 + "\r", end="", file=sys.stderr, flush=True)
 
     def fill(self, result: Result) -> None:
-        packets = self._last[2] - self._first[2]
+        first, last = self._first, self._last
+        packets = last.packets - first.packets
         if packets:
-            result.seconds = self._last[0] - self._first[0]
+            result.seconds = last.time - first.time
             result.pps = packets / result.seconds
-            result.cpu_ns = (self._last[1] - self._first[1]) / packets * 1e9
+            result.cpu_ns = (last.cpu - first.cpu) / packets * 1e9
+            result.calls_ps = (last.calls - first.calls) / result.seconds
 
 
 # --- turns: the work that is repeated on a pair of queues -----------------------------------------------------------
@@ -211,6 +261,8 @@ class Turn(ABC):
     dropped = 0
     #: Packets that came back changed.
     corrupted = 0
+    #: How often :meth:`repeat` has repeated it.
+    calls = 0
 
     def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
         self.options = options
@@ -220,6 +272,17 @@ class Turn(ABC):
 
     @abstractmethod
     def __call__(self) -> None: ...
+
+    def repeat(self) -> None:
+        """Do a number of turns."""
+        for _ in range(_TURNS):
+            self()
+        self.calls += _TURNS
+
+    def run_until(self, stop: bytearray) -> None:
+        """Repeat turns until the byte is no longer 0, in a thread of its own."""
+        while not stop[0]:
+            self.repeat()
 
 
 class SourcePackets(Turn):
@@ -279,6 +342,20 @@ class EchoBurst(Turn):
     def __call__(self) -> None:
         self.tx.forward(self.rx, self.burst)
 
+    def repeat(self) -> None:
+        # With bursts of one packet, a call costs as much as the Python around it.
+        forward, rx, burst = self.tx.forward, self.rx, self.burst
+        for _ in range(_TURNS):
+            forward(rx, burst)
+        self.calls += _TURNS
+
+
+class EchoLoop(EchoBurst):
+    """Forwards in a loop of the queue's own, which needs no Python."""
+
+    def run_until(self, stop: bytearray) -> None:
+        self.tx.forward_from(self.rx, until=stop, limit=self.burst)
+
 
 class EchoVector(SinkVector):
     def __call__(self) -> None:
@@ -327,21 +404,27 @@ class GenCount(Gen):
 
     def __init__(self, options: Options, rx: RxQueue, tx: TxQueue) -> None:
         super().__init__(options, rx, tx)
-        self._size = options.size
+        # A peer that works in bursts of one gives packets back one by one. Sent again one by one, they would make both
+        # ends wait for the same cache lines all the time, and that would be measured.
+        self._least = max(1, min(options.burst, self._window) // 4)
         self._icmp = options.payload == "icmp"
         self._packets = [options.packet()] * options.burst
         self._alloc, self._transmit, self._send, self._take = tx.alloc, tx.transmit, tx.send, rx.burst
         self._chain = options.buffers_per_packet
+        self._mix = _mix(options.burst) if options.imix else None
+        self._size, self._left = next(self._mix) if self._mix else (options.size, 0)
         self._earlier = rx.counters.packets
 
     def __call__(self) -> None:
         # Inlined, with as few calls as possible: the cost of this end limits what can be measured at the other end.
         room = self._window - self._sent + self._returned + self.dropped
-        if room > 0:
+        if room >= self._least:
             if room > self.burst:
                 room = self.burst
             if self._icmp:  # the peer may answer in place, so write the data each time
                 self._sent += self._send(self._packets[:room])
+            elif self._mix:
+                self._send_mix(room)
             else:
                 allocated = self._alloc(room, self._size)
                 self._sent += len(allocated) // self._chain
@@ -353,11 +436,35 @@ class GenCount(Gen):
         if self.dropped:  # packets that counted as lost may still come
             self.dropped = min(self.dropped, self._sent - self._returned)
 
+    def _send_mix(self, room: int) -> None:
+        """Send packets of the mix, a size at a time, where the last call has ended."""
+        assert self._mix is not None
+        while room > 0:
+            wanted = min(room, self._left)
+            allocated = self._alloc(wanted, self._size)
+            count = len(allocated) // -(-self._size // self.options.buffer_size)
+            self._transmit(allocated)
+            self._sent += count
+            self._left -= count
+            if not self._left:
+                self._size, self._left = next(self._mix)
+            if count < wanted:
+                return
+            room -= count
+
     def _on_its_way(self) -> int:
         return self._sent - self._returned - self.dropped
 
     def write_off(self) -> None:
         self.dropped = self._sent - self._returned
+
+
+def _mix(burst: int) -> Iterator[tuple[int, int]]:
+    """Yield sizes of :data:`IMIX` and how many packets of each to send, about ``burst`` packets a cycle."""
+    cycles = max(1, burst // sum(count for _, count in IMIX))
+    while True:
+        for size, count in IMIX:
+            yield size, count * cycles
 
 
 class GenContent(Gen):
@@ -449,12 +556,39 @@ _TURNS_OF: dict[tuple[str, str], type[Turn]] = {
     ("echo", "packets"): EchoPackets,
     ("echo", "burst"): EchoBurst,
     ("echo", "vector"): EchoVector,
+    ("echo", "loop"): EchoLoop,
     ("gen", "count"): GenCount,
     ("gen", "content"): GenContent,
 }
 
 
 # --- the measurement ------------------------------------------------------------------------------------------------
+
+
+class Worker(threading.Thread):
+    """Turns on one pair of queues, until ``stop`` is set or the peer is gone."""
+
+    def __init__(self, turn: Turn, cpu: int | None, stop: bytearray) -> None:
+        super().__init__(name="bench", daemon=True)
+        self._turn = turn
+        self._cpu = cpu
+        self._until = stop
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            if self._cpu is not None:
+                os.sched_setaffinity(0, {self._cpu})
+            self._turn.run_until(self._until)
+        except Disconnected:
+            pass
+        except BaseException as error:
+            self._error = error
+
+    def check(self) -> None:
+        """:raises BaseException: the exception that ended the thread."""
+        if self._error is not None:
+            raise self._error
 
 
 class Bench:
@@ -469,8 +603,8 @@ class Bench:
 
     def run(self, *, live: bool = False) -> Result:
         options = self.options
-        if options.cpu is not None:
-            os.sched_setaffinity(0, {options.cpu})
+        if options.cpu:
+            os.sched_setaffinity(0, options.cpu)
         meter = Meter(live)
 
         async def main(waiter: Waiter) -> Result:
@@ -484,19 +618,21 @@ class Bench:
                 buffer_size=options.buffer_size,
                 rx_mode=options.rx_mode,
                 on_connect=self._on_connect,
-                on_interrupt=self._on_interrupt,
+                on_interrupt=None if options.has_threads else self._on_interrupt,
             )
             try:
                 while not interface.connected:
                     await waiter.wait(None)
                 if options.mode == "rr":
                     await self._rr(waiter, interface, meter)
+                elif options.has_threads:
+                    await self._watch_threads(waiter, interface, meter)
                 else:
                     await self._loop(waiter, interface, meter)
             except (Disconnected, PollCancelled):  # Ctrl+C, or the peer is gone: report what was measured so far
                 pass
             finally:
-                meter.sample(self._counted().packets)
+                meter.sample(self._counted().packets, self._calls())
                 meter.close()
             return self._result(meter)
 
@@ -519,8 +655,9 @@ class Bench:
     def _on_interrupt(self, interface: Interface, qid: int) -> None:
         if self._trips is not None:
             self._trips()
-        elif self.options.mode in ("sink", "echo"):
+        elif self.options.mode in ("sink", "echo") and not self.options.has_threads:
             self._turns[qid]()
+            self._turns[qid].calls += 1
 
     def _counted(self) -> QueueCounters:
         """Return the counters behind ``Result.packets``. Queues count packets, not buffers."""
@@ -528,6 +665,9 @@ class Bench:
             trips = 0 if self._trips is None else len(self._trips.took)
             return QueueCounters(trips, trips * self.options.size)
         return _sum(self._interface, sends=self.options.mode in ("source", "echo"))
+
+    def _calls(self) -> int:
+        return sum(turn.calls for turn in self._turns)
 
     def _result(self, meter: Meter) -> Result:
         result = Result(self.options.mode, __impl__)
@@ -556,16 +696,16 @@ class Bench:
         gives_up = self._gives_up()
         while interface.connected:
             if polling:
-                for _ in rounds:
-                    for turn in self._turns:
-                        turn()
+                self._repeat(rounds)
             else:
                 await waiter.run_for(_SAMPLE)
             now = time.monotonic()
             if now < next_sample and meter.started:
                 continue
             packets = self._counted().packets
-            if meter.sample(packets) >= self.options.seconds > 0 or (not meter.started and now >= gives_up):
+            if meter.sample(packets, self._calls()) >= self.options.seconds > 0 or (
+                not meter.started and now >= gives_up
+            ):
                 await self._drain(waiter, interface)
                 return
             if now >= next_sample:
@@ -578,6 +718,38 @@ class Bench:
                         gen.write_off()
                 if polling:
                     await waiter.wait(0)
+
+    def _repeat(self, rounds: range) -> None:
+        """Do turns on every queue. Several queues take turns one by one."""
+        if len(self._turns) == 1:
+            self._turns[0].repeat()
+            return
+        for _ in rounds:
+            for turn in self._turns:
+                turn()
+        for turn in self._turns:
+            turn.calls += len(rounds)
+
+    async def _watch_threads(self, waiter: Waiter, interface: Interface, meter: Meter) -> None:
+        """Let a thread for each queue do the turns, and look at the clock and the control channel."""
+        stop = bytearray(1)
+        cpus = self.options.cpu
+        workers = [
+            Worker(turn, cpus[number % len(cpus)] if cpus else None, stop) for number, turn in enumerate(self._turns)
+        ]
+        for worker in workers:
+            worker.start()
+        try:
+            while interface.connected:
+                await waiter.run_for(_SAMPLE)
+                for worker in workers:
+                    worker.check()
+                if meter.sample(self._counted().packets, self._calls()) >= self.options.seconds > 0:
+                    return
+        finally:
+            stop[0] = 1
+            for worker in workers:
+                worker.join()
 
     def _gives_up(self) -> float:
         """Return the time at which to stop without a packet. Only the modes that send first have such a limit."""
@@ -644,8 +816,20 @@ def _echo_request(size: int) -> bytes:
 def _add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("what", choices=MODES, metavar="WHAT", help=", ".join(MODES))
-    add("--size", type=whole(1, 65535), default=64, metavar="N", help="bytes of a packet; default 64")
-    add("--burst", type=whole(1, 1 << MAX_LOG2_RING_SIZE), default=256, metavar="N", help="packets a call; default 256")
+    add(
+        "--size",
+        type=_size,
+        default=64,
+        metavar="N",
+        help="bytes of a packet; imix: gen sends 64, 570 and 1518 bytes as 7:4:1; default 64",
+    )
+    add(
+        "--burst",
+        type=whole(1, 1 << MAX_LOG2_RING_SIZE),
+        default=256,
+        metavar="N",
+        help="packets a call, of this end alone; default 256",
+    )
     add(
         "--seconds",
         type=seconds_or_zero,
@@ -654,17 +838,40 @@ def _add_arguments(parser: Parser) -> None:
         help="how long to measure, from the first packet; 0: until the peer disconnects; default 3",
     )
     add("--api", choices=APIS, default="burst", help="level of the data plane for source, sink, echo; default burst")
+    add(
+        "--threads", action="store_true", help="source, sink, echo: a thread for each queue; --api=loop always has them"
+    )
     add("--check", choices=CHECKS, default="content", help="what gen checks; default content")
     add("--payload", choices=PAYLOADS, default="zeros", help=f"icmp: echo requests to {ICMP_TARGET}; default zeros")
     add("--window", type=whole(0, 1 << 16), default=0, metavar="N", help="gen: packets in flight; default 4 bursts")
-    add("--cpu", type=whole(0, 4095), metavar="N", help="pin this process to a core")
+    add(
+        "--cpu",
+        type=_cpus,
+        default=(),
+        metavar="N[,N]",
+        help="pin this process to these cores, and each of its threads to one of them",
+    )
     add("--json", action="store_true", help="print one line of JSON")
     add_loop_argument(parser)
     add_ring_arguments(parser, "polling")
 
 
+def _size(text: str) -> int | str:
+    try:
+        return text if text == "imix" else whole(1, 65535)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or imix") from error
+
+
+def _cpus(text: str) -> tuple[int, ...]:
+    return tuple(whole(0, 4095)(number) for number in text.split(","))
+
+
 def _run(arguments: argparse.Namespace) -> int:
     given = {**vars(arguments), "mode": arguments.what, "session_options": session_options(arguments)}
+    given["imix"] = arguments.size == "imix"
+    if given["imix"]:
+        given["size"] = max(size for size, _ in IMIX)
     config = interface_config(arguments)
     given |= {name: getattr(config, name) for name in ("num_s2m_rings", "num_m2s_rings", "ring_size")}
     options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
