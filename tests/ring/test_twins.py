@@ -70,6 +70,7 @@ ONLY_NATIVE = {
         "OwnBuffers.region",
         "OwnBuffers.size",
         "RingBase.is_tx",
+        "RingBase.set_interrupts",
         "RingBase.ring",
         "RingBase.violated",
     },
@@ -159,6 +160,7 @@ ONLY_NATIVE["queue"] = {
     *(
         f"Loop.{name}"
         for name in [
+            "adaptive",
             "duplicate",
             "end",
             "event",
