@@ -113,7 +113,7 @@ class MemifPort(Port):
             socket=endpoint.socket,
             on_connect=lambda interface: self.on_link(self.can_send),
             on_disconnect=lambda interface, reason: self.on_link(False),
-            on_interrupt=lambda interface, qid: self.on_packets(),
+            on_interrupt=self._on_interrupt,
             **endpoint.config.replace(name=str(endpoint.config.name or f"memif{endpoint.config.id}")).options(),
         )
 
@@ -154,6 +154,13 @@ class MemifPort(Port):
 
     def fileno(self) -> int:
         return -1
+
+    def set_watched(self, watched: bool) -> None:
+        """Let the runtime call ``on_packets``, or not, because threads receive the packets."""
+        self.interface.on_interrupt = self._on_interrupt if watched else None
+
+    def _on_interrupt(self, interface: Interface, qid: int) -> None:
+        self.on_packets()
 
     def room(self, qid: int = 0) -> int:
         return self.tx(qid).free()
