@@ -279,7 +279,9 @@ class Pump:
         source.link_changed(up)
 
     def _step(self, way: Direction) -> None:
-        """Step a direction that may have packets."""
+        """Step a direction that may have packets, unless a thread does it."""
+        if self._threads is not None and self._threads.running:
+            return
         self._moved = way.step() or self._moved
 
     def run(self) -> None:

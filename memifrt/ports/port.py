@@ -116,6 +116,8 @@ class MemifPort(Port):
             on_interrupt=self._on_interrupt,
             **endpoint.config.replace(name=str(endpoint.config.name or f"memif{endpoint.config.id}")).options(),
         )
+        # In polling mode no interrupt says what the peer sent just before it left.
+        self.interface.on_ending = lambda interface: self.on_packets()
 
     @property
     def connected(self) -> bool:
