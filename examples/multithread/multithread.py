@@ -51,7 +51,7 @@ class Workers:
             print(f"queue {rx.qid}: {rx.counters.packets} packets received, {tx.counters.packets} answered in all")
 
     def _forward(self, rx: RxQueue, tx: TxQueue) -> None:
-        """Send packets back in one call, which polls or sleeps as the queue's mode says. It needs the GIL at its ends."""
+        """Send every packet back in one call, without the GIL. It polls or sleeps as the mode of the queue says."""
         with contextlib.suppress(Disconnected):
             tx.forward_from(rx, until=self._stop)
 

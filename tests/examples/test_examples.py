@@ -719,7 +719,9 @@ def test_threads_send_packets_back_without_python(
             peer.interface.close()
             program.line("disconnected: ")
     assert program.interrupt() == (0, "")
-    assert program.lines[-3:-1] == [f"queue {qid}: 200 packets received, 200 answered in all" for qid in (0, 1)]
+    assert program.lines[-3:-1] == [
+        f"queue {qid}: {200 * rounds} packets received, {200 * rounds} answered in all" for qid in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize(("s2m", "m2s", "threads"), [(1, 1, 1), (2, 1, 1), (1, 2, 1), (3, 3, 3)])
@@ -736,7 +738,7 @@ def test_thread_for_each_queue_that_the_peer_offers(
 
 
 def test_thread_that_waits_on_a_queue_is_woken_even_if_it_drains_the_disconnect(
-    make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+    make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, readable_calls: None
 ) -> None:
     """The disconnect comes after the thread has found the queue alive, and before it reads the eventfd."""
     queue = make_pair().slave.rx_queues[0]
