@@ -29,6 +29,10 @@ def are_useful() -> bool:
     return __impl__ == "native"
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 class ForwardThreads:
     """A thread for each transmit queue that packets go to, in both directions.
 
@@ -54,8 +58,16 @@ class ForwardThreads:
 
     @property
     def can_run(self) -> bool:
-        """Whether all ends have a peer with queues in both directions."""
-        return all(target.can_send for _, target in self._directions)
+        """Whether both ends have a peer with queues in both directions, and polling threads have a core each."""
+        return all(target.can_send for _, target in self._directions) and self._polling_threads() < _cores()
+
+    def _polling_threads(self) -> int:
+        """Return how many of the threads would poll. More than there are cores would wait for each other."""
+        return sum(
+            any(rx.polling for rx in sources)
+            for source, target in self._directions
+            for _, sources in _by_target(source, target)
+        )
 
     def fileno(self) -> int:
         """Return an fd that becomes readable when a thread has failed; then call :meth:`check`."""

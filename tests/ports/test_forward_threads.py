@@ -101,6 +101,12 @@ def numbered(count: int, size: int = 64) -> list[bytes]:
     return [number.to_bytes(4, "big") * (size // 4) for number in range(count)]
 
 
+@pytest.fixture(autouse=True)
+def cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for threads that poll, on any machine."""
+    monkeypatch.setattr("memifrt.ports.forward_threads._cores", lambda: 64)
+
+
 @pytest.fixture(params=[RxMode.INTERRUPT, RxMode.ADAPTIVE, RxMode.POLLING], ids=lambda mode: mode.name.lower())
 def rx_mode(request: pytest.FixtureRequest) -> RxMode:
     mode = request.param
@@ -121,6 +127,19 @@ def test_each_direction_and_queue_has_its_thread(runtime: Runtime, socket_path: 
         assert [way.report().line().partition(": ")[2] for way in running.ways] == [
             "3000 packets, 192000 bytes, 0 dropped"
         ] * 2
+
+
+def test_threads_that_poll_need_a_core_each_and_one_to_spare(
+    runtime: Runtime, socket_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two directions, two cores: the main thread polls for both."""
+    monkeypatch.setattr("memifrt.ports.forward_threads._cores", lambda: 2)
+    with bridge(socket_path, RxMode.POLLING):
+        a, b = (peer(runtime, socket_path, id) for id in (0, 1))
+        wait_until(lambda: a.connected and b.connected, runtime)
+        packets = numbered(300)
+        assert exchange(a, b, packets, runtime) == packets
+        assert forwarding() == 0
 
 
 def test_an_end_that_loses_its_peer_stops_them_until_it_has_one_again(
