@@ -1,8 +1,9 @@
 """Answers ARP and ICMP echo requests on several queues, with a thread for each. The main thread only connects.
 
-    python multithread.py [--socket PATH] [--id N] [--ip A.B.C.D] [--role slave|master] [--queues N]
+    python multithread.py [--socket PATH] [--id N] [--ip A.B.C.D] [--role slave|master] [--queues N] [--forward]
 
-Threads of even queues wait for interrupts; threads of odd queues poll their ring.
+Threads of even queues wait for interrupts; threads of odd queues poll their ring. With --forward the threads send every
+packet back as it is, without Python and without the GIL.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MAC = parse_mac("02:fe:00:00:01:02")
 class Workers:
     """The threads of one connection. Each one alone uses one receive queue and one transmit queue."""
 
-    def __init__(self, interface: Interface, ip: bytes) -> None:
+    def __init__(self, interface: Interface, ip: bytes, forward: bool) -> None:
         self._ip = ip
         self._stop = os.eventfd(0)
         self._queues = list(zip(interface.rx_queues, interface.tx_queues, strict=False))
@@ -34,7 +35,8 @@ class Workers:
         for rx, tx in self._queues:
             polls = rx.qid % 2 == 1
             rx.set_rx_mode(RxMode.POLLING if polls else RxMode.INTERRUPT)  # only the control thread may call this
-            self._threads.append(threading.Thread(target=self._poll if polls else self._wait, args=(rx, tx)))
+            work = self._forward if forward else self._poll if polls else self._wait
+            self._threads.append(threading.Thread(target=work, args=(rx, tx)))
             print(f"queue {rx.qid}: a thread {'polls' if polls else 'waits for interrupts'}")
         for thread in self._threads:
             thread.start()
@@ -47,6 +49,11 @@ class Workers:
         os.close(self._stop)
         for rx, tx in self._queues:
             print(f"queue {rx.qid}: {rx.counters.packets} packets received, {tx.counters.packets} answered in all")
+
+    def _forward(self, rx: RxQueue, tx: TxQueue) -> None:
+        """Send every packet back in one call, without the GIL. It polls or sleeps as the mode of the queue says."""
+        with contextlib.suppress(Disconnected):
+            tx.forward_from(rx, until=self._stop)
 
     def _wait(self, rx: RxQueue, tx: TxQueue) -> None:
         poll = select.poll()
@@ -77,13 +84,14 @@ class Workers:
 class Application:
     """The callbacks, which run on the main thread. There is no on_interrupt: the workers watch their queues."""
 
-    def __init__(self, ip: bytes) -> None:
+    def __init__(self, ip: bytes, forward: bool) -> None:
         self._ip = ip
+        self._forward = forward
         self._workers: Workers | None = None
 
     def on_connect(self, interface: Interface) -> None:
         print(f"connected to {interface.details().remote_app_name!r}")
-        self._workers = Workers(interface, self._ip)
+        self._workers = Workers(interface, self._ip, self._forward)
 
     def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
         workers, self._workers = self._workers, None
@@ -99,11 +107,12 @@ def main() -> int:
     parser.add_argument("--ip", default="192.168.1.2", help="address to answer for (default: %(default)s)")
     parser.add_argument("--role", choices=("slave", "master"), default="slave", help="default: slave")
     parser.add_argument("--queues", type=int, default=2, help="queues each way; the slave chooses (default: 2)")
+    parser.add_argument("--forward", action="store_true", help="send every packet back as it is, instead of answering")
     args = parser.parse_args()
     if not 0 < args.queues <= 255:
         parser.error(f"--queues is {args.queues}; it must be a number from 1 to 255")
     try:
-        application = Application(parse_ip(args.ip))
+        application = Application(parse_ip(args.ip), args.forward)
         with Runtime("multithread") as runtime:
 
             def stop(*_: object) -> None:
@@ -121,7 +130,8 @@ def main() -> int:
                 on_connect=application.on_connect,
                 on_disconnect=application.on_disconnect,
             )
-            print(f"{interface} answers for {args.ip}; {interface.last_error or 'Ctrl+C ends it'}")
+            what = "sends packets back" if args.forward else f"answers for {args.ip}"
+            print(f"{interface} {what}; {interface.last_error or 'Ctrl+C ends it'}")
             runtime.run()  # until a signal; then the interface is deleted, which ends the workers
     except MemifError as error:
         print(f"multithread: {error}", file=sys.stderr)

@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memifrt.errors import Disconnected, PollCancelled
+from memifrt.ports import forward_threads
 from memifrt.ports.drain import INTERVAL, Drain
+from memifrt.ports.forward_threads import ForwardThreads
 from memifrt.ports.port import MemifPort, Port
 from memifrt.ring import Burst
 from memifrt.runtime import Runtime
@@ -245,6 +247,8 @@ def direction(source: Port, target: Port) -> Direction:
 class Pump:
     """Runs directions in a loop until the runtime's poll is cancelled.
 
+    Between two memifs, threads forward the packets while both ends have a peer (see :class:`ForwardThreads`).
+
     :param polling: whether to look at every source all the time, instead of waiting for its events.
     :param on_idle: called when there is nothing to do for now.
     """
@@ -262,13 +266,22 @@ class Pump:
         self._polling = polling
         self._on_idle = on_idle
         self._moved = False
+        self._threads: ForwardThreads | None = None
+        #: Whether an end got its peer or lost it since the threads were last started or stopped.
+        self._link_changed = True
         for way in directions:
             way.source.on_packets = functools.partial(self._step, way)
-            way.target.on_link = way.source.link_changed
+            way.target.on_link = functools.partial(self._on_link, way.source)
             way.source.link_changed(way.target.can_send)
 
+    def _on_link(self, source: Port, up: bool) -> None:
+        self._link_changed = True
+        source.link_changed(up)
+
     def _step(self, way: Direction) -> None:
-        """Step a direction that may have packets."""
+        """Step a direction that may have packets, unless a thread does it."""
+        if self._threads is not None and self._threads.running:
+            return
         self._moved = way.step() or self._moved
 
     def run(self) -> None:
@@ -276,12 +289,40 @@ class Pump:
 
         :raises MemifError: a port is gone.
         """
-        with contextlib.suppress(PollCancelled):
-            if self._polling:
+        plain = [way for way in self._directions if type(way) is Forward]
+        with contextlib.ExitStack() as stack:
+            if len(plain) == len(self._directions) and forward_threads.are_useful():
+                self._threads = ForwardThreads([(way.source, way.target) for way in plain])
+                stack.callback(self._threads.close)
+            with contextlib.suppress(PollCancelled):
+                self._run_until_cancelled()
+        self._drain()
+
+    def _run_until_cancelled(self) -> None:
+        """Let threads forward while they can; else do it here."""
+        while True:
+            self._link_changed = False
+            threads = self._threads
+            if threads is not None and threads.can_run:
+                for way in self._directions:
+                    way.blocked = False
+                threads.start()
+                self._watch_threads(threads)
+                threads.stop()
+            elif self._polling:
                 self._run_polling()
             else:
                 self._run_waiting()
-        self._drain()
+
+    def _watch_threads(self, threads: ForwardThreads) -> None:
+        """Handle the runtime's events beside the threads, until an end loses its peer."""
+        poll = select.poll()
+        for fd in (self._runtime.fileno(), threads.fileno()):
+            poll.register(fd, select.POLLIN)
+        while not self._link_changed:
+            poll.poll()
+            threads.check()
+            self._runtime.poll_event(0)
 
     def _drain(self) -> None:
         """Give the peers time to take what was sent to them. A second cancel ends the wait."""
@@ -307,7 +348,7 @@ class Pump:
         poll = select.poll()
         for fd in (control, *ways):
             poll.register(fd, select.POLLIN)
-        while True:
+        while not self._can_change():
             self._moved = False
             stuck = [way for way in self._directions if way.blocked]
             ready = poll.poll(_ROOM_MILLISECONDS if stuck else 0 if self._on_idle else None)
@@ -325,7 +366,7 @@ class Pump:
             self._back_off()
 
     def _run_polling(self) -> None:
-        while True:
+        while not self._can_change():
             self._moved = False
             for way in self._directions:
                 self._step(way)
@@ -338,3 +379,7 @@ class Pump:
         """Sleep if nothing moves: packets that wait for room keep their source readable, and the loop would spin."""
         if not self._moved and any(way.blocked for way in self._directions):
             time.sleep(_BACKOFF)
+
+    def _can_change(self) -> bool:
+        """Return whether threads can take over, because both ends have a peer now."""
+        return self._link_changed and self._threads is not None and self._threads.can_run

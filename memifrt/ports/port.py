@@ -113,9 +113,11 @@ class MemifPort(Port):
             socket=endpoint.socket,
             on_connect=lambda interface: self.on_link(self.can_send),
             on_disconnect=lambda interface, reason: self.on_link(False),
-            on_interrupt=lambda interface, qid: self.on_packets(),
+            on_interrupt=self._on_interrupt,
             **endpoint.config.replace(name=str(endpoint.config.name or f"memif{endpoint.config.id}")).options(),
         )
+        # In polling mode no interrupt says what the peer sent just before it left.
+        self.interface.on_ending = lambda interface: self.on_packets()
 
     @property
     def connected(self) -> bool:
@@ -154,6 +156,13 @@ class MemifPort(Port):
 
     def fileno(self) -> int:
         return -1
+
+    def set_watched(self, watched: bool) -> None:
+        """Let the runtime call ``on_packets``, or not, because threads receive the packets."""
+        self.interface.on_interrupt = self._on_interrupt if watched else None
+
+    def _on_interrupt(self, interface: Interface, qid: int) -> None:
+        self.on_packets()
 
     def room(self, qid: int = 0) -> int:
         return self.tx(qid).free()

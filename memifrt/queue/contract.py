@@ -256,8 +256,11 @@ class TxQueue(Queue):
 
         The compiled queues do this without Python and without the GIL, so pairs of queues in different threads run at
         the same time on any Python. If ``source`` is in polling mode, the call looks at the ring all the time;
-        otherwise it sleeps while there are no packets. Meanwhile no other call may use the two queues: the compiled
-        ones raise ConfigError. Ctrl+C and other signal handlers work as usual, with a delay of some milliseconds.
+        otherwise it sleeps while there are no packets. Meanwhile no other call may use the two queues: it raises
+        ConfigError. Ctrl+C and other signal handlers work as usual, with a delay of some milliseconds.
+
+        The runtime must handle its events in another thread, or the loop does not learn that a peer has left. The
+        compiled queues then forward what the source's peer sent before it left.
 
         :param source: the receive queue. No burst of it may be held.
         :param until: ends the call: an fd, or an object with ``fileno()``, that becomes readable, such as an eventfd;

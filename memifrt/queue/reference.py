@@ -136,6 +136,7 @@ class _Queue(contract.Queue, Generic[_R]):
 
     def abandon(self, pid: int) -> None:
         self._ring = None
+        self.looping = False
         self._owner = pid
         self._violated = None
 
@@ -393,6 +394,7 @@ class TxQueue(_Queue[TxRing], contract.TxQueue):
             stop.register(stop_fd, select.POLLIN)
             work.register(stop_fd, select.POLLIN)
         work.register(source.fileno(), select.POLLIN)
+        self.live(), source.live()  # another thread may have begun a loop while the arguments were read
         before = ring.counters.packets
         self.looping = source.looping = True
         try:

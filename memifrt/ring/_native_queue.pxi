@@ -114,6 +114,7 @@ cdef class Queue:
     def abandon(self, pid):
         self.ring = None
         self.running = None
+        self.ending = True  # a signal handler that forks runs in the loop, which must not go on in the child
         self.owner = pid
         self.violated = None
 
@@ -216,6 +217,8 @@ cdef class Loop:
     # Duplicates, so that no other file can get their numbers: the fd to kick, and the fd that the peer kicks (-1 in
     # polling mode).
     cdef int kick, event
+    # Whether to mask the peer's interrupts while packets remain.
+    cdef bint adaptive
     # When what may end the loop was last looked at, and when signals were. Only the main thread handles signals.
     cdef int64_t looked, signals_seen
     cdef bint is_main
@@ -253,6 +256,7 @@ cdef class Loop:
         """
         self.kick = memif_duplicate(tx.fileno())
         self.event = -1 if rx.polling else memif_duplicate(rx.fileno())
+        self.adaptive = rx.mode_now is ADAPTIVE
         if self.kick < 0 or (self.event < 0 and not rx.polling):
             number = errno
             raise os_error(f"queue {tx.qid}: cannot duplicate an eventfd", OSError(number, os.strerror(number)))
@@ -574,12 +578,14 @@ cdef class TxQueue(Queue):
         if received.open or ring.open or ring.sending:
             raise ConfigError("buffers of the queues are held: their bursts must end, or be transmitted, first")
         loop.prepare(until, packets, timeout, check_limit(limit))
-        cdef uint64_t before = ring.packets
+        cdef uint64_t before = 0
         try:
             loop.duplicate(self, queue)
-            if queue.masked:
-                received.set_mask(False)
-                queue.masked = False
+            # Another thread may have begun a loop, or ended the connection, while Python ran above. From here to
+            # begin_loop no Python runs.
+            if self.ring is not ring or queue.ring is not received:
+                ring, received = self.live(), queue.live()
+            before = ring.packets
             self.begin_loop(ring)
             try:
                 queue.begin_loop(received)
@@ -590,7 +596,7 @@ cdef class TxQueue(Queue):
                     queue.after_loop(received)
             finally:
                 self.after_loop(ring)
-                if not queue.polling:
+                if not queue.polling and queue.ring is not None:
                     queue.notify()  # packets may be left whose kick was read
         except RingViolation as error:
             raise (self.fail(error) if error.sending else queue.fail(error)) from error
@@ -601,22 +607,34 @@ cdef class TxQueue(Queue):
     cdef int run(self, RxQueue source, RxRingBase received, TxRingBase ring, Loop loop) except -1 nogil:
         """The loop of ``forward_from``. It has both rings to itself: see ``begin_loop``."""
         cdef uint64_t first = ring.packets, done
-        cdef int rounds = 0, limit = loop.limit, sent
+        cdef int rounds = 0, limit = loop.limit, sent, last = 0
         cdef bint masked
-        while not (self.ending or source.ending):
+        while not self.ending:
+            # If the source's connection ends, disconnect() waits while what its peer sent before is forwarded. In our
+            # own thread it does not wait: a signal handler has closed the connection.
+            last += source.ending
+            if last and (source.running is None or last * limit > received.size + limit):
+                break
             if loop.flag is not NULL and loop.flag[0]:
                 break
-            if not rounds % ROUNDS and loop.is_over():
-                break
+            if not rounds % ROUNDS:
+                if loop.is_over():
+                    break
+                if self.ending or source.ending and not last:  # a signal handler did that
+                    continue
             rounds += 1
             if loop.packets >= 0:
                 done = ring.packets - first
                 if done >= <uint64_t> loop.packets:
                     break
                 limit = <int> min(<uint64_t> loop.limit, <uint64_t> loop.packets - done)
-            if loop.event >= 0 and memif_drain(loop.event) > 0:
+            # While packets remain, the eventfd may stay readable: nothing waits for it.
+            if loop.event >= 0 and not received.more and memif_drain(loop.event) > 0:
                 source.interrupts += 1
             sent = ring.relay_entries(received, limit)
+            if loop.adaptive and received.more and not source.masked:
+                received.set_interrupts(False)  # we come back without a kick
+                source.masked = True
             if sent:
                 masked = memif_load_fence(&ring.ring.flags) & MASK_INT  # memory-order.md, F2
                 if not masked:
@@ -624,6 +642,12 @@ cdef class TxQueue(Queue):
                     self.interrupts += 1
                 if not self.watched and ring.unreturned() > (not masked):
                     self.watch_leftovers()
+            elif last:
+                break
+            elif source.masked and not received.more:
+                # Look once more: the peer did not kick while the mask was set (memory-order.md, The kick and the mask).
+                received.set_interrupts(True)
+                source.masked = False
             elif loop.event >= 0:
                 rounds = 0
                 if received.more:  # there is no room

@@ -66,7 +66,11 @@ cdef class RingBase:
         return QueueCounters(self.packets, self.octets, 0, self.ring_full, self.bad_descriptors)
 
     def set_mask(self, bint masked):
-        memif_store_fence(&self.ring.flags, MASK_INT if masked else 0)  # memory-order.md, F1
+        self.set_interrupts(not masked)
+
+    cdef void set_interrupts(self, bint wanted) noexcept nogil:
+        """Tell the peer whether to kick."""
+        memif_store_fence(&self.ring.flags, 0 if wanted else MASK_INT)  # memory-order.md, F1
 
     @property
     def is_held(self):

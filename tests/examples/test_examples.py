@@ -698,6 +698,32 @@ def test_each_queue_has_its_thread(start: Callable[..., Program], runtime: Runti
     assert program.lines[-3:-1] == [f"queue {qid}: 304 packets received, 304 answered in all" for qid in (0, 1)]
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_threads_send_packets_back_without_python(
+    start: Callable[..., Program], runtime: Runtime, socket_path: str, rounds: int
+) -> None:
+    program = start("multithread", "--socket", socket_path, "--forward")
+    program.line("sends packets back")
+    for number in range(rounds):
+        peer = Peer(runtime, socket_path, "master")
+        peer.connect(program)
+        program.line("queue 1: a thread polls")
+        assert [queue.flags for queue in peer.interface.details().tx_queues] == [0, MASK_INT]
+        packets = [bytes([number]) * 64 for number in range(200)]
+        for tx in peer.interface.tx_queues:
+            assert tx.send(packets) == len(packets)
+        received = peer.replies(program, 2 * len(packets))
+        for qid in (0, 1):
+            assert [packet for queue, packet in received if queue == qid] == packets
+        if number + 1 < rounds:
+            peer.interface.close()
+            program.line("disconnected: ")
+    assert program.interrupt() == (0, "")
+    assert program.lines[-3:-1] == [
+        f"queue {qid}: {200 * rounds} packets received, {200 * rounds} answered in all" for qid in (0, 1)
+    ]
+
+
 @pytest.mark.parametrize(("s2m", "m2s", "threads"), [(1, 1, 1), (2, 1, 1), (1, 2, 1), (3, 3, 3)])
 def test_thread_for_each_queue_that_the_peer_offers(
     start: Callable[..., Program], runtime: Runtime, socket_path: str, s2m: int, m2s: int, threads: int

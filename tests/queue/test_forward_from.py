@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import resource
 import select
 import signal
 import threading
+import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from memifrt import ConfigError, Disconnected, RxQueue, TxQueue
-from tests.lib.support import DEADLINE, Pair
+from memifrt import ConfigError, Disconnected, ForkedError, MemifOSError, Runtime, RxMode, RxQueue, TxQueue
+from memifrt.queue import reference
+from tests.lib.forked import beside, in_child
+from tests.lib.patched import fork
+from tests.lib.support import DEADLINE, Pair, connect, wait_until
 from tests.lib.threads import Thread
 
 MakePair = Callable[..., Pair]
@@ -223,3 +231,280 @@ def test_held_buffers_are_in_its_way(make_pair: MakePair) -> None:
         tx.forward_from(rx, timeout=0)
     with tx.alloc(1), pytest.raises(ConfigError, match="held"):
         tx.forward_from(rx, timeout=0)
+
+
+# --- attacks --------------------------------------------------------------------------------------------------------
+
+
+def test_what_came_before_the_disconnect_is_forwarded(make_pair: MakePair, rx_mode: str) -> None:
+    pair = make_pair(rx_mode=rx_mode)
+    rx, tx = pair.slave.rx_queues[0], pair.slave.tx_queues[0]
+    thread = Thread(target=_until_disconnected, args=(tx, rx))
+    thread.start()
+    assert pair.master.tx_queues[0].send([b"last"] * 200) == 200
+    rx.disconnect(Disconnected("gone"))
+    forwarded = tx.counters.packets
+    tx.disconnect(Disconnected("gone"))
+    thread.join()
+    assert rx.counters.packets == tx.counters.packets == len(pair.master.rx_queues[0].recv())
+    if not isinstance(rx, reference.RxQueue):  # in Python, a disconnect does not wait for the loop
+        assert forwarded == 200
+
+
+def _until_disconnected(tx: TxQueue, rx: RxQueue) -> None:
+    with pytest.raises(Disconnected):
+        tx.forward_from(rx, timeout=DEADLINE)
+
+
+def test_a_handler_that_closes_forwards_and_counts_nothing_more(make_pair: MakePair, rx_mode: str) -> None:
+    """Packets that come after the close, while the loop still has its rings, stay where they are."""
+    pair = make_pair(rx_mode=rx_mode)
+    rx, tx = pair.slave.rx_queues[0], pair.slave.tx_queues[0]
+    far = pair.master.tx_queues[0]
+
+    def close(*_: object) -> None:
+        pair.slave.close()
+        far.send([b"late"] * 10)
+
+    before = signal.signal(signal.SIGALRM, close)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.03)
+        with pytest.raises(Disconnected):
+            tx.forward_from(rx, timeout=DEADLINE)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert rx.counters.packets == tx.counters.packets == 0
+    assert pair.master.rx_queues[0].recv() == []
+
+
+def test_an_exception_of_a_signal_handler_ends_it_and_the_queues_go_on(make_pair: MakePair, rx_mode: str) -> None:
+    pair = make_pair(rx_mode=rx_mode)
+    rx, tx = pair.slave.rx_queues[0], pair.slave.tx_queues[0]
+
+    def handler(*_: object) -> None:
+        raise ZeroDivisionError
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for _ in range(3):
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            with pytest.raises(ZeroDivisionError):
+                tx.forward_from(rx, timeout=DEADLINE)
+            pair.master.tx_queues[0].send([b"x"])
+            assert tx.forward_from(rx, packets=1, timeout=DEADLINE) == 1
+            assert pair.master.rx_queues[0].recv() == [b"x"]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_handler_cannot_use_its_queues(make_pair: MakePair) -> None:
+    pair = make_pair()
+    rx, tx = pair.slave.rx_queues[0], pair.slave.tx_queues[0]
+    before = signal.signal(signal.SIGALRM, lambda *_: tx.forward_from(rx, timeout=0))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with pytest.raises(ConfigError, match=r"or called this one"):
+            tx.forward_from(rx, timeout=DEADLINE)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_child_of_a_handler_leaves_the_packets_to_the_parent(make_pair: MakePair, rx_mode: str) -> None:
+    pair = make_pair(rx_mode=rx_mode)
+    rx, tx = pair.slave.rx_queues[0], pair.slave.tx_queues[0]
+    far = pair.master.tx_queues[0]
+    children: list[int] = []
+
+    def handler(*_: object) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = fork()
+        if pid:
+            children.append(pid)
+            far.send([b"x"] * 5)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    parent = os.getpid()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        status = 1
+        try:
+            assert tx.forward_from(rx, packets=5, timeout=DEADLINE) == 5
+        except ForkedError:
+            status = 0
+        finally:
+            if os.getpid() != parent:
+                os._exit(status)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+    assert len(pair.master.rx_queues[0].recv()) == 5
+
+
+def test_a_child_forked_beside_it_has_no_queues(make_pair: MakePair, rx_mode: str) -> None:
+    loop = Loop(make_pair(rx_mode=rx_mode), timeout=DEADLINE)
+    loop.exchange([b"x"] * 10)
+
+    def child() -> None:
+        for call in (loop.rx.recv, loop.tx.free, lambda: loop.tx.forward_from(loop.rx, timeout=0), loop.rx.fileno):
+            with pytest.raises(ForkedError):
+                call()
+
+    in_child(child)
+    assert loop.exchange([b"y"] * 10) == [b"y"] * 10
+    loop.end()
+
+
+def test_only_one_of_many_threads_gets_the_queues(make_pair: MakePair) -> None:
+    """The fileno() of the stop lets other threads run just before the loop begins."""
+    pair = make_pair(num_s2m_rings=2, num_m2s_rings=2)
+    side = pair.slave
+    start, outcomes = threading.Barrier(4), list[object]()
+    stop = os.eventfd(0)
+
+    class Stop:
+        def fileno(self) -> int:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                start.wait(DEADLINE)
+            return stop
+
+    def run(tx: TxQueue) -> None:
+        try:
+            outcomes.append(tx.forward_from(side.rx_queues[0], until=Stop(), timeout=DEADLINE))
+        except ConfigError as error:
+            outcomes.append(error)
+        if len(outcomes) == 3:
+            os.eventfd_write(stop, 1)
+
+    threads = [Thread(target=run, args=(side.tx_queues[number % 2],)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.close(stop)
+    assert sorted(map(str, outcomes))[0] == "0"
+    assert sum(isinstance(outcome, ConfigError) for outcome in outcomes) == 3
+
+
+def test_a_thousand_starts_and_stops_leave_nothing(make_pair: MakePair, rx_mode: str) -> None:
+    pair = make_pair(rx_mode=rx_mode)
+    rx, tx = pair.slave.rx_queues[0], pair.slave.tx_queues[0]
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(1000):
+        pair.master.tx_queues[0].send([b"%d" % number])
+        assert tx.forward_from(rx, packets=1, timeout=DEADLINE) == 1
+        assert pair.master.rx_queues[0].recv() == [b"%d" % number]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_no_fd_is_left_for_it(make_pair: MakePair) -> None:
+    pair = make_pair()
+    rx, tx = pair.slave.rx_queues[0], pair.slave.tx_queues[0]
+    pair.master.tx_queues[0].send([b"x"])
+    if isinstance(tx, reference.TxQueue):
+        assert tx.forward_from(rx, timeout=0.01) == 1  # it needs none
+        return
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    taken: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        with pytest.raises(MemifOSError, match="queue 0: cannot duplicate an eventfd") as caught:
+            tx.forward_from(rx, timeout=0.1)
+        assert caught.value.errno == errno.EMFILE
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert tx.forward_from(rx, timeout=0.01) == 1
+
+
+def test_counters_and_details_are_there_meanwhile(make_pair: MakePair, rx_mode: str) -> None:
+    pair = make_pair(rx_mode=rx_mode)
+    loop = Loop(pair, timeout=DEADLINE)
+    loop.exchange([b"x"] * 100)
+    details = pair.slave.details()
+    assert pair.slave.counters.rx.packets == 100
+    assert details.rx_queues[0].ring_size == loop.rx.ring_size
+    assert loop.rx.connected
+    loop.end()
+
+
+def test_it_goes_between_two_runtimes_and_modes(make_pair: MakePair, runtime: Runtime, peer_runtime: Runtime) -> None:
+    first = make_pair()
+    second = connect(runtime, peer_runtime, f"{first.master.socket.path}-2", master_rx_mode="polling")
+    tx, rx = second.master.tx_queues[0], first.slave.rx_queues[0]  # of different runtimes
+    assert first.master.tx_queues[0].send([b"across"] * 5) == 5
+    assert tx.forward_from(rx, packets=5, timeout=DEADLINE) == 5
+    assert second.slave.rx_queues[0].recv() == [b"across"] * 5
+
+
+def test_a_budget_counts_chains_and_a_small_limit_takes_one(make_pair: MakePair, rx_mode: str) -> None:
+    pair = make_pair(buffer_size=64, ring_size=64, rx_mode=rx_mode)
+    chains = [bytes([number]) * 300 for number in range(8)]
+    assert pair.master.tx_queues[0].send(chains) == 8
+    rx, tx = pair.slave.rx_queues[0], pair.slave.tx_queues[0]
+    assert tx.forward_from(rx, packets=2, limit=1, timeout=DEADLINE) == 2
+    assert tx.forward_from(rx, packets=3, timeout=DEADLINE) == 3
+    assert tx.forward_from(rx, timeout=0.01) == 3
+    assert pair.master.rx_queues[0].recv() == chains
+
+
+@pytest.mark.parametrize("stop", ["eventfd", "byte", "timeout"])
+def test_a_peer_that_never_takes_keeps_nothing_from_ending_it(make_pair: MakePair, rx_mode: str, stop: str) -> None:
+    pair = make_pair(ring_size=8, rx_mode=rx_mode)
+    rx, tx = pair.slave.rx_queues[0], pair.slave.tx_queues[0]
+    pair.master.tx_queues[0].send([b"x"] * 8)
+    assert tx.forward_from(rx, packets=8, timeout=DEADLINE) == 8
+    pair.master.tx_queues[0].send([b"y"] * 8)
+    fd, flag = os.eventfd(0), bytearray(1)
+    timer = threading.Timer(0.03, lambda: os.eventfd_write(fd, 1) if stop == "eventfd" else flag.__setitem__(0, 1))
+    timer.start()
+    until = fd if stop == "eventfd" else flag if stop == "byte" else None
+    assert tx.forward_from(rx, until=until, timeout=0.03 if stop == "timeout" else DEADLINE) == 0
+    timer.join()
+    os.close(fd)
+    assert rx.pending() == 8
+    assert pair.master.rx_queues[0].recv() == [b"x"] * 8
+    assert tx.forward_from(rx, packets=8, timeout=DEADLINE) == 8
+    assert pair.master.rx_queues[0].recv() == [b"y"] * 8
+
+
+def test_adaptive_masks_while_busy_and_waits_for_kicks_when_idle(make_pair: MakePair) -> None:
+    pair = make_pair(rx_mode="adaptive")
+    loop = Loop(pair, limit=1, timeout=DEADLINE)
+    for number in range(200):
+        packets = [b"%d" % number] * 3
+        assert loop.exchange(packets) == packets
+    deadline = time.monotonic() + DEADLINE
+    while pair.slave.details().rx_queues[0].flags:
+        assert time.monotonic() < deadline
+        time.sleep(0)
+    assert loop.end() == 600
+
+
+def test_a_killed_peer_ends_it(runtime: Runtime, socket_path: str, rx_mode: str) -> None:
+    interface = runtime.create_interface(socket=socket_path, role="master", rx_mode=RxMode[rx_mode.upper()])
+
+    def echo_for_ever() -> None:
+        with Runtime("peer") as own, own.create_interface(socket=socket_path, role="slave") as far:
+            wait_until(lambda: far.connected, own)
+            while True:
+                far.tx_queues[0].send([b"x"] * 10)
+                far.rx_queues[0].recv()
+
+    with beside(echo_for_ever):
+        wait_until(lambda: interface.connected, runtime)
+        rx, tx = interface.rx_queues[0], interface.tx_queues[0]
+        thread = Thread(target=_until_disconnected, args=(tx, rx))
+        thread.start()
+        deadline = time.monotonic() + DEADLINE
+        while tx.counters.packets < 100:
+            assert time.monotonic() < deadline
+            runtime.poll_event(0.001)
+    wait_until(lambda: not interface.connected, runtime)
+    thread.join()
+    assert rx.counters.packets == tx.counters.packets

@@ -72,6 +72,7 @@ ONLY_NATIVE = {
         "RingBase.busy",
         "RingBase.is_tx",
         "RingBase.require_idle",
+        "RingBase.set_interrupts",
         "RingBase.ring",
         "RingBase.violated",
     },
@@ -176,6 +177,7 @@ ONLY_NATIVE["queue"] = {
     *(
         f"Loop.{name}"
         for name in [
+            "adaptive",
             "duplicate",
             "end",
             "event",
