@@ -102,9 +102,7 @@ class Options:
         if self.payload == "icmp" and self.mode == "gen" and self.check == "content":
             raise ConfigError("payload is icmp; the reply is another packet, so check must be count")
         if self.mode == "gen" and self.check == "content" and self.size < _SEQUENCE_BYTES:
-            raise ConfigError(
-                f"size is {self.size}; a packet whose content is checked has at least {_SEQUENCE_BYTES} bytes"
-            )
+            raise ConfigError(f"size is {self.size}; the check of the content needs at least {_SEQUENCE_BYTES} bytes")
         if not self.seconds >= 0:
             raise ConfigError(f"seconds is {self.seconds}; it must be 0 or more")
         if self.cpu is not None and self.cpu not in os.sched_getaffinity(0):
@@ -288,7 +286,7 @@ class EchoVector(SinkVector):
             try:
                 self.dropped += count - self.tx.send_from(matrix.rows, matrix.lengths[:count])
             except ConfigError as error:  # a packet was cut to its row
-                raise ConfigError(f"{error}: --size must be that of the packets that come") from error
+                raise ConfigError(f"{error}: --size must be the size of the received packets") from error
 
 
 class Gen(Turn):
