@@ -136,7 +136,7 @@ class GeventInterface(BaseInterface["_Signal"]):
         takes nothing costs some 200 looks a second, about 1 % of a core. A ring that is large enough for each call
         never waits.
 
-        If the greenlet is killed here, or its ``gevent.Timeout`` ends, only the first packets may have been sent.
+        If the greenlet is killed here, or its ``gevent.Timeout`` ends, it may have sent only the first packets.
 
         :raises ConfigError: a packet is empty or too long, or there is no such queue; packets before a wrong one may
             have been sent. Or this is a callback, which must not wait.

@@ -39,7 +39,7 @@ class Traffic:
 class Port(ABC):
     """One end of a bridge. Every method except ``close`` may raise :class:`~memifrt.Disconnected`.
 
-    :ivar refused: the number of packets that can never be sent, by reason.
+    :ivar refused: the number of packets that the port failed to send and dropped, by reason.
     :ivar unusable: the number of incoming packets that cannot be forwarded, by reason. They do not count as received.
     :ivar on_packets: called when packets have come, if the port has no fd (see :meth:`fileno`).
     :ivar on_link: called with the new value when :attr:`can_send` changes.

@@ -36,8 +36,8 @@ cdef enum:
     # A flag that exists only in our copies: forward leaves this packet out. A peer cannot set it, because a copy keeps
     # no flag of the peer's but NEXT.
     DROPPED = 0x8000
-    # While a buffer is copied, the first cache lines of this many next buffers are fetched: a miss across cores costs
-    # about as much as copying a few small packets.
+    # Buffers ahead whose first cache line is fetched while the present one is copied: a miss across cores costs about
+    # as much as copying a few small packets.
     AHEAD = 6
     # Posted descriptors that are copied at a time, so that a short burst does not copy a long ring.
     CHUNK = 64
