@@ -1,4 +1,4 @@
-"""memif in asyncio: interfaces whose calls are awaited, in asyncio's own loops and in uvloop::
+"""memif in asyncio: interfaces with calls to await, in asyncio's own loops and in uvloop::
 
     async with memifrt.asyncio.open_interface(socket="/run/vpp/memif.sock", role="slave") as interface:
         await interface.wait_connected()
@@ -39,7 +39,7 @@ async def open_runtime(
     batch: int = DEFAULT_EVENTS,
     **options: Unpack[RuntimeOptions],
 ) -> AsyncIterator[Runtime]:
-    """Make a runtime whose fds the running loop watches, for several interfaces. It is closed at the end.
+    """Make a runtime in the running loop, for several interfaces. It is closed at the end.
 
     Exceptions of the callbacks of its interfaces go to the loop's exception handler.
 
@@ -65,11 +65,11 @@ async def open_interface(
 
     :param runtime: a runtime of :func:`open_runtime`, which several interfaces may share. By default the interface gets
         its own, with ``app_name`` and the runtime's options in ``options``.
-    :param reconnect: whether calls wait across a disconnect; otherwise they raise ``Disconnected``.
-    :param batch: packets that may pass without a wait before other tasks get a turn.
-    :param options: as for :meth:`memifrt.Runtime.create_interface` and, for a runtime of its own, as for
-        :class:`memifrt.Runtime`. ``on_interrupt`` is called once for each kick, and not again for packets that it
-        leaves in the ring: those are for ``recv``.
+    :param reconnect: after a disconnect, calls wait for the next peer (True) or raise ``Disconnected`` (False).
+    :param batch: the number of packets after which other tasks get a turn, even if no call had to wait.
+    :param options: the options of :meth:`memifrt.Runtime.create_interface`, and those of :class:`memifrt.Runtime` if
+        the interface gets its own runtime. ``on_interrupt`` is called once for each kick. It is not called again for
+        packets that it leaves in the ring: ``recv`` returns them.
     :raises ConfigError: an argument is wrong, or the id is taken on this socket.
     :raises MemifOSError: a master cannot listen.
     """
@@ -110,7 +110,7 @@ class _Signal:
 
 
 class AsyncioInterface(AsyncInterface["_Signal"]):
-    """An interface whose calls are awaited, in the loop's own thread. Made by :func:`open_interface`."""
+    """An interface with calls to await in the loop's own thread. Made by :func:`open_interface`."""
 
     @staticmethod
     async def _drive(steps: Steps[_Signal, T]) -> T:

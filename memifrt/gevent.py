@@ -136,7 +136,7 @@ class GeventInterface(BaseInterface["_Signal"]):
         takes nothing costs some 200 looks a second, about 1 % of a core. A ring that is large enough for each call
         never waits.
 
-        A greenlet that is killed here, or whose ``gevent.Timeout`` ends, has sent some of the packets: the first ones.
+        If the greenlet is killed here, or its ``gevent.Timeout`` ends, it may have sent only the first packets.
 
         :raises ConfigError: a packet is empty or too long, or there is no such queue; packets before a wrong one may
             have been sent. Or this is a callback, which must not wait.
@@ -148,7 +148,7 @@ class GeventInterface(BaseInterface["_Signal"]):
         """Delete the interface, and its runtime if it has its own: callers that wait get
         :class:`~memifrt.Disconnected`. A second call is harmless.
 
-        :raises ConfigError: this is not the thread whose hub the interface is in.
+        :raises ConfigError: the interface is in the hub of another thread.
         """
         self._waiting.check_owner(False)
         try:
@@ -221,7 +221,9 @@ class GeventInterface(BaseInterface["_Signal"]):
             let_others_run()
             return
         if self._poller is not None and gevent.getcurrent() is self._poller.dispatcher:
-            raise ConfigError("a callback must not wait for its own runtime, which waits for it: let a greenlet do it")
+            raise ConfigError(
+                "a callback must not wait on its runtime, which waits for the callback: wait in another greenlet"
+            )
         request.signal.wait(request.timeout if end is None else self._limit(request.timeout, end))
 
     def _limit(self, pause: float | None, end: float) -> float:
@@ -350,8 +352,8 @@ class _HubCheck:
         if get_hub_if_exists() is not self._hub:
             raise ConfigError(
                 f"this interface belongs to the gevent hub of thread {self._thread!r}, but was used in thread "
-                f"{threading.current_thread().name!r}: use it in greenlets of its own thread, and let other threads "
-                "hand packets over, for example with a queue, or open an interface of their own"
+                f"{threading.current_thread().name!r}: use it only in greenlets of its own thread. Other threads can "
+                "pass packets to them through a queue, or open their own interface"
             )
 
 
@@ -366,11 +368,11 @@ def open_interface(
 
     :param runtime: a runtime of :func:`open_runtime`, which several interfaces may share. By default the interface gets
         its own, with ``app_name`` and the runtime's options in ``options``.
-    :param reconnect: whether calls wait across a disconnect; otherwise they raise ``Disconnected``.
-    :param batch: packets that may pass without a wait before other greenlets get a turn.
-    :param options: as for :meth:`memifrt.Runtime.create_interface` and, for a runtime of its own, as for
-        :class:`memifrt.Runtime`. Callbacks are called as :func:`open_runtime` says;
-        ``on_interrupt`` is called once for each kick, and not again for packets that it leaves: those are for ``recv``.
+    :param reconnect: after a disconnect, calls wait for the next peer (True) or raise ``Disconnected`` (False).
+    :param batch: the number of packets after which other greenlets get a turn, even if no call had to wait.
+    :param options: the options of :meth:`memifrt.Runtime.create_interface`, and those of :class:`memifrt.Runtime` if
+        the interface gets its own runtime. :func:`open_runtime` says how callbacks are called. ``on_interrupt`` is
+        called once for each kick. It is not called again for packets that it leaves in the ring: ``recv`` returns them.
     :raises ConfigError: an argument is wrong, or the id is taken on this socket.
     :raises MemifOSError: a master cannot listen.
     """

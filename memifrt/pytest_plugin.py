@@ -354,7 +354,7 @@ def _is_packet(value: object) -> bool:
 
 
 def _short_directory() -> Path:
-    """Make a directory with a path that is short enough for a socket in it, even if that of TMPDIR is not.
+    """Make a directory with a path that is short enough for a socket in it, even if TMPDIR is too long.
 
     :raises ConfigError: no directory for temporary files is both short and writable.
     """
@@ -364,8 +364,8 @@ def _short_directory() -> Path:
             with contextlib.suppress(OSError):
                 return Path(tempfile.mkdtemp(prefix="memif-", dir=place))
     raise ConfigError(
-        f"no directory for a socket: a path may have {PATH_BYTES} bytes, and none of {', '.join(filter(None, places))} "
-        "is short and writable; set TMPDIR to a shorter one"
+        f"cannot make a directory for a socket: {', '.join(filter(None, places))} are not writable, or too long for a "
+        f"socket path of at most {PATH_BYTES} bytes; set TMPDIR to a short, writable directory"
     )
 
 

@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 def warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
     """Warn that a caller used an old name.
 
-    :param stacklevel: whose line the warning shows, counted from this function. 3 is the caller of its caller.
+    :param stacklevel: the stack frame that the warning shows, counted from this function. 3 is its caller's caller.
     """
     warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=stacklevel)
 

@@ -96,8 +96,8 @@ class Runtime:
         user. By default only our own user and root may share such memory. SECURITY.md describes the risk.
     :param handshake_timeout: seconds that a peer of either role has from connect to the end of the handshake. Then the
         connection ends, and ``on_disconnect`` and ``last_error`` name the missing message. 0 for no limit.
-    :param max_half_open: connections on one listener whose peers have not named an interface yet. When the limit is
-        exceeded, the oldest connection of the process with the most of them is closed.
+    :param max_half_open: the limit of half-open connections on one listener: their peers have not named an interface
+        yet. When it is exceeded, the oldest connection of the process with the most of them is closed.
     :param stats_socket: a path, or ``@name``. Every process that may open this socket can read a snapshot of all
         interfaces as JSON; see :mod:`memifrt.stats.server` and ``memifrt top``. Its fds go through the hook, too.
     :param prometheus: ``"ADDRESS:PORT"`` on which Prometheus scrapes ``/metrics``. With port 0 the system chooses a
@@ -490,7 +490,7 @@ class Runtime:
             steps += [interface.delete, functools.partial(self.forget, interface)]
         steps += [socket.delete for socket in self._sockets.values() if not socket.implicit]
         steps += [server.close for server in self._servers]
-        # The timer's fd; also the fds of a connection whose on_disconnect has called close().
+        # The timer's fd; also the fds of a connection, if its on_disconnect has called close().
         steps += [self._registry.remove_all]
         for step in steps:
             try:

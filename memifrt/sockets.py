@@ -80,7 +80,7 @@ class Socket:
         self.external_region: ExternalRegion | None = None
         self._interfaces: dict[tuple[Role, int], Interface] = {}
         self._acceptor: Acceptor | None = None
-        #: Connections whose peers have not named an interface yet, the oldest first.
+        #: Half-open connections: the peers have not named an interface yet. The oldest is first.
         self._half_open: dict[MasterConnection, None] = {}
         self._warn = RateLimitedWarning()
         #: Whether other processes may hold the listener, too, and go on accepting (socket activation).
@@ -264,7 +264,7 @@ class Socket:
         self._half_open.pop(connection, None)
 
     def ended_unclaimed(self, connection: MasterConnection, reason: Disconnected) -> None:
-        """Log the end of a connection whose peer named no interface."""
+        """Log the end of a half-open connection."""
         self._warn(f"{connection}: {reason}")
 
     def forget(self, connection: MasterConnection) -> None:

@@ -1,4 +1,4 @@
-"""memif in trio: interfaces whose calls are awaited, as in :mod:`memifrt.asyncio`::
+"""memif in trio: interfaces with calls to await, as in :mod:`memifrt.asyncio`::
 
     async with memifrt.trio.open_interface(socket="/run/vpp/memif.sock", role="slave") as interface:
         await interface.wait_connected()
@@ -40,7 +40,7 @@ async def open_runtime(
     batch: int = DEFAULT_EVENTS,
     **options: Unpack[RuntimeOptions],
 ) -> AsyncIterator[Runtime]:
-    """Make a runtime whose fds trio watches, for several interfaces. It is closed at the end.
+    """Make a runtime in trio, for several interfaces. It is closed at the end.
 
     Its tasks run in their own nursery. An exception of a callback cancels the block and is raised from it, in a group
     of exceptions as from any nursery. An exception of the block itself is raised without a group.
@@ -78,11 +78,11 @@ async def open_interface(
     :param runtime: a runtime of :func:`open_runtime`, which several interfaces may share. By default the interface gets
         its own, with ``app_name`` and the runtime's options in ``options``. Then this block raises the exceptions of
         callbacks.
-    :param reconnect: whether calls wait across a disconnect; otherwise they raise ``Disconnected``.
-    :param batch: packets that may pass without a wait before other tasks get a turn.
-    :param options: as for :meth:`memifrt.Runtime.create_interface` and, for a runtime of its own, as for
-        :class:`memifrt.Runtime`. ``on_interrupt`` is called once for each kick, and not again for packets that it
-        leaves in the ring: those are for ``recv``.
+    :param reconnect: after a disconnect, calls wait for the next peer (True) or raise ``Disconnected`` (False).
+    :param batch: the number of packets after which other tasks get a turn, even if no call had to wait.
+    :param options: the options of :meth:`memifrt.Runtime.create_interface`, and those of :class:`memifrt.Runtime` if
+        the interface gets its own runtime. ``on_interrupt`` is called once for each kick. It is not called again for
+        packets that it leaves in the ring: ``recv`` returns them.
     :raises ConfigError: an argument is wrong, or the id is taken on this socket.
     :raises MemifOSError: a master cannot listen.
     """
@@ -119,7 +119,7 @@ class _Signal:
 
 
 class TrioInterface(AsyncInterface["_Signal"]):
-    """An interface whose calls are awaited. Made by :func:`open_interface`.
+    """An interface with calls to await. Made by :func:`open_interface`.
 
     Every call is a cancellation point. A call that need not wait is a schedule point once in ``batch`` packets.
     """

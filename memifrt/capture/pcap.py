@@ -268,7 +268,7 @@ class _PcapngReader(Reader):
         self._interfaces = []
 
     def _body(self, kind: int, length: int, start: int, already: int = 0) -> bytes:
-        """Read the body of a block, of which ``already`` bytes have been read, and check the length at its end."""
+        """Read the body of a block after its first ``already`` bytes, and check the length at its end."""
         if not 12 + already <= length <= _MAX_BLOCK or length % 4:
             self._fail(f"a block of type 0x{kind:x} that claims {length} bytes; this is not a pcapng block", start)
         data = self._whole(length - 8 - already, f"a block of type 0x{kind:x}")

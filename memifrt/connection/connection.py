@@ -66,7 +66,7 @@ class ConnectionOwner(Protocol):
         """Whether ``on_disconnect`` is called before the hook gets DEL for the fds, as in libmemif."""
 
     def connection_bound(self, connection: Connection) -> None:
-        """Take the connection: its peer talks to this interface from now on."""
+        """Make this the interface's connection: its peer has asked for this interface."""
 
     def connection_established(self) -> None:
         """Announce the present connection to the application: its queues can be used."""
@@ -98,7 +98,7 @@ class ConnectionOrigin(Protocol):
         """Stop counting the connection as half-open: its peer has named an interface."""
 
     def ended_unclaimed(self, connection: MasterConnection, reason: Disconnected) -> None:
-        """Log the end of a connection whose peer named no interface."""
+        """Log the end of a half-open connection."""
 
     def forget(self, connection: MasterConnection) -> None:
         """Forget the connection after its end."""
@@ -240,7 +240,7 @@ class Connection(ABC):
         return self.established and not self.closed and owner is not None and not owner.announced
 
     def _advance(self, result: Result) -> None:
-        """Run the conversation until it waits for the peer."""
+        """Perform the conversation's actions until it waits for a message from the peer."""
         while not self.closed:
             action = self._conversation.send(result)
             match action:
@@ -381,9 +381,9 @@ class Connection(ABC):
     def _hand_over_what_came_before(self) -> None:
         """Call ``on_interrupt`` for kicks that the peer sent before it left, and let the owner take what remains.
 
-        Both events may be ready in one round, and which of them comes first is chance. The callback is called as often
-        as it would be without the end: until the eventfd is read. That ends, because each call must leave fewer
-        packets.
+        The kick and the disconnect may be ready in the same round, in either order. The callback is called until the
+        eventfd is read, as often as without a disconnect. The loop ends, because it stops when a call leaves as many
+        packets as before.
         """
         for queue in self.rx_queues:
             left = queue.ring_size + 1
@@ -419,8 +419,8 @@ class Connection(ABC):
     def _loss(self) -> RingViolation | None:
         """Return the violation of a peer that has truncated the file of a region; None if no page was missed.
 
-        The thread that misses a page runs a signal handler, which cannot do more than shut down the reading side of the
-        channel. The control thread wakes up and asks here. So does a queue's thread that has found the ring broken: the
+        The thread that misses a page runs a signal handler, which can only shut down the reading side of the channel.
+        The control thread wakes up and calls this. A queue's thread calls it when it finds the ring broken, because a
         lost region reads as zeros.
         """
         for region in tuple(self.regions):

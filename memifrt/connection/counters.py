@@ -1,6 +1,6 @@
 """The counters of an interface's queues, summed over its connections.
 
-Owns the counters of queues whose connection has ended. Knows nothing of rings, peers or roles.
+Owns the counters of queues of ended connections. Knows nothing of rings, peers or roles.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CounterTotals:
         return self._ended.get(qid, QueueCounters())
 
     def keep(self, queues: Iterable[CountingQueue]) -> None:
-        """Remember the totals of queues whose connection ends."""
+        """Remember the totals of queues when their connection ends."""
         self._ended.update((queue.qid, queue.counters) for queue in queues)
 
     def total(self, queues: Iterable[CountingQueue]) -> QueueCounters:

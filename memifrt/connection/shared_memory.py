@@ -141,7 +141,7 @@ class AcceptedMemory(ConnectionMemory):
     def accept_region(
         self, index: int, size: int, fd: ReceivedFd, *, trusted: bool, external: ExternalRegion | None, hang_up: HangUp
     ) -> None:
-        """Check and map a region. Takes the fd.
+        """Check and map a region, and own its fd.
 
         :param trusted: whether to accept a file that the peer can truncate.
         :raises ProtocolError: the file is not acceptable; see :meth:`memifrt.memory.region.Region.accept`.
@@ -152,7 +152,7 @@ class AcceptedMemory(ConnectionMemory):
     def check_ring(self, ring: AcceptRing) -> None:
         """Check that a ring lies in its region and starts with the cookie.
 
-        :raises ProtocolError: it does not.
+        :raises ProtocolError: the ring fails the check.
         """
         name = f"{ring.direction.value} ring {ring.index}"
         region, size = self.regions[ring.region], ring_bytes(ring.log2_ring_size)
@@ -170,7 +170,7 @@ class AcceptedMemory(ConnectionMemory):
         implementation.check_cookie(self._ring_memory(ring, ring.log2_ring_size, name))
 
     def accept_ring(self, ring: AcceptRing, fd: ReceivedFd) -> None:
-        """Keep a ring that :meth:`check_ring` has accepted, with its eventfd. Takes the fd.
+        """Keep a ring that :meth:`check_ring` has accepted, and own its eventfd.
 
         :raises ProtocolError: ``NO_INTFD`` if the fd is not an eventfd.
         """
@@ -213,7 +213,7 @@ def _check_offsets(offsets: array[int], buffer_size: int, region_size: int) -> N
 
 
 def _accept_eventfd(fd: ReceivedFd, name: str) -> EventFd:
-    """Take the peer's eventfd. No other file is accepted: a write to it could block this process forever.
+    """Own the peer's eventfd. Refuse any other file: a write to it could block this process forever.
 
     :raises ProtocolError: ``NO_INTFD`` if the fd is not an eventfd; it is closed.
     """

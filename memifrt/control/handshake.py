@@ -90,7 +90,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Master: the INIT is accepted. This peer is the interface's peer from now on."""
+    """Master: make this peer the interface's peer. Its INIT is accepted."""
 
     interface_id: int
     peer_name: str
@@ -117,7 +117,7 @@ class AcceptRing:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Master: the peer has described every ring. Reset the rings before it is told that it is connected."""
+    """Master: reset the rings. The peer has described them all, and has not been told yet that it is connected."""
 
 
 @dataclass(frozen=True, slots=True)

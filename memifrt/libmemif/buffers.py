@@ -73,7 +73,7 @@ class MemifBuffer:
 
         On a slave a negative count moves the start back into the headroom, to prepend a header.
 
-        :raises ConfigError: no byte would be left, there is not so much headroom, or this is a transmit buffer of a
+        :raises ConfigError: no byte would be left, the headroom is too small, or this is a transmit buffer of a
             master.
         """
         self._burst.advance(self.burst_index, count)

@@ -114,10 +114,10 @@ def memif_delete(conn: Interface | None) -> None:
 
 @returns_code
 def memif_request_connection(conn: Interface | None) -> None:
-    """Try to connect now, without waiting for the timer.
+    """Connect a slave now, without waiting for the timer. Do nothing for a master, which listens already.
 
-    The code is ``ALRCONN`` if the connection exists, or that of the failed attempt (``NO_FILE``, ``CONNREFUSED``,
-    ``ACCES``, …). A master that listens does nothing.
+    The code is ``ALRCONN`` if there is a connection. If the attempt fails, the code says why (``NO_FILE``,
+    ``CONNREFUSED``, ``ACCES``, …).
     """
     with pass_callback_errors():
         live_connection(conn).request_connection()

@@ -58,7 +58,7 @@ _previous = _SigAction()
 
 
 class HangUp:
-    """The fd of the channel that a guard shuts down when its memory is lost, until the fd is forgotten.
+    """The channel to shut down when guarded memory is lost. It is left alone after :meth:`forget`.
 
     :param fd: a connected socket. Its owner calls :meth:`forget` before it closes the fd.
     """

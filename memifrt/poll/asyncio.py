@@ -41,10 +41,10 @@ class LoopCheck:
         if running is self.loop or not (waiting or self.loop.is_running()):
             return
         raise ConfigError(
-            f"this belongs to the asyncio loop of thread {self._thread!r}, but was used "
+            f"this object belongs to the asyncio loop of thread {self._thread!r}, but was used "
             + ("outside of any loop" if running is None else "in another loop")
-            + f", in thread {threading.current_thread().name!r}: open an interface in this loop, or have the call run "
-            "in its own with asyncio.run_coroutine_threadsafe() or loop.call_soon_threadsafe()"
+            + f", in thread {threading.current_thread().name!r}: open an interface in the loop that uses it, or pass "
+            "the call to the object's loop with asyncio.run_coroutine_threadsafe() or loop.call_soon_threadsafe()"
         )
 
 

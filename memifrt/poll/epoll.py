@@ -106,9 +106,10 @@ class EpollPoller:
 
     @property
     def _lost(self) -> bool:
-        """Whether the set was lost while other greenlets ran.
+        """Whether this greenlet must not use the epoll set any more.
 
-        One of them may have closed it, or forked: then a copy of this greenlet runs in a child that must not use it.
+        Another greenlet may have closed the set. Or it has forked, and this is a copy of the greenlet in the child,
+        which must leave the parent's set alone.
         """
         return self._epoll.closed or self._inherited
 

@@ -43,7 +43,7 @@ class _Watch:
 
 
 class EventletPoller:
-    """The hook of a runtime whose fds are in eventlet's hub of this thread.
+    """Watches a runtime's fds in eventlet's hub of this thread. :meth:`update` is the hook.
 
     :param on_error: called with the exception of a callback. By default its traceback is printed. The fd stays
         watched, and an event that was not handled comes again. ``Runtime(on_error=...)`` has precedence.
@@ -73,7 +73,7 @@ class EventletPoller:
         :raises ConfigError: called from a thread that is not the hub's.
         """
         if threading.get_native_id() != self._thread:  # not get_hub(): it would make a hub for a thread without one
-            raise ConfigError("this runtime's fds are in the eventlet hub of another thread: it must be used there")
+            raise ConfigError("this runtime's fds are in the eventlet hub of another thread: use the runtime there")
 
     def update(self, fd: int, events: FdEvent) -> None:
         """Add, change or remove an fd: this is the hook, ``control_fd_update``.

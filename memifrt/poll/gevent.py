@@ -77,7 +77,7 @@ class _Watch:
 
 
 class GeventPoller:
-    """The hook of a runtime whose fds are in the hub of the thread that makes this poller.
+    """Watches a runtime's fds in the hub of the thread that makes this poller. :meth:`update` is the hook.
 
     ::
 
@@ -89,7 +89,7 @@ class GeventPoller:
 
     :param batch: how many events to pass on before other greenlets get a turn.
     :param on_error: called in the dispatcher with the exception of a callback; by default the hub's ``handle_error``,
-        which prints it. An event whose callback failed comes again.
+        which prints it. If a callback fails, its event comes again.
     :raises ConfigError: the batch is not an integer of 1 or more.
     """
 
@@ -126,7 +126,7 @@ class GeventPoller:
         :raises ConfigError: called from a thread that is not the hub's.
         """
         if get_hub_if_exists() is not self._hub:
-            raise ConfigError("this runtime's fds are in the hub of another thread: it must be used there")
+            raise ConfigError("this runtime's fds are in the hub of another thread: use the runtime in that thread")
 
     def update(self, fd: int, events: FdEvent) -> None:
         """Add, change or remove an fd: this is the hook, ``control_fd_update``.

@@ -45,7 +45,7 @@ class _Watch:
 
 
 class GLibPoller:
-    """The hook of a runtime whose fds are in GLib's default main context.
+    """Watches a runtime's fds in GLib's default main context. :meth:`update` is the hook.
 
     GLib removes a source for ever if its callback raises. So this poller reports the exception of a callback and keeps
     the fd: events that were not handled come again.
@@ -84,7 +84,7 @@ class GLibPoller:
             self._context.release()
             return
         raise ConfigError(
-            "this runtime's fds are in GLib's default main context, which runs in another thread than "
+            "this runtime's fds are in GLib's default main context, which another thread runs, not "
             f"{threading.current_thread().name!r}: use GLib.idle_add()"
         )
 

@@ -137,10 +137,11 @@ def report(
     on_error: Callable[[BaseException], object] | None,
     otherwise: Callable[[BaseException], object],
 ) -> None:
-    """Report the exception of a callback, for an adapter whose loop drops an fd when a callback raises.
+    """Report the exception of a callback. For adapters of loops that drop an fd when a callback raises.
 
     :param on_error: called with the exception, if it is not None.
-    :param otherwise: called with the exception if there is no ``on_error``, or with the one that ``on_error`` raised.
+    :param otherwise: called with the exception if there is no ``on_error``, and with an exception that ``on_error``
+        raises.
     """
     try:
         if on_error is not None:

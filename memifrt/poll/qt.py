@@ -63,7 +63,7 @@ class _Watch:
 
 
 class QtPoller:
-    """The hook of a runtime whose fds are in the Qt event loop of the thread that makes this poller.
+    """Watches a runtime's fds in the Qt event loop of the thread that makes this poller. :meth:`update` is the hook.
 
     Qt has no event for errors. A hang-up or an error becomes the READ or WRITE that is watched; reading or writing then
     shows the cause.

@@ -36,7 +36,7 @@ _EVENTS = (FdEvent(0), FdEvent.READ, FdEvent.WRITE, _WAITED)
 
 
 class SelectorPoller:
-    """The hook of a runtime whose fds are in a selector.
+    """Watches a runtime's fds in a selector. :meth:`update` is the hook.
 
     The poller is the ``data`` of its keys, and calling it passes an event on. So a loop that calls
     ``key.data(key.fileobj, mask)``, as in the documentation of the standard library, works unchanged.
@@ -94,8 +94,8 @@ class SelectorPoller:
             return
         if os.path.exists(f"/proc/self/task/{self._thread}"):
             raise ConfigError(
-                "this runtime's fds are in a selector that another thread than "
-                f"{threading.current_thread().name!r} runs: wake that thread, and let it make the call"
+                "this runtime's fds are in a selector that another thread runs, not "
+                f"{threading.current_thread().name!r}: wake that thread, and make the call there"
             )
 
     def __call__(self, fd: int, mask: int) -> None:

@@ -44,10 +44,10 @@ class RunCheck:
         if present is self._token or not (waiting or self._goes_on()):
             return
         raise ConfigError(
-            f"this belongs to the trio.run() of thread {self._thread!r}, but was used "
+            f"this object belongs to the trio.run() of thread {self._thread!r}, but was used "
             + ("outside of trio" if present is None else "in another run")
-            + f", in thread {threading.current_thread().name!r}: open an interface in this run, or have the call run "
-            "in its own with trio.from_thread"
+            + f", in thread {threading.current_thread().name!r}: open an interface in the run that uses it, or pass "
+            "the call to the object's run with trio.from_thread"
         )
 
     def _goes_on(self) -> bool:

@@ -67,7 +67,7 @@ class _Descriptor:
 
 
 class TwistedPoller:
-    """The hook of a runtime whose fds are in a Twisted reactor.
+    """Watches a runtime's fds in a Twisted reactor. :meth:`update` is the hook.
 
     A reactor removes a descriptor for ever if its ``doRead`` raises. So this poller reports the exception of a callback
     and keeps the fd: events that were not handled come again.

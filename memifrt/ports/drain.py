@@ -47,7 +47,7 @@ class Drain:
 
     @staticmethod
     def left(interface: Interface) -> int:
-        """Return how many buffers the peer has not taken."""
+        """Estimate how many buffers the peer has not taken; 0 without a connection."""
         return sum(map(_not_taken, _glances(interface)))
 
 

@@ -39,8 +39,8 @@ class Traffic:
 class Port(ABC):
     """One end of a bridge. Every method except ``close`` may raise :class:`~memifrt.Disconnected`.
 
-    :ivar refused: by reason, how many packets could not be sent.
-    :ivar unusable: by reason, how many incoming packets cannot be forwarded. They do not count as received.
+    :ivar refused: the number of packets that the port failed to send and dropped, by reason.
+    :ivar unusable: the number of incoming packets that cannot be forwarded, by reason. They do not count as received.
     :ivar on_packets: called when packets have come, if the port has no fd (see :meth:`fileno`).
     :ivar on_link: called with the new value when :attr:`can_send` changes.
     """
@@ -84,7 +84,10 @@ class Port(ABC):
 
     @abstractmethod
     def send(self, packets: Sequence[bytes], *, qid: int = 0) -> int:
-        """Send packets; return how many were sent or refused. The others can be sent later."""
+        """Send packets in order; return how many were sent, or refused and counted in ``refused``.
+
+        The caller may try the others again later.
+        """
 
     @abstractmethod
     def discard(self, limit: int, *, qid: int = 0) -> int:
@@ -199,7 +202,7 @@ class LossWarning:
     """Logs once that the kernel drops packets of a port, and limits the checks to one a second.
 
     :param what: the name of the port in the message.
-    :param hint: the cause, and what helps.
+    :param hint: the cause and a remedy.
     """
 
     def __init__(self, what: str, hint: str) -> None:

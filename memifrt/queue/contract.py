@@ -141,8 +141,8 @@ class RxQueue(Queue):
     def recv(self, limit: int = DEFAULT_BURST) -> list[bytes]:
         """Take up to ``limit`` packets, and return a copy of each.
 
-        The buffers of a chain are joined. Fewer packets are taken when they have 16 MiB together. A buffer has at most
-        64 KiB and a packet at most 16 MiB; a peer that claims more is disconnected.
+        The buffers of a chain are joined. The call stops early once the packets have 16 MiB together. A buffer has at
+        most 64 KiB and a packet at most 16 MiB; a peer that claims more is disconnected.
 
         :raises Disconnected: the interface has no peer.
         """
@@ -205,7 +205,7 @@ class TxQueue(Queue):
         """Copy packets to the peer.
 
         A packet longer than a buffer is sent as a chain, unless the interface was created with ``chained_tx=False``.
-        An iterator may have been advanced by one packet more than the number returned.
+        If ``packets`` is an iterator, the call may take one more packet from it than it sends.
 
         :returns: the number of packets sent: fewer than given if the ring is full.
         :raises ConfigError: a packet is empty or too long; nothing was sent.
@@ -264,7 +264,7 @@ class TxQueue(Queue):
 
         :param source: the receive queue. No burst of it may be held.
         :param until: ends the call: an fd, or an object with ``fileno()``, that becomes readable, such as an eventfd;
-            or a buffer, such as a bytearray, when its first byte is no longer 0. It is looked at about every
+            or a buffer, such as a bytearray, when its first byte is no longer 0. The call looks at it about every
             millisecond.
         :param packets: send at most this many packets, then return.
         :param timeout: return after this many seconds.

@@ -34,8 +34,8 @@ def load(name: str) -> RingImplementation:
         return cast(RingImplementation, importlib.import_module(_MODULES[name]))
     except ImportError as error:
         raise ImportError(
-            f"the {name} ring implementation cannot be imported ({error}): it is compiled when memifrt is installed "
-            "where a C compiler and Python's headers are present"
+            f"the {name} ring implementation cannot be imported ({error}): install a C compiler and Python's "
+            "headers, then reinstall memifrt, which compiles it"
         ) from error
 
 

@@ -3,7 +3,7 @@
 
 How to read it. The parts are included below, and each is the twin of a module of the reference: the same names, the
 same checks, the same order. ``tests/ring/test_twins.py`` compares the names and knows the exceptions. ``memif_ring.h``
-has the layout of shared memory, and the loads and stores whose order matters (docs/memory-order.md).
+has the layout of shared memory, and the loads and stores that must keep their order (docs/memory-order.md).
 
 Without the GIL, a method that uses the state of a ring or of its bursts holds the ring's critical section, so nothing
 changes that the GIL would keep (docs/memory-order.md, Without the GIL).

@@ -17,7 +17,7 @@ cdef class RingBurst:
     cdef int count
     # Buffers from the front that have been sent.
     cdef readonly int sent
-    # The buffer whose view is being made; -1 at all other times.
+    # The buffer of the view that is being made; -1 at all other times.
     cdef int exporting
     # Without the GIL: the thread that makes it.
     cdef uint64_t exporter

@@ -6,7 +6,7 @@
 cdef class RxRingBase(RingBase):
     """What both receiving sides do."""
 
-    # The index up to which we have taken buffers.
+    # The index of the next buffer to take.
     cdef uint16_t taken
     # Bytes that a closing burst leaves free in front of the data.
     cdef int64_t headroom
@@ -159,9 +159,9 @@ cdef class RxRingBase(RingBase):
         return row
 
     cdef int64_t checked_headroom(self, headroom) except -1:
-        """Return ``headroom``, if a buffer has so much room.
+        """Return ``headroom`` if it is allowed: 0 or more, and smaller than a slave's buffer.
 
-        :raises ConfigError: it has not.
+        :raises ConfigError: it is not allowed.
         """
         cdef int64_t wanted = clamped(headroom), capacity = self.capacity
         if wanted < 0 or 0 < capacity <= wanted:
@@ -265,7 +265,7 @@ cdef class RxRingBase(RingBase):
             size += entries[i].length
             if size > MAX_PACKET_SIZE:
                 return self.violated(
-                    "the packet that goes on in descriptor {} has {} bytes or more; a packet has at most {}",
+                    "descriptor {} extends a packet to {} bytes; a packet has at most {}",
                     <uint16_t> (self.taken + i) & self.mask, <int64_t> size, MAX_PACKET_SIZE,
                 )
             if not entries[i].flags & NEXT:
@@ -321,7 +321,7 @@ cdef class RxRingBase(RingBase):
             raise NotImplementedError
 
     cdef int returned_index(self) except -1 nogil:
-        """Return the index up to which taken buffers have been given back."""
+        """Return the index of the next taken buffer to give back."""
         with gil:
             raise NotImplementedError
 
@@ -339,7 +339,7 @@ cdef class MasterRxRing(RxRingBase):
     rule 5). It clears the flag NEXT: DPDK's client never does, and its next packet in that slot would look chained.
     """
 
-    # The index up to which we have given buffers back.
+    # The index of the next buffer to give back.
     cdef uint16_t returned
     # Whether a descriptor that has not been given back has NEXT.
     cdef uint16_t saw_next
@@ -400,7 +400,7 @@ cdef class MasterRxRing(RxRingBase):
 cdef class SlaveRxRing(RxRingBase):
     """M2S, read by the slave: it posts empty buffers by advancing head and takes filled ones up to tail."""
 
-    # The index up to which we have posted empty buffers.
+    # The index of the next empty buffer to post.
     cdef uint16_t posted
 
     def __cinit__(self, memory, buffers):

@@ -178,7 +178,7 @@ cdef class RingBase:
 @cython.final
 @cython.no_gc
 cdef class OwnBuffers:
-    """A slave's own record of which buffer sits in which slot. It is never read from shared memory."""
+    """A slave's own record of the buffer in each slot. It is never read from shared memory."""
 
     cdef uint16_t region
     cdef uint32_t size

@@ -6,7 +6,7 @@
 cdef class TxRingBase(RingBase):
     """What both sending sides do."""
 
-    # The index up to which the peer sees our buffers, and the one at which the next allocation starts.
+    # The index of the next buffer to publish, and the index of the next buffer to allocate.
     cdef uint16_t published, allocated
     # Buffers published since the ring was made; the count stops at 65535, more than any ring has.
     cdef uint32_t published_total
@@ -282,7 +282,7 @@ cdef class TxRingBase(RingBase):
     ) except -1 nogil:
         """Copy the packets of received descriptors, from ``start`` on, into free buffers, and publish them.
 
-        :param consumed: is set to the descriptor up to which packets were sent or dropped.
+        :param consumed: is set to the index after the last entry that was sent or dropped.
         :returns: how many buffers were sent.
         """
         cdef int room = self.fresh_room(), used = 0, got, sent = 0, stop, prepared = self.rooms_staged
@@ -344,7 +344,7 @@ cdef class TxRingBase(RingBase):
         """:raises ConfigError: a ``send`` on this ring is under way, or ``forward_from``."""
         self.require_idle()
         if self.sending:
-            raise ConfigError("the packets of a send that has not ended come from code that uses the ring itself")
+            raise ConfigError("a send is not finished: the iterator of its packets must not use the ring")
 
     cdef check_can_ever_fit(self, shown, int64_t size, int room):
         """Check that waiting for room can help a packet that has just not fitted.

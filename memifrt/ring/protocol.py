@@ -41,8 +41,8 @@ class RingMemory:
 class SlaveBuffers:
     """The buffers that a slave gives to a ring: one for each slot, ``size`` bytes at ``offsets[slot]`` of ``region``.
 
-    The ring keeps ``offsets`` and swaps its elements (zero copy): they are the slave's own record of which buffer sits
-    in which slot. The descriptors in shared memory only inform the peer.
+    The ring keeps ``offsets``, the slave's own record of the buffer in each slot, and swaps its elements (zero copy).
+    The descriptors in shared memory only inform the peer.
     """
 
     region: int
@@ -51,15 +51,14 @@ class SlaveBuffers:
 
 
 class Packet(Protocol):
-    """A whole packet of a burst. It ends with the burst: what must outlive that is copied, with ``bytes(packet)``.
+    """A whole packet of a burst. It ends with the burst: use ``bytes(packet)`` to keep a copy.
 
     ``len(packet)`` is the number of its bytes.
     """
 
     @property
     def views(self) -> tuple[memoryview, ...]:
-        """The packet's bytes in the peer's memory, a writable view of each of its buffers. There is one, unless the
-        packet is a chain."""
+        """Writable views into shared memory, one for each buffer of the packet. A chain has several."""
         raise NotImplementedError
 
     def __bytes__(self) -> bytes:
@@ -94,8 +93,8 @@ class Burst(Protocol):
     stays the view of its own buffer; the view of a buffer that is sent ends.
 
     The views end with the burst: ``close``, or the end of its ``with`` block, releases them. Drop everything that you
-    make of a view (a slice, a cast, a NumPy array) before the burst ends. It cannot be ended with the view, and the
-    call that ends the burst raises ``BufferError``.
+    make of a view (a slice, a cast, a NumPy array) before the burst ends. If
+    something is left, the call that ends the burst raises ``BufferError``.
     """
 
     def __len__(self) -> int:
@@ -127,11 +126,11 @@ class Burst(Protocol):
     def set_length(self, index: int, length: int) -> None:
         """Make a buffer's data ``length`` bytes long.
 
-        The data may become shorter, or as long as the buffer has room behind it. That is the room in a slave's own
-        buffer, or what the slave had posted when a master allocated the buffer; a buffer that a master received has
-        none. The buffer's view ends: take it anew.
+        The data may shrink, or grow into the room behind it. On a slave, that is the rest of its buffer. On a master,
+        it is the rest of what the slave posted if the buffer was allocated, and nothing if the buffer was received.
+        The buffer's view ends: take a new one.
 
-        :raises ConfigError: there is not so much room, or the length is less than 1.
+        :raises ConfigError: the buffer has no room for this length, or the length is less than 1.
         """
         raise NotImplementedError
 
@@ -146,9 +145,9 @@ class Burst(Protocol):
         """Drop ``count`` bytes from the front of a buffer's data.
 
         On a slave's ring a negative count adds the bytes before the data (the headroom), to prepend a header. The
-        buffer's view ends: take it anew.
+        buffer's view ends: take a new one.
 
-        :raises ConfigError: the data has not more than ``count`` bytes, or there is not so much headroom.
+        :raises ConfigError: no byte would be left, or the headroom is too small.
         """
         raise NotImplementedError
 
@@ -219,7 +218,7 @@ class Ring(Protocol):
 
     @property
     def flags(self) -> int:
-        """Bit 0 is ``MASK_INT``: the receiver asks for no interrupts."""
+        """The ring's flags. Bit 0 is ``MASK_INT``: the receiver asks for no interrupts."""
         raise NotImplementedError
 
     @property
@@ -275,8 +274,8 @@ class RxRing(Ring, Protocol):
     def recv(self, limit: int) -> list[bytes]:
         """Take up to ``limit`` packets and give their buffers back at once; return the packets, chains joined.
 
-        Fewer are taken when they have ``MAX_PACKET_SIZE`` bytes together: the peer must not decide how much memory a
-        call takes.
+        The call stops early once the packets have ``MAX_PACKET_SIZE`` bytes together, so that the peer cannot decide
+        how much memory the call uses.
         """
         raise NotImplementedError
 

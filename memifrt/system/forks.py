@@ -42,7 +42,7 @@ def call_after_fork(thing: _T, function: Callable[[_T], object]) -> None:
 
 
 def keep_for_ever(thing: object) -> None:
-    """Keep an object whose destructor closes an fd by its number. Call it in a forked child.
+    """Keep an object for ever, because its destructor would close an fd by number. Call this in a forked child.
 
     The child may have closed this fd, as daemons close all, and the number may belong to another file by then.
     """

@@ -107,7 +107,7 @@ class ReceivedFd(OwnedFd):
 
 
 class SharedEventFd(EventFd):
-    """An eventfd that is shared with a peer, no matter which side created it. Its close never waits for the peer."""
+    """An eventfd that is shared with a peer, created by either side. Its close never waits for an untrusted peer."""
 
     __slots__ = ("uid",)
 

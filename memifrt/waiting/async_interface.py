@@ -1,4 +1,4 @@
-"""The interface whose calls are awaited, shared by asyncio and trio. Knows neither loop.
+"""The interface with calls to await, shared by asyncio and trio. Knows neither loop.
 
 The module of a loop adds ``_drive``, which awaits the steps of a call, and a signal that wakes one task.
 """
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class AsyncInterface(BaseInterface[S]):
-    """An interface whose calls are awaited in the thread of its loop.
+    """An interface with calls to await in the thread of its loop.
 
     Any number of tasks may wait, also for the same queue; each packet goes to one of them. Cancelling a call is safe at
     any point: a packet that it did not return stays in the ring, or with :meth:`send` is sent or is not.

@@ -197,7 +197,7 @@ class BaseInterface(Generic[S]):
 def split_arguments(arguments: OpenArguments) -> tuple[str, RuntimeOptions, InterfaceArguments]:
     """Return the name and the options of a new runtime, and the arguments of the interface.
 
-    What is None in the runtime's options means its default.
+    An option of the runtime that is None stands for its default.
     """
     given = {**arguments}
     app_name = given.pop("app_name", None)
@@ -212,10 +212,10 @@ def split_arguments(arguments: OpenArguments) -> tuple[str, RuntimeOptions, Inte
 def interface_arguments(runtime: Runtime, arguments: OpenArguments) -> InterfaceArguments:
     """Return the arguments of an interface in a runtime that it shares with others.
 
-    :raises ConfigError: the runtime polls by itself, or an argument is given that only a new runtime could follow.
+    :raises ConfigError: the runtime polls by itself, or an argument is an option for a new runtime.
     """
     if runtime.polls_itself:
-        raise ConfigError(f"{runtime!r} polls by itself, not in this loop: open_runtime() makes one that does")
+        raise ConfigError(f"{runtime!r} polls by itself, not in this loop: use a runtime of open_runtime()")
     given = {**arguments}
     for name in ("app_name", *_RUNTIME_OPTIONS):
         value = given.pop(name, None)

@@ -100,8 +100,8 @@ class Waiting(Generic[S]):
     It creates the interface with its own callbacks. They wake the callers, and call the callbacks in ``options``.
 
     :param make_signal: makes a signal of the loop, for one wait.
-    :param reconnect: whether calls wait across a disconnect, instead of raising :class:`~memifrt.Disconnected`.
-    :param batch: packets that callers may pass without a wait before other tasks get a turn.
+    :param reconnect: after a disconnect, calls wait for the next peer (True) or raise ``Disconnected`` (False).
+    :param batch: the number of packets after which other tasks get a turn, even if no call had to wait.
     :param check_owner: ``check_owner(waiting)`` raises ConfigError if the caller is in a thread or loop other than the
         one that handles the events of ``runtime``. ``waiting`` tells whether the call may wait.
     :raises ConfigError: an argument is wrong.

@@ -103,7 +103,7 @@ class Line(Generic[S, _Q]):
     """The callers that wait for one queue, in the order in which they came.
 
     Only the first caller may use the queue. When it leaves, with or without packets, the next one looks. So no wake-up
-    is lost if it reached a caller that was cancelled or killed, or whose time was over.
+    is lost if it reached a caller that was cancelled or killed, or that timed out.
     """
 
     def __init__(self) -> None:

@@ -386,7 +386,7 @@ def test_iterator_of_packets_must_not_use_the_ring_that_it_feeds(ends: Ends) -> 
 
     def feed(use: Callable[[], object]) -> Iterator[bytes]:
         yield b"first"
-        with pytest.raises(ConfigError, match="send that has not ended"):
+        with pytest.raises(ConfigError, match="a send is not finished"):
             use()
         yield b"second"
 

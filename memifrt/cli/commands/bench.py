@@ -365,7 +365,7 @@ class EchoVector(SinkVector):
             try:
                 self.dropped += count - self.tx.send_from(matrix.rows, matrix.lengths[:count])
             except ConfigError as error:  # a packet was cut to its row
-                raise ConfigError(f"{error}: --size must be that of the packets that come") from error
+                raise ConfigError(f"{error}: --size must be the size of the received packets") from error
 
 
 class Gen(Turn):

@@ -155,7 +155,7 @@ def _directory(path: str) -> Finding | None:
 
 
 def _missing(path: str, sockets: list[UnixSocket]) -> Finding:
-    """Return the finding for a missing file. A program may still listen under this name."""
+    """Return the finding for a missing file. A listener may still run: its file was removed, or is elsewhere."""
     if sockets:
         return _elsewhere(path, sockets, "file", f"there is no {path} here")
     todo = "start the listening end (master, server) first, or correct the path; memifrt's slaves try again"
@@ -163,7 +163,7 @@ def _missing(path: str, sockets: list[UnixSocket]) -> Finding:
 
 
 def _other_form(address: Address) -> str | None:
-    """Return what to do if a program listens on this name as the other kind, abstract or file; None if none does."""
+    """Return advice if a program listens on the same name of the other kind (abstract or file); otherwise None."""
     path = address.path[1:] if address.is_abstract else f"@{os.path.abspath(address.path)}"
     names = {path} if address.is_abstract else {path, f"@{address.path}"}
     for row in unix_sockets():
@@ -174,7 +174,7 @@ def _other_form(address: Address) -> str | None:
 
 
 def _elsewhere(path: str, sockets: list[UnixSocket], check: str, text: str) -> Finding:
-    """Return the finding for a program that listens under this name, but not on a file that we see."""
+    """Return the finding for a listener of this path that we cannot reach: its file was removed, or is elsewhere."""
     for row in sockets:
         for pid, name in row.owners():
             who = f"process {pid} ({name}) listens under that name"
@@ -195,7 +195,7 @@ def _is_another_file(theirs: str, ours: str) -> bool:
 
 
 def _join(status: os.stat_result) -> str:
-    """Return what to do about a file that permissions keep us from."""
+    """Return advice for a file that our permissions do not let us use."""
     group = _group(status.st_gid)
     if status.st_gid and status.st_mode & stat.S_IWGRP:
         return f"join its group (usermod -aG {group} {_user(os.geteuid())}, and log in again), or run as root"
@@ -448,7 +448,7 @@ def _answer(channel: Channel, timeout: float) -> Message | str | None:
 
 
 def _ids(peers: int | None) -> Iterator[Finding]:
-    """Yield what can be said without a probe: on some peers, a probe takes an id that is free."""
+    """Yield what is known about ids without a probe. Some peers reserve a free id for a probe."""
     if peers is None:
         text = "the number of its peers cannot be seen from here: it listens under another name or in another namespace"
         yield Finding(NOTE, "id", text)

@@ -27,7 +27,7 @@ FLAGS_FIELD = struct.Struct("<H")
 FLAGS, HEAD, TAIL = 2, 3, 32
 #: The header flag by which the receiver asks for no interrupts.
 MASK_INT = 1
-#: The descriptor flag of a buffer whose packet goes on in the next one.
+#: The descriptor flag: the packet continues in the next buffer.
 NEXT = int(BufferFlag.NEXT)
 #: A flag that exists only in our copies: ``forward`` leaves this packet out. A peer cannot set it, because a copy keeps
 #: no flag of the peer's but ``NEXT``.

@@ -31,7 +31,7 @@ class RxRingBase(RingBase):
 
     def __init__(self, memory: RingMemory) -> None:
         super().__init__(memory)
-        #: The index up to which we have taken buffers.
+        #: The index of the next buffer to take.
         self.taken = 0
         #: Bytes that a closing burst leaves free in front of the data.
         self.headroom = 0
@@ -107,9 +107,9 @@ class RxRingBase(RingBase):
         return count
 
     def checked_headroom(self, headroom: int) -> int:
-        """Return ``headroom``, if a buffer has so much room.
+        """Return ``headroom`` if it is allowed: 0 or more, and smaller than a slave's buffer.
 
-        :raises ConfigError: it has not.
+        :raises ConfigError: it is not allowed.
         """
         if headroom < 0 or 0 < self.capacity <= headroom:
             raise ConfigError(f"headroom is {headroom} bytes; it must be less than the buffer's {self.capacity}")
@@ -159,8 +159,7 @@ class RxRingBase(RingBase):
             if size > MAX_PACKET_SIZE:
                 slot = (self.taken + position) & self.mask
                 raise self.violation(
-                    f"the packet that goes on in descriptor {slot} has {size} bytes or more; "
-                    f"a packet has at most {MAX_PACKET_SIZE}"
+                    f"descriptor {slot} extends a packet to {size} bytes; a packet has at most {MAX_PACKET_SIZE}"
                 )
             if not flags & NEXT:
                 size = 0
@@ -207,7 +206,7 @@ class RxRingBase(RingBase):
         raise NotImplementedError
 
     def returned_index(self) -> int:
-        """Return the index up to which taken buffers have been given back."""
+        """Return the index of the next taken buffer to give back."""
         raise NotImplementedError
 
     def give_back(self, count: int, headroom: int) -> None:
@@ -226,7 +225,7 @@ class MasterRxRing(RxRingBase):
 
     def __init__(self, memory: RingMemory) -> None:
         super().__init__(memory)
-        #: The index up to which we have given buffers back.
+        #: The index of the next buffer to give back.
         self.returned = 0
         #: Whether a descriptor that has not been given back has NEXT.
         self.saw_next = False
@@ -278,7 +277,7 @@ class SlaveRxRing(RxRingBase):
     def __init__(self, memory: RingMemory, buffers: SlaveBuffers) -> None:
         super().__init__(memory)
         self.take_buffers(buffers)
-        #: The index up to which we have posted empty buffers.
+        #: The index of the next empty buffer to post.
         self.posted = 0
 
     def available(self) -> int:

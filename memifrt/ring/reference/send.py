@@ -31,7 +31,7 @@ class TxRingBase(RingBase):
 
     def __init__(self, memory: RingMemory) -> None:
         super().__init__(memory)
-        #: The index up to which the peer sees our buffers, and the one at which the next allocation starts.
+        #: The index of the next buffer to publish, and the index of the next buffer to allocate.
         self.published = self.allocated = 0
         #: Buffers published since the ring was made.
         self.published_total = 0
@@ -188,7 +188,7 @@ class TxRingBase(RingBase):
     def require_not_sending(self) -> None:
         """:raises ConfigError: a ``send`` on this ring is under way."""
         if self.sending:
-            raise ConfigError("the packets of a send that has not ended come from code that uses the ring itself")
+            raise ConfigError("a send is not finished: the iterator of its packets must not use the ring")
 
     def check_can_ever_fit(self, size: int | None, room: int) -> None:
         """Check that waiting for room can help a packet that has just not fitted.
