@@ -37,9 +37,11 @@ cdef enum:
     # A flag that exists only in our copies: forward leaves this packet out. A peer cannot set it, because a copy keeps
     # no flag of the peer's but NEXT.
     DROPPED = 0x8000
-    # Buffers ahead that are fetched while the present one is copied: the first cache line to copy from, and all lines to
-    # copy into. A miss across cores costs about as much as copying a few small packets.
+    # Buffers ahead whose first cache line is fetched while the present one is copied: a miss across cores costs about
+    # as much as copying a few small packets.
     AHEAD = 6
+    # Buffers ahead all of whose cache lines are fetched to copy into. Further ahead, large packets would lose them again.
+    NEAR = 3
     # Posted descriptors that are copied at a time, so that a short burst does not copy a long ring.
     CHUNK = 64
     # Descriptors that a burst holds without memory of its own.

@@ -292,10 +292,9 @@ cdef class TxRingBase(RingBase):
         cdef memif_descriptor *target
         while start < count:
             if start + AHEAD < count:
-                entry = &entries[start + AHEAD]
-                memif_prefetch_read(source.at(entry))
-                if used + AHEAD < prepared:
-                    self.prefetch_room(&staged[used + AHEAD], entry.length)
+                memif_prefetch_read(source.at(&entries[start + AHEAD]))
+            if start + NEAR < count and used + NEAR < prepared:
+                self.prefetch_room(&staged[used + NEAR], entries[start + NEAR].length)
             # The common case, without a call: one buffer into one buffer. The code below does the rest.
             entry = &entries[start]
             if used < prepared and not entry.flags & (NEXT | DROPPED):
