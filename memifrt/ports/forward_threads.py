@@ -17,6 +17,7 @@ from memifrt.errors import Disconnected, MemifError
 from memifrt.ports.port import MemifPort
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import __impl__
+from memifrt.system.original_functions import threads_are_patched
 
 #: Packets (buffers) that a thread takes at a time.
 _BURST = 256
@@ -25,8 +26,11 @@ _ROOM_MILLISECONDS = 1
 
 
 def are_useful() -> bool:
-    """Return whether threads are faster than one thread: the queues in Python hold the GIL."""
-    return __impl__ == "native"
+    """Return whether threads forward faster than the main thread alone.
+
+    The queues in Python hold the GIL. A greenlet, which gevent and eventlet make of a thread, would block all others.
+    """
+    return __impl__ == "native" and not threads_are_patched()
 
 
 def _cores() -> int:

@@ -344,6 +344,10 @@ class Victim:
     def relay(self, rx: RxQueue, tx: TxQueue) -> None:
         tx.forward(rx, self.random.randrange(1, 20))
 
+    def relay_for_a_while(self, rx: RxQueue, tx: TxQueue) -> None:
+        timeout = self.random.choice((0.0001, 0.001, 0.005))
+        tx.forward_from(rx, timeout=timeout, limit=self.random.randrange(1, 20))
+
     def hold(self, rx: RxQueue, tx: TxQueue) -> None:
         burst = rx.burst(self.random.randrange(1, 6))
         if len(burst):
@@ -391,6 +395,7 @@ class Victim:
 _OPERATIONS: list[Callable[[Victim, RxQueue, TxQueue], None]] = [
     *3 * [Victim.recv, Victim.recv_into, Victim.change_and_forward, Victim.relay, Victim.send, Victim.fill_in_place],
     *(Victim.send_from, Victim.hold, Victim.let_go, Victim.refill, Victim.enqueue, Victim.look, Victim.change_mode),
+    Victim.relay_for_a_while,
 ]
 
 

@@ -227,7 +227,7 @@ def test_queues_that_share_a_target_share_a_thread(
         ]
 
 
-@pytest.mark.skipif(not are_useful(), reason="the queues in Python forward in the main thread")
+@pytest.mark.skipif(not are_useful(), reason="the queues in Python, and greenlets, forward in the main thread")
 def test_what_fails_in_a_thread_ends_the_bridge(
     runtime: Runtime, socket_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

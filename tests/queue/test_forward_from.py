@@ -20,6 +20,7 @@ from memifrt import ConfigError, Disconnected, ForkedError, MemifOSError, Runtim
 from memifrt.queue import reference
 from tests.lib.forked import beside, in_child
 from tests.lib.patched import fork
+from tests.lib.peer import ScriptedSlave
 from tests.lib.support import DEADLINE, Pair, connect, wait_until
 from tests.lib.threads import Thread
 
@@ -508,3 +509,20 @@ def test_a_killed_peer_ends_it(runtime: Runtime, socket_path: str, rx_mode: str)
     wait_until(lambda: not interface.connected, runtime)
     thread.join()
     assert rx.counters.packets == tx.counters.packets
+
+
+def test_memory_truncated_under_it_ends_it(runtime: Runtime, socket_name: str, rx_mode: str) -> None:
+    interface = runtime.create_interface(
+        socket=socket_name, role="master", rx_mode=RxMode[rx_mode.upper()], log2_ring_size=4, buffer_size=256
+    )
+    with ScriptedSlave(socket_name, runtime, sealed=False) as peer:
+        peer.run()
+        wait_until(lambda: interface.connected, runtime)
+        rx, tx = interface.rx_queues[0], interface.tx_queues[0]
+        thread = Thread(target=_until_disconnected, args=(tx, rx))
+        thread.start()
+        os.ftruncate(peer.memory_fd, 0)
+        wait_until(lambda: not interface.connected, runtime)
+        thread.join()
+        assert interface.last_error is not None
+        assert "region 0 is gone: its file was truncated" in str(interface.last_error)
