@@ -56,6 +56,7 @@ class Group:
     :param note: what a reader must know to read them.
     :param x: what its cases differ in, so that the table has a row for each ``x`` and a column for each series.
     :param plot: the name of a plot of these curves.
+    :param is_public: whether it belongs on the page of figures.
     """
 
     title: str
@@ -64,6 +65,7 @@ class Group:
     note: str = ""
     x: str = ""
     plot: str = ""
+    is_public: bool = True
 
 
 def figure(

@@ -233,7 +233,7 @@ def baseline(plan: Plan) -> list[Group]:
         return []
     trees = {"{}": ROOT, BASELINE: plan.baseline.resolve()}
     cases = [_version_case(label, name.format(label), plan, tree) for label in NOW for name, tree in trees.items()]
-    return [Group(f"This version beside {plan.baseline}", "Mpps", cases)]
+    return [Group("This version beside the baseline", "Mpps", cases, is_public=False)]
 
 
 def _version_case(label: str, name: str, plan: Plan, tree: Path) -> Case:

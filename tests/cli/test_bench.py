@@ -214,6 +214,15 @@ def test_threads_end_with_ctrl_c(arguments: tuple[str, ...], socket_name: str) -
     assert read_report(out)["mode"] == "echo"
 
 
+def test_no_two_threads_share_a_queue(socket_name: str, runtime: Runtime) -> None:
+    with bench_at(socket_name, "echo", "master", "--seconds=0", "--api=loop") as echo:
+        runtime.create_interface(socket=socket_name, role="slave", num_s2m_rings=2, num_m2s_rings=1)
+        wait_until(lambda: echo.poll() is not None, runtime)
+        status, out, err = finish(echo)
+    assert (status, out, "Traceback" in err) == (2, "", False)
+    assert "the peer gave 2 and 1 queues; threads need as many each way" in err
+
+
 def test_error_in_a_thread_ends_the_bench(socket_name: str) -> None:
     # Packets are longer than the rows of the matrix.
     with (

@@ -643,6 +643,10 @@ class Bench:
         if not rx or not tx:
             raise ConfigError(f"{interface}: the peer gave {len(rx)} and {len(tx)} queues; one each way is needed")
         options = self.options
+        if options.has_threads and len(rx) != len(tx):
+            raise ConfigError(
+                f"{interface}: the peer gave {len(rx)} and {len(tx)} queues; threads need as many each way"
+            )
         if options.mode == "rr":
             self._trips = RoundTrips(options, rx[0], tx[0])
             return
@@ -655,7 +659,7 @@ class Bench:
     def _on_interrupt(self, interface: Interface, qid: int) -> None:
         if self._trips is not None:
             self._trips()
-        elif self.options.mode in ("sink", "echo") and not self.options.has_threads:
+        elif self.options.mode in ("sink", "echo"):
             self._turns[qid]()
             self._turns[qid].calls += 1
 
