@@ -382,4 +382,7 @@ class Pump:
 
     def _can_change(self) -> bool:
         """Return whether threads can take over, because both ends have a peer now."""
-        return self._link_changed and self._threads is not None and self._threads.can_run
+        if not self._link_changed:
+            return False
+        self._link_changed = False
+        return self._threads is not None and self._threads.can_run

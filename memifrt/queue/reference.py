@@ -383,8 +383,6 @@ class TxQueue(_Queue[TxRing], contract.TxQueue):
         ring = self.live()
         if not isinstance(source, RxQueue):
             raise ConfigError(f"{source!r} is not a receive queue of this implementation")
-        if source.live().is_held or ring.is_held:
-            raise ConfigError("buffers of the queues are held: their bursts must end, or be transmitted, first")
         stop_fd, flag = parse_stop(until)
         budget, time_left = parse_budget(packets, timeout)
         check_limit(limit)
@@ -394,7 +392,10 @@ class TxQueue(_Queue[TxRing], contract.TxQueue):
             stop.register(stop_fd, select.POLLIN)
             work.register(stop_fd, select.POLLIN)
         work.register(source.fileno(), select.POLLIN)
-        self.live(), source.live()  # another thread may have begun a loop while the arguments were read
+        # While the arguments were read, another thread may have begun a loop, taken a burst, or ended the connection.
+        ring = self.live()
+        if source.live().is_held or ring.is_held:
+            raise ConfigError("buffers of the queues are held: their bursts must end, or be transmitted, first")
         before = ring.counters.packets
         self.looping = source.looping = True
         try:

@@ -575,16 +575,15 @@ cdef class TxQueue(Queue):
             raise ConfigError(f"{source!r} is not a receive queue of this implementation")
         queue = source
         received = queue.live()
-        if received.open or ring.open or ring.sending:
-            raise ConfigError("buffers of the queues are held: their bursts must end, or be transmitted, first")
         loop.prepare(until, packets, timeout, check_limit(limit))
         cdef uint64_t before = 0
         try:
             loop.duplicate(self, queue)
-            # Another thread may have begun a loop, or ended the connection, while Python ran above. From here to
-            # begin_loop no Python runs.
-            if self.ring is not ring or queue.ring is not received:
-                ring, received = self.live(), queue.live()
+            # While Python ran above, another thread may have begun a loop, taken a burst, or ended the connection. From
+            # here to begin_loop no Python runs.
+            ring, received = self.live(), queue.live()
+            if received.open or ring.open or ring.sending:
+                raise ConfigError("buffers of the queues are held: their bursts must end, or be transmitted, first")
             before = ring.packets
             self.begin_loop(ring)
             try:

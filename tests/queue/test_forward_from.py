@@ -526,3 +526,20 @@ def test_memory_truncated_under_it_ends_it(runtime: Runtime, socket_name: str, r
         thread.join()
         assert interface.last_error is not None
         assert "region 0 is gone: its file was truncated" in str(interface.last_error)
+
+
+def test_a_burst_that_the_stop_takes_is_in_its_way(make_pair: MakePair) -> None:
+    """Its fileno() is called after the queues were found free."""
+    pair = make_pair()
+    pair.master.tx_queues[0].send([b"x"])
+    rx, tx = pair.slave.rx_queues[0], pair.slave.tx_queues[0]
+    bursts = []
+
+    class Stop:
+        def fileno(self) -> int:
+            bursts.append(rx.burst())
+            return 0
+
+    with pytest.raises(ConfigError, match="held"):
+        tx.forward_from(rx, until=Stop(), timeout=0)
+    bursts[0].close()
