@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from memifrt import Runtime
+from memifrt.cli.bench import limits
+from memifrt.cli.bench.measurement import Bench
+from memifrt.cli.bench.options import APIS, Options
+from memifrt.cli.bench.turns import mix
 from memifrt.cli.command_line import main
-from memifrt.cli.commands import bench
-from memifrt.cli.commands.bench import APIS, Bench, Options
 from memifrt.options import RxModeName
 from tests.lib.programs import Program, command, end, finish, read_until, run, running
 from tests.lib.support import DEADLINE, wait_until
@@ -172,8 +174,8 @@ def test_gen_sends_a_mix_of_sizes(role: str, buffer_size: int, socket_name: str)
 
 
 def test_mix_is_as_long_as_a_burst() -> None:
-    assert list(itertools.islice(bench._mix(1), 4)) == [(64, 7), (570, 4), (1518, 1), (64, 7)]
-    assert list(itertools.islice(bench._mix(256), 3)) == [(64, 147), (570, 84), (1518, 21)]
+    assert list(itertools.islice(mix(1), 4)) == [(64, 7), (570, 4), (1518, 1), (64, 7)]
+    assert list(itertools.islice(mix(256), 3)) == [(64, 147), (570, 84), (1518, 21)]
 
 
 # --- threads --------------------------------------------------------------------------------------------------------
@@ -231,7 +233,7 @@ def test_error_in_a_thread_ends_the_bench(socket_name: str) -> None:
     ):
         status, out, err = finish(echo)
     assert (status, out, "Traceback" in err) == (2, "", False)
-    assert "--size must be that of the packets that come" in err
+    assert "--size must be the size of the received packets" in err
 
 
 # --- queues, rings, bursts ------------------------------------------------------------------------------------------
@@ -322,8 +324,8 @@ def against(socket: str, options: Options, peer: Callable[[Runtime], None], monk
 def test_gen_counts_what_a_peer_loses_and_goes_on(
     checked: str, socket_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "_LOST", 0.01)
-    monkeypatch.setattr(bench, "_LINGER", 0.1)
+    monkeypatch.setattr(limits, "LOST", 0.01)
+    monkeypatch.setattr(limits, "LINGER", 0.1)
     lost = 0
 
     def peer(runtime: Runtime) -> None:
@@ -365,8 +367,8 @@ def test_what_a_slow_peer_gives_back_late_is_not_lost(
     checked: str, socket_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Gen holds for lost what is not back when it looks again.
-    monkeypatch.setattr(bench, "_SAMPLE", 0.0)
-    monkeypatch.setattr(bench, "_LOST", 0.0)
+    monkeypatch.setattr(limits, "SAMPLE", 0.0)
+    monkeypatch.setattr(limits, "LOST", 0.0)
     looks = 0
 
     def peer(runtime: Runtime) -> None:
@@ -387,8 +389,8 @@ def test_what_a_slow_peer_gives_back_late_is_not_lost(
 def test_peer_that_gives_nothing_back_is_given_up(
     mode: str, rx_mode: RxModeName, socket_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "_PATIENCE", 0.1)
-    monkeypatch.setattr(bench, "_LOST", 0.02)
+    monkeypatch.setattr(limits, "PATIENCE", 0.1)
+    monkeypatch.setattr(limits, "LOST", 0.02)
 
     def peer(runtime: Runtime) -> None:
         runtime.poll_event(0)

@@ -113,7 +113,7 @@ def test_a_main_context_that_runs_in_a_thread_refuses_the_others() -> None:
     thread.start()
     try:
         assert running.wait(DEADLINE)
-        with pytest.raises(ConfigError, match=r"default main context, which runs in another thread.*GLib\.idle_add"):
+        with pytest.raises(ConfigError, match=r"default main context, which another thread runs.*GLib\.idle_add"):
             runtime.close()
         assert not runtime.closed
         glib.idle_add(runtime.close)
