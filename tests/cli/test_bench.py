@@ -17,8 +17,8 @@ import pytest
 
 from memifrt import Runtime
 from memifrt.cli.bench import limits
-from memifrt.cli.bench.measurement import Bench
-from memifrt.cli.bench.options import APIS, Options
+from memifrt.cli.bench.measurement import Bench, Meter
+from memifrt.cli.bench.options import APIS, Options, Result
 from memifrt.cli.bench.turns import mix
 from memifrt.cli.command_line import main
 from memifrt.options import RxModeName
@@ -584,3 +584,13 @@ def test_echo_of_packets_wider_than_its_rows_says_what_to_do(socket_name: str) -
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--help"]) == 0
     assert re.search(r"^example.*^  memifrt bench ", capsys.readouterr().out, re.M | re.S)
+
+
+def test_packets_that_all_come_between_two_samples_have_a_rate() -> None:
+    meter, result = Meter(live=False), Result("sink", "native")
+    meter.sample(0)
+    meter.sample(1000, calls=10)
+    meter.sample(1000, calls=20)
+    meter.fill(result)
+    assert result.seconds > 0
+    assert result.pps == 1000 / result.seconds

@@ -34,6 +34,8 @@ class Meter:
 
     def __init__(self, live: bool) -> None:
         self.started = False
+        #: The last sample without packets.
+        self._before = Sample(time.monotonic(), time.process_time())
         self._first = self._last = self._shown = Sample()
         self._live = live
 
@@ -44,6 +46,8 @@ class Meter:
             if packets:
                 self.started = True
                 self._first = self._last = self._shown = now
+            else:
+                self._before = now
             return 0.0
         if packets > self._last.packets:
             self._last = now
@@ -59,6 +63,8 @@ class Meter:
 
     def fill(self, result: Result) -> None:
         first, last = self._first, self._last
+        if first.packets == last.packets:  # all packets came between two samples
+            first = self._before
         packets = last.packets - first.packets
         if packets:
             result.seconds = last.time - first.time
