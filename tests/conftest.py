@@ -43,7 +43,8 @@ _ON_BOTH_RINGS = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.module.__name__.rpartition(".")[2] in _ON_BOTH_RINGS:
+    chosen = any(mark.args[0] == "rings" for mark in metafunc.definition.iter_markers("parametrize"))
+    if metafunc.module.__name__.rpartition(".")[2] in _ON_BOTH_RINGS and not chosen:
         metafunc.parametrize("rings", ["native", "python"], indirect=True)
 
 
