@@ -299,7 +299,7 @@ def check_secret(value: str | bytes | None) -> bytes:
     return secret
 
 
-# --- options as text ------------------------------------------------------------------------------------------------
+# --- arguments of the queues ---------------------------------------------------------------------------------------
 
 
 def parse_stop(until: object) -> tuple[int, memoryview | None]:
@@ -344,6 +344,9 @@ def parse_budget(packets: int | None, timeout: float | None) -> tuple[int, float
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0):
         raise ConfigError(f"timeout is {timeout!r}; it must be a number, at least 0, or None")
     return -1 if packets is None else packets, -1.0 if timeout is None else float(timeout)
+
+
+# --- options as text ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

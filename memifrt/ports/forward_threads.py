@@ -7,7 +7,6 @@ so the threads run at the same time on any Python.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import threading
@@ -17,6 +16,7 @@ from memifrt.errors import Disconnected, MemifError
 from memifrt.ports.port import MemifPort
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import __impl__
+from memifrt.system.fds import EventFd
 from memifrt.system.original_functions import threads_are_patched
 
 #: Packets (buffers) that a thread takes at a time.
@@ -51,9 +51,9 @@ class ForwardThreads:
         self._threads: list[threading.Thread] = []
         self._failure: BaseException | None = None
         #: Readable when the threads must end.
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stop = EventFd.create("eventfd that ends the threads")
         #: Readable when a thread has failed.
-        self._failed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._failed = EventFd.create("eventfd of a failed thread")
 
     @property
     def running(self) -> bool:
@@ -75,7 +75,7 @@ class ForwardThreads:
 
     def fileno(self) -> int:
         """Return an fd that becomes readable when a thread has failed; then call :meth:`check`."""
-        return self._failed
+        return self._failed.fileno()
 
     def start(self) -> None:
         """Hand the queues to the threads. Nobody may hold a burst of them."""
@@ -93,11 +93,11 @@ class ForwardThreads:
         """End the threads, and take the queues back. Do nothing if no threads run."""
         if not self._threads:
             return
-        os.eventfd_write(self._stop, 1)
+        self._stop.notify()
         for thread in self._threads:
             thread.join()
         self._threads.clear()
-        os.eventfd_read(self._stop)
+        self._stop.drain()
         for source, _ in self._directions:
             source.set_watched(True)
 
@@ -109,8 +109,8 @@ class ForwardThreads:
     def close(self) -> None:
         """End the threads and close the fds."""
         self.stop()
-        os.close(self._stop)
-        os.close(self._failed)
+        self._stop.close()
+        self._failed.close()
 
     def _run(self, tx: TxQueue, sources: Sequence[RxQueue]) -> None:
         try:
@@ -119,8 +119,7 @@ class ForwardThreads:
             pass  # the main thread learns of it from the control channel
         except (MemifError, OSError) as error:
             self._failure = error
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(self._failed, 1)
+            self._failed.notify()
 
     def _serve(self, tx: TxQueue, sources: Sequence[RxQueue]) -> None:
         if len(sources) == 1:
@@ -146,7 +145,7 @@ class ForwardThreads:
                 ready = stop_alone.poll(_ROOM_MILLISECONDS)  # waiting packets keep their eventfd readable
             else:
                 ready = poll.poll()
-            if any(fd == self._stop for fd, _ in ready):
+            if any(fd == self._stop.fileno() for fd, _ in ready):
                 return
 
 

@@ -21,23 +21,21 @@ __all__ = ["DEFAULT_BURST", "RxQueue", "TxQueue", "make_rx_queue", "make_tx_queu
 
 def make_rx_queue(qid: int, ring: RxRing, *arguments: Any) -> RxQueue:
     """Return the queue of a receive ring. The arguments are those of :class:`memifrt.queue.reference.RxQueue`."""
-    native = _native(ring)
-    made: RxQueue = (native or reference).RxQueue(qid, ring, *arguments)
+    made: RxQueue = _module_for(ring).RxQueue(qid, ring, *arguments)
     return made
 
 
 def make_tx_queue(qid: int, ring: TxRing, *arguments: Any) -> TxQueue:
     """Return the queue of a transmit ring. The arguments are those of :class:`memifrt.queue.reference.TxQueue`."""
-    native = _native(ring)
-    made: TxQueue = (native or reference).TxQueue(qid, ring, *arguments)
+    made: TxQueue = _module_for(ring).TxQueue(qid, ring, *arguments)
     return made
 
 
-def _native(ring: RxRing | TxRing) -> Any:
-    """Return the module of the compiled rings if this is one of them."""
+def _module_for(ring: RxRing | TxRing) -> Any:
+    """Return the module with the queues for a ring: that of the compiled rings, if this is one of them."""
     module = sys.modules[type(ring).__module__]
     if not hasattr(module, "RxQueue"):
-        return None
+        return reference
     RxQueue.register(module.RxQueue)
     TxQueue.register(module.TxQueue)
     return module

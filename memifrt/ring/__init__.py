@@ -4,8 +4,9 @@
 you change either. ``__impl__`` names the one in use, ``"native"`` or ``"python"``; ``MEMIFRT_RING=native|python``
 forces one.
 
-This folder knows nothing of sockets, callbacks and configuration. Everything in shared memory that must not be trusted
-is checked here.
+The rings know nothing of sockets, callbacks and configuration. Everything in shared memory that must not be trusted is
+checked here. The compiled module also has the compiled queues (``_native_queue.pxi``, :mod:`memifrt.queue`), because a
+call on a queue must reach its ring without Python in between.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # cython: language_level=3, cdivision=True, initializedcheck=False, freethreading_compatible=True
 """The data plane, compiled: the same rings as in :mod:`memifrt.ring.reference`, byte for byte.
 
-How to read it. The parts are included below, and each is the twin of a module of the reference: the same names, the
-same checks, the same order. ``tests/ring/test_twins.py`` compares the names and knows the exceptions. ``memif_ring.h``
+How to read it. The parts are included below, and each is the twin of a readable module: the same names, the same
+checks, the same order. ``_native_queue.pxi`` is the twin of ``memifrt/queue/reference.py``. ``tests/ring/test_twins.py`` compares the names and knows the exceptions. ``memif_ring.h``
 has the layout of shared memory, and the loads and stores that must keep their order (docs/memory-order.md).
 
 Without the GIL, a method that uses the state of a ring or of its bursts holds the ring's critical section, so nothing

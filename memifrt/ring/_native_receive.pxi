@@ -55,7 +55,11 @@ cdef class RxRingBase(RingBase):
         cdef uint64_t before = self.octets
         self.recv_buffers(limit, packets)
         while self.more and len(packets) < limit and self.octets - before < MAX_PACKET_SIZE:
-            self.recv_buffers(limit - <int> len(packets), packets)
+            try:
+                self.recv_buffers(limit - <int> len(packets), packets)
+            except RingViolation:
+                self.bad_descriptors -= 1  # the next call counts and raises it; the packets before it are returned
+                break
         return packets
 
     cdef int recv_buffers(self, int limit, list packets) except -1:
@@ -101,7 +105,11 @@ cdef class RxRingBase(RingBase):
         """Do as ``recv_into``."""
         cdef int row = self.recv_rows_from(rows, sizes, 0, limit)
         while self.more and row < limit:
-            row = self.recv_rows_from(rows, sizes, row, limit)
+            try:
+                row = self.recv_rows_from(rows, sizes, row, limit)
+            except RingViolation:
+                self.bad_descriptors -= 1  # as in recv_packets
+                break
         return row
 
     cdef int recv_rows_from(self, Matrix rows, Lengths sizes, int row, int limit) except -1:

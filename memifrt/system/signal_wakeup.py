@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from memifrt.errors import os_error
 from memifrt.system.fds import OwnedFd
 from memifrt.system.forks import abandon_after_fork
 from memifrt.system.original_functions import read, set_wakeup_fd
@@ -19,11 +20,14 @@ from memifrt.system.original_functions import read, set_wakeup_fd
 class SignalWakeup:
     """A pipe that becomes readable with each signal of this process. Use it in the main thread.
 
-    :raises OSError: the process has too many open files.
+    :raises MemifOSError: the process has too many open files.
     """
 
     def __init__(self) -> None:
-        near, far = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            near, far = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise os_error("cannot make the pipe that wakes the loop for signals", error) from error
         self._near, self._far = OwnedFd(near, "signals"), OwnedFd(far, "wakeup fd")
         #: Whether signals are written here. False if the process has a wakeup fd already.
         self.installed = True

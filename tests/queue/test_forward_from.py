@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -67,6 +67,16 @@ class Loop:
         self._thread.join()
         os.close(self.stop)
         return self.sent
+
+
+@contextlib.contextmanager
+def on_alarm(handler: Callable[..., object]) -> Iterator[None]:
+    """Handle SIGALRM with ``handler``."""
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(params=["interrupt", "polling", "adaptive"])
@@ -190,13 +200,10 @@ def test_ctrl_c_ends_it(make_pair: MakePair, rx_mode: str) -> None:
 def test_a_signal_handler_may_close_the_runtime(make_pair: MakePair) -> None:
     pair = make_pair()
     rx, tx = pair.slave.rx_queues[0], pair.slave.tx_queues[0]
-    before = signal.signal(signal.SIGALRM, lambda *_: pair.runtimes[-1].close())
-    try:
+    with on_alarm(lambda *_: pair.runtimes[-1].close()):
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(Disconnected):
             tx.forward_from(rx, timeout=DEADLINE)
-    finally:
-        signal.signal(signal.SIGALRM, before)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -271,13 +278,10 @@ def test_a_handler_that_closes_forwards_and_counts_nothing_more(make_pair: MakeP
         pair.slave.close()
         far.send([b"late"] * 10)
 
-    before = signal.signal(signal.SIGALRM, close)
-    try:
+    with on_alarm(close):
         signal.setitimer(signal.ITIMER_REAL, 0.03)
         with pytest.raises(Disconnected):
             tx.forward_from(rx, timeout=DEADLINE)
-    finally:
-        signal.signal(signal.SIGALRM, before)
     assert rx.counters.packets == tx.counters.packets == 0
     assert pair.master.rx_queues[0].recv() == []
 
@@ -289,8 +293,7 @@ def test_an_exception_of_a_signal_handler_ends_it_and_the_queues_go_on(make_pair
     def handler(*_: object) -> None:
         raise ZeroDivisionError
 
-    before = signal.signal(signal.SIGALRM, handler)
-    try:
+    with on_alarm(handler):
         for _ in range(3):
             signal.setitimer(signal.ITIMER_REAL, 0.02)
             with pytest.raises(ZeroDivisionError):
@@ -298,20 +301,15 @@ def test_an_exception_of_a_signal_handler_ends_it_and_the_queues_go_on(make_pair
             pair.master.tx_queues[0].send([b"x"])
             assert tx.forward_from(rx, packets=1, timeout=DEADLINE) == 1
             assert pair.master.rx_queues[0].recv() == [b"x"]
-    finally:
-        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_handler_cannot_use_its_queues(make_pair: MakePair) -> None:
     pair = make_pair()
     rx, tx = pair.slave.rx_queues[0], pair.slave.tx_queues[0]
-    before = signal.signal(signal.SIGALRM, lambda *_: tx.forward_from(rx, timeout=0))
-    try:
+    with on_alarm(lambda *_: tx.forward_from(rx, timeout=0)):
         signal.setitimer(signal.ITIMER_REAL, 0.02)
         with pytest.raises(ConfigError, match=r"or called this one"):
             tx.forward_from(rx, timeout=DEADLINE)
-    finally:
-        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_child_of_a_handler_leaves_the_packets_to_the_parent(make_pair: MakePair, rx_mode: str) -> None:

@@ -19,7 +19,7 @@ from memifrt import ConfigError
 from memifrt.errors import RingViolation
 from memifrt.ring import Burst, RingImplementation, RxRing, TxRing
 from tests.lib.exploring import machine_settings
-from tests.lib.rings import IMPLEMENTATIONS, NEXT, U16, Descriptor, Ends, RawRing, name_of, pass_packets
+from tests.lib.rings import IMPLEMENTATIONS, NEXT, U16, Descriptor, Ends, Lane, RawRing, name_of, pass_packets
 from tests.lib.threads import Thread
 
 U32 = 0xFFFFFFFF
@@ -229,6 +229,26 @@ def test_posted_descriptor_outside_its_region(ends: Ends) -> None:
     violation(partial(lane.tx.send, [b"one", b"two"]), "tx ring 0", "descriptor 1 ", "region 77")
     lane.raw[1] = good
     assert lane.tx.send([b"one", b"two"]) == 2
+
+
+@pytest.mark.parametrize("into", [False, True], ids=["recv", "recv_into"])
+def test_packets_before_a_violation_are_returned_and_the_next_call_tells(ends: Ends, into: bool) -> None:
+    """A call that wants more packets than the first buffers hold looks again, after it has given those back."""
+    for lane, ring in ((ends.s2m, "rx ring 0"), (ends.m2s, "rx ring 0")):
+        lane.tx.send([b"x" * 100, b"y" * 100, b"z" * 100])  # two buffers each
+        lane.raw.change(5, offset=U32)
+        lengths = array("I", [0] * 4)
+
+        def call(lane: Lane = lane, lengths: array[int] = lengths) -> int:
+            matrix = memoryview(bytearray(4 * 100)).cast("B", (4, 100))
+            return lane.rx.recv_into(matrix, lengths) if into else len(lane.rx.recv(4))
+
+        assert call() == 2
+        assert lane.rx.more
+        assert lane.rx.counters.bad_descriptors == 0
+        violation(call, ring, "descriptor 5 points outside")
+        assert lane.rx.counters.bad_descriptors == 1
+        assert lane.rx.counters.packets == 2
 
 
 def test_posted_descriptor_without_room(ends: Ends) -> None:

@@ -48,6 +48,18 @@ def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, make_p
     return make_pair()
 
 
+def check_program(program: str) -> None:
+    """Run a program that prints "done". It must leave no fd open, and end without a word."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-W", "ignore::DeprecationWarning", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 def assert_packets_pass(pair: Pair) -> None:
     for sender, receiver in ((pair.master, pair.slave), (pair.slave, pair.master)):
         assert sender.tx_queues[0].send([b"packet"]) == 1
@@ -316,14 +328,7 @@ except BaseException:
 finally:
     os._exit(0)
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-W", "ignore::DeprecationWarning", "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    check_program(program)
 
 
 def test_the_servers_of_statistics_stay_the_parents(tmp_path: Path) -> None:
@@ -507,14 +512,7 @@ with memifrt.Runtime("before", reconnect_interval=0.01) as runtime:
         assert not ends, ends
         print("done")
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-W", "ignore::DeprecationWarning", "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    check_program(program)
 
 
 def test_a_burst_of_an_earlier_connection_ends_in_the_child_alone(pair: Pair) -> None:

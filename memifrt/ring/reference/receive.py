@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memifrt.errors import ConfigError
+from memifrt.errors import ConfigError, RingViolation
 from memifrt.memory.layout import DESCRIPTOR_SIZE
 from memifrt.options import check_limit
 from memifrt.ring.protocol import Burst, RingMemory, SlaveBuffers
@@ -50,7 +50,14 @@ class RxRingBase(RingBase):
         packets: list[bytes] = []
         before = self.octets
         while True:
-            with self.burst(limit - len(packets)) as burst:
+            try:
+                burst = self.burst(limit - len(packets))
+            except RingViolation:
+                if not packets:
+                    raise
+                self.bad_descriptors -= 1  # the next call counts and raises it; the packets before it are returned
+                return packets
+            with burst:
                 packets += [bytes(burst.joined(start, stop)) for start, stop in burst.packet_bounds()]
             if not self.more or len(packets) >= limit or self.octets - before >= MAX_PACKET_SIZE:
                 return packets
@@ -63,7 +70,14 @@ class RxRingBase(RingBase):
             return 0
         number = 0
         while True:
-            with self.burst(limit - number) as burst:
+            try:
+                burst = self.burst(limit - number)
+            except RingViolation:
+                if not number:
+                    raise
+                self.bad_descriptors -= 1  # as in recv
+                return number
+            with burst:
                 for start, stop in burst.packet_bounds():
                     data = burst.joined(start, stop)
                     row = rows[number]
