@@ -223,9 +223,12 @@ class Recording:
             raise
 
     def _look_ahead(self, reader: Reader) -> None:
-        """Check the packets before we wait for a peer.
+        """Read the start of the capture, so that a broken or empty file fails before we wait for a peer.
 
-        Read only the header of a pipe, because its first packet may come much later.
+        Of a file this is the first packet. Of a pipe it is only the header, because its first packet may come much
+        later.
+
+        :raises CaptureFileError: the start is broken, or the file has no packets.
         """
         if not reader.regular:
             reader.describe()
@@ -258,7 +261,8 @@ class Recording:
     def __iter__(self) -> Iterator[Packet]:
         """Iterate over all packets from the start.
 
-        :raises CaptureFileError: the file is broken. The packets before that position have been given.
+        :raises CaptureFileError: the file is broken, after the packets before that position; or it has no packets.
+        :raises ConfigError: standard input is to be played again and is too large to keep in memory.
         """
         if self._whole and self._kept is not None:
             return iter(self._kept)
