@@ -88,13 +88,13 @@ class Burst(Protocol):
     """Buffers of one ring, in order: those that are left, which means not sent yet.
 
     ``burst[i]`` and iteration give a writable memoryview of each buffer. ``len``, indices, iteration and ``packets``
-    all speak of the buffers that are left. Each call that sends some (``forward``, ``transmit``) or gives some back
+    all refer to the buffers that are left. Each call that sends some (``forward``, ``transmit``) or gives some back
     (``refill``) removes them from the front: ``burst[0]`` is then the next buffer to send. A view that you took before
     stays the view of its own buffer; the view of a buffer that is sent ends.
 
     The views end with the burst: ``close``, or the end of its ``with`` block, releases them. Drop everything that you
-    make of a view (a slice, a cast, a NumPy array) before the burst ends. If
-    something is left, the call that ends the burst raises ``BufferError``.
+    make of a view (a slice, a cast, a NumPy array) before the burst ends. If something is left, the call that ends the
+    burst raises ``BufferError``.
     """
 
     def __len__(self) -> int:
@@ -310,7 +310,7 @@ class RxRing(Ring, Protocol):
 
     @property
     def more(self) -> bool:
-        """Whether the last ``burst`` or ``recv`` left packets behind just because of its limit."""
+        """Whether the last ``burst`` or ``recv`` left packets behind only because of its limit."""
         raise NotImplementedError
 
     def set_headroom(self, headroom: int) -> None:
@@ -371,7 +371,7 @@ class TxRing(Ring, Protocol):
     def relay(self, source: RxRing, limit: int) -> int:
         """Receive up to ``limit`` buffers from ``source`` and forward them, in one pass; return how many buffers.
 
-        Packets that do not fit are not taken. If the call raises, none are.
+        Packets that do not fit stay in ``source``. If the call raises, all packets stay there.
         """
         raise NotImplementedError
 

@@ -154,14 +154,14 @@ def _bit_times(mbps: float) -> Clock:
 class Outcome:
     """The totals of a replay, in packets unless said otherwise.
 
-    :ivar skipped: this memif cannot carry them: empty, too long, or without a packet that it carries.
-    :ivar unread: they are in the ring, and the peer does not take them.
-    :ivar complete: whether all was played: Ctrl+C, SIGTERM or the peer did not end it early.
+    :ivar skipped: packets that the memif cannot carry: empty, too long, or without a packet that can be converted.
+    :ivar unread: packets that the peer left in the ring.
+    :ivar complete: whether the whole file was played, and not ended early by Ctrl+C, SIGTERM or the peer.
     :ivar broken: the error of a broken file; the packets before it were played.
-    :ivar cut: they were cut at capture and not sent.
-    :ivar sent_cut: they were cut at capture and sent that way.
-    :ivar padded: they were cut at capture and filled up with zeros.
-    :ivar foreign: they have another link type than the memif carries.
+    :ivar cut: packets that were cut at capture and left out.
+    :ivar sent_cut: packets that were cut at capture and sent that way.
+    :ivar padded: packets that were cut at capture and filled up with zeros.
+    :ivar foreign: packets with a link type that the memif does not carry.
     :ivar shortened: the number of gaps that were longer than ``Pace.max_gap``.
     """
 
