@@ -25,4 +25,6 @@ intersphinx_mapping: dict[str, tuple[str, None]] = {}  # a build needs no networ
 
 html_theme = "furo"
 html_title = f"memifrt {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {"source_edit_link": ""}
