@@ -458,6 +458,17 @@ class Writer(ABC):
         records[2::3] = map(backs.__getitem__, lengths)
         self._write(b"".join(records))
 
+    def write_packet(self, packet: Packet, interface: int = 0) -> None:
+        """Add a packet of another capture, with its time and its length before it was cut. No time becomes 0.
+
+        :param interface: the number of the interface that it was seen on; its link type is that of the packet.
+        :raises MemifOSError: the file cannot be written.
+        :raises BrokenPipeError: the reader of the pipe has closed it.
+        """
+        data = packet.data[: self.snaplen]
+        front, back = self._record(packet.length, len(data), packet.time or 0, interface)
+        self._write(b"".join((front, data, back)))
+
     @abstractmethod
     def _record(self, length: int, captured: int, time: int, interface: int) -> tuple[bytes, bytes]:
         """Return the bytes to write before and after the data of a packet."""
@@ -510,7 +521,7 @@ class PcapWriter(Writer):
     _STAMP = struct.Struct("<II")
 
     def __init__(
-        self, file: BinaryIO, name: str, link_types: Sequence[tuple[str, LinkType]], snaplen: int = MAX_SNAPLEN
+        self, file: BinaryIO, name: str, link_types: Sequence[tuple[str, int]], snaplen: int = MAX_SNAPLEN
     ) -> None:
         super().__init__(file, name, snaplen)
         self._write(self._HEADER.pack(_PCAP_NANOSECONDS, 2, 4, 0, 0, snaplen, link_types[0][1]))
@@ -543,6 +554,10 @@ class PcapWriter(Writer):
         self._write_room()
         super().write(packets, time, interface)
 
+    def write_packet(self, packet: Packet, interface: int = 0) -> None:
+        self._write_room()
+        super().write_packet(packet, interface)
+
     def flush(self) -> None:
         self._write_room()
         super().flush()
@@ -563,24 +578,28 @@ class PcapngWriter(Writer):
     _FRONT = struct.Struct("<IIIIIII")
 
     def __init__(
-        self, file: BinaryIO, name: str, link_types: Sequence[tuple[str, LinkType]], snaplen: int = MAX_SNAPLEN
+        self, file: BinaryIO, name: str, link_types: Sequence[tuple[str, int]], snaplen: int = MAX_SNAPLEN
     ) -> None:
         super().__init__(file, name, snaplen)
         self._write(
             _block(_SECTION_HEADER, struct.pack("<IHHq", _BYTE_ORDER, 1, 0, -1) + _option(_APPLICATION, b"memifrt"))
         )
         for interface, link_type in link_types:
-            options = _option(_NAME, interface.encode(errors="backslashreplace")) + _option(_RESOLUTION, b"\x09")
-            self._write(_block(_INTERFACE, struct.pack("<HHI", link_type, 0, snaplen) + options))
+            self.add_interface(interface, link_type)
+
+    def add_interface(self, name: str, link_type: int) -> None:
+        """Describe one more interface; its number is that of the interfaces before it."""
+        options = _option(_NAME, name.encode(errors="backslashreplace")) + _option(_RESOLUTION, b"\x09")
+        self._write(_block(_INTERFACE, struct.pack("<HHI", link_type, 0, self.snaplen) + options))
 
     def _record(self, length: int, captured: int, time: int, interface: int) -> tuple[bytes, bytes]:
         total = self._FRONT.size + _padded(captured) + 4
-        high, low = time >> 32, time & 0xFFFFFFFF
+        high, low = time >> 32 & 0xFFFFFFFF, time & 0xFFFFFFFF
         front = self._FRONT.pack(_ENHANCED_PACKET, total, interface, high, low, captured, length)
         return front, bytes(_padded(captured) - captured) + _little(total)
 
 
-def create_capture(path: str, link_types: Sequence[tuple[str, LinkType]], snaplen: int = MAX_SNAPLEN) -> Writer:
+def create_capture(path: str, link_types: Sequence[tuple[str, int]], snaplen: int = MAX_SNAPLEN) -> Writer:
     """Create a capture file: pcapng if the path ends with ``.pcapng``, otherwise pcap.
 
     If ``.gz`` or ``.zst`` follows, the file is compressed, and complete once it is closed.
