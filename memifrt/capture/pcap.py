@@ -33,7 +33,8 @@ from memifrt.types import Mode
 #: The longest packet that libpcap accepts in a file. A longer one means that the file is broken.
 MAX_SNAPLEN = 262144
 _SECOND = 1_000_000_000
-#: Size of the buffer for reading and writing, in bytes.
+#: Size of the buffer for reading and writing, in bytes. For a file in memory, neither larger writes nor writev(),
+#: fallocate() or a mapped file are faster: docs/performance.md has the figures.
 _BUFFER = 1 << 18
 
 _PCAP_NANOSECONDS, _PCAP_MICROSECONDS = 0xA1B23C4D, 0xA1B2C3D4
