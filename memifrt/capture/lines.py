@@ -208,8 +208,11 @@ def _address(raw: bytes) -> str:
 class _Datagram:
     """What a transport header needs to know of its IP packet.
 
+    :ivar source: the source address as a text; empty if it has been printed already.
+    :ivar target: the destination address as a text; empty if it has been printed already.
     :ivar length: the length of the payload by the IP header.
-    :ivar pseudo: the sum of the pseudo header without protocol and length; None if no checksum can be checked.
+    :ivar addresses: both addresses, for the pseudo header.
+    :ivar fragment: whether this is only the first part of the payload.
     """
 
     source: str
@@ -220,8 +223,8 @@ class _Datagram:
     fragment: bool
     version: int
 
-    def is_right(self, protocol: int) -> int | None:
-        """Return the sum over pseudo header and payload, 0 if the checksum is right; None if it cannot be checked."""
+    def check(self, protocol: int) -> int | None:
+        """Return the checksum over pseudo header and payload: 0 if theirs is right, None if it cannot be checked."""
         if self.fragment or len(self.data) < self.length:
             return None
         return checksum(self.addresses + struct.pack("!II", self.length, protocol) + self.data[: self.length])
@@ -399,11 +402,10 @@ class _Decoder:
             at, left = at + 8, left - 8
             made = _Datagram("", "", data[at:end], left, data[8:40], True, 6)
             return f"{text}{source} > {target}: {between}{self._transport(protocol, made)}"
-        made = _Datagram(source, target, data[at:end], left, data[8:40], False, 6)
         if not between:
-            return text + self._transport(protocol, made)
-        inner = _Datagram("", "", data[at:end], left, data[8:40], False, 6)
-        return f"{text}{source} > {target}: {between}{self._transport(protocol, inner)}"
+            return text + self._transport(protocol, _Datagram(source, target, data[at:end], left, data[8:40], False, 6))
+        made = _Datagram("", "", data[at:end], left, data[8:40], False, 6)
+        return f"{text}{source} > {target}: {between}{self._transport(protocol, made)}"
 
     # --- transport ---
 
@@ -441,7 +443,7 @@ class _Decoder:
             return f"tcp {payload}"
         text = f"Flags [{''.join(sign for bit, sign in _TCP_FLAGS if flags & bit) or 'none'}]"
         if self._verbose:
-            rest = ip.is_right(_TCP)
+            rest = ip.check(_TCP)
             if rest is not None:
                 text += f", cksum 0x{found:04x} "
                 text += f"(incorrect -> 0x{_right(found, rest):04x})" if rest else "(correct)"
@@ -462,7 +464,7 @@ class _Decoder:
         if self._verbose > 1 or (self._verbose and ip.version == 6):
             if not found and ip.version == 4:
                 text = "" if ip.fragment else "[no cksum] "
-            elif (rest := ip.is_right(_UDP)) is not None:
+            elif (rest := ip.check(_UDP)) is not None:
                 bad = f"[bad udp cksum 0x{found:04x} -> 0x{_right(found, rest):04x}!] "
                 text = bad if rest else "[udp sum ok] "
         return f"{text}UDP, length {max(length - 8, 0)}"
@@ -491,7 +493,7 @@ class _Decoder:
         data = ip.data
         kind, _, found = _unpack("!BBH", data)
         start = ""
-        rest = ip.is_right(_ICMP6) if self._verbose else None
+        rest = ip.check(_ICMP6) if self._verbose else None
         if rest is not None:
             bad = f"[bad icmp6 cksum 0x{found:04x} -> 0x{_right(found, rest):04x}!] "
             start = bad if rest else "[icmp6 sum ok] "

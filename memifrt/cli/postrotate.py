@@ -65,19 +65,33 @@ class PostRotation:
         while self._waiting and len(self._running) < _AT_ONCE:
             self._start(self._waiting.popleft())
 
+    def wait_for(self, path: str) -> None:
+        """Wait until no command needs this file any more, because it is about to be written anew.
+
+        This holds up the capture. Otherwise the command would read half of each file, or remove the new one.
+        """
+        if path in self._waiting:
+            self._waiting.remove(path)
+            self._start(path)
+        for one in [one for one in self._running if one[0] == path]:
+            self._wait(*one)
+
     def close(self) -> None:
         """Run the command on the files that wait, and wait for all commands, but for each only a limited time."""
         while self._running or self._waiting:
             self.poll()
             if not self._running:
                 continue
-            path, process = self._running[0]
-            try:
-                process.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:
-                complain(f"memifrt dump: {self._command[0]} {path} still runs as process {process.pid}; not waiting")
-                process.returncode = 0  # nobody collects it, and that is known
-                self._running.pop(0)
+            self._wait(*self._running[0])
+
+    def _wait(self, path: str, process: subprocess.Popen[bytes]) -> None:
+        self._running.remove((path, process))
+        try:
+            process.wait(_PATIENCE)
+            self._report(path, process)
+        except subprocess.TimeoutExpired:
+            complain(f"memifrt dump: {self._command[0]} {path} still runs as process {process.pid}; not waiting")
+            process.returncode = 0  # nobody collects it, and Popen must not warn of that
 
     def _start(self, path: str) -> None:
         try:

@@ -370,6 +370,25 @@ def test_a_command_runs_on_each_file_that_ends_but_the_last(tmp_path: Path, capf
     assert capfd.readouterr().err == f"memifrt dump: {script} -a {folder}/a b-0003.pcap ended with status 7\n"
 
 
+def test_a_file_of_a_ring_is_not_written_anew_while_its_command_runs(tmp_path: Path) -> None:
+    script = tmp_path / "copy"
+    script.write_text('#!/bin/sh\nread go < "$0.fifo"\ncat "$1" >> "$0.log"\n')
+    script.chmod(0o755)
+    os.mkfifo(f"{script}.fifo")
+    rotation = Rotation(bytes=25, files=1)
+    go = os.open(f"{script}.fifo", os.O_RDWR)
+    try:
+        os.write(go, b"go\n" * 2)
+        path, interfaces = str(tmp_path / "x.pcap"), [("x", LinkType.ETHERNET)]
+        with Files(path, interfaces, 65535, rotation, command=(str(script),)) as sink:
+            for letter in (b"first", b"second", b"third"):
+                sink.record([letter], SECOND, 0)
+    finally:
+        os.close(go)
+    log = Path(f"{script}.log").read_bytes()
+    assert [log.count(word) for word in (b"first", b"second", b"third")] == [1, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -607,7 +626,7 @@ def test_between_a_peer_that_does_not_read_is_felt_by_the_sender_and_nothing_is_
     assert received == packets == [packet.data for packet in everything(path)]
 
 
-@pytest.mark.parametrize("name", ["x.pcap", "x.pcapng"])
+@pytest.mark.parametrize("name", ["x.pcap", "x.pcapng", "x.pcap.gz"])
 def test_between_what_was_held_back_goes_on_when_there_is_room_and_nothing_else_happens(
     name: str, runtime: Runtime, peer_runtime: Runtime, socket_path: str, tmp_path: Path
 ) -> None:

@@ -318,6 +318,7 @@ class Files(Sink):
             name = with_number(base, self._number) + suffix  # never write a file of this run anew
         if not self._rotation.files:
             self._names.add(name)
+        self._finished.wait_for(name)
         self._writer: Writer = create_capture(name, self._interfaces, self._snaplen)
         #: Writes a burst directly from its buffers, if this kind of file can.
         self._write_burst = self._writer.write_burst if isinstance(self._writer, PcapWriter) else _never
