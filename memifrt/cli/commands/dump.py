@@ -212,6 +212,8 @@ class Files(Sink):
     ) -> None:
         self._path = path
         self._interfaces = [*interfaces]
+        #: The number of the first interface with each link type.
+        self._by_link_type = {number: at for at, (_, number) in reversed([*enumerate(interfaces)])}
         self._snaplen = snaplen
         self._rotation = rotation
         self._stop = stop
@@ -242,9 +244,8 @@ class Files(Sink):
 
         :raises ConfigError: the file is pcap, and has another link type.
         """
-        for number, (_, other) in enumerate(self._interfaces):
-            if other == link_type:
-                return number
+        if link_type in self._by_link_type:
+            return self._by_link_type[link_type]
         writer = self._writer
         if not isinstance(writer, PcapngWriter):
             here = link_type_name(self._interfaces[0][1])
@@ -252,9 +253,11 @@ class Files(Sink):
                 f"{writer.name}: a pcap file has one link type, here {here}, and a packet is "
                 f"{link_type_name(link_type)}; write a .pcapng file, or choose packets with a filter"
             )
-        self._interfaces.append((link_type_name(link_type), link_type))
-        writer.add_interface(*self._interfaces[-1])
-        return len(self._interfaces) - 1
+        name = link_type_name(link_type)
+        writer.add_interface(name, link_type)
+        self._interfaces.append((name, link_type))
+        number = self._by_link_type[link_type] = len(self._interfaces) - 1
+        return number
 
     @property
     def takes_bursts(self) -> bool:
@@ -779,7 +782,6 @@ def _check_no_memif(arguments: argparse.Namespace) -> None:
         "--stats": arguments.stats,
         "--prometheus": arguments.prometheus,
         "--connect-timeout": arguments.connect_timeout,
-        "--secret": arguments.secret,
     }
     for name, value in given.items():
         if value is not None:
