@@ -59,7 +59,9 @@ class ImpairedLink:
         b_to_a: Impairment | None = None,
         **options: Unpack[InterfaceOptions],
     ) -> None:
-        config = InterfaceConfig.of(**{"role": "master", "rx_mode": RxMode.ADAPTIVE, **options})
+        options.setdefault("role", "master")
+        options.setdefault("rx_mode", "adaptive")
+        config = InterfaceConfig.of(**options)
         ends = [end if isinstance(end, MemifEndpoint) else MemifEndpoint(os.fspath(end), config) for end in (a, b)]
         self.a_to_b = Impairment() if a_to_b is None else a_to_b
         self.b_to_a = Impairment() if b_to_a is None else b_to_a

@@ -376,8 +376,9 @@ class Pump:
             way.blocked = False
         moved_at = time.monotonic()
         while (now := time.monotonic()) < end:
-            if any([way.deliver() for way in self._directions]):
-                moved_at = now
+            for way in self._directions:
+                if way.deliver():
+                    moved_at = now
             waits_for_room = any(way.blocked for way in self._directions) and now < moved_at + PATIENCE
             if not waits_for_room and all(way.wake_at() >= end for way in self._directions):
                 return

@@ -11,10 +11,11 @@ import heapq
 import itertools
 import operator
 import random
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import overload
 
 from memifrt.ports.impairment import GilbertElliott, Impairment, Settings
 
@@ -28,7 +29,6 @@ _TABLE = 4096
 #: The longest delay of the Pareto distribution in multiples of the jitter: netem's table ends there.
 _PARETO_END = 4.0
 
-_DUE = operator.itemgetter(0)
 _Stage = Callable[[Sequence[bytes]], Sequence[bytes]]
 
 
@@ -62,6 +62,8 @@ class Line:
             self._random = self._generator.random
             self._last_draw = self._random()
         self._delay = round(settings.delay * _SECOND)
+        #: The delays to draw from, all equally likely; None if there is no jitter.
+        self._delays = _delays(settings) if settings.jitter else None
         self._stages: list[_Stage] = []
         if settings.duplicate:
             self._stages.append(self._duplicate)
@@ -90,7 +92,7 @@ class Line:
             if is_match:
                 self._impair([*run], now, qid)
             else:
-                self._hold([*run], now, now, qid)
+                self._let_go([*run], now, qid)
 
     def take(self, now: int, qid: int = 0) -> list[bytes]:
         """Return the packets of a queue whose time has come, in the order in which they leave."""
@@ -133,16 +135,26 @@ class Line:
         if settings.reorder.probability:
             packets = self._reorder(packets, now, qid)
         if settings.rate:
-            packets, starts = self._shape(packets, now, settings)
-            if settings.jitter:
-                delays = self._delays(len(packets))
-                self._hold_each(packets, [*map(operator.add, starts, delays)], now, qid)
+            packets, departures = self._shape(packets, now, settings)
+            packets = self._what_fits(packets)
+            self._counters.delayed += len(packets)
+            if self._delays is None:
+                delay = self._delay
+                self._timeline(qid).add_run([each + delay for each in departures[: len(packets)]], packets)
             else:
-                self._hold_each(packets, [start + self._delay for start in starts], now, qid)
-        elif settings.jitter:
-            self._hold_each(packets, [now + delay for delay in self._delays(len(packets))], now, qid)
+                self._timeline(qid).add_each([*map(int.__add__, departures, self._draw_delays(packets))], packets)
+        elif self._delays is not None:
+            packets = self._what_fits(packets)
+            dues = [now + delay for delay in self._draw_delays(packets)]
+            self._counters.delayed += len(dues) - dues.count(now)
+            self._timeline(qid).add_each(dues, packets)
+        elif self._delay:
+            packets = self._what_fits(packets)
+            self._counters.delayed += len(packets)
+            if packets:
+                self._timeline(qid).add(now + self._delay, packets)
         else:
-            self._hold(packets, now + self._delay, now, qid)
+            self._let_go(packets, now, qid)
 
     def _duplicate(self, packets: Sequence[bytes]) -> Sequence[bytes]:
         draw, share = self._random, self._settings.duplicate
@@ -208,74 +220,53 @@ class Line:
             self._since_reordered += 1
             delayed.append(packet)
         self._counters.reordered += len(ahead)
-        self._hold(ahead, now, now, qid)
+        self._let_go(ahead, now, qid)
         return delayed
 
-    def _shape(self, packets: Sequence[bytes], now: int, settings: Settings) -> tuple[list[bytes], list[int]]:
+    def _shape(self, packets: Sequence[bytes], now: int, settings: Settings) -> tuple[Sequence[bytes], list[int]]:
         """Send packets one after the other at the rate; drop those that find the queue full.
 
         :returns: the others, and when each of them has been sent.
         """
-        departures, limit, a_byte = self._departures, settings.queue, 8 * _SECOND / settings.rate
+        departures, a_byte = self._departures, 8 * _SECOND / settings.rate
         while departures and departures[0] <= now:
             departures.popleft()
-        free_at = max(self._free_at, now)
-        kept, starts = [], []
-        for packet in packets:
-            if len(departures) >= limit:
-                continue
-            free_at += len(packet) * a_byte
-            departures.append(free_at)
-            kept.append(packet)
-            starts.append(round(free_at))
-        self._free_at = free_at
+        kept = packets[: max(settings.queue - len(departures), 0)]
         self._counters.queue_full += len(packets) - len(kept)
-        return kept, starts
+        times = map(operator.mul, map(len, kept), itertools.repeat(a_byte))
+        _, *sent = itertools.accumulate(times, initial=max(self._free_at, now))
+        if sent:
+            self._free_at = sent[-1]
+            departures.extend(sent)
+        return kept, [*map(int, sent)]
 
-    def _delays(self, count: int) -> list[int]:
-        """Return so many random delays, none of them below 0."""
-        settings = self._settings
-        delay, jitter = settings.delay * _SECOND, settings.jitter * _SECOND
-        if settings.distribution == "uniform":
-            draw, low, width = self._random, delay - jitter, 2 * jitter
-            found = [int(low + width * draw()) for _ in range(count)]
-        else:
-            values = self._generator.choices(_table(settings.distribution), k=count)
-            found = [int(delay + jitter * value) for value in values]
-        return [each if each > 0 else 0 for each in found] if found and min(found) < 0 else found
+    def _draw_delays(self, packets: Sequence[bytes]) -> list[int]:
+        """Return a random delay for each packet."""
+        assert self._delays is not None
+        return self._generator.choices(self._delays, k=len(packets))
 
     # --- delayed packets ---------------------------------------------------------------------------------------------
 
-    def _hold(self, packets: Sequence[bytes], due: int, now: int, qid: int) -> None:
-        """Keep packets that leave together."""
-        if not packets:
-            return
-        if due > now:
-            packets = self._what_fits(packets)
-            self._counters.delayed += len(packets)
-            if not packets:
-                return
-        self._packets += len(packets)
-        self._bytes += _size(packets)
-        self._timeline(qid).add(due, packets)
-
-    def _hold_each(self, packets: Sequence[bytes], dues: Sequence[int], now: int, qid: int) -> None:
-        """Keep packets, each with its own time."""
-        packets = self._what_fits(packets)
-        self._packets += len(packets)
-        self._bytes += _size(packets)
-        self._counters.delayed += sum(due > now for due in dues[: len(packets)])
-        self._timeline(qid).add_each(dues, packets)
+    def _let_go(self, packets: Sequence[bytes], now: int, qid: int) -> None:
+        """Let packets leave now, after those that should have left before."""
+        if packets:
+            self._packets += len(packets)
+            self._bytes += _size(packets)
+            self._timeline(qid).add(now, packets)
 
     def _what_fits(self, packets: Sequence[bytes]) -> Sequence[bytes]:
-        """Return the first packets that the memory has room for, and count the others."""
+        """Take memory for packets; return those that it has room for, and count the others."""
         room = self._settings.memory - self._bytes
-        if _size(packets) <= room:
-            return packets
-        sums = itertools.accumulate(len(packet) + OVERHEAD for packet in packets)
-        fits = sum(1 for _ in itertools.takewhile(room.__ge__, sums))
-        self._counters.memory_full += len(packets) - fits
-        return packets[:fits]
+        size = _size(packets)
+        if size > room:
+            sums = itertools.accumulate(len(packet) + OVERHEAD for packet in packets)
+            fits = sum(1 for _ in itertools.takewhile(room.__ge__, sums))
+            self._counters.memory_full += len(packets) - fits
+            packets = packets[:fits]
+            size = _size(packets)
+        self._packets += len(packets)
+        self._bytes += size
+        return packets
 
     def _timeline(self, qid: int) -> _Timeline:
         timeline = self._timelines.get(qid)
@@ -284,38 +275,83 @@ class Line:
         return timeline
 
 
+class _Slot:
+    """Packets that leave in one slot of time, and when: two lists, because Python's garbage collector ignores them."""
+
+    __slots__ = ("dues", "in_order", "packets")
+
+    def __init__(self) -> None:
+        self.dues: list[int] = []
+        self.packets: list[bytes] = []
+        self.in_order = True
+
+    def sorted_packets(self) -> list[bytes]:
+        # Sorting is stable: packets with the same time keep their order.
+        return [self.packets[number] for number in sorted(range(len(self.dues)), key=self.dues.__getitem__)]
+
+    def sort(self) -> None:
+        if not self.in_order:
+            self.packets = self.sorted_packets()
+            self.dues.sort()
+            self.in_order = True
+
+    def due(self) -> int:
+        return self.dues[0] if self.in_order else min(self.dues)
+
+    def latest(self) -> int:
+        return self.dues[-1] if self.in_order else max(self.dues)
+
+
 class _Timeline:
     """Packets by the time at which they leave. Packets with the same time keep their order."""
 
     def __init__(self) -> None:
-        #: By the number of its slot: times, each with the packet or the packets that leave then.
-        self._slots: dict[int, list[tuple[int, bytes | Sequence[bytes]]]] = {}
+        self._slots: dict[int, _Slot] = {}
         self._numbers: list[int] = []  # of the slots, a heap
 
     def __bool__(self) -> bool:
         return bool(self._numbers)
 
     def add(self, due: int, packets: Sequence[bytes]) -> None:
-        self._slot(due >> _SLOT_BITS).append((due, packets))
+        """Add packets that leave together."""
+        self._extend(self._slot(due >> _SLOT_BITS), [due] * len(packets), packets)
+
+    def add_run(self, dues: Sequence[int], packets: Sequence[bytes]) -> None:
+        """Add packets that leave one after the other: their times only grow."""
+        start = 0
+        while start < len(packets):
+            number = dues[start] >> _SLOT_BITS
+            end = bisect_left(dues, (number + 1) << _SLOT_BITS, start)
+            self._extend(self._slot(number), dues[start:end], packets[start:end])
+            start = end
 
     def add_each(self, dues: Sequence[int], packets: Sequence[bytes]) -> None:
+        """Add packets, each with its own time."""
         slots = self._slots
-        for entry in zip(dues, packets):  # noqa: B905 - there may be fewer packets than times
-            number = entry[0] >> _SLOT_BITS
+        for due, packet in zip(dues, packets, strict=True):
+            number = due >> _SLOT_BITS
             slot = slots.get(number)
             if slot is None:
                 slot = self._slot(number)
-            slot.append(entry)
+            slot.in_order = False
+            slot.dues.append(due)
+            slot.packets.append(packet)
 
-    def _slot(self, number: int) -> list[tuple[int, bytes | Sequence[bytes]]]:
+    def _extend(self, slot: _Slot, dues: Sequence[int], packets: Sequence[bytes]) -> None:
+        if slot.dues and dues[0] < slot.dues[-1]:
+            slot.in_order = False
+        slot.dues += dues
+        slot.packets += packets
+
+    def _slot(self, number: int) -> _Slot:
         slot = self._slots.get(number)
         if slot is None:
-            slot = self._slots[number] = []
+            slot = self._slots[number] = _Slot()
             heapq.heappush(self._numbers, number)
         return slot
 
     def due(self) -> int:
-        return min(self._slots[self._numbers[0]], key=_DUE)[0]
+        return self._slots[self._numbers[0]].due()
 
     def take(self, now: int) -> list[bytes]:
         found: list[bytes] = []
@@ -323,20 +359,13 @@ class _Timeline:
         while self._numbers and self._numbers[0] <= last:
             number = self._numbers[0]
             slot = self._slots[number]
-            slot.sort(key=_DUE)
-            if number == last:
-                count = bisect_right(slot, now, key=_DUE)
-                leaving, staying = slot[:count], slot[count:]
-            else:
-                leaving, staying = slot, []
-            for _, packets in leaving:
-                if isinstance(packets, bytes):
-                    found.append(packets)
-                else:
-                    found += packets
-            if staying:
-                self._slots[number] = staying
+            if number == last and slot.latest() > now:
+                slot.sort()
+                count = bisect_right(slot.dues, now)
+                found += slot.packets[:count]
+                del slot.dues[:count], slot.packets[:count]
                 break
+            found += slot.packets if slot.in_order else slot.sorted_packets()
             del self._slots[number]
             heapq.heappop(self._numbers)
         return found
@@ -344,6 +373,35 @@ class _Timeline:
 
 def _size(packets: Sequence[bytes]) -> int:
     return sum(map(len, packets)) + OVERHEAD * len(packets)
+
+
+def _delays(settings: Settings) -> Sequence[int]:
+    """Return equally likely delays in nanoseconds. None is below 0."""
+    delay, jitter = settings.delay * _SECOND, settings.jitter * _SECOND
+    if settings.distribution == "uniform":
+        values = range(round(delay - jitter), round(delay + jitter) + 1)
+        return values if values[0] >= 0 else _NotBelowZero(values)
+    return [max(round(delay + jitter * value), 0) for value in _table(settings.distribution)]
+
+
+class _NotBelowZero(Sequence[int]):
+    """A range of delays, with 0 instead of those below 0."""
+
+    def __init__(self, values: range) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @overload
+    def __getitem__(self, number: int) -> int: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[int]: ...
+
+    def __getitem__(self, number: int | slice) -> int | Sequence[int]:
+        assert isinstance(number, int)
+        return max(self._values[number], 0)
 
 
 @lru_cache

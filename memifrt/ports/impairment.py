@@ -10,7 +10,7 @@ import dataclasses
 import math
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast, overload
 
@@ -34,6 +34,12 @@ _TIMES = {
 _RATES = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
 _SIZES = {"b": 1, "k": 1 << 10, "kb": 1 << 10, "m": 1 << 20, "mb": 1 << 20, "g": 1 << 30, "gb": 1 << 30}
 _MOST = 1 << 62
+_NO_TIME = "is not a time; write a number with a unit, s, ms, us or ns, like 10ms"
+_NO_PERCENTAGE = "is not a percentage; write it like 1%"
+_NO_RATE = "is not a rate; write a number with a unit, bit, kbit, mbit or gbit, like 100mbit"
+_NO_SIZE = "is not a size; write a number with a unit, kb, mb or gb, like 256mb"
+_NO_LOSS = "is not a loss; it must be like 1%, or gemodel P [R [1-H [1-K]]], like 'gemodel 1% 10%'"
+_NO_REORDERING = "is not a reordering; it must be PERCENT [CORRELATION] [gap DISTANCE], like '25% 50% gap 5'"
 
 _G = TypeVar("_G")
 _S = TypeVar("_S")
@@ -62,7 +68,7 @@ class GilbertElliott:
         for name in ("p", "r", "bad", "good"):
             value = getattr(self, name)
             if value is not None:
-                _probability(value, f"{name} of gemodel is ")
+                _probability(value, f"{name} of gemodel: ")
 
     @property
     def back(self) -> float:
@@ -87,9 +93,9 @@ class Reorder:
     gap: int = 1
 
     def __post_init__(self) -> None:
-        _probability(self.probability, "the share is ")
-        _probability(self.correlation, "the correlation is ")
-        _whole(self.gap, 1, "the gap is ")
+        _probability(self.probability)
+        _probability(self.correlation, "correlation: ")
+        _whole(self.gap, 1, "gap: ")
 
     def __str__(self) -> str:
         text = format_percent(self.probability)
@@ -136,12 +142,15 @@ def _not_zero(counts: Mapping[str, int]) -> dict[str, int]:
 # --- values and their texts ------------------------------------------------------------------------------------------
 
 
-def _number(text: str, units: Mapping[str, float], what: str, example: str) -> float:
-    match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-zA-Z%]+)", text.strip())
+def _number(text: str, units: Mapping[str, float], wrong: str) -> float:
+    """Return the number of a text with a unit.
+
+    :param wrong: the end of the message if it is none.
+    """
+    match = re.fullmatch(r"([0-9]{1,20}\.?[0-9]{0,20}|\.[0-9]{1,20})\s*([a-zA-Z%]+)", text.strip())
     unit = units.get(match[2].lower()) if match else None
     if match is None or unit is None:
-        listed = ", ".join(units)
-        raise ConfigError(f"{text!r} is not {what}; write a number and a unit, like {example} ({listed})")
+        raise ConfigError(f"{text!r} {wrong}")
     return float(match[1]) * unit
 
 
@@ -155,7 +164,7 @@ def parse_time(value: float | str) -> float:
     :raises ConfigError: it is not a time from 0 to an hour.
     """
     if isinstance(value, str):
-        found = 0.0 if value.strip() == "0" else _number(value, _TIMES, "a time", "10ms")
+        found = 0.0 if value.strip() == "0" else _number(value, _TIMES, _NO_TIME)
     else:
         found = value
     if not _is_number(found) or not 0 <= found <= _LONGEST:
@@ -170,7 +179,7 @@ def parse_percent(value: float | str) -> float:
     """
     if isinstance(value, str):
         value = value.strip()
-        found = 0.0 if value == "0" else _number(value, {"%": 0.01}, "a percentage", "1%")
+        found = 0.0 if value == "0" else _number(value, {"%": 0.01}, _NO_PERCENTAGE)
         if found > 1:
             raise ConfigError(f"{value!r} is not a percentage from 0% to 100%")
         return found
@@ -179,13 +188,13 @@ def parse_percent(value: float | str) -> float:
 
 def _probability(value: float, what: str = "") -> float:
     if not _is_number(value) or not 0 <= value <= 1:
-        raise ConfigError(f"{what}{value!r}; it must be a probability from 0 to 1, or a text like '1%'")
+        raise ConfigError(f"{what}{value!r} is not a probability from 0 to 1, or a text like '1%'")
     return float(value)
 
 
 def _whole(value: int, low: int, what: str = "") -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= _MOST:
-        raise ConfigError(f"{what}{value!r}; it must be a whole number of at least {low}")
+        raise ConfigError(f"{what}{value!r} is not a whole number of at least {low}")
     return value
 
 
@@ -194,7 +203,7 @@ def _parse_whole(low: int) -> Callable[[int | str], int]:
         if not isinstance(value, str):
             return _whole(value, low)
         if not re.fullmatch(r"[0-9]{1,18}", value.strip()):
-            raise ConfigError(f"{value!r}; it must be a whole number of at least {low}")
+            raise ConfigError(f"{value!r} is not a whole number of at least {low}")
         return _whole(int(value), low)
 
     return parse
@@ -214,8 +223,8 @@ def parse_loss(value: float | str | GilbertElliott) -> float | GilbertElliott:
         words = words[1:]
     elif words[:1] == ["gemodel"] and 2 <= len(words) <= 5:
         return GilbertElliott(*map(parse_percent, words[1:]))
-    if len(words) != 1:
-        raise ConfigError(f"{value!r}; it must be like 1%, or gemodel P [R [1-H [1-K]]] like 'gemodel 1% 10%'")
+    if len(words) != 1 or not words[0][:1].isdigit():
+        raise ConfigError(f"{value!r} {_NO_LOSS}")
     return parse_percent(words[0])
 
 
@@ -228,9 +237,9 @@ def parse_reorder(value: float | str | Reorder) -> Reorder:
         return value
     if not isinstance(value, str):
         return Reorder(parse_percent(value))
-    match = re.fullmatch(r"\s*(\S+)(?:\s+(?!gap)(\S+))?(?:\s+gap\s+([0-9]{1,9}))?\s*", value)
+    match = re.fullmatch(r"\s*([0-9.]+%?)(?:\s+([0-9.]+%))?(?:\s+gap\s+([0-9]{1,9}))?\s*", value)
     if match is None:
-        raise ConfigError(f"{value!r}; it must be PERCENT [CORRELATION] [gap DISTANCE], like '25% 50% gap 5'")
+        raise ConfigError(f"{value!r} {_NO_REORDERING}")
     return Reorder(parse_percent(match[1]), parse_percent(match[2] or 0.0), int(match[3] or 1))
 
 
@@ -240,7 +249,7 @@ def parse_rate(value: float | str) -> float:
     :raises ConfigError: it is not a rate.
     """
     if isinstance(value, str):
-        found = 0.0 if value.strip() == "0" else _number(value, _RATES, "a rate", "100mbit")
+        found = 0.0 if value.strip() == "0" else _number(value, _RATES, _NO_RATE)
     else:
         found = value
     if not _is_number(found) or found < 0 or 0 < found < 1:
@@ -255,7 +264,7 @@ def parse_size(value: int | str) -> int:
     """
     if not isinstance(value, str):
         return _whole(value, 1)
-    return _whole(int(_number(value, _SIZES, "a size", "256mb")), 1)
+    return _whole(int(_number(value, _SIZES, _NO_SIZE)), 1)
 
 
 def _parse_distribution(value: str) -> str:
@@ -366,6 +375,20 @@ _PARSERS: dict[str, Callable[..., object]] = {
 }
 #: The names of all settings.
 NAMES = tuple(_PARSERS)
+_FIELDS = tuple(each.name for each in dataclasses.fields(Settings))
+
+
+def parse_setting(name: str, value: object) -> object:
+    """Return the checked value of a setting, from a value or a text.
+
+    :raises ConfigError: there is no such setting, or the value is wrong. The message begins with the name.
+    """
+    if name not in _PARSERS:
+        raise ConfigError(f"{name!r} is not an impairment; it must be one of {', '.join(NAMES)}")
+    try:
+        return _PARSERS[name](value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error.message}") from error
 
 
 class _Setting(Generic[_G, _S]):
@@ -461,32 +484,28 @@ class Impairment:
         settings.check_together()
         self.settings = settings
 
-    def reset(self, **values: object) -> None:
-        """Change the given settings, and return the others to the defaults; the seed stays if none is given.
+    def replaced(self, values: Mapping[str, object]) -> Settings:
+        """Return the settings with these values and the defaults for the others; the seed stays if none is given.
 
         :raises ConfigError: as for :meth:`change`.
         """
-        defaults = {name: getattr(_DEFAULTS, name) for name in NAMES}
-        self.change(**{**defaults, "seed": self.seed, **values})
+        settings = self.changed({**_values(_DEFAULTS, NAMES), "seed": self.seed, **values})
+        settings.check_together()
+        return settings
 
     def changed(self, changes: Mapping[str, object]) -> Settings:
         """Return the settings after some changes, each of which is checked by itself."""
         checked: dict[str, object] = {}
         for name, value in changes.items():
-            if name not in _PARSERS:
-                raise ConfigError(f"{name!r} is not an impairment; it must be one of {', '.join(NAMES)}")
-            try:
-                checked[name] = _PARSERS[name](value)
-            except ConfigError as error:
-                raise ConfigError(f"{name}: {error.message}") from error
+            checked[name] = parse_setting(name, value)
         if "match" in checked and checked["match"] != self.settings.match:
             match = cast("str | Matches | None", checked["match"])
             checked["matches"] = compile_filter(match, self._link_type) if isinstance(match, str) else match
-        return Settings(**{**_values(self.settings), **checked})  # type: ignore[arg-type]  # they are checked
+        return Settings(**{**_values(self.settings, _FIELDS), **checked})  # type: ignore[arg-type]  # they are checked
 
     def __repr__(self) -> str:
         return f"<Impairment {self.settings}>"
 
 
-def _values(settings: Settings) -> dict[str, object]:
-    return {each.name: getattr(settings, each.name) for each in dataclasses.fields(settings)}
+def _values(settings: Settings, names: Iterable[str]) -> dict[str, object]:
+    return {name: getattr(settings, name) for name in names}
