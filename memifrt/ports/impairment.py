@@ -154,6 +154,10 @@ def _number(text: str, units: Mapping[str, float], wrong: str) -> float:
     return float(match[1]) * unit
 
 
+def _number_or_zero(text: str, units: Mapping[str, float], wrong: str) -> float:
+    return 0.0 if text.strip() == "0" else _number(text, units, wrong)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -163,10 +167,7 @@ def parse_time(value: float | str) -> float:
 
     :raises ConfigError: it is not a time from 0 to an hour.
     """
-    if isinstance(value, str):
-        found = 0.0 if value.strip() == "0" else _number(value, _TIMES, _NO_TIME)
-    else:
-        found = value
+    found = _number_or_zero(value, _TIMES, _NO_TIME) if isinstance(value, str) else value
     if not _is_number(found) or not 0 <= found <= _LONGEST:
         raise ConfigError(f"{value!r} is not a time from 0 to {_LONGEST:g} s")
     return float(found)
@@ -178,8 +179,7 @@ def parse_percent(value: float | str) -> float:
     :raises ConfigError: it is not a probability.
     """
     if isinstance(value, str):
-        value = value.strip()
-        found = 0.0 if value == "0" else _number(value, {"%": 0.01}, _NO_PERCENTAGE)
+        found = _number_or_zero(value, {"%": 1}, _NO_PERCENTAGE) / 100
         if found > 1:
             raise ConfigError(f"{value!r} is not a percentage from 0% to 100%")
         return found
@@ -248,10 +248,7 @@ def parse_rate(value: float | str) -> float:
 
     :raises ConfigError: it is not a rate.
     """
-    if isinstance(value, str):
-        found = 0.0 if value.strip() == "0" else _number(value, _RATES, _NO_RATE)
-    else:
-        found = value
+    found = _number_or_zero(value, _RATES, _NO_RATE) if isinstance(value, str) else value
     if not _is_number(found) or found < 0 or 0 < found < 1:
         raise ConfigError(f"{value!r} is not a rate; it must be at least 1 bit/s, or 0 for no limit")
     return float(found)
