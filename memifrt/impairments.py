@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from memifrt.errors import MemifError
+from memifrt.errors import ErrorCode, MemifError
 from memifrt.options import InterfaceConfig, InterfaceOptions
 from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.ports.forwarding import Pump, Report
@@ -29,6 +30,8 @@ __all__ = ["GilbertElliott", "ImpairedLink", "Impairment", "ImpairmentCounters",
 
 #: Seconds between two attempts of a slave to connect. It is short because a test waits for it.
 _RECONNECT_INTERVAL = 0.02
+#: Seconds between two looks at the connections.
+_TICK = 0.001
 
 
 class ImpairedLink:
@@ -46,6 +49,7 @@ class ImpairedLink:
     :param options: options of both ends, as for :meth:`memifrt.Runtime.create_interface`. The role is ``master`` by
         default, so that both peers are slaves.
     :raises MemifError: an option is wrong, or an interface cannot be created.
+
     :ivar a_to_b: the impairment in that direction, whose attributes can be changed at any time.
     :ivar b_to_a: the impairment in the other direction.
     """
@@ -75,6 +79,7 @@ class ImpairedLink:
         polling = any(end.config.rx_mode is RxMode.POLLING for end in ends)
         self._pump = Pump(self._runtime, self._ways, polling=polling, patient=False)
         self._failure: MemifError | None = None
+        self._last_reports: tuple[Report, Report] | None = None
         self._thread = threading.Thread(target=self._run, name="memifrt-impaired-link", daemon=True)
         self._thread.start()
 
@@ -83,8 +88,26 @@ class ImpairedLink:
         """Whether both ends have a peer."""
         return all(port.connected for port in self._ports)
 
+    def wait_connected(self, timeout: float = 10.0) -> Self:
+        """Wait until both ends have a peer, and return the link.
+
+        :param timeout: in seconds.
+        :raises MemifError: an end has no peer by then, or the link has failed.
+        """
+        deadline = time.monotonic() + timeout
+        while not self.connected:
+            if self._failure is not None:
+                raise self._failure
+            if time.monotonic() >= deadline:
+                lonely = " and ".join(port.name for port in self._ports if not port.connected)
+                raise MemifError(ErrorCode.NOCONN, f"{lonely}: no peer has connected within {timeout:g} s")
+            time.sleep(_TICK)
+        return self
+
     def reports(self) -> tuple[Report, Report]:
         """Return the totals from ``a`` to ``b``, and from ``b`` to ``a``."""
+        if self._last_reports is not None:
+            return self._last_reports
         there, back = self._ways
         return there.report(), back.report()
 
@@ -96,6 +119,7 @@ class ImpairedLink:
         if self._thread.is_alive():
             self._runtime.cancel_poll_event()
             self._thread.join()
+        self._last_reports = self.reports()  # before the ends lose their peers, and with them the delayed packets
         self._runtime.close()
         failure, self._failure = self._failure, None
         if failure is not None:
