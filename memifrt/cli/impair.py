@@ -19,6 +19,7 @@ from memifrt.ports.forwarding import Record
 from memifrt.ports.impaired import Impaired
 from memifrt.ports.impairment import NAMES, Impairment, parse_setting
 from memifrt.ports.port import Port
+from memifrt.runtime import Runtime
 from memifrt.types import Mode
 
 #: Both directions, as they are written.
@@ -26,7 +27,7 @@ DIRECTIONS = ("a-to-b", "b-to-a")
 #: Settings that impair nothing by themselves.
 _HELPERS = {"seed", "match", "memory"}
 #: Seconds between two looks at the file, and the most bytes that it may have.
-_LOOK_INTERVAL, _LONGEST_FILE = 0.2, 65536
+_LOOK_INTERVAL, _LONGEST_FILE = 0.1, 65536
 
 _HELP = {
     "delay": ("TIME", "delay every packet, like 10ms (s, ms, us, ns)"),
@@ -179,6 +180,12 @@ class Impairments:
         """Return a line for each impaired direction."""
         return [f"impairing {way}: {made.settings}" for way, made in self._by_direction.items() if made is not None]
 
+    def count_in(self, runtime: Runtime) -> None:
+        """Show the counters of each impaired direction in the statistics of a runtime."""
+        for way, made in self._by_direction.items():
+            if made is not None:
+                runtime.application_counters[way] = made.counters.counts
+
     def directions(self, a: Port, b: Port, records: Sequence[Record | None] = (None, None)) -> list[Impaired | None]:
         """Return both directions between two ports; None for one that is not impaired."""
         pairs = ((a, b, self.a_to_b), (b, a, self.b_to_a))
@@ -187,17 +194,20 @@ class Impairments:
             for stream, (source, target, made) in enumerate(pairs)
         ]
 
-    def reread(self) -> bool:
-        """Read the file again; return whether it has changed and its values apply now.
-
-        :raises MemifError: a value is wrong. No impairment has changed; the same text raises only once.
-        """
+    def look(self) -> str | None:
+        """Return the text of the file; None if it cannot be read now: an editor may be replacing it."""
         assert self._options.path is not None
         try:
-            text = self._read(self._options.path)
-        except MemifError:  # an editor may be replacing it
-            return False
-        if text == self._text:
+            return self._read(self._options.path)
+        except MemifError:
+            return None
+
+    def adopt(self, text: str | None) -> bool:
+        """Apply a new text of the file; return whether anything is new.
+
+        :raises ConfigError: a value is wrong. No impairment has changed; the same text raises only once.
+        """
+        if text is None or text == self._text:
             return False
         self._apply(text)
         return True
@@ -240,13 +250,17 @@ def watching(impairments: Impairments, options: ImpairmentOptions, say: Callable
     stop = threading.Event()
 
     def watch() -> None:
+        before = None
         while not stop.wait(_LOOK_INTERVAL):
+            text = impairments.look()
+            # Apply a text that has been the same in two looks: a program that writes the file may first empty it.
             try:
-                if impairments.reread():
+                if text == before and impairments.adopt(text):
                     for line in impairments.describe():
                         say(line)
             except MemifError as error:
                 say(f"{error.message}; nothing is changed")
+            before = text
 
     thread = threading.Thread(target=watch, name="memifrt-impair-file", daemon=True)
     thread.start()

@@ -129,6 +129,10 @@ class ImpairmentCounters:
         """Return the dropped packets by reason, without reasons that did not occur."""
         return _not_zero({"lost": self.lost, "queue full": self.queue_full, "memory full": self.memory_full})
 
+    def counts(self) -> dict[str, int]:
+        """Return all counters by name."""
+        return dataclasses.asdict(self)
+
     def changes(self) -> dict[str, int]:
         """Return the packets that were not dropped, by what was done to them."""
         names = ("duplicated", "corrupted", "reordered", "delayed")
@@ -279,7 +283,9 @@ def _parse_match(value: str | Matches | None) -> str | Matches | None:
         raise ConfigError(
             f"{value!r} is not a filter; it must be a text in tcpdump's language, or a function of a packet"
         )
-    return value or None
+    if value == "":
+        raise ConfigError("the filter is empty; it must be in tcpdump's language, like 'udp port 53'")
+    return value
 
 
 def format_percent(value: float) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypedDict
 
 from memifrt.interface import Interface
@@ -38,6 +38,9 @@ class SnapshotSource(Protocol):
 
     @property
     def interfaces(self) -> Iterable[Interface]: ...
+
+    @property
+    def application_counters(self) -> Mapping[str, Callable[[], Mapping[str, int]]]: ...
 
 
 # --- the schema -----------------------------------------------------------------------------------------------------
@@ -109,6 +112,8 @@ class Snapshot(TypedDict):
 
     ``name`` is its ``app_name``. ``rings`` is the ring implementation, ``native`` or ``python``. ``started`` is the
     time at which the runtime was made. ``monotonic`` is the system's monotonic clock in seconds, for rates.
+    ``counters`` are those of the application by group and name: ``memifrt bridge`` has a group for each impaired
+    direction.
     """
 
     schema: str
@@ -120,6 +125,7 @@ class Snapshot(TypedDict):
     time: float
     monotonic: float
     interfaces: list[InterfaceStats]
+    counters: dict[str, dict[str, int]]
 
 
 def snapshot(runtime: SnapshotSource) -> Snapshot:
@@ -138,6 +144,7 @@ def snapshot(runtime: SnapshotSource) -> Snapshot:
         "time": time.time(),
         "monotonic": time.monotonic(),
         "interfaces": [_interface(interface) for interface in runtime.interfaces],
+        "counters": {group: dict(counts()) for group, counts in runtime.application_counters.items()},
     }
 
 

@@ -14,6 +14,8 @@ from memifrt.cli.arguments import Parser
 from memifrt.cli.command_line import main
 from memifrt.cli.impair import ImpairmentOptions, Impairments, add_impairment_arguments, impairment_options, watching
 from memifrt.impairments import GilbertElliott, Impairment, Reorder
+from memifrt.stats.prometheus import metrics
+from memifrt.stats.snapshot import snapshot
 from tests.lib.programs import Program, finish, read_until, running
 from tests.lib.support import wait_until
 
@@ -89,6 +91,7 @@ WRONG = {
     ("--queue", "0", "--rate", "1gbit"): ["--queue", "0", "at least 1"],
     ("--queue", "5"): ["queue needs a rate"],
     ("--memory", "1000"): ["--memory", "'1000'", "256mb"],
+    ("--match", ""): ["--match", "the filter is empty", "udp port 53"],
     ("--seed", "x"): ["--seed", "'x'", "whole number"],
     ("--seed", "1"): ["seed impairs nothing by itself"],
     ("--match", "udp"): ["match impairs nothing by itself"],
@@ -130,16 +133,30 @@ def test_a_file_adds_to_the_options_and_what_it_no_longer_says_is_as_before(tmp_
     assert back is not None
     assert (there.loss, there.delay, there.rate, there.seed) == (0.05, 0.001, 1e7, 3)
     assert (back.loss, back.delay, back.rate, back.seed) == (0.05, 0.001, 0, 3)
-    assert not impairments.reread()
+    assert not impairments.adopt(impairments.look())
     path.write_text("delay=2ms")
-    assert impairments.reread()
+    assert impairments.adopt(impairments.look())
     assert (there.loss, there.delay, there.rate, there.seed) == (0.01, 0.002, 0, 3)
     path.write_text("")
-    assert impairments.reread()
+    assert impairments.adopt(impairments.look())
     assert (there.loss, there.delay) == (0.01, 0)
     path.unlink()  # as an editor does that replaces it
-    assert not impairments.reread()
+    assert not impairments.adopt(impairments.look())
     assert there.loss == 0.01
+
+
+def test_the_statistics_have_the_counters_of_each_impaired_direction(runtime: Runtime) -> None:
+    impairments = made("--impair", "b-to-a:loss=1%")
+    impairments.count_in(runtime)
+    assert impairments.b_to_a is not None
+    impairments.b_to_a.counters.lost += 3
+    stats = snapshot(runtime)
+    assert [*stats["counters"]] == ["b-to-a"]
+    assert stats["counters"]["b-to-a"] == {
+        **dict.fromkeys(("duplicated", "corrupted", "reordered", "delayed", "queue_full", "memory_full"), 0),
+        "lost": 3,
+    }
+    assert 'memifrt_application_total{group="b-to-a",counter="lost"} 3\n' in metrics(stats)
 
 
 def test_a_wrong_file_changes_nothing_and_is_said_once(tmp_path: Path) -> None:
@@ -154,9 +171,9 @@ def test_a_wrong_file_changes_nothing_and_is_said_once(tmp_path: Path) -> None:
         path.write_text(text)
         if len(text) < 65536:
             with pytest.raises(MemifError) as caught:
-                impairments.reread()
+                impairments.adopt(impairments.look())
             assert words in caught.value.message
-        assert not impairments.reread()
+        assert not impairments.adopt(impairments.look())
         assert impairments.a_to_b is not None
         assert impairments.a_to_b.loss == 0.05
 

@@ -53,6 +53,7 @@ def bridge(
         for end in sorted((a, b), key=lambda end: isinstance(end, MemifEndpoint)):
             ports[end] = _port(runtime, end)
             stack.callback(ports[end].close)
+        impairments.count_in(runtime)
         impaired = impairments.directions(ports[a], ports[b])
         there = impaired[0] or direction(ports[a], ports[b])
         back = impaired[1] or direction(ports[b], ports[a])

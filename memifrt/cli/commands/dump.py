@@ -340,6 +340,7 @@ def dump(
     preparation = Preparation.of(options, ends)
     with session("dump", reconnect_interval=DEFAULT_RECONNECT_INTERVAL, session_options=session_options) as runtime:
         ports = [MemifPort(runtime, end) for end in ends]
+        impairments.count_in(runtime)
         with capturing(options, ends, runtime.cancel_poll_event, preparation) as capture:
             one = [Carry(ports[0], _Nowhere("nowhere"), capture.record)]
             ways: Sequence[Direction] = between(ports, capture, impairments) if len(ports) == 2 else one
