@@ -110,11 +110,7 @@ def metrics(snapshot: Snapshot) -> str:
         lines += _family(metric, ((where, value_of(queue)) for where, queue in queues))
     lines += _family(
         _APPLICATION,
-        (
-            (_labels({"group": group, "counter": name}), value)
-            for group, counts in snapshot["counters"].items()
-            for name, value in counts.items()
-        ),
+        ((_labels({"group": each["group"], "counter": each["name"]}), each["value"]) for each in snapshot["counters"]),
     )
     return "".join(f"{line}\n" for line in lines)
 

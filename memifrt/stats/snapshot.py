@@ -107,13 +107,20 @@ class InterfaceStats(TypedDict):
     queues: list[QueueStats]
 
 
+class CounterStats(TypedDict):
+    """A counter of the application. ``memifrt bridge`` has a group of counters for each impaired direction."""
+
+    group: str
+    name: str
+    value: int
+
+
 class Snapshot(TypedDict):
     """The state of a runtime at one time.
 
     ``name`` is its ``app_name``. ``rings`` is the ring implementation, ``native`` or ``python``. ``started`` is the
     time at which the runtime was made. ``monotonic`` is the system's monotonic clock in seconds, for rates.
-    ``counters`` are those of the application by group and name: ``memifrt bridge`` has a group for each impaired
-    direction.
+    ``counters`` are those of the application (:attr:`memifrt.Runtime.application_counters`).
     """
 
     schema: str
@@ -125,7 +132,7 @@ class Snapshot(TypedDict):
     time: float
     monotonic: float
     interfaces: list[InterfaceStats]
-    counters: dict[str, dict[str, int]]
+    counters: list[CounterStats]
 
 
 def snapshot(runtime: SnapshotSource) -> Snapshot:
@@ -144,7 +151,11 @@ def snapshot(runtime: SnapshotSource) -> Snapshot:
         "time": time.time(),
         "monotonic": time.monotonic(),
         "interfaces": [_interface(interface) for interface in runtime.interfaces],
-        "counters": {group: dict(counts()) for group, counts in runtime.application_counters.items()},
+        "counters": [
+            {"group": group, "name": name, "value": value}
+            for group, counts in runtime.application_counters.items()
+            for name, value in counts().items()
+        ],
     }
 
 

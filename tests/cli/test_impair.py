@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from memifrt.cli.arguments import Parser
 from memifrt.cli.command_line import main
 from memifrt.cli.impair import ImpairmentOptions, Impairments, add_impairment_arguments, impairment_options, watching
 from memifrt.impairments import GilbertElliott, Impairment, Reorder
+from memifrt.stats.client import parse_snapshot
 from memifrt.stats.prometheus import metrics
 from memifrt.stats.snapshot import snapshot
 from tests.lib.programs import Program, finish, read_until, running
@@ -151,11 +153,14 @@ def test_the_statistics_have_the_counters_of_each_impaired_direction(runtime: Ru
     assert impairments.b_to_a is not None
     impairments.b_to_a.counters.lost += 3
     stats = snapshot(runtime)
-    assert [*stats["counters"]] == ["b-to-a"]
-    assert stats["counters"]["b-to-a"] == {
+    assert {each["group"] for each in stats["counters"]} == {"b-to-a"}
+    assert {each["name"]: each["value"] for each in stats["counters"]} == {
         **dict.fromkeys(("duplicated", "corrupted", "reordered", "delayed", "queue_full", "memory_full"), 0),
         "lost": 3,
     }
+    assert parse_snapshot(json.dumps(stats).encode()) == stats
+    earlier = {name: value for name, value in stats.items() if name != "counters"}
+    assert parse_snapshot(json.dumps(earlier).encode())["counters"] == []
     assert 'memifrt_application_total{group="b-to-a",counter="lost"} 3\n' in metrics(stats)
 
 
