@@ -1,5 +1,5 @@
 # make run   sets up .venv and runs the demo          make lint  ruff and mypy --strict
-# make test  sets up .venv and runs the tests         make wheel builds an sdist and a wheel into dist/
+# make test  sets up .venv and runs the tests         make wheel builds an sdist and, from it, a manylinux wheel into dist/
 # make bench measures, and writes docs/benchmarks.md   make clean removes what these made
 # make fuzz  hostile peers and memory, TIME=60 seconds  make soak  traffic and killed peers, TIME=600 seconds
 # make test-patched  the tests that gevent's patches can change, under them
@@ -48,10 +48,14 @@ test-freethreaded:
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 wheel: $(VENV)/.dev
-	$(BIN)/python -m build
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --outdir build/wheel
+	mkdir -p dist && mv build/wheel/memifrt-*.tar.gz dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/memifrt-*.whl
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run --write $(ARGS)

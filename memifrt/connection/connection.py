@@ -7,6 +7,7 @@ of the handshake and passes on the peer's messages. Knows its interface and its 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -357,7 +358,7 @@ class Connection(ABC):
         owner, fd = self.owner, queue.fileno()
         wanted = owner is not None and owner.wants_interrupts and queue.rx_mode is not RxMode.POLLING
         if wanted and fd not in self._registry:
-            self._registry.add(fd, FdEvent.READ, lambda events: self._on_interrupt(queue))
+            self._registry.add(fd, FdEvent.READ, functools.partial(self._on_interrupt, queue))
         elif not wanted:
             self._registry.remove(fd)
 
@@ -366,7 +367,7 @@ class Connection(ABC):
         for queue in self.rx_queues:
             self._rx_mode_changed(queue)
 
-    def _on_interrupt(self, queue: RxQueue) -> None:
+    def _on_interrupt(self, queue: RxQueue, events: FdEvent = FdEvent.READ) -> None:
         if self.owner is None or not queue.connected:
             return
         try:
