@@ -12,7 +12,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from memifrt.errors import ErrorCode, MemifError
+from memifrt.errors import ConfigError, ErrorCode, MemifError
 from memifrt.options import InterfaceConfig, InterfaceOptions
 from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.ports.forwarding import Pump, Report
@@ -63,6 +63,8 @@ class ImpairedLink:
         b_to_a: Impairment | None = None,
         **options: Unpack[InterfaceOptions],
     ) -> None:
+        if a_to_b is not None and a_to_b is b_to_a:
+            raise ConfigError("a_to_b and b_to_a are the same Impairment; make one for each direction")
         options.setdefault("role", "master")
         options.setdefault("rx_mode", "adaptive")
         config = InterfaceConfig.of(**options)
@@ -78,7 +80,7 @@ class ImpairedLink:
         self._ways = (Impaired(near, far, self.a_to_b), Impaired(far, near, self.b_to_a, stream=1))
         polling = any(end.config.rx_mode is RxMode.POLLING for end in ends)
         self._pump = Pump(self._runtime, self._ways, polling=polling, patient=False)
-        self._failure: MemifError | None = None
+        self._failure: Exception | None = None
         self._last_reports: tuple[Report, Report] | None = None
         self._thread = threading.Thread(target=self._run, name="memifrt-impaired-link", daemon=True)
         self._thread.start()
@@ -87,6 +89,11 @@ class ImpairedLink:
     def connected(self) -> bool:
         """Whether both ends have a peer."""
         return all(port.connected for port in self._ports)
+
+    @property
+    def running(self) -> bool:
+        """Whether the link forwards packets: it is not closed, and has not failed."""
+        return self._thread.is_alive()
 
     def wait_connected(self, timeout: float = 10.0) -> Self:
         """Wait until both ends have a peer, and return the link.
@@ -114,7 +121,7 @@ class ImpairedLink:
     def close(self) -> None:
         """End the link. Packets that are still delayed are dropped. A second call is harmless.
 
-        :raises MemifError: the link had failed before.
+        :raises MemifError: the link had failed before, or any exception of the function of ``match``.
         """
         if self._thread.is_alive():
             self._runtime.cancel_poll_event()
@@ -128,7 +135,7 @@ class ImpairedLink:
     def _run(self) -> None:
         try:
             self._pump.run()
-        except MemifError as error:
+        except Exception as error:  # the function of ``match`` may raise anything
             self._failure = error
 
     def __enter__(self) -> Self:

@@ -58,9 +58,12 @@ class Line:
         """Prepare for new settings."""
         self._settings = settings
         if before is None or before.seed != settings.seed:
-            self._generator = random.Random(f"{settings.seed}:{self._stream}")
-            self._random = self._generator.random
-            self._last_draw = self._random()
+            # Each step has a generator of its own: what it decides then does not depend on the bursts of the ring.
+            self._generators = {
+                name: random.Random(f"{settings.seed}:{self._stream}:{name}")
+                for name in ("duplicate", "loss", "corrupt", "reorder", "jitter")
+            }
+            self._last_draw = self._generators["reorder"].random()
         self._delay = round(settings.delay * _SECOND)
         #: The delays to draw from, all equally likely; None if there is no jitter.
         self._delays = _delays(settings) if settings.jitter else None
@@ -157,7 +160,7 @@ class Line:
             self._let_go(packets, now, qid)
 
     def _duplicate(self, packets: Sequence[bytes]) -> Sequence[bytes]:
-        draw, share = self._random, self._settings.duplicate
+        draw, share = self._generators["duplicate"].random, self._settings.duplicate
         found: list[bytes] = []
         for packet in packets:
             found.append(packet)
@@ -167,7 +170,7 @@ class Line:
         return found
 
     def _lose(self, packets: Sequence[bytes]) -> Sequence[bytes]:
-        draw, share = self._random, self._settings.loss
+        draw, share = self._generators["loss"].random, self._settings.loss
         assert isinstance(share, float)
         kept = [packet for packet in packets if draw() >= share]
         self._counters.lost += len(packets) - len(kept)
@@ -177,7 +180,7 @@ class Line:
         """Lose packets as :class:`GilbertElliott` has it: judge each packet in the present state, then change that."""
         model = self._settings.loss
         assert isinstance(model, GilbertElliott)
-        draw, p, r, in_bad, in_good = self._random, model.p, model.back, model.bad, model.good
+        draw, p, r, in_bad, in_good = self._generators["loss"].random, model.p, model.back, model.bad, model.good
         bad = self._bad
         kept = []
         for packet in packets:
@@ -194,11 +197,12 @@ class Line:
         return kept
 
     def _corrupt(self, packets: Sequence[bytes]) -> Sequence[bytes]:
-        draw, share = self._random, self._settings.corrupt
+        generator, share = self._generators["corrupt"], self._settings.corrupt
+        draw = generator.random
         found = [*packets]
         for number, packet in enumerate(packets):
             if draw() < share and packet:
-                bit = self._generator.randrange(len(packet) * 8)
+                bit = generator.randrange(len(packet) * 8)
                 changed = bytearray(packet)
                 changed[bit >> 3] ^= 1 << (bit & 7)
                 found[number] = bytes(changed)
@@ -208,7 +212,7 @@ class Line:
     def _reorder(self, packets: Sequence[bytes], now: int, qid: int) -> Sequence[bytes]:
         """Let some packets leave at once; return the others, which are delayed."""
         settings = self._settings.reorder
-        draw, probability, correlation = self._random, settings.probability, settings.correlation
+        draw, probability, correlation = self._generators["reorder"].random, settings.probability, settings.correlation
         ahead, delayed = [], []
         for packet in packets:
             if self._since_reordered >= settings.gap - 1:
@@ -243,7 +247,7 @@ class Line:
     def _draw_delays(self, packets: Sequence[bytes]) -> list[int]:
         """Return a random delay for each packet."""
         assert self._delays is not None
-        return self._generator.choices(self._delays, k=len(packets))
+        return self._generators["jitter"].choices(self._delays, k=len(packets))
 
     # --- delayed packets ---------------------------------------------------------------------------------------------
 

@@ -136,6 +136,25 @@ def test_options_that_are_wrong_leave_nothing_behind(socket_path: str) -> None:
         ImpairedLink(socket_path, f"{socket_path}-b", queues=0)
     with pytest.raises(MemifError):
         ImpairedLink(socket_path, socket_path)
+    both = Impairment(loss="1%")
+    with pytest.raises(MemifError, match="make one for each direction"):
+        ImpairedLink(socket_path, f"{socket_path}-b", a_to_b=both, b_to_a=both)
+
+
+def test_a_filter_function_that_fails_ends_the_link_and_is_raised_at_its_end(
+    runtime: Runtime, socket_path: str
+) -> None:
+    def match(packet: bytes) -> bool:
+        raise ZeroDivisionError("in match")
+
+    link = ImpairedLink(socket_path, f"{socket_path}-b", a_to_b=Impairment(loss="1%", match=match))
+    ends = Ends(runtime, socket_path, f"{socket_path}-b")
+    wait_until(lambda: ends.a.connected and ends.b.connected and link.connected, runtime)
+    ends.send(ends.a, [b"packet"])
+    wait_until(lambda: not link.running, runtime)
+    with pytest.raises(ZeroDivisionError, match="in match"):
+        link.close()
+    link.close()
 
 
 def test_a_link_without_peers_says_so(socket_path: str) -> None:

@@ -196,20 +196,21 @@ def test_simple_gilbert_loses_in_bursts_of_the_mean_length_1_over_r() -> None:
     count, p, r = 200_000, 0.01, 0.2
     kept = passed(Impairment(loss="gemodel 1% 20%", seed=7), count)
     bursts = lengths(count, kept)
-    assert statistics.fmean(bursts) == pytest.approx(1 / r, rel=0.06)
-    assert (count - len(kept)) / count == pytest.approx(p / (p + r), rel=0.06)
+    # Some 1900 bursts: four standard errors are 8 % of their mean length, and 12 % of the share.
+    assert statistics.fmean(bursts) == pytest.approx(1 / r, rel=0.08)
+    assert (count - len(kept)) / count == pytest.approx(p / (p + r), rel=0.12)
     # Their lengths are geometric: each is followed by another loss with the probability 1 - r.
     longer = sum(length > 1 for length in bursts) / len(bursts)
     assert longer == pytest.approx(1 - r, abs=0.03)
     gaps = lengths(count, [*{*range(count)} - {*kept}])
-    assert statistics.fmean(gaps) == pytest.approx(1 / p, rel=0.06)
+    assert statistics.fmean(gaps) == pytest.approx(1 / p, rel=0.09)
 
 
 def test_gilbert_and_elliott_lose_with_a_probability_of_its_own_in_each_state() -> None:
     count, p, r, bad, good = 200_000, 0.02, 0.1, 0.7, 0.05
     impairment = Impairment(loss=GilbertElliott(p, r, bad, good), seed=8)
     lost = count - len(passed(impairment, count))
-    assert lost / count == pytest.approx((p * bad + r * good) / (p + r), rel=0.04)
+    assert lost / count == pytest.approx((p * bad + r * good) / (p + r), rel=0.06)
 
 
 def test_gemodel_with_p_alone_is_independent_losses() -> None:
@@ -225,6 +226,20 @@ def test_bursts_go_on_over_the_bursts_of_a_ring() -> None:
         assert passed(Impairment(loss="gemodel 5% 20%", seed=10), 2000, burst) == passed(
             Impairment(loss="gemodel 5% 20%", seed=10), 2000
         )
+
+
+def test_decisions_do_not_depend_on_the_bursts_of_a_ring() -> None:
+    settings = {
+        "loss": "gemodel 5% 20%",
+        "duplicate": "10%",
+        "corrupt": "10%",
+        "delay": "10ms",
+        "jitter": "3ms",
+        "reorder": "20% 30% gap 2",
+        "seed": 19,
+    }
+    left = [passed(Impairment(**settings), 2000, burst) for burst in (1, 7, 256)]  # type: ignore[arg-type]
+    assert left[0] == left[1] == left[2]
 
 
 # --- duplicates, wrong bits, order ----------------------------------------------------------------------------------
