@@ -5,7 +5,8 @@
 # make test-patched  the tests that gevent's patches can change, under them
 # make test-asan  the rings' tests under AddressSanitizer and UBSan
 # make test-freethreaded  the rings' tests on a Python without the GIL, which it builds once
-# make docs  builds the documentation into build/docs  make help  this list
+# make docs  builds the documentation into build/docs  make man   the man page, into build/man
+# make help  this list
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -16,7 +17,7 @@ JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 # What the installed package is made of; the rest of it is used where it lies.
 BUILT  := pyproject.toml setup.py $(wildcard memifrt/*.pyx memifrt/*/*.pyx memifrt/*/*.pxd memifrt/*/*.pxi memifrt/*/*.h)
 
-.PHONY: run test test-patched test-asan test-freethreaded lint wheel bench fuzz soak docs clean help
+.PHONY: run test test-patched test-asan test-freethreaded lint wheel bench fuzz soak docs man clean help
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -72,6 +73,12 @@ soak: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -q -E -a -b html docs build/docs
 	@echo build/docs/index.html
+
+man: $(VENV)/.dev
+	mkdir -p build/man
+	$(BIN)/argparse-manpage --module memifrt.cli.command_line --function make_parser --format single-commands-section \
+		--project-name memifrt --manual-title memifrt --description "the memif tools" --output build/man/memifrt.1
+	@echo build/man/memifrt.1
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "memifrt needs Python 3.10 or newer; this is " + sys.version.split()[0] + ": run make PYTHON=python3.x")'

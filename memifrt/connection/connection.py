@@ -382,9 +382,9 @@ class Connection(ABC):
     def _hand_over_what_came_before(self) -> None:
         """Call ``on_interrupt`` for kicks that the peer sent before it left, and let the owner take what remains.
 
-        The kick and the disconnect may be ready in the same round, in either order. The callback is called until the
-        eventfd is read, as often as without a disconnect. The loop ends, because it stops when a call leaves as many
-        packets as before.
+        The kick and the disconnect may be ready in the same round, in either order. Without a disconnect the loop would
+        call the callback until it has read the eventfd, so this does the same. It stops earlier if a call has taken no
+        packets, so that it always ends.
         """
         for queue in self.rx_queues:
             left = queue.ring_size + 1
