@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from memifrt.cli import command_line
 from tests.lib import programs
@@ -233,6 +234,30 @@ def test_every_block_names_its_language() -> None:
 
 def test_there_are_blocks_to_run() -> None:
     assert {block.page.name for block in RUN} >= {"README.md", "tutorial.md", "libmemif.md"}
+
+
+def test_the_cookbook_has_twenty_recipes_and_each_one_runs() -> None:
+    recipes = re.split(r"^### ", (ROOT / "docs" / "cookbook.md").read_text(), flags=re.MULTILINE)[1:]
+    assert len(recipes) >= 20
+    assert [
+        recipe.splitlines()[0] for recipe in recipes if not re.search(r"^```(python|sh)$", recipe, re.MULTILINE)
+    ] == []
+
+
+def test_the_installation_page_lists_every_extra_for_users() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    section = re.search(r"^\[project\.optional-dependencies\]\n(.*?)^\[", project, re.MULTILINE | re.DOTALL)
+    assert section
+    extras = set(re.findall(r"^([\w-]+) = \[", section[1], re.MULTILINE))
+    listed = set(re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE))
+    assert listed == extras - {"docs", "fuzz", "bench", "dev"}
+
+
+def test_manifests_for_containers_are_yaml() -> None:
+    page = (ROOT / "docs" / "guides" / "containers.md").read_text()
+    manifests = re.findall(r"^```{code-block} yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(manifests) == 3
+    assert all(isinstance(yaml.safe_load(manifest), dict) for manifest in manifests)
 
 
 def test_troubleshooting_quotes_messages_that_exist() -> None:
