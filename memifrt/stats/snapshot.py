@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol, TypedDict
 
 from memifrt.interface import Interface
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import RxRing, TxRing, __impl__
+from memifrt.stats.switch import SwitchStats
 from memifrt.types import Direction, Role
 
 SCHEMA = "memifrt-stats"
@@ -38,6 +39,10 @@ class SnapshotSource(Protocol):
 
     @property
     def interfaces(self) -> Iterable[Interface]: ...
+
+    @property
+    def switch_stats(self) -> Callable[[], SwitchStats] | None:
+        """Return the switch that joins the interfaces, if there is one."""
 
 
 # --- the schema -----------------------------------------------------------------------------------------------------
@@ -104,8 +109,14 @@ class InterfaceStats(TypedDict):
     queues: list[QueueStats]
 
 
-class Snapshot(TypedDict):
+class _Switched(TypedDict, total=False):
+    switch: SwitchStats
+
+
+class Snapshot(_Switched):
     """The state of a runtime at one time.
+
+    ``switch`` is there only if the program is a switch.
 
     ``name`` is its ``app_name``. ``rings`` is the ring implementation, ``native`` or ``python``. ``started`` is the
     time at which the runtime was made. ``monotonic`` is the system's monotonic clock in seconds, for rates.
@@ -128,7 +139,7 @@ def snapshot(runtime: SnapshotSource) -> Snapshot:
     :raises ForkedError: this is a forked child, and the runtime belongs to the parent.
     """
     runtime.check_not_forked()
-    return {
+    found: Snapshot = {
         "schema": SCHEMA,
         "version": VERSION,
         "name": runtime.app_name,
@@ -139,6 +150,9 @@ def snapshot(runtime: SnapshotSource) -> Snapshot:
         "monotonic": time.monotonic(),
         "interfaces": [_interface(interface) for interface in runtime.interfaces],
     }
+    if runtime.switch_stats is not None:
+        found["switch"] = runtime.switch_stats()
+    return found
 
 
 def _interface(interface: Interface) -> InterfaceStats:
