@@ -91,7 +91,7 @@ class Switch:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_vlans([(name, vlans) for name, _, vlans in ports])
-        self.table = table or ForwardingTable()
+        self.table = ForwardingTable() if table is None else table
         self.ports = [
             SwitchPort(number, name, port, vlans, queue, limits) for number, (name, port, vlans) in enumerate(ports)
         ]

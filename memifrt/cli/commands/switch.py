@@ -266,7 +266,7 @@ def table_lines(stats: SwitchStats) -> Iterator[str]:
 
 
 def _columns(titles: list[str], rows: list[list[str]]) -> Iterator[str]:
-    table = [titles, *([one_line(cell[:60]) for cell in row] for row in rows)]
+    table = [titles, *([one_line(cell[:200]) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
