@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import memifrt
 from memifrt.cli.arguments import Command, Parser
-from memifrt.cli.commands import bench, bridge, demo, doctor, dump, ping, replay, responder, switch, top
+from memifrt.cli.commands import bench, bridge, demo, doctor, dump, extcap, ping, replay, responder, switch, top
 from memifrt.cli.program import NoPeerError, complain
 from memifrt.errors import MemifError
 
@@ -26,6 +26,7 @@ COMMANDS: tuple[Command, ...] = (
     replay.COMMAND,
     bridge.COMMAND,
     switch.COMMAND,
+    extcap.COMMAND,
     top.COMMAND,
     doctor.COMMAND,
     bench.COMMAND,
