@@ -19,8 +19,8 @@ from typing import BinaryIO
 from memifrt.capture.filter import Matches, compile_filter
 from memifrt.capture.pcap import MAX_SNAPLEN, LinkType, PcapngWriter
 from memifrt.cli.endpoint import check_pair
-from memifrt.cli.program import SessionOptions, session
-from memifrt.errors import os_error
+from memifrt.cli.program import NoPeerError, SessionOptions, complain, session
+from memifrt.errors import MemifError, os_error
 from memifrt.options import DEFAULT_RECONNECT_INTERVAL
 from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.ports.forwarding import Carry, Direction, Pump
@@ -75,7 +75,8 @@ def capture(ends: Sequence[MemifEndpoint], fifo: str, expression: str, connect_t
     :param ends: one memif, or two to capture between.
     :param expression: only packets that match this filter; empty for all.
     :param connect_timeout: seconds to wait for the first peer; None waits without a limit.
-    :raises MemifError: an option is wrong, an interface cannot be created, or no peer came.
+    :raises MemifError: an option is wrong, or the fifo cannot be opened.
+    :raises SystemExit: an interface cannot be created, or no peer came; the reason is printed.
     """
     if len(ends) == 2:
         check_pair(*ends)
@@ -88,6 +89,7 @@ def capture(ends: Sequence[MemifEndpoint], fifo: str, expression: str, connect_t
         writer.flush()  # Wireshark waits for the header
         options = SessionOptions(connect_timeout=connect_timeout)
         with (
+            _reported_before_the_end(),
             session("extcap", reconnect_interval=DEFAULT_RECONNECT_INTERVAL, session_options=options) as runtime,
             _until_closed(file.fileno(), runtime.cancel_poll_event),
         ):
@@ -119,6 +121,21 @@ def _opened(fifo: str) -> BinaryIO:
 def _close(writer: PcapngWriter) -> None:
     with contextlib.suppress(BrokenPipeError):  # Wireshark has closed the fifo
         writer.close()
+
+
+@contextlib.contextmanager
+def _reported_before_the_end() -> Iterator[None]:
+    """Print an error before the fifo is closed: at the end of the fifo, Wireshark reads no further lines.
+
+    :raises SystemExit: there was an error, and it is printed.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (MemifError, OSError) as error:
+        complain(f"memifrt extcap: {error}")
+        raise SystemExit(3 if isinstance(error, NoPeerError) else 2) from error
 
 
 @contextlib.contextmanager
