@@ -6,10 +6,13 @@ packet is written once, where it came in. A pcap file does not distinguish inter
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Sequence
 
 from memifrt.capture.pcap import MAX_SNAPLEN, LinkType, create_capture
+
+logger = logging.getLogger("memifrt")
 
 
 class Mirror:
@@ -20,6 +23,9 @@ class Mirror:
     :param outgoing: whether to write the packets that leave a mirrored port, too.
     :ivar packets: the number of packets written.
     :ivar dirty: whether packets may be buffered.
+    If the file cannot be written any more (the disk is full, or its reader has closed a pipe), mirroring ends with a
+    warning, and the switch goes on.
+
     :raises MemifOSError: the file cannot be created.
     """
 
@@ -37,32 +43,27 @@ class Mirror:
                 interfaces.append((f"{names[number]} out", LinkType.ETHERNET))
         self._writer = create_capture(path, interfaces, snaplen)
         self._last = 0
+        self._ended = False
         self.dirty = False
         self.packets = 0
 
-    def watches(self, port: int) -> bool:
-        """Return whether this port is mirrored."""
-        return port in self._incoming
-
     def received(self, port: int, packets: Sequence[bytes]) -> None:
-        """Write packets that came in, if this port is mirrored.
-
-        :raises MemifOSError: the file cannot be written.
-        """
+        """Write packets that came in, if this port is mirrored."""
         self._write(self._incoming.get(port), packets)
 
     def sent(self, port: int, packets: Sequence[bytes]) -> None:
-        """Write packets that go out, if that is wanted for this port.
-
-        :raises MemifOSError: the file cannot be written.
-        """
+        """Write packets that go out, if that is wanted for this port."""
         self._write(self._outgoing.get(port), packets)
 
     def _write(self, interface: int | None, packets: Sequence[bytes]) -> None:
         if interface is None or not packets:
             return
         self._last = max(time.time_ns(), self._last)
-        self._writer.write(packets, self._last, interface)
+        try:
+            self._writer.write(packets, self._last, interface)
+        except OSError as error:
+            self._end(error)
+            return
         self.packets += len(packets)
         self.dirty = True
 
@@ -70,7 +71,21 @@ class Mirror:
         """Write what is buffered, so that a reader of the file sees all packets."""
         if self.dirty:
             self.dirty = False
-            self._writer.flush()
+            try:
+                self._writer.flush()
+            except OSError as error:
+                self._end(error)
 
     def close(self) -> None:
-        self._writer.close()
+        try:
+            self._writer.close()
+        except OSError as error:
+            self._end(error)
+
+    def _end(self, error: OSError) -> None:
+        self.dirty = False
+        if not self._ended:
+            self._ended = True
+            self._incoming.clear()
+            self._outgoing.clear()
+            logger.warning("%s; mirroring has ended, the switch goes on", error)

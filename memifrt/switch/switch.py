@@ -24,8 +24,9 @@ from memifrt.switch.storm import FloodLimits
 from memifrt.switch.table import NOWHERE, Entry, ForwardingTable
 from memifrt.switch.vlan import HEADER_BYTES, Classified, PortVlans, classify
 
-#: Packets (buffers of a memif) in one burst, and bursts in a row from one queue while packets keep coming.
-_BURST, _TURNS = 256, 16
+#: Packets (buffers of a memif) in one burst, and bursts in a row from one queue while packets keep coming. With more
+#: bursts in a row, other ports would wait longer for a port that floods.
+_BURST, _TURNS = 256, 4
 #: The bytes of an Ethernet header.
 _ETHERNET = 14
 #: The most decisions to keep for one port. A peer may send from any number of addresses.
@@ -199,7 +200,7 @@ class Switch:
         destination, origin = header[:6], header[6:12]
         if origin[0] & 1 or not any(origin):
             return port.group(_DROP, None, None, BAD_SOURCE)
-        if len(port.flows) >= _MAX_FLOWS:
+        if max(len(port.flows), len(port.groups)) >= _MAX_FLOWS:
             port.forget_flows()
         source = self.table.learn(vlan, origin, port.number, now)
         if destination[0] & 1:

@@ -380,6 +380,28 @@ def test_a_mirrored_frame_has_the_tag_that_it_leaves_with(tmp_path: Path) -> Non
     assert captured(path) == [frame(BROADCAST, 1, vlan=10)]
 
 
+def test_a_file_that_cannot_be_written_ends_mirroring_and_not_the_switch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = Mirror("/dev/full", ["p0", "p1", "p2"], {0}, outgoing=True)
+    with contextlib.closing(mirror):
+        lab = Lab(mirror=mirror)
+        for _ in range(2):
+            assert lab.comes(0, frame(BROADCAST, 1)) == [[], [frame(BROADCAST, 1)], [frame(BROADCAST, 1)]]
+            mirror.flush()
+    (message,) = caplog.messages
+    assert message.startswith("cannot write /dev/full: No space left on device")
+    assert all(port.failure is None for port in lab.switch.ports)
+
+
+def test_tags_of_every_priority_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switch_module, "_MAX_FLOWS", 50)
+    lab = Lab(TRUNK, TRUNK)
+    for value in range(0, 0x10000, 77):
+        lab.comes(0, frame(99, 1, vlan=value & 0xF000 | 10), frame(99, 1, vlan=value))
+    assert len(lab.switch.ports[0].groups) <= 51
+
+
 # --- statistics -----------------------------------------------------------------------------------------------------
 
 

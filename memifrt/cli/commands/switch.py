@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +88,8 @@ class SwitchOptions:
     def __post_init__(self) -> None:
         if bool(self.mirror) != (self.path is not None):
             raise ConfigError("--mirror PORT and --write FILE belong together: give both, or none")
+        if self.path == "-" and sys.stdout.isatty():
+            raise ConfigError("--write - writes a capture, and standard output is a terminal: pipe it, or name a file")
 
 
 def parse_end(text: str) -> SwitchEnd:
@@ -360,7 +363,11 @@ def _add_arguments(parser: Parser) -> None:
         metavar="PORT|all",
         help="copy the packets of this port (its name, or its number from 1 on) into the --write file; may be repeated",
     )
-    add("--write", metavar="FILE", help="the capture of --mirror: pcapng if FILE ends with .pcapng, else pcap")
+    add(
+        "--write",
+        metavar="FILE",
+        help="the capture of --mirror: pcapng if FILE ends with .pcapng, else pcap; - is standard output",
+    )
     add(
         "--snaplen",
         type=whole(1, MAX_SNAPLEN),
@@ -394,7 +401,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     stats = switch(arguments.ports, options, session_options=session_options(arguments), on_ready=on_ready)
     for port in stats["ports"]:
-        print(summary_line(port), flush=True)
+        if options.path == "-":  # standard output is the capture
+            complain(f"memifrt switch: {summary_line(port)}")
+        else:
+            print(summary_line(port), flush=True)
     return 0
 
 
