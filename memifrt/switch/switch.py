@@ -258,8 +258,8 @@ class Switch:
     def _forward_burst(self, port: SwitchPort, source: MemifPort, qid: int) -> int:
         """Forward one burst of a memif. Return how many buffers it had.
 
-        The peer can change a packet after its header was read. So it can send one packet more to a port that its
-        packets go to anyway. With VLANs that would be a way around them, so there the packets are copied first.
+        The peer can change a packet after its header was read. The packet then goes to the port of the old header,
+        where the peer could send it anyway. With VLANs that would be a way around them, so packets are copied first.
         """
         with source.rx(qid).burst(_BURST) as burst:
             count = len(burst)

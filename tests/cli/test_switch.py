@@ -150,7 +150,7 @@ def test_prometheus_and_top_have_the_ports(runtime: Runtime) -> None:
     program.snapshot, program.error = snapshot(runtime), ""
     shown = "\n".join(plain(line) for line in lines([program], 80, None, ASCII))
     assert "switch" in shown
-    assert re.search(r"port 1 tap0 . vlan=10 . 1 addresses . 1.23 k in . 5 out . 2 dropped", shown)
+    assert re.search(r"port 1 tap0 . vlan=10 . 1 address . 1.23 k in . 5 out . 2 dropped", shown)
 
 
 def test_a_program_that_is_no_switch_is_said_to_be_none(runtime: Runtime, socket_path: str) -> None:

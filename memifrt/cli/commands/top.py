@@ -284,12 +284,13 @@ class Table:
         known = f"{len(switch['addresses'])} of {switch['limit']} addresses"
         found: list[Line] = [[("   switch", "bold"), (f"{dot}{len(switch['ports'])} ports{dot}{known}", "")]]
         for number, port in enumerate(switch["ports"], 1):
+            count = port["addresses"]
             sign, style = (symbols.up, "green") if port["up"] else (symbols.down, "red")
             line: Line = [
                 (f" {sign} ", style),
                 (f"port {number}", "bold"),
                 (f" {_text(port['name'])}{dot}{_text(port['vlans']) + dot if port['vlans'] else ''}", ""),
-                (f"{port['addresses']} addresses{dot}{scaled(port['rx_packets'])} in", ""),
+                (f"{count} address{'' if count == 1 else 'es'}{dot}{scaled(port['rx_packets'])} in", ""),
                 (f"{dot}{scaled(port['tx_packets'])} out", ""),
             ]
             dropped = sum(loss["packets"] for loss in port["losses"])
