@@ -50,6 +50,7 @@ ORDER = [
     "scapy",
     "capture",
     "ports",
+    "impairments",
     "switch",
     "cli",
     "pytest_plugin",

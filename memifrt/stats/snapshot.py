@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypedDict
 
 from memifrt.interface import Interface
@@ -39,6 +39,9 @@ class SnapshotSource(Protocol):
 
     @property
     def interfaces(self) -> Iterable[Interface]: ...
+
+    @property
+    def application_counters(self) -> Mapping[str, Callable[[], Mapping[str, int]]]: ...
 
     @property
     def switch_stats(self) -> Callable[[], SwitchStats] | None:
@@ -109,6 +112,14 @@ class InterfaceStats(TypedDict):
     queues: list[QueueStats]
 
 
+class CounterStats(TypedDict):
+    """A counter of the application. ``memifrt bridge`` has a group of counters for each impaired direction."""
+
+    group: str
+    name: str
+    value: int
+
+
 class _Switched(TypedDict, total=False):
     switch: SwitchStats
 
@@ -120,6 +131,7 @@ class Snapshot(_Switched):
 
     ``name`` is its ``app_name``. ``rings`` is the ring implementation, ``native`` or ``python``. ``started`` is the
     time at which the runtime was made. ``monotonic`` is the system's monotonic clock in seconds, for rates.
+    ``counters`` are those of the application (:attr:`memifrt.Runtime.application_counters`).
     """
 
     schema: str
@@ -131,6 +143,7 @@ class Snapshot(_Switched):
     time: float
     monotonic: float
     interfaces: list[InterfaceStats]
+    counters: list[CounterStats]
 
 
 def snapshot(runtime: SnapshotSource) -> Snapshot:
@@ -149,6 +162,11 @@ def snapshot(runtime: SnapshotSource) -> Snapshot:
         "time": time.time(),
         "monotonic": time.monotonic(),
         "interfaces": [_interface(interface) for interface in runtime.interfaces],
+        "counters": [
+            {"group": group, "name": name, "value": value}
+            for group, counts in runtime.application_counters.items()
+            for name, value in counts().items()
+        ],
     }
     if runtime.switch_stats is not None:
         found["switch"] = runtime.switch_stats()
