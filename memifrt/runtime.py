@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from memifrt.stats.server import Server
+    from memifrt.stats.switch import SwitchStats
     from memifrt.system.timerfd import TimerFd
 
 logger = logging.getLogger("memifrt")
@@ -168,6 +169,8 @@ class Runtime:
         self.application_counters: dict[str, Callable[[], Mapping[str, int]]] = {}
         #: The URL that Prometheus scrapes; empty if the runtime serves no metrics.
         self.metrics_url = ""
+        #: Describes the switch that joins the interfaces, for snapshots; None if there is none.
+        self.switch_stats: Callable[[], SwitchStats] | None = None
         self._servers: list[Server] = []
         self._dispatching = False
         self._closed = False

@@ -296,6 +296,8 @@ def _difference(value: object, kind: object, where: str) -> str:
         for name, hint in _fields(kind).items():
             if name in _SINCE_THEN:
                 value.setdefault(name, [] if typing.get_origin(hint) is list else 0)
+            if name in _OPTIONAL and name not in value:
+                continue
             wrong = _difference(value[name], hint, name) if name in value else f"{where} has no {name!r}"
             if wrong:
                 return wrong
@@ -313,6 +315,8 @@ def _difference(value: object, kind: object, where: str) -> str:
 
 #: Counters and lists of counters that earlier releases do not send.
 _SINCE_THEN = {"repeated_kicks", "counters"}
+#: Parts that only some programs have.
+_OPTIONAL = {"switch"}
 
 
 @functools.cache

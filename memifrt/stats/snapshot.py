@@ -16,6 +16,7 @@ from typing import Protocol, TypedDict
 from memifrt.interface import Interface
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import RxRing, TxRing, __impl__
+from memifrt.stats.switch import SwitchStats
 from memifrt.types import Direction, Role
 
 SCHEMA = "memifrt-stats"
@@ -41,6 +42,10 @@ class SnapshotSource(Protocol):
 
     @property
     def application_counters(self) -> Mapping[str, Callable[[], Mapping[str, int]]]: ...
+
+    @property
+    def switch_stats(self) -> Callable[[], SwitchStats] | None:
+        """Return the switch that joins the interfaces, if there is one."""
 
 
 # --- the schema -----------------------------------------------------------------------------------------------------
@@ -115,8 +120,14 @@ class CounterStats(TypedDict):
     value: int
 
 
-class Snapshot(TypedDict):
+class _Switched(TypedDict, total=False):
+    switch: SwitchStats
+
+
+class Snapshot(_Switched):
     """The state of a runtime at one time.
+
+    ``switch`` is there only if the program is a switch.
 
     ``name`` is its ``app_name``. ``rings`` is the ring implementation, ``native`` or ``python``. ``started`` is the
     time at which the runtime was made. ``monotonic`` is the system's monotonic clock in seconds, for rates.
@@ -141,7 +152,7 @@ def snapshot(runtime: SnapshotSource) -> Snapshot:
     :raises ForkedError: this is a forked child, and the runtime belongs to the parent.
     """
     runtime.check_not_forked()
-    return {
+    found: Snapshot = {
         "schema": SCHEMA,
         "version": VERSION,
         "name": runtime.app_name,
@@ -157,6 +168,9 @@ def snapshot(runtime: SnapshotSource) -> Snapshot:
             for name, value in counts().items()
         ],
     }
+    if runtime.switch_stats is not None:
+        found["switch"] = runtime.switch_stats()
+    return found
 
 
 def _interface(interface: Interface) -> InterfaceStats:
