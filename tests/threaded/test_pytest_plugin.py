@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,12 @@ from memifrt.capture.pcap import open_capture
 from memifrt.control.address import Address
 from memifrt.packets import arp_request, echo_request, parse_arp_reply, parse_echo_reply, parse_ip, parse_mac
 from memifrt.pytest_plugin import Memif, MemifTimeout, PortOptions
+from tests.lib import testpmd
 from tests.lib.support import DEADLINE
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "pytest"
+VPP_EXAMPLE = ROOT / "examples" / "pytest_vpp"
 #: The plugin whether or not this installation has its entry point already; never both.
 PLUGIN = ["-p", "no:memifrt", "-p", "memifrt.pytest_plugin"]
 SHORT = 0.05
@@ -382,6 +385,22 @@ def test_example_passes() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\d+ passed", done.stdout)
     assert "failed" not in done.stdout
+
+
+def test_example_with_vpp_passes_with_a_stand_in_for_it(tmp_path: Path) -> None:
+    program = tmp_path / "vpp"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.lib.stand_in_vpp "$@"\n')
+    program.chmod(0o755)
+    done = run_pytest(VPP_EXAMPLE, *PLUGIN, "-q", "-W", "error", MEMIFRT_VPP=str(program))
+    assert "6 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_example_with_vpp_takes_testpmd_or_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    done = run_pytest(VPP_EXAMPLE, *PLUGIN, "-q", "-rs", "-W", "error", MEMIFRT_VPP="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed" not in done.stdout
+    if not shutil.which("vpp"):
+        assert ("dpdk-testpmd" if testpmd.missing() else "this test needs a VPP: install one") in done.stdout
 
 
 def test_failures_are_short_and_the_next_test_starts_clean(tmp_path: Path) -> None:
