@@ -21,7 +21,7 @@ import contextlib
 import re
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import pytest
 
@@ -72,8 +72,8 @@ def memif_fixture(
     make: Callable[[Memif], _T] | None = None,
     *,
     scope: Literal["function", "class", "module", "package", "session"] = "module",
-    **options: Any,
-) -> Callable[..., Any]:
+    **options: object,
+) -> Callable[..., object]:
     """Make a fixture of a scope, for a conftest.py or a test module::
 
         lab = memif_fixture(scope="session")                                    # a Memif
@@ -92,7 +92,8 @@ def memif_fixture(
             yield made if make is None else make(made)
 
     fixture.__doc__ = (make.__doc__ if make is not None else None) or "What memif_fixture() made."
-    return cast("Callable[..., Any]", pytest.fixture(scope=scope, **options)(fixture))
+    decorate = cast("Callable[..., Callable[..., Callable[..., object]]]", pytest.fixture)
+    return decorate(scope=scope, **options)(fixture)
 
 
 @pytest.fixture
