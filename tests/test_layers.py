@@ -50,6 +50,7 @@ ORDER = [
     "scapy",
     "capture",
     "ports",
+    "impairments",
     "cli",
     "testing",
     "pytest_plugin",
