@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast, overload
 
-from memifrt.capture.filter import Matches, compile_filter
+from memifrt.capture.filter import compile_filter
 from memifrt.capture.pcap import LinkType
 from memifrt.errors import ConfigError
 from memifrt.options import ModeName, parse_mode
@@ -41,6 +41,8 @@ _NO_SIZE = "is not a size; write a number with a unit, kb, mb or gb, like 256mb"
 _NO_LOSS = "is not a loss; it must be like 1%, or gemodel P [R [1-H [1-K]]], like 'gemodel 1% 10%'"
 _NO_REORDERING = "is not a reordering; it must be PERCENT [CORRELATION] [gap DISTANCE], like '25% 50% gap 5'"
 
+#: A filter: says whether a packet matches.
+Matches = Callable[[bytes], bool]
 _G = TypeVar("_G")
 _S = TypeVar("_S")
 

@@ -116,9 +116,11 @@ class TxRingBase(RingBase):
 
     def relay(self, source: RxRing, limit: int) -> int:
         ring = receive_ring(source)
+        if self.open or self.sending:
+            ring.more |= ring.available() > 0
+            self.require_nothing_open()
         with ring.burst(limit) as burst:
             if not len(burst):
-                self.require_nothing_open()
                 return 0
             try:
                 return self.forward(burst)
