@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import memifrt
 from memifrt.cli.arguments import Command, Parser
-from memifrt.cli.commands import bench, bridge, demo, doctor, dump, ping, replay, responder, top
+from memifrt.cli.commands import bench, bridge, demo, doctor, dump, generate, ping, replay, responder, top
 from memifrt.cli.program import NoPeerError, complain
 from memifrt.errors import MemifError
 
@@ -24,6 +24,7 @@ COMMANDS: tuple[Command, ...] = (
     ping.COMMAND,
     dump.COMMAND,
     replay.COMMAND,
+    generate.COMMAND,
     bridge.COMMAND,
     top.COMMAND,
     doctor.COMMAND,
