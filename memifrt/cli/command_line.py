@@ -13,7 +13,19 @@ from collections.abc import Callable, Sequence
 
 import memifrt
 from memifrt.cli.arguments import Command, Parser
-from memifrt.cli.commands import bench, bridge, demo, doctor, dump, generate, ping, replay, responder, top
+from memifrt.cli.commands import (
+    bench,
+    bridge,
+    demo,
+    doctor,
+    dump,
+    generate,
+    ping,
+    replay,
+    responder,
+    throughput,
+    top,
+)
 from memifrt.cli.program import NoPeerError, complain
 from memifrt.errors import MemifError
 
@@ -25,6 +37,7 @@ COMMANDS: tuple[Command, ...] = (
     dump.COMMAND,
     replay.COMMAND,
     generate.COMMAND,
+    throughput.COMMAND,
     bridge.COMMAND,
     top.COMMAND,
     doctor.COMMAND,
