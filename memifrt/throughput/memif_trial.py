@@ -52,7 +52,7 @@ def require() -> None:
         ) from error
 
 
-class _Pauses:
+class Pauses:
     """Notices when this process did not run: the generator calls its ``poll`` every millisecond while it does."""
 
     def __init__(self, poll: Callable[[], object]) -> None:
@@ -106,7 +106,7 @@ class MemifTrial:
         packet = DEFAULT_PACKETS[interfaces[0].mode] if packet is None else packet
         # Each trial names a size of its own. This one has room for any packet.
         stream = Stream(packet, name="throughput", size=LONGEST, fields=fields, direction=direction)
-        self._pauses = _Pauses(poll)
+        self._pauses = Pauses(poll)
         self._generator: Generator = Generator(interfaces, stream, poll=self._pauses)
 
     def measure(self, rate: float, duration: float, size: FrameSize, *, latency: bool = False) -> TrialResult:
@@ -134,6 +134,7 @@ class MemifTrial:
         total = report.total
         offered = total.sent if fast else self._directions * max(round(rate * duration), 1)
         received = total.received - total.duplicated - total.corrupted
+        missed = 0.0 if fast else self._pauses.seconds * rate * self._directions
         return TrialResult(
             size=size,
             rate=total.sent / duration / self._directions if fast else rate,
@@ -141,22 +142,27 @@ class MemifTrial:
             offered=offered,
             sent=total.sent,
             received=received,
-            late=not fast and self._is_late(offered, total.sent, received, rate, full_before),
+            late=not fast and may_be_ours(offered, total.sent, received, missed, self._ring_full() > full_before),
             latency=Latency.of(total.latency.histogram) if latency and total.latency is not None else None,
         )
-
-    def _is_late(self, offered: int, sent: int, received: int, rate: float, full_before: int) -> bool:
-        """Return whether a loss may be our own: we did not send in time although the device had room, or we paused.
-
-        While we pause the device's frames fill our receive ring, and later ours fill the device's.
-        """
-        if sent < offered and self._ring_full() == full_before:
-            return True
-        return 0 < offered - received <= 2 * self._pauses.seconds * rate * self._directions
 
     def _ring_full(self) -> int:
         """Return how many calls have found too little room in a ring of the device."""
         return sum(interface.counters.tx.ring_full for interface in self._interfaces)
+
+
+def may_be_ours(offered: int, sent: int, received: int, missed: float, ring_was_full: bool) -> bool:
+    """Return whether a loss may be the generator's own.
+
+    It is if frames were not sent although the device had room. It may be if this process was paused: while it is, the
+    device's frames fill our receive ring, and after it ours fill the device's.
+
+    :param missed: the number of frames that were due while this process was paused.
+    :param ring_was_full: whether the device had no room at least once.
+    """
+    if sent < offered and not ring_was_full:
+        return True
+    return 0 < offered - received <= 2 * missed
 
 
 def _traffic_size(size: FrameSize) -> int | str | None:
@@ -197,18 +203,20 @@ class SelfTrial:
         self._direction = direction
         self._runtime = Runtime("memifrt throughput, generator")
         self._trial: MemifTrial | None = None
+        #: The sending interface and the receiving one, inside of the ``with`` block.
+        self.ends: Sequence[Interface] = ()
 
     def __enter__(self) -> Self:
         try:
             socket = f"@memifrt-throughput-{uuid.uuid4().hex}"
             config = self._config.replace(id=0, rx_mode=RxMode.POLLING, secret=None)
-            ends = [
+            self.ends = [
                 self._runtime.create_interface(socket=socket, **config.replace(role=role, name=name).options())
                 for role, name in ((Role.MASTER, "generator"), (Role.SLAVE, "receiver"))
             ]
-            self._connect(ends)
+            self._connect()
             self._trial = MemifTrial(
-                ends, poll=self._poll, packet=self._packet, fields=self._fields, direction=self._direction
+                self.ends, poll=self._poll, packet=self._packet, fields=self._fields, direction=self._direction
             )
         except BaseException:
             self._runtime.close()
@@ -218,9 +226,9 @@ class SelfTrial:
     def __exit__(self, *error: object) -> None:
         self._runtime.close()
 
-    def _connect(self, ends: Sequence[Interface]) -> None:
+    def _connect(self) -> None:
         deadline = time.monotonic() + _CONNECT_LIMIT
-        while not all(end.connected for end in ends):
+        while not all(end.connected for end in self.ends):
             if time.monotonic() >= deadline:
                 raise Disconnected(f"the generator's own memifs do not connect within {_CONNECT_LIMIT:g} s")
             self._runtime.poll_event(0.01)

@@ -167,7 +167,8 @@ class _Display:
         self._progress = shown
 
     def step(self, step: Step) -> None:
-        if time.monotonic() >= self._progress.due:
+        begins = step.what == "search" and step.number == 1
+        if begins or time.monotonic() >= self._progress.due:
             self._progress.update(step_line(step))
 
     def size(self, report: SizeReport) -> None:
