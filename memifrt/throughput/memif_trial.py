@@ -28,9 +28,6 @@ Direction = Literal["forward", "backward", "both"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward", "both")
 #: The packet of each mode if the caller gives none. memifrt.traffic fills in addresses for benchmarks (RFC 2544).
 DEFAULT_PACKETS = {Mode.ETHERNET: "Ether()/IP()/UDP()", Mode.IP: "IP()/UDP()"}
-#: How much longer than its duration a trial may take to send its last frames, as a share of the duration: less than
-#: the width of any search, so that it does not change the result.
-_GRACE = 0.001
 #: Seconds between two calls of ``poll``, and from which a longer time between them is a pause.
 _POLL_INTERVAL, _NOTICEABLE = 0.001, 0.0005
 #: Seconds to connect the two ends of the generator's own test, which needs milliseconds.
@@ -119,13 +116,7 @@ class MemifTrial:
         full_before = self._ring_full()
         self._pauses.begin()
         report = self._generator.run(
-            duration=duration if fast else duration * (1 + _GRACE),
-            rate=rate,
-            count=None if fast else max(round(rate * duration), 1),
-            size=_traffic_size(size),
-            own_rates=False,
-            settle=self._settle,
-            grace=0.0,
+            duration=duration, rate=rate, size=_traffic_size(size), own_rates=False, settle=self._settle
         )
         if report.ended == "interrupted":
             raise PollCancelled

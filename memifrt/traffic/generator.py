@@ -224,7 +224,6 @@ class Generator:
         size: int | str | None = None,
         own_rates: bool = True,
         settle: float = 0.5,
-        grace: float | None = None,
         on_sample: Callable[[Report], object] | None = None,
         sample_interval: float | None = None,
     ) -> Report:
@@ -236,7 +235,6 @@ class Generator:
         :param size: another size of the packets of all streams; None: their own.
         :param own_rates: False: streams with rates of their own share ``rate``, too.
         :param settle: the most seconds to wait for packets that are still on their way, since the last one came.
-        :param grace: the most seconds to send longer than ``duration``, to catch up; None: a twentieth of it, up to 0.05.
         :param on_sample: called with a report of what is known so far, about every ``sample_interval`` seconds.
         :param sample_interval: seconds between two samples; None: 0.1.
         :returns: the report. If the peer leaves, or :class:`~memifrt.PollCancelled` comes out of ``poll``, it has
@@ -254,7 +252,7 @@ class Generator:
         self._run = (self._run + 1) & 0xFFFF
         for end in self._ends:
             self._begin(end, parsed, duration, count, own_rates)
-        return _Run(self._ends, self._poll, duration, settle, grace, on_sample, sample_interval, self._check).report()
+        return _Run(self._ends, self._poll, duration, settle, on_sample, sample_interval, self._check).report()
 
     def _begin(self, end: _End, rate: Rate, duration: float | None, count: int | None, own_rates: bool) -> None:
         flows = end.sender.flows
@@ -297,7 +295,6 @@ class _Run:
         poll: Callable[[], object] | None,
         duration: float | None,
         settle: float,
-        grace: float | None,
         on_sample: Callable[[Report], object] | None,
         sample_interval: float | None,
         check: bool,
@@ -306,7 +303,6 @@ class _Run:
         self._poll = poll
         self._duration = None if duration is None else int(duration * _SECOND)
         self._settle = int(settle * _SECOND)
-        self._grace = None if grace is None else int(grace * _SECOND)
         self._on_sample = on_sample
         self._interval = _SAMPLES if sample_interval is None else max(int(sample_interval * _SECOND), 1)
         self._check = check
@@ -372,15 +368,22 @@ class _Run:
         return sum(end.sender.turn(end.interface.tx_queues, elapsed) for end in self._ends if end.sender.flows)
 
     def _catch_up(self) -> None:
-        """Send what was due within the duration, if there is room: the system may have kept us from the last packets."""
+        """Send what was due within the duration: the system may have kept us from the last packets.
+
+        End this when a ring is full. Otherwise a device that is too slow would get more time for its packets.
+        """
         assert self._duration is not None
-        grace = min(self._duration // 20, _GRACE) if self._grace is None else self._grace
-        limit = self._start + self._duration + grace
+        limit = self._start + self._duration + min(self._duration // 20, _GRACE)
         if any(flow.pacer.is_max for end in self._ends for flow in end.sender.flows):
             return
-        while time.monotonic_ns() < limit and self._turn(self._duration):
+        full = self._full_rings()
+        while time.monotonic_ns() < limit and self._turn(self._duration) and self._full_rings() == full:
             for end in self._ends:
                 end.drain()
+
+    def _full_rings(self) -> int:
+        """Return how many calls have found too little room in a ring."""
+        return sum(queue.counters.ring_full for end in self._ends for queue in end.interface.tx_queues)
 
     def _nap(self, elapsed: int) -> None:
         due = min(end.sender.next_due() for end in self._ends)
