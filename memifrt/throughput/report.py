@@ -84,9 +84,8 @@ class Report:
         notes = [f"{report.size}: {warning}" for report in self.sizes for warning in report.warnings]
         if any(not rate.decided for report in self.sizes for rate in (report.ndr, report.pdr) if rate is not None):
             notes.append("~: from the trials so far; the search did not come to its end")
-        for note in notes:
-            lines += ["", *textwrap.wrap(note, _WIDTH)]
-        return "\n".join(lines)
+        wrapped = [line for note in notes for line in textwrap.wrap(note, _WIDTH, subsequent_indent="  ")]
+        return "\n".join([*lines, *([""] if wrapped else []), *wrapped])
 
     def json(self) -> str:
         """Return the results as JSON. Rates are frames a second, times seconds, latencies nanoseconds."""

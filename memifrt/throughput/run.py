@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from memifrt.errors import MemifError, PollCancelled
 from memifrt.throughput.method import NDR, Method
 from memifrt.throughput.report import LoadLatency, Report, SizeReport, pps
-from memifrt.throughput.search import Found, Rate, Search, estimate, require
+from memifrt.throughput.search import ATTEMPTS, Found, Rate, Search, estimate, require
 from memifrt.throughput.sizes import DEFAULT_SIZES, FrameSize
 from memifrt.throughput.trial import Trial
 
@@ -149,22 +149,31 @@ class _Measurement:
             return
         for number, share in enumerate(LATENCY_LOADS, 1):
             rate = share * report.pdr.throughput
-            step = Step(report.size, "latency", number, rate, self._method.trial, report.ndr, report.pdr)
-            self._on_step(step)
-            result = self._trial.measure(rate, self._method.trial, report.size, latency=True)
+            for _ in range(ATTEMPTS):
+                step = Step(report.size, "latency", number, rate, self._method.trial, report.ndr, report.pdr)
+                self._on_step(step)
+                result = self._trial.measure(rate, self._method.trial, report.size, latency=True)
+                if not result.late:
+                    break
+                report.late += 1
             report.latencies.append(LoadLatency(share, rate, result))
 
 
 def warnings(report: SizeReport) -> list[str]:
     """Return what a reader of the result must know, as sentences without a full stop."""
     found = []
+    highest = [
+        (name, rate.lower)
+        for name, rate in (("NDR", report.ndr), ("PDR", report.pdr))
+        if rate is not None and rate.lower is not None and rate.upper is None and rate.decided
+    ]
+    if highest:
+        names, (_, load) = " and ".join(name for name, _ in highest), highest[0]
+        be = "are" if len(highest) > 1 else "is"
+        found.append(f"{names} {be} the highest rate that was tried, {pps(load)}; the device may do more")
     for name, rate in (("NDR", report.ndr), ("PDR", report.pdr)):
-        if rate is None:
-            continue
-        if rate.lower is None and rate.upper is not None:
+        if rate is not None and rate.lower is None and rate.upper is not None:
             found.append(f"there is no {name}: the device loses frames even at {pps(rate.upper)}")
-        elif rate.lower is not None and rate.upper is None and rate.decided:
-            found.append(f"{name} is the highest rate that was tried, {pps(rate.lower)}; the device may do more")
     fastest = max((rate.throughput or 0.0 for rate in (report.ndr, report.pdr) if rate is not None), default=0.0)
     if report.generator and fastest > _NEAR * report.generator:
         found.append(

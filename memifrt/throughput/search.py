@@ -24,7 +24,7 @@ _EXTRA = "memifrt throughput needs {name}, which is not installed: pip install '
 #: The smallest ratio of the highest load to the lowest: the library cannot search in less.
 _LEAST_SPAN = 1.1
 #: How often a trial is made in which the generator, not the device, may have caused the loss. The last one counts.
-_ATTEMPTS = 3
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class Search:
         """Run one trial for the library, which calls this by its name."""
         from MLRsearch import MeasurementResult
 
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             self._before(intended_load, intended_duration)
             result = self._trial.measure(intended_load, intended_duration, self._size)
             if not result.late:

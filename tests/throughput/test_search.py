@@ -247,7 +247,7 @@ def test_a_result_near_the_generator_s_own_maximum_carries_a_warning() -> None:
 
 def test_a_device_as_fast_as_the_generator_may_do_more() -> None:
     (size,) = throughput(hard_limit(math.inf), generator=hard_limit(10e6), sizes=(SIZE,), method=QUICK).sizes
-    assert any("NDR is the highest rate that was tried, 10 Mpps" in warning for warning in size.warnings)
+    assert any("NDR and PDR are the highest rate that was tried, 10 Mpps" in warning for warning in size.warnings)
     assert any("this machine may be the bound" in warning for warning in size.warnings)
 
 

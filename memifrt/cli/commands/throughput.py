@@ -136,18 +136,25 @@ def step_line(step: Step) -> str:
     """Return what is tried now as a line of text."""
     if step.what == "generator":
         return f"{step.size}: generator against itself, trial {step.number}"
-    rate = f"{pps(step.rate)} for {step.duration:g} s"
     if step.what == "latency":
-        return f"{step.size}: latency at {rate}"
-    return f"{step.size}: trial {step.number}, {rate}; NDR {_bounds(step.ndr)}, PDR {_bounds(step.pdr)}"
+        return f"{step.size}: latency at {pps(step.rate)}"
+    return f"{step.size}: {pps(step.rate)} (#{step.number}); NDR {_bounds(step.ndr)}, PDR {_bounds(step.pdr)}"
 
 
 def _bounds(rate: Rate | None) -> str:
+    """Return the bounds of a rate in few characters: the line must fit into 80 columns."""
     if rate is None or (rate.lower is None and rate.upper is None):
-        return "unknown"
+        return "?"
     if rate.upper is None:
-        return f"above {pps(rate.lower or 0.0)}"
-    return f"below {pps(rate.upper)}" if rate.lower is None else f"{pps(rate.lower)} to {pps(rate.upper)}"
+        return f">{_short(rate.lower or 0.0)}"
+    return f"<{_short(rate.upper)}" if rate.lower is None else f"{_short(rate.lower)}-{_short(rate.upper)}"
+
+
+def _short(rate: float) -> str:
+    for unit, factor in (("M", 1e6), ("k", 1e3)):
+        if rate >= factor:
+            return f"{rate / factor:.3g}{unit}" if rate < 1e3 * factor else f"{rate / factor:.0f}{unit}"
+    return f"{rate:.3g}"
 
 
 def size_line(report: SizeReport) -> str:
