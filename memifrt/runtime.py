@@ -313,8 +313,10 @@ class Runtime:
         :raises BaseException: a callback raised it, and there is no ``on_error``. The next poll reports the events that
             were not handled.
         """
-        poller = self._internal("poll_event")
-        self._check_not_dispatching()
+        poller = self._poller
+        if poller is None or self._closed or self._dispatching:
+            poller = self._internal("poll_event")
+            self._check_not_dispatching()
         ready, cancelled = poller.wait(timeout)
         handled = 0
         for fd, events in ready:

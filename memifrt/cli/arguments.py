@@ -6,8 +6,10 @@ A command is a :class:`Command` value in its own module; ``memifrt.cli.command_l
 from __future__ import annotations
 
 import argparse
+import difflib
 import itertools
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,10 @@ _T = TypeVar("_T")
 #: The limits of counts, and of times in seconds.
 MANY = 1_000_000_000
 _SHORTEST, _LONGEST = 0.001, 86400
+#: The variable with the secret of a command to which none is given.
+SECRET_VARIABLE = "MEMIFRT_SECRET"
+#: Characters of a line that are read at most: more than the longest secret has.
+_LONGEST_LINE = 256
 #: The most secrets to search for in an error message; and the length from which a secret needs no word boundaries.
 _MANY_SECRETS, _LONG_SECRET = 64, 100
 
@@ -60,6 +66,19 @@ class Parser(argparse.ArgumentParser):
 
     given: Sequence[str] = ()
 
+    def refuse_unknown_options(self, arguments: Sequence[str]) -> None:
+        """End with an error for the first long option that does not exist, and name the one that is most like it.
+
+        argparse would take its value for a positional argument, and complain about that first. The message has only
+        the option's name: the value may be the secret of a misspelt ``--secret``.
+        """
+        known = self._option_string_actions
+        for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
+            name = argument.partition("=")[0]
+            if name.startswith("--") and name not in known:
+                options = [option for option in known if option.startswith("--")]
+                self.error(f"unknown argument {name}{did_you_mean(name, options)}")
+
     def error(self, message: str) -> NoReturn:
         secrets = set(_secrets(self.given))
         if len(secrets) > _MANY_SECRETS:  # each one needs a search of the message, which may be as long as all
@@ -74,11 +93,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, one_line(f"{self.prog}: {message} (see {self.prog} --help)") + "\n")
 
 
+def did_you_mean(word: str, choices: Sequence[str]) -> str:
+    """Return ``; did you mean CHOICE?`` for the choice that is most like a word, or nothing if none is."""
+    close = difflib.get_close_matches(word, choices, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 def _secrets(arguments: Sequence[str]) -> list[str]:
     following = [value for option, value in itertools.pairwise(arguments) if option == "--secret"]
     attached = [value.partition("=")[2] for value in arguments if value.startswith("--secret=")]
     in_endpoints = [found for value in arguments for found in re.findall(r"[:,]secret=([^,]*)", value)]
-    return [secret for secret in following + attached + in_endpoints if secret]
+    in_environment = [os.environ.get(SECRET_VARIABLE, "")]
+    return [secret for secret in following + attached + in_endpoints + in_environment if secret]
 
 
 # --- an interface --------------------------------------------------------------------------------------------------
@@ -94,9 +120,58 @@ def add_interface_arguments(parser: Parser, ip: str) -> None:
 def add_peer_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
     """Add the options that a peer may require: :func:`add_ring_arguments`, secret and mode."""
     group = add_ring_arguments(parser, rx_mode)
-    _add_option(group, "secret", None)
+    add_secret_arguments(group)
     _add_option(group, "mode", "ethernet")
     return group
+
+
+def add_secret_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add ``--secret`` and ``--secret-file``. Without them the variable ``MEMIFRT_SECRET`` counts.
+
+    Everybody on the machine can read the arguments of a process, but not its files and its environment.
+    """
+    option = TEXT_OPTIONS["secret"]
+    parse = checked(option.parse)
+    variable = os.environ.get(SECRET_VARIABLE)
+
+    def parse_secret(text: str) -> object:
+        try:
+            return parse(text)
+        except argparse.ArgumentTypeError as error:
+            if text is not variable:
+                raise
+            raise argparse.ArgumentTypeError(f"{SECRET_VARIABLE}: {error}") from error
+
+    group.add_argument(
+        "--secret",
+        type=parse_secret,
+        default=variable,  # argparse parses a default that is a string
+        metavar=option.values,
+        help=f"{option.help}; default: the variable {SECRET_VARIABLE}, else none",
+    )
+    group.add_argument(
+        "--secret-file",
+        dest="secret",
+        type=lambda path: parse(_first_line(path)),
+        default=argparse.SUPPRESS,
+        metavar="PATH",
+        help="a file whose first line is the secret; other users of the machine can see --secret",
+    )
+
+
+def _first_line(path: str) -> str:
+    """Return the first line of a file, without its end.
+
+    :raises argparse.ArgumentTypeError: the file cannot be read, or has no first line.
+    """
+    try:
+        with open(path, errors="surrogateescape") as file:
+            line = file.readline(_LONGEST_LINE).rstrip("\r\n")
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from error
+    if not line:
+        raise argparse.ArgumentTypeError(f"{path}: the first line must be the secret, and it is empty")
+    return line
 
 
 def add_ring_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:

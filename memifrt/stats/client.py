@@ -192,7 +192,7 @@ class Observer:
             program.ask()
 
     def wait(self, timeout: float, *also: int) -> set[int]:
-        """Take answers until all have come, or for ``timeout`` seconds.
+        """Receive the answers to :meth:`ask`, until every program has answered or ``timeout`` seconds have passed.
 
         :param also: fds that end the wait when they are readable.
         :returns: the fds of ``also`` that are readable.

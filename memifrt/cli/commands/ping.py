@@ -144,7 +144,9 @@ def ping(options: PingOptions, program: ProgramInterface, *, loop: str = "intern
 
 
 def _check_size(size: int, interface: ProgramInterface) -> None:
-    """Check that a packet fits into the ring. A slave knows its buffers before it is connected.
+    """Check that a packet with a payload of ``size`` bytes fits into the ring, if this end is the slave.
+
+    A master is not checked: it learns the size of the buffers from its peer.
 
     :raises ConfigError: the packet is too long.
     """

@@ -154,14 +154,14 @@ def _bit_times(mbps: float) -> Clock:
 class Outcome:
     """The totals of a replay, in packets unless said otherwise.
 
-    :ivar skipped: this memif cannot carry them: empty, too long, or without a packet that it carries.
-    :ivar unread: they are in the ring, and the peer does not take them.
-    :ivar complete: whether all was played: Ctrl+C, SIGTERM or the peer did not end it early.
+    :ivar skipped: packets that the memif cannot carry: empty, too long, or without a packet that can be converted.
+    :ivar unread: packets that the peer left in the ring.
+    :ivar complete: whether the whole file was played, and not ended early by Ctrl+C, SIGTERM or the peer.
     :ivar broken: the error of a broken file; the packets before it were played.
-    :ivar cut: they were cut at capture and not sent.
-    :ivar sent_cut: they were cut at capture and sent that way.
-    :ivar padded: they were cut at capture and filled up with zeros.
-    :ivar foreign: they have another link type than the memif carries.
+    :ivar cut: packets that were cut at capture and left out.
+    :ivar sent_cut: packets that were cut at capture and sent that way.
+    :ivar padded: packets that were cut at capture and filled up with zeros.
+    :ivar foreign: packets with a link type that the memif does not carry.
     :ivar shortened: the number of gaps that were longer than ``Pace.max_gap``.
     """
 
@@ -223,9 +223,12 @@ class Recording:
             raise
 
     def _look_ahead(self, reader: Reader) -> None:
-        """Check the packets before we wait for a peer.
+        """Read the start of the capture, so that a broken or empty file fails before we wait for a peer.
 
-        Read only the header of a pipe, because its first packet may come much later.
+        Of a file this is the first packet. Of a pipe it is only the header, because its first packet may come much
+        later.
+
+        :raises CaptureFileError: the start is broken, or the file has no packets.
         """
         if not reader.regular:
             reader.describe()
@@ -258,7 +261,8 @@ class Recording:
     def __iter__(self) -> Iterator[Packet]:
         """Iterate over all packets from the start.
 
-        :raises CaptureFileError: the file is broken. The packets before that position have been given.
+        :raises CaptureFileError: the file is broken, after the packets before that position; or it has no packets.
+        :raises ConfigError: standard input is to be played again and is too large to keep in memory.
         """
         if self._whole and self._kept is not None:
             return iter(self._kept)

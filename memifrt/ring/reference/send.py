@@ -200,7 +200,10 @@ class TxRingBase(RingBase):
             raise ConfigError(f"a packet of {size} bytes is longer than all {self.size} buffers of the ring together")
 
     def rooms(self, room: int) -> Iterator[Entry]:
-        """Yield the next ``room`` free buffers as descriptors of their whole room, checked."""
+        """Yield a checked descriptor for each of the next ``room`` free buffers.
+
+        Its length is all the room in the buffer.
+        """
         raise NotImplementedError
 
     def reserve(self, rooms: Iterator[Entry], size: int | None) -> list[Entry] | None:
