@@ -356,6 +356,7 @@ class _Run:
                 self._look(elapsed)
             if progress:
                 continue
+            self._finish()
             if all(end.sender.done for end in ends):
                 return
             if busy:
@@ -368,7 +369,7 @@ class _Run:
         return sum(end.sender.turn(end.interface.tx_queues, elapsed) for end in self._ends if end.sender.flows)
 
     def _catch_up(self) -> None:
-        """Send what was due within the duration, if there is room: the system may have kept us from the last packets."""
+        """Send what was due in time, if there is room: the system may have kept us from the last packets."""
         assert self._duration is not None
         limit = self._start + self._duration + min(self._duration // 20, _GRACE)
         if any(flow.pacer.is_max for end in self._ends for flow in end.sender.flows):
@@ -393,6 +394,8 @@ class _Run:
             now = time.monotonic_ns()
             if progress:
                 last = now
+            else:
+                self._finish()
             elapsed = now - self._start
             if elapsed >= self._next_events:
                 self._look(elapsed)
@@ -433,7 +436,14 @@ class _Run:
                 self._sending = elapsed
                 self._on_sample(self._made())
 
+    def _finish(self) -> None:
+        """Check the packets that were taken."""
+        for end in self._ends:
+            if end.receiver is not None:
+                end.receiver.finish()
+
     def _sample(self, elapsed: int) -> None:
+        self._finish()
         if self._samples and elapsed <= self._samples[-1].seconds * _SECOND:
             return
         flows = [flow for end in self._ends for flow in end.sender.flows]
