@@ -25,6 +25,8 @@ _BITS = 11
 _HALF = 1 << (_BITS - 1)
 _BUCKETS = (LONGEST.bit_length() - _BITS + 2) * _HALF
 _BUFFER = 1 << 15
+#: The bits of a float of 64 bits behind its point, and what its exponent is less for the values of the first bucket.
+_MANTISSA, _EXPONENT_OF_FIRST = 52, 1023 + _BITS - 2
 _MICROSECOND = 1000
 
 
@@ -50,10 +52,12 @@ class LatencyRecorder:
     def _flush(self) -> None:
         values = np.minimum(self._buffer[: self._used], np.uint64(LONGEST))
         self._used = 0
-        # The exponent of a float is the number of bits of a whole number.
-        bits = np.frexp(values.astype(np.float64))[1]
-        shift = np.maximum(bits - _BITS, 0)
-        index = (shift + 1) * _HALF + (values >> shift.astype(np.uint64)).astype(np.int64) - _HALF
+        # The exponent of a float and the first bits behind its point are the number of the bucket. Each of the smallest
+        # values has a bucket of its own.
+        index = values.astype(np.float64).view(np.int64)
+        np.right_shift(index, _MANTISSA - _BITS + 1, out=index)
+        np.subtract(index, _EXPONENT_OF_FIRST * _HALF, out=index)
+        np.maximum(index, np.minimum(values, np.uint64(_HALF)).view(np.int64), out=index)
         self._counts += np.bincount(index, minlength=_BUCKETS)
 
     def latency(self) -> Latency | None:

@@ -228,8 +228,8 @@ def places_of(templates: Sequence[Template], fields: Sequence[Field], *, mark: b
             size = len(template.data)
             if mark and place is not None and place.at + place.width > size - signature.SIZE:
                 raise ConfigError(
-                    f"field {field.name}: it is in the last {signature.SIZE} of {size} bytes, which carry the mark of a "
-                    "checked packet: use a larger size, or do not check what comes back"
+                    f"field {field.name}: it is in the last {signature.SIZE} of {size} bytes, which carry the mark of "
+                    "a checked packet: use a larger size, or do not check what comes back"
                 )
     for index in range(len(templates)):
         spans = sorted(

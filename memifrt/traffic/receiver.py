@@ -290,9 +290,8 @@ class Receiver:
             if not batch.has_marks:
                 self.foreign += batch.count
                 continue
-            for key in batch.lanes():
+            for key, own in batch.by_key():
                 lane = self.lanes.get(key >> 16) if key & 0xFFFF == self._run else None
-                own = batch.of_key(key)
                 if lane is None:
                     self.foreign += own.count
                     continue
@@ -360,16 +359,12 @@ class _Batch:
         )
         return found
 
-    def lanes(self) -> list[int]:
-        """Return the keys that the marks have."""
+    def by_key(self) -> list[tuple[int, _Batch]]:
+        """Return each key that the marks have, with the packets that have it."""
         first = int(self.key[0])
-        found: list[int] = [first] if (self.key == first).all() else np.unique(self.key).tolist()
-        return found
-
-    def of_key(self, key: int) -> _Batch:
-        """Return the packets with this key."""
-        those = self.key == key
-        return self if those.all() else self.chosen(those)
+        if (self.key == first).all():
+            return [(first, self)]
+        return [(key, self.chosen(self.key == key)) for key in np.unique(self.key).tolist()]
 
     def chosen(self, those: Array) -> _Batch:
         """Return some of the packets."""
