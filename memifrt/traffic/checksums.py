@@ -13,24 +13,33 @@ import numpy as np
 if TYPE_CHECKING:
     from memifrt.traffic.arrays import Array
 
-_U64 = np.uint64
-_SIXTEEN, _THIRTY_TWO = _U64(16), _U64(32)
-_LOW_16, _LOW_32 = _U64(0xFFFF), _U64(0xFFFFFFFF)
+_U32, _U64 = np.uint32, np.uint64
+_SIXTEEN, _LOW_16 = _U32(16), _U32(0xFFFF)
+_FOLD = _U32(0x10001)
 
 
-def fold_to_33_bits(total: Array, scratch: Array) -> None:
-    """Reduce numbers of 64 bits in place, without changing their sum of 16-bit words modulo 65535."""
-    np.right_shift(total, _THIRTY_TWO, out=scratch)
-    np.bitwise_and(total, _LOW_32, out=total)
+def fold_words(total: Array, scratch: Array) -> None:
+    """Reduce sums of 32 bits in place to the 16 bits of their one's complement sum. Only 0 becomes 0.
+
+    The product has the sum of both halves in its upper half. Adding the upper half of the sum to the lower one carries
+    into the upper half exactly if that has overflowed, which is the carry that goes around.
+    """
+    np.right_shift(total, _SIXTEEN, out=scratch)
+    np.multiply(total, _FOLD, out=total)
     np.add(total, scratch, out=total)
+    np.right_shift(total, _SIXTEEN, out=total)
 
 
-def fold_to_16_bits(total: Array, scratch: Array) -> None:
-    """Reduce sums below 2**48 in place to the 16 bits of their one's complement sum. Only 0 becomes 0."""
-    for _ in range(3):
-        np.right_shift(total, _SIXTEEN, out=scratch)
-        np.bitwise_and(total, _LOW_16, out=total)
-        np.add(total, scratch, out=total)
+def words_of(values: Array, out: Array, scratch: Array) -> None:
+    """Set ``out``, of 32 bits, to the sums of the 16-bit words of numbers, below 2**18."""
+    if values.dtype.itemsize == 8:
+        wide = np.right_shift(values, _U64(32))
+        wide += values & _U64(0xFFFFFFFF)
+        np.add(wide >> _U64(16), wide & _U64(0xFFFF), out=out, casting="unsafe")
+        return
+    np.right_shift(values, _SIXTEEN, out=out)
+    np.bitwise_and(values, _LOW_16, out=scratch)
+    np.add(out, scratch, out=out)
 
 
 def fold(number: int) -> int:
@@ -38,11 +47,6 @@ def fold(number: int) -> int:
     while number >> 16:
         number = (number & 0xFFFF) + (number >> 16)
     return number
-
-
-def swapped(number: int) -> int:
-    """Return a folded sum of little-endian words as the sum of big-endian words, or the other way round."""
-    return (number & 0xFF) << 8 | number >> 8
 
 
 def words(data: bytes) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -121,8 +121,10 @@ class Field:
             )
 
     @classmethod
-    def of(cls, given: Field | str | Mapping[str, Any], name: str | None = None) -> Field:
+    def of(cls, given: Field | str | int | Sequence[int | str] | Mapping[str, Any], name: str | None = None) -> Field:
         """Return a field that is given as a :class:`Field`, as text (see :data:`SYNTAX`) or as a mapping.
+
+        With a name, a number is its only value, and a list has its values.
 
         :param name: the name, if it does not stand in the text or the mapping.
         :raises ConfigError: it is none of these.
@@ -131,11 +133,10 @@ class Field:
             return given
         if isinstance(given, Mapping):
             return _of_mapping(given if name is None else {"name": name, **given})
-        other: object = given  # a file may have anything
-        if name is not None and isinstance(other, int) and not isinstance(other, bool):
-            return cls(name, other)
-        if name is not None and isinstance(other, list | tuple):
-            return cls(name, values=tuple(other))
+        if name is not None and isinstance(given, int) and not isinstance(given, bool):
+            return cls(name, given)
+        if name is not None and isinstance(given, list | tuple):
+            return cls(name, values=tuple(given))
         if not isinstance(given, str):
             raise ConfigError(f"field {name or ''}: {given!r} must be text like ipv4.src=10.0.0.1..10.0.0.254")
         return parse_field(given if name is None else f"{name}={given}")
@@ -319,96 +320,104 @@ def _of_mapping(given: Mapping[str, Any]) -> Field:
 class Values:
     """The values of a field for some packets at a time, as whole numbers without the bytes that never change.
 
+    :param count: how many packets at a time.
     :param start: the number of the first packet.
     :param stride: the distance between two packets: with several queues, each one takes every nth packet.
     """
 
     def __init__(self, field: Field, place: Place, count: int, *, start: int = 0, stride: int = 1) -> None:
-        self._order: str = "list" if field.values else field.order
         self._count = count
-        dtype = np.uint32 if place.width <= 4 else np.uint64
-        #: The values of the present packets; :meth:`advance` changes them in place.
-        self.now: Array = np.zeros(count, dtype)
+        self._type = np.uint32 if place.width <= 4 else np.uint64
+        #: The values of the present packets.
+        self.now: Array = np.zeros(count, self._type)
+        series = _series(field)
         if field.values:
-            kind_numbers = [Field(field.name, value).range()[0] - place.base for value in field.values]
-            self._list: Array = np.array(kind_numbers, dtype)
-            self.period = len(kind_numbers)
-            self._indices = start + stride * np.arange(count, dtype=np.int64)
-            self._stride = stride
-            self.now[:] = self._list[self._indices % self.period]
-            return
-        first, last = field.range()
-        self._first, self._step = first - place.base, field.step
-        #: How many values there are, and after how many packets of the stream they begin again; 0: never.
-        self.size = (last - first) // field.step + 1
-        self.period = self.size if field.order != "random" else 0
-        if self.size == 1:
-            self.period = 1
-        if field.order == "random":
+            every = [Field(field.name, value).range()[0] - place.base for value in field.values]
+        elif field.order == "random":
+            self.advance = self._draw
+            self._first, self._step, self._size = series.first - place.base, series.step, series.size
             seed = field.seed
-            sequence = np.random.SeedSequence(None if seed is None else [seed, start])
-            self._random = np.random.SFC64(sequence)
-            self._draw()
+            self._random = np.random.SFC64(np.random.SeedSequence(None if seed is None else [seed, start]))
+            self.advance()
             return
-        if field.order == "decrement":
-            self._first += (self.size - 1) * field.step
-        # Numbers of values, from 0 to size - 1. They may have 64 bits, so that a sum would overflow: see advance().
-        numbers = [(start + stride * index) % self.size for index in range(count)]
-        self._numbers: Array = np.array(numbers, np.uint64 if self.size > 1 << 31 else dtype)
-        self._ahead = (stride * count) % self.size
-        self._scratch = np.empty_like(self._numbers)
-        self._set()
-
-    def advance(self) -> None:
-        """Go on to the next packets."""
-        if self._order == "random":
-            self._draw()
-        elif self._order == "list":
-            self._indices += self._stride * self._count
-            np.take(self._list, self._indices % self.period, out=self.now)
-        elif self._ahead:
-            numbers, scratch, kind = self._numbers, self._scratch, self._numbers.dtype.type
-            if self.size > 1 << 63:  # a sum could overflow: compare before adding
-                wraps = numbers >= kind(self.size - self._ahead)
-                np.add(numbers, kind(self._ahead), out=numbers)
-                np.subtract(numbers, kind(self.size & (1 << 64) - 1), out=numbers, where=wraps)
-            else:
-                # n - size is huge where n < size, so the smaller one is n modulo size.
-                np.add(numbers, kind(self._ahead), out=numbers)
-                np.subtract(numbers, kind(self.size), out=scratch)
-                np.minimum(numbers, scratch, out=numbers)
-            self._set()
-
-    def _set(self) -> None:
-        numbers = self._numbers
-        if self._step != 1:
-            numbers = np.multiply(numbers, numbers.dtype.type(self._step & _mask(numbers)), out=self._scratch)
-        if self._order == "increment":
-            np.add(numbers, numbers.dtype.type(self._first), out=self.now, casting="unsafe")
+        elif series.size > count:
+            self.advance = self._count_on
+            self._first, self._step, self._size = series.first - place.base, series.step, series.size
+            self._stride, self._number = stride, start % series.size
+            ramp = [index * stride * series.step & (1 << 64) - 1 for index in range(count)]
+            self._ramp: Array = np.array(ramp, np.uint64).astype(self._type)
+            self.advance()
+            return
         else:
-            np.subtract(numbers.dtype.type(self._first), numbers, out=self.now, casting="unsafe")
+            every = [series.first - place.base + number * series.step for number in range(series.size)]
+        # They begin again soon: all values stand in one array, and the present ones are a part of it.
+        self.advance = self._turn
+        self._period = len(every) // math.gcd(len(every), stride)
+        numbers = (start + stride * np.arange(self._period + count)) % len(every)
+        self._every: Array = np.array(every, np.uint64).astype(self._type)[numbers]
+        self._at = -count % self._period
+        self.advance()
+
+    #: Go on to the next packets.
+    advance: Callable[[], None]
+
+    def _turn(self) -> None:
+        self._at = (self._at + self._count) % self._period
+        self.now = self._every[self._at : self._at + self._count]
+
+    def _count_on(self) -> None:
+        done, kind = 0, self._type
+        most = (1 << 8 * kind(0).itemsize) - 1
+        while done < self._count:
+            # Up to the end of the range, values are a straight line.
+            part = min(self._count - done, -(-(self._size - self._number) // self._stride))
+            begin = kind((self._first + self._number * self._step) & most)
+            np.add(self._ramp[:part], begin, out=self.now[done : done + part])
+            self._number = (self._number + part * self._stride) % self._size
+            done += part
 
     def _draw(self) -> None:
         """Draw random values: the high bits of a product with the size, which differ from uniform by 2**-32 of it."""
-        size, now = self.size, self.now
+        size = self._size
         if size <= 1 << 32:
             raw = self._random.random_raw(-(-self._count // 2)).view(np.uint32)[: self._count]
             numbers = raw.astype(np.uint64)
             if size < 1 << 32:
                 np.multiply(numbers, _U64(size), out=numbers)
                 np.right_shift(numbers, _U64(32), out=numbers)
+        elif size < 1 << 64:
+            generator = np.random.Generator(self._random)
+            numbers = generator.integers(0, size, self._count, dtype=np.uint64)
         else:
             numbers = self._random.random_raw(self._count)
-            if size < 1 << 64:
-                generator = np.random.Generator(self._random)
-                numbers = generator.integers(0, size, self._count, dtype=np.uint64)
         if self._step != 1:
             np.multiply(numbers, _U64(self._step & (1 << 64) - 1), out=numbers)
-        np.add(numbers, _U64(self._first), out=now, casting="unsafe")
+        np.add(numbers, _U64(self._first), out=self.now, casting="unsafe")
 
 
-def _mask(numbers: Array) -> int:
-    return (1 << 8 * numbers.dtype.itemsize) - 1
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """A range as its first value in the order of packets, and how many steps it has. A step down is negative."""
+
+    first: int
+    step: int
+    size: int
+
+
+def _series(field: Field) -> _Series:
+    if field.values:
+        return _Series(0, 1, len(field.values))
+    first, last = field.range()
+    size = (last - first) // field.step + 1
+    if field.order == "decrement":
+        return _Series(first + (size - 1) * field.step, -field.step, size)
+    return _Series(first, field.step, size)
+
+
+def period(field: Field, stride: int) -> int:
+    """Return after how many packets of a queue a field begins again; 0: never."""
+    size = _series(field).size
+    return 0 if field.order == "random" and size > 1 else size // math.gcd(size, stride)
 
 
 def joint_period(periods: Sequence[int]) -> int:

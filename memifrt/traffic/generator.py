@@ -60,26 +60,30 @@ class _End:
     interface: TrafficInterface
     sender: Sender
     receiver: Receiver | None
-    #: Packets and bytes that came and are not checked.
-    taken: int = 0
-    taken_bytes: int = 0
+    #: The packets and bytes that had come on the interface when the run began.
+    before: tuple[int, int] = (0, 0)
 
     def drain(self) -> int:
-        """Take what has come; return how many packets."""
+        """Take what has come; return how many packets or buffers."""
+        receiver = self.receiver
+        if receiver is not None:
+            return sum(map(receiver.poll, self.interface.rx_queues))
         count = 0
         for queue in self.interface.rx_queues:
-            if self.receiver is not None:
-                got = self.receiver.poll(queue)
-            else:
-                before = queue.counters
-                with queue.burst(_TAKEN):
-                    pass
-                after = queue.counters
-                got = after.packets - before.packets
-                self.taken_bytes += after.bytes - before.bytes
-            self.taken += got
-            count += got
+            if queue.pending():
+                with queue.burst(_TAKEN) as burst:
+                    count += len(burst)
         return count
+
+    def totals(self) -> tuple[int, int]:
+        """Return the packets and bytes that have come on the interface since it was created."""
+        counters = [queue.counters for queue in self.interface.rx_queues]
+        return sum(each.packets for each in counters), sum(each.bytes for each in counters)
+
+    def taken(self) -> tuple[int, int]:
+        """Return the packets and bytes that have come in this run."""
+        packets, size = self.totals()
+        return packets - self.before[0], size - self.before[1]
 
 
 class Generator:
@@ -256,7 +260,6 @@ class Generator:
 
     def _begin(self, end: _End, rate: Rate, duration: float | None, count: int | None, own_rates: bool) -> None:
         flows = end.sender.flows
-        end.taken = end.taken_bytes = 0
         if end.receiver is not None:
             end.receiver.begin(self._run)
         shared = [flow for flow in flows if not (own_rates and flow.stream.own_rate)]
@@ -319,9 +322,10 @@ class _Run:
         for end in self._ends:
             while end.drain():  # packets of earlier runs must not take the place of ours
                 pass
-            end.taken = end.taken_bytes = 0
             if end.receiver is not None:
+                end.receiver.finish()
                 end.receiver.foreign = 0
+            end.before = end.totals()
         self._start = time.monotonic_ns()
         try:
             try:
@@ -356,6 +360,7 @@ class _Run:
                 self._look(elapsed)
             if progress:
                 continue
+            self._finish()
             if all(end.sender.done for end in ends):
                 return
             if busy:
@@ -401,6 +406,8 @@ class _Run:
             now = time.monotonic_ns()
             if progress:
                 last = now
+            else:
+                self._finish()
             elapsed = now - self._start
             if elapsed >= self._next_events:
                 self._look(elapsed)
@@ -441,7 +448,14 @@ class _Run:
                 self._sending = elapsed
                 self._on_sample(self._made())
 
+    def _finish(self) -> None:
+        """Check the packets that were taken."""
+        for end in self._ends:
+            if end.receiver is not None:
+                end.receiver.finish()
+
     def _sample(self, elapsed: int) -> None:
+        self._finish()
         if self._samples and elapsed <= self._samples[-1].seconds * _SECOND:
             return
         flows = [flow for end in self._ends for flow in end.sender.flows]
@@ -459,13 +473,14 @@ class _Run:
 
     def _received(self) -> tuple[int, int]:
         if not self._check:
-            return sum(end.taken for end in self._ends), sum(end.taken_bytes for end in self._ends)
+            taken = [end.taken() for end in self._ends]
+            return sum(packets for packets, _ in taken), sum(size for _, size in taken)
         tallies = [lane.tally for end in self._ends if end.receiver for lane in end.receiver.lanes.values()]
         return sum(tally.received for tally in tallies), sum(tally.received_bytes for tally in tallies)
 
     def _made(self) -> Report:
         received, received_bytes = self._received()
-        streams = {}
+        streams: dict[str, StreamReport] = {}
         for index, end in enumerate(self._ends):
             facing = self._ends[-1 - index].receiver
             for flow in end.sender.flows:

@@ -1,29 +1,32 @@
-"""Latencies of many packets: collected in NumPy, summed up in an HdrHistogram.
+"""Latencies of many packets, in the buckets of an HdrHistogram with three significant digits.
 
-Owns the buckets. hdrhistogram takes one value at a time, so values are put into its buckets here, many at a time, and
-each bucket is recorded once at the end. The buckets are those of an HdrHistogram with three significant digits.
+Owns the buckets. hdrhistogram takes one value at a time and walks through its buckets for each percentile. Here many
+values at a time are counted with NumPy, and a percentile is a search, so that a live view takes little time.
+:attr:`Latency.histogram` makes an HdrHistogram with the same counts.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from memifrt.traffic.arrays import Array
 
-#: The longest latency that is told from longer ones: an hour, in nanoseconds.
-LONGEST = 3_600_000_000_000
+#: The longest latency that is told from longer ones, in nanoseconds: more than a mark can say.
+LONGEST = (1 << 37) - 1
 _DIGITS = 3
 #: An HdrHistogram with three digits has 2**11 buckets for the smallest values, and half as many for each power of two.
 _BITS = 11
 _HALF = 1 << (_BITS - 1)
 _BUCKETS = (LONGEST.bit_length() - _BITS + 2) * _HALF
 _BUFFER = 1 << 15
+#: The bits of a float of 64 bits behind its point, and what its exponent is less for the values of the first bucket.
+_MANTISSA, _EXPONENT_OF_FIRST = 52, 1023 + _BITS - 2
 _MICROSECOND = 1000
 
 
@@ -33,7 +36,7 @@ class LatencyRecorder:
     def __init__(self) -> None:
         self._buffer: Array = np.zeros(_BUFFER, np.uint64)
         self._used = 0
-        self._counts = np.zeros(_BUCKETS, np.int64)
+        self._counts: Array = np.zeros(_BUCKETS, np.int64)
 
     def record(self, values: Array) -> None:
         """Record latencies."""
@@ -49,44 +52,54 @@ class LatencyRecorder:
     def _flush(self) -> None:
         values = np.minimum(self._buffer[: self._used], np.uint64(LONGEST))
         self._used = 0
-        # The exponent of a float is the number of bits of a whole number.
-        bits = np.frexp(values.astype(np.float64))[1]
-        shift = np.maximum(bits - _BITS, 0)
-        index = (shift + 1) * _HALF + (values >> shift.astype(np.uint64)).astype(np.int64) - _HALF
+        # The exponent of a float and the first bits behind its point are the number of the bucket. Each of the smallest
+        # values has a bucket of its own.
+        index = values.astype(np.float64).view(np.int64)
+        np.right_shift(index, _MANTISSA - _BITS + 1, out=index)
+        np.subtract(index, _EXPONENT_OF_FIRST * _HALF, out=index)
+        np.maximum(index, np.minimum(values, np.uint64(_HALF)).view(np.int64), out=index)
         self._counts += np.bincount(index, minlength=_BUCKETS)
 
     def latency(self) -> Latency | None:
         """Return what was recorded; None if nothing was."""
-        from hdrh.histogram import HdrHistogram
-
-        self._flush()
-        used = np.flatnonzero(self._counts)
-        if not used.size:
-            return None
-        histogram = HdrHistogram(1, LONGEST, _DIGITS)
-        for index in used.tolist():
-            shift = max(index // _HALF - 1, 0)
-            histogram.record_value((index - shift * _HALF) << shift, int(self._counts[index]))
-        return Latency(histogram)
+        if self._used:
+            self._flush()
+        return Latency(self._counts.copy()) if self._counts.any() else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Latency:
     """The latencies of a stream, in microseconds.
 
-    :ivar histogram: an ``HdrHistogram`` of nanoseconds, with three significant digits.
+    :ivar counts: how many packets are in each bucket.
     """
 
-    histogram: Any
+    counts: Array
+
+    @functools.cached_property
+    def _sums(self) -> Array:
+        sums: Array = np.cumsum(self.counts)
+        return sums
+
+    @functools.cached_property
+    def histogram(self) -> Any:
+        """An ``HdrHistogram`` of nanoseconds with the same counts, to merge or encode with that library."""
+        from hdrh.histogram import HdrHistogram
+
+        histogram = HdrHistogram(1, LONGEST, _DIGITS)
+        for index in np.flatnonzero(self.counts).tolist():
+            histogram.record_value(_lowest(index), int(self.counts[index]))
+        return histogram
 
     def percentile(self, percent: float) -> float:
-        """Return the latency that so many per cent of the packets do not exceed, in microseconds."""
-        return float(self.histogram.get_value_at_percentile(percent)) / _MICROSECOND
+        """Return the latency that so many per cent of the packets do not exceed, as an HdrHistogram has it."""
+        wanted = max(int(percent / 100 * self.count + 0.5), 1)
+        return _highest(int(np.searchsorted(self._sums, wanted))) / _MICROSECOND
 
     @property
     def count(self) -> int:
         """The number of packets."""
-        return int(self.histogram.get_total_count())
+        return int(self._sums[-1])
 
     @property
     def p50(self) -> float:
@@ -111,17 +124,19 @@ class Latency:
     @property
     def min(self) -> float:
         """The shortest."""
-        return float(self.histogram.get_min_value()) / _MICROSECOND
+        return _lowest(int(np.searchsorted(self._sums, 1))) / _MICROSECOND
 
     @property
     def mean(self) -> float:
         """The mean."""
-        return float(self.histogram.get_mean_value()) / _MICROSECOND
+        used = np.flatnonzero(self.counts)
+        middles = [(_lowest(index) + _highest(index)) / 2 for index in used.tolist()]
+        return float(np.dot(middles, self.counts[used])) / self.count / _MICROSECOND
 
     @property
     def max(self) -> float:
         """The longest."""
-        return float(self.histogram.get_max_value()) / _MICROSECOND
+        return self.percentile(100)
 
     def as_dict(self) -> dict[str, float]:
         """Return the figures for JSON, in microseconds."""
@@ -129,14 +144,21 @@ class Latency:
         return {name: round(float(getattr(self, name)), 3) for name in names}
 
 
+def _shift(index: int) -> int:
+    return max(index // _HALF - 1, 0)
+
+
+def _lowest(index: int) -> int:
+    """Return the smallest value of a bucket."""
+    return (index - _shift(index) * _HALF) << _shift(index)
+
+
+def _highest(index: int) -> int:
+    """Return the largest value of a bucket."""
+    return _lowest(index) + (1 << _shift(index)) - 1
+
+
 def merged(latencies: Iterable[Latency | None]) -> Latency | None:
     """Return several latencies as one; None if there are none."""
-    from hdrh.histogram import HdrHistogram
-
-    found = [each for each in latencies if each is not None]
-    if not found:
-        return None
-    whole = HdrHistogram(1, LONGEST, _DIGITS)
-    for each in found:
-        whole.add(each.histogram)
-    return Latency(whole)
+    found = [each.counts for each in latencies if each is not None]
+    return Latency(sum(found[1:], found[0])) if found else None

@@ -9,6 +9,7 @@ from typing import Any
 
 from memifrt.capture.pcap import check_writable
 from memifrt.errors import ConfigError, os_error
+from memifrt.traffic.latency import Latency
 from memifrt.traffic.report import Report, intervals
 
 #: The endings of file names that a plot can have.
@@ -26,16 +27,19 @@ def check_plot(path: str) -> None:
     :raises ConfigError: its name does not end with .png or .svg, or matplotlib is not installed.
     :raises MemifOSError: it cannot be written.
     """
-    if Path(path).suffix.lower() not in FORMATS:
-        raise ConfigError(f"{path!r} must end with {' or '.join(FORMATS)}")
+    plot_path(path)
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("a plot needs matplotlib, which is not installed: pip install 'memifrt[plot]'")
     check_writable(path)
 
 
 def plot_path(path: str) -> str:
-    """Return a path that :func:`check_plot` has checked."""
-    check_plot(path)
+    """Return a path whose format is known.
+
+    :raises ConfigError: its name does not end with .png or .svg.
+    """
+    if Path(path).suffix.lower() not in FORMATS:
+        raise ConfigError(f"{path!r} must end with {' or '.join(FORMATS)}")
     return path
 
 
@@ -58,12 +62,13 @@ def plot(report: Report, path: str) -> None:
     if latencies:
         axes = figure.add_subplot(1, 2, 2)
         for name, latency in latencies.items():
-            percents = [p for p in _PERCENTILES if (100 - p) * latency.count >= 100]
+            percents = _shown(latency)
             values = [max(latency.percentile(p), 1e-3) for p in percents]
             axes.plot([1 / (1 - p / 100) for p in percents], values, marker=".", label=name)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        shown = (50, 90, 99, 99.9, 99.99, 99.999)
+        highest = max(p for latency in latencies.values() for p in _shown(latency))
+        shown = [p for p in (50, 90, 99, 99.9, 99.99, 99.999) if p <= highest or p == 50]
         axes.set_xticks([1 / (1 - p / 100) for p in shown], [f"{p:g} %" for p in shown])
         axes.minorticks_off()
         axes.set_title("latency by percentile")
@@ -74,6 +79,11 @@ def plot(report: Report, path: str) -> None:
         figure.savefig(os.fspath(path))
     except OSError as error:
         raise os_error(f"cannot write {path}", error, path=path) from error
+
+
+def _shown(latency: Latency) -> list[float]:
+    """Return the percentiles above which there is at least one packet."""
+    return [p for p in _PERCENTILES if (100 - p) * latency.count >= 100 or p == 0]
 
 
 def _plot_rates(axes: Any, report: Report) -> None:

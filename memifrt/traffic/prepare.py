@@ -19,8 +19,8 @@ from memifrt.errors import ConfigError
 from memifrt.queue import TxQueue
 from memifrt.traffic import signature
 from memifrt.traffic.arrays import Array, Rows
-from memifrt.traffic.checksums import fold_to_16_bits, fold_to_33_bits, words
-from memifrt.traffic.fields import Field, Place, Values, joint_period
+from memifrt.traffic.checksums import fold, fold_words, words, words_of
+from memifrt.traffic.fields import Field, Place, Values, joint_period, period
 from memifrt.traffic.layout import FCS, Checksum, Layout, checksum_value, layout_of, sum_of
 from memifrt.types import Mode
 
@@ -33,7 +33,7 @@ _BLOCK_BYTES = 1 << 20
 _KEPT_BYTES, _KEPT_ROWS = 4 << 20, 1 << 16
 #: The most bytes of all rows of one lane.
 _MOST_BYTES = 1 << 28
-_U64 = np.uint64
+_U32, _LOW_16 = np.uint32, np.uint32(0xFFFF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,8 @@ class Lane:
         self.number = number
         self._templates = templates
         width = max(len(template.data) for template in templates)
-        placed = _places(templates, fields)
-        periods = [_period(field, stride) for field in fields]
+        placed = places_of(templates, fields, mark=number is not None)
+        periods = [period(field, stride) for field in fields]
         self._rewrites = True
         self.rows = self._count_rows(width, joint_period(periods), number is not None)
         picks = np.arange(self.rows) % len(templates)
@@ -138,15 +138,15 @@ class Lane:
         self.sent = self.sent_bytes = 0
         self._write()
 
-    def _count_rows(self, width: int, period: int, marked: bool) -> int:
+    def _count_rows(self, width: int, repeat: int, marked: bool) -> int:
         pattern = len(self._templates)
         if pattern * width > _MOST_BYTES:
             raise ConfigError(
                 f"{pattern} packets of up to {width} bytes need more than {_MOST_BYTES >> 20} MiB; use fewer packets"
             )
         least = -(-_LEAST_ROWS // pattern) * pattern
-        if period and not marked:
-            whole = math.lcm(pattern, period)
+        if repeat and not marked:
+            whole = math.lcm(pattern, repeat)
             whole *= -(-_LEAST_ROWS // whole)
             if whole <= max(_KEPT_ROWS, least) and whole * width <= max(_KEPT_BYTES, pattern * width):
                 self._rewrites = False
@@ -214,27 +214,23 @@ class Lane:
             writer.write()
 
 
-def _period(field: Field, stride: int) -> int:
-    """Return after how many packets of a lane a field begins again; 0: never."""
-    if field.values:
-        period = len(field.values)
-    else:
-        first, last = field.range()
-        period = (last - first) // field.step + 1
-        if field.order == "random" and period > 1:
-            return 0
-    return period // math.gcd(period, stride)
-
-
-def _places(templates: Sequence[Template], fields: Sequence[Field]) -> list[list[Place | None]]:
+def places_of(templates: Sequence[Template], fields: Sequence[Field], *, mark: bool) -> list[list[Place | None]]:
     """Return the place of each field in each template.
 
-    :raises ConfigError: no template has a field, or two fields overlap.
+    :param mark: whether the packets get a mark.
+    :raises ConfigError: no template has a field, two fields overlap, or a field is where the mark is.
     """
     placed = [[field.place(template.layout, template.data) for template in templates] for field in fields]
     for field, places in zip(fields, placed, strict=True):
         if not any(places):
             raise ConfigError(f"field {field.name}: the packet has no such bytes; it must have the header or be longer")
+        for template, place in zip(templates, places, strict=True):
+            size = len(template.data)
+            if mark and place is not None and place.at + place.width > size - signature.SIZE:
+                raise ConfigError(
+                    f"field {field.name}: it is in the last {signature.SIZE} of {size} bytes, which carry the mark of "
+                    "a checked packet: use a larger size, or do not check what comes back"
+                )
     for index in range(len(templates)):
         spans = sorted(
             (place.at, place.at + place.width, field.name)
@@ -313,7 +309,7 @@ class _Writer:
                         self._constant(template, number) if number < len(template.layout.checksums) else 0
                         for template in templates
                     ],
-                    np.uint64,
+                    np.uint32,
                 )
                 self._sums.append(_Sum(matrix, rows, checksum, constants[picks[rows]], terms))
 
@@ -324,10 +320,11 @@ class _Writer:
         blank[checksum.at : checksum.at + 2] = b"\0\0"
         for column in self._fields:
             column.blank(blank)
-        return sum_of(checksum, blank)
+        return fold(sum_of(checksum, blank))
 
     def write(self) -> None:
         for column in self._fields:
+            column.take()
             column.write()
         for each in self._sums:
             each.write()
@@ -349,33 +346,56 @@ class _Column:
         self._place = place
         self._values = values
         self._rows = rows
-        kind = values.now.dtype
-        self.now: Array = np.zeros(count, kind)
+        self._kind = values.now.dtype.type
+        self.now: Array = np.zeros(count, self._kind)
         parts = []
         at, left = place.at, place.width
         while left:
             width = next(width for width in (8, 4, 2, 1) if width <= left)
             left -= width
-            parts.append((matrix[:, at : at + width].view(f">u{width}")[:, 0], kind.type(8 * left)))
+            parts.append((matrix[:, at : at + width].view(f">u{width}")[:, 0], 8 * left))
             at += width
         self._parts = parts
         self._plain = not place.shift and not place.fixed
         self._all = isinstance(rows, slice)
+        self._words: Array = np.zeros(count, _U32)
+        self._scratch: Array = np.zeros(count, _U32)
+        self._fresh = False
 
-    def write(self) -> None:
+    def take(self) -> None:
+        """Take the present values."""
         place, now = self._place, self.now
         source = self._values.now if self._all else self._values.now[self._rows]
         if self._plain:
-            self.now = now = source
+            self.now = source
         else:
-            np.left_shift(source, now.dtype.type(place.shift), out=now)
-            np.bitwise_or(now, now.dtype.type(place.fixed), out=now)
+            np.left_shift(source, self._kind(place.shift), out=now)
+            np.bitwise_or(now, self._kind(place.fixed), out=now)
+        self._fresh = False
+
+    def write(self) -> None:
+        """Write the values into the rows."""
         for target, shift in self._parts:
-            value = np.right_shift(now, shift) if shift else now
+            value = np.right_shift(self.now, self._kind(shift)) if shift else self.now
             if self._all:
                 np.copyto(target, value, casting="unsafe")
             else:
                 target[self._rows] = value
+
+    def words(self, term: _Term) -> Array:
+        """Return the sums of the words that a term adds, of 32 bits."""
+        if term.right or term.mask < (1 << 8 * self._place.width) - 1:
+            part = (self.now >> self._kind(term.right)) & self._kind(term.mask)
+            found = np.zeros_like(self._words)
+            words_of(part, found, self._scratch)
+        elif self._place.width <= 2:
+            found = self.now
+        else:
+            if not self._fresh:
+                words_of(self.now, self._words, self._scratch)
+                self._fresh = True
+            found = self._words
+        return found << _U32(term.left) if term.left else found
 
     def overlaps(self, start: int, end: int) -> bool:
         return self._place.at < end and start < self._place.at + self._place.width
@@ -413,60 +433,43 @@ class _Sum:
     """One checksum in some rows."""
 
     def __init__(
-        self, matrix: Array, rows: Rows, checksum: Checksum, constants: Array, terms: Sequence[tuple[_Column, _Term]]
+        self,
+        matrix: Array,
+        rows: Rows,
+        checksum: Checksum,
+        constants: Array,
+        terms: Sequence[tuple[_Column, _Term]],
     ) -> None:
-        self._checksum = checksum
-        same = constants.size and (constants == constants[0]).all()
-        self._constants: Array = constants[0] if same else constants
-        self._adder = _Adder(constants.size, terms)
+        self._never_zero = checksum.never_zero
+        self._constants = constants[0] if (constants == constants[0]).all() else constants
+        self._terms = terms
+        self._total: Array = np.zeros(constants.size, _U32)
+        self._scratch: Array = np.zeros(constants.size, _U32)
         self._target = matrix[:, checksum.at : checksum.at + 2].view(">u2")[:, 0]
         self._rows = rows
         self._all = isinstance(rows, slice)
 
     def write(self) -> None:
-        total, scratch = self._adder.add(self._constants)
-        fold_to_16_bits(total, scratch)
-        np.bitwise_xor(total, _U64(0xFFFF), out=total)
-        if self._checksum.never_zero:
-            total[total == 0] = 0xFFFF
+        total, scratch = self._total, self._scratch
+        _add(self._constants, self._terms, total)
+        fold_words(total, scratch)
+        if self._never_zero:
+            # 0xffff becomes 0, whose complement is sent; anything less becomes huge, and is not the smaller one.
+            np.subtract(total, _LOW_16, out=scratch)
+            np.minimum(total, scratch, out=total)
+        np.bitwise_xor(total, _LOW_16, out=total)
         if self._all:
             np.copyto(self._target, total, casting="unsafe")
         else:
             self._target[self._rows] = total
 
 
-class _Adder:
-    """Adds the terms of fields to constants, below 2**47."""
-
-    def __init__(self, count: int, terms: Sequence[tuple[_Column, _Term]]) -> None:
-        self._terms = terms
-        self._total: Array = np.zeros(count, np.uint64)
-        self._scratch: Array = np.zeros(count, np.uint64)
-        self._part: Array = np.zeros(count, np.uint64)
-
-    def add(self, constants: Array) -> tuple[Array, Array]:
-        """Return the sums, and an array to compute with. Both change with the next call."""
-        total, scratch, part = self._total, self._scratch, self._part
-        start: Array = constants
-        for column, term in self._terms:
-            value = column.now
-            bits = 8 * value.dtype.itemsize
-            if term.right or term.left or term.mask < (1 << bits) - 1 or bits > 32:
-                np.copyto(part, value)
-                if term.right:
-                    np.right_shift(part, _U64(term.right), out=part)
-                if term.mask < (1 << 64) - 1:
-                    np.bitwise_and(part, _U64(term.mask), out=part)
-                if term.mask > 0xFFFFFFFF:
-                    fold_to_33_bits(part, scratch)
-                if term.left:
-                    np.left_shift(part, _U64(term.left), out=part)
-                value = part
-            np.add(start, value, out=total)
-            start = total
-        if not self._terms:
-            np.copyto(total, constants)
-        return total, scratch
+def _add(constants: Array, terms: Sequence[tuple[_Column, _Term]], total: Array) -> None:
+    """Set ``total`` to the sums of constants and the words of fields."""
+    start = constants
+    for column, term in terms:
+        np.add(start, column.words(term), out=total)
+        start = total
 
 
 # --- marks ----------------------------------------------------------------------------------------------------------
@@ -485,83 +488,110 @@ class _Marks:
     ) -> None:
         count = len(picks)
         self._count = count
-        self._first: Array = np.zeros(count, np.uint64)
-        self._missing: Array = np.zeros(count, np.uint64)
-        self._scratch: Array = np.zeros(count, np.uint64)
-        self._second: Array = np.zeros(count, np.uint64)
+        self._sequence: Array = np.zeros(count, _U32)
+        self._check: Array = np.zeros(count, _U32)
+        self._scratch: Array = np.zeros(count, _U32)
+        #: The sum of the words of the run and the lane.
+        self._key_words = 0
         #: What is behind the headers, without fields and mark, as a sum of little-endian words.
-        rest = np.zeros(len(templates), np.uint64)
+        rest = np.zeros(len(templates), _U32)
         for index, template in enumerate(templates):
             rest[index] = constant_rest(template, [places[index] for places in placed])
         self._rest: Array | int = int(rest[0]) if (rest == rest[0]).all() else rest[picks]
-        # A field behind the headers changes the sum.
-        self._varying = []
+        self._varying = [
+            varying
+            for index, template in enumerate(templates)
+            for number, each in enumerate(values)
+            if (varying := _varying(matrix, picks, template, index, placed[number][index], each)) is not None
+        ]
         sizes = np.array([len(template.data) for template in templates])
-        for number, each in enumerate(values):
-            for index, template in enumerate(templates):
-                place = placed[number][index]
-                if place is None or place.at + place.width <= template.covered:
-                    continue
-                rows: Rows = slice(None) if len(templates) == 1 else np.flatnonzero(picks == index)
-                column = _Column(matrix, rows, place, each, len(picks[rows]))
-                size = len(template.data)
-                if place.at + place.width > size - signature.SIZE:
-                    raise ConfigError(
-                        f"a field varies bytes {place.at} to {place.at + place.width - 1}; the last {signature.SIZE} "
-                        f"bytes of a packet of {size} carry the mark: use a larger size, or check nothing"
-                    )
-                terms = column.terms_in(template.covered, size, size % 2)
-                if terms:
-                    self._varying.append((rows, column, _Adder(len(picks[rows]), [(column, t) for t in terms])))
-        self._places = []
-        for size in sorted(set(sizes.tolist())):
-            marks = matrix[:, size - signature.SIZE : size].view("<u8")
-            every = len(set(sizes.tolist())) == 1
-            self._places.append((marks, None if every else np.flatnonzero(sizes[picks] == size)))
+        self._places = [
+            _MarkPlace(matrix, size, slice(None) if (sizes == size).all() else np.flatnonzero(sizes[picks] == size))
+            for size in sorted(set(sizes.tolist()))
+        ]
 
     def begin(self, run: int, lane: int, row: int) -> None:
         """Number the packets from 0 again, from ``row`` on."""
-        numbers = (np.arange(self._count, dtype=np.int64) - row).astype(np.uint64)
-        np.left_shift(numbers, _U64(32), out=self._first)
-        np.add(self._first, _U64(signature.key(run, lane)), out=self._first)
+        self._sequence[:] = (np.arange(self._count, dtype=np.int64) - row) & 0xFFFFFFFF
+        self._key_words = run + lane
+        for place in self._places:
+            place.set_key(signature.key(run, lane))
         self._write()
 
     def advance(self) -> None:
         """Go on to the next packets."""
-        np.add(self._first, _U64((self._count & 0xFFFFFFFF) << 32), out=self._first)
+        np.add(self._sequence, _U32(self._count), out=self._sequence)
         self._write()
 
     def _write(self) -> None:
-        rest = self._rest
+        rest = self._rest + self._key_words
         if self._varying:
-            total = np.zeros(self._count, np.uint64)
-            total += rest if isinstance(rest, np.ndarray) else _U64(rest)
-            zero = np.zeros((), np.uint64)
-            for rows, column, adder in self._varying:
-                column.write()
+            total = np.zeros(self._count, _U32)
+            total += rest if isinstance(rest, np.ndarray) else _U32(rest)
+            for rows, column, terms in self._varying:
+                column.take()
+                added = np.zeros(len(column.now), _U32)
+                _add(_U32(0), terms, added)
+                fold_words(added, np.zeros_like(added))
                 # The sum is of big-endian words: exchanged, it is that of little-endian ones.
-                added, scratch = adder.add(zero)
-                fold_to_16_bits(added, scratch)
-                total[rows] += (added & _U64(0xFF)) << _U64(8) | added >> _U64(8)
+                total[rows] += (added & _U32(0xFF)) << _U32(8) | added >> _U32(8)
             rest = total
-        self._missing = signature.missing_sum(self._first, rest, self._scratch)
-        for marks, chosen in self._places:
-            if chosen is None:
-                np.copyto(marks[:, 0], self._first)
-            else:
-                marks[chosen, 0] = self._first[chosen]
+        signature.check_values(self._sequence, rest, self._check, self._scratch)
+        for place in self._places:
+            place.write(self._sequence, self._check)
 
     def stamp(self, first: int, last: int, now: int) -> None:
         """Set the time of the rows from ``first`` to ``last``."""
-        second, scratch = self._second[first:last], self._scratch[first:last]
-        signature.stamp(self._missing[first:last], now, second, scratch)
-        for marks, rows in self._places:
-            if rows is None:
-                np.copyto(marks[first:last, 1], second)
-            else:
-                low, high = np.searchsorted(rows, (first, last))
-                chosen = rows[low:high]
-                marks[chosen, 1] = self._second[chosen]
+        time = np.uint64(signature.stamp(now))
+        for place in self._places:
+            place.stamp(first, last, time)
+
+
+class _MarkPlace:
+    """Where the marks of packets of one size are."""
+
+    def __init__(self, matrix: Array, size: int, rows: Rows) -> None:
+        start = size - signature.SIZE
+
+        def column(offset: int, width: int) -> Array:
+            found: Array = matrix[:, start + offset : start + offset + width].view(f"<u{width}")[:, 0]
+            return found
+
+        self._rows = rows
+        self._key, self._sequence = column(0, 4), column(signature.SEQUENCE, 4)
+        self._time, self._check = column(signature.TIME, 8), column(signature.CHECK, 2)
+
+    def set_key(self, key: int) -> None:
+        self._key[self._rows] = key
+
+    def write(self, sequence: Array, check: Array) -> None:
+        rows = self._rows
+        if isinstance(rows, slice):
+            np.copyto(self._sequence, sequence)
+            np.copyto(self._check, check, casting="unsafe")
+        else:
+            self._sequence[rows] = sequence[rows]
+            self._check[rows] = check[rows]
+
+    def stamp(self, first: int, last: int, time: np.uint64) -> None:
+        rows = self._rows
+        if isinstance(rows, slice):
+            self._time[first:last] = time
+        else:
+            low, high = np.searchsorted(rows, (first, last))
+            self._time[rows[low:high]] = time
+
+
+def _varying(
+    matrix: Array, picks: Array, template: Template, index: int, place: Place | None, values: Values
+) -> tuple[Rows, _Column, list[tuple[_Column, _Term]]] | None:
+    """Return the rows of a template, and what a field adds to their sum behind the headers; None for nothing."""
+    if place is None or place.at + place.width <= template.covered:
+        return None
+    size = len(template.data)
+    rows: Rows = slice(None) if (picks == index).all() else np.flatnonzero(picks == index)
+    column = _Column(matrix, rows, place, values, len(picks[rows]))
+    return rows, column, [(column, term) for term in column.terms_in(template.covered, size, size % 2)]
 
 
 def constant_rest(template: Template, places: Sequence[Place | None]) -> int:

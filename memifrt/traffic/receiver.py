@@ -29,7 +29,9 @@ from memifrt.traffic.latency import LatencyRecorder
 from memifrt.traffic.prepare import Template
 
 #: The most packets to take in one call.
-_ROWS = 512
+_AT_ONCE = 512
+#: The packets to check together, and the bytes that they may take.
+_ROWS, _LEAST_ROWS, _BLOCK_BYTES = 2048, 256, 1 << 20
 #: What a device may add to a packet, such as tags or a tunnel's headers, in bytes.
 _ROOM = 64
 #: How many numbers back a packet may be late and still be told from a duplicate. A power of two.
@@ -37,8 +39,7 @@ WINDOW = 1 << 18
 _WINDOW_MASK = WINDOW - 1
 #: Up to this many bytes, columns are faster than sums over rows.
 _FEW_COLUMNS = 64
-_U64 = np.uint64
-_LOW_16, _LOW_32 = _U64(0xFFFF), _U64(0xFFFFFFFF)
+_U32, _U64 = np.uint32, np.uint64
 
 
 @dataclass(slots=True)
@@ -130,7 +131,7 @@ class LaneCheck:
         self.recorder = None
         self._sequence = Sequence64()
 
-    def body(self, size: int) -> _Body:
+    def _body(self, size: int) -> _Body:
         """Return what is behind the headers of packets of this size.
 
         A device may add or remove a tag, so it is that of the nearest size that the stream has.
@@ -138,17 +139,31 @@ class LaneCheck:
         found = self._bodies.get(size)
         return self._bodies[int(self._sizes[np.abs(self._sizes - size).argmin()])] if found is None else found
 
-    def take(self, first: Array, second: Array, now: int) -> None:
-        """Take marks whose check values are right, in the order in which they came.
+    def is_whole(self, batch: _Batch, key: int) -> Array:
+        """Return for each packet of a batch of this lane whether nothing behind its headers has changed."""
+        body = self._body(batch.size)
+        length = min(body.length, batch.size - signature.SIZE)
+        key_words = (key & 0xFFFF) + (key >> 16)
+        if body.word_sum is None:
+            rest = _word_sums(batch.body(length))
+            rest += _U32(key_words)
+            return signature.is_whole(batch.sequence, batch.times, batch.check, rest)
+        good = signature.is_whole(batch.sequence, batch.times, batch.check, key_words + body.word_sum)
+        if length:
+            good &= _long_sums(batch.body(length)) == _U64(body.long_sum)
+        return good
 
-        :param now: the time of their receipt, in nanoseconds.
+    def take(self, sequence: Array, times: Array, now: Array) -> None:
+        """Take the marks of whole packets, in the order in which they came.
+
+        :param now: the times of their receipt, in nanoseconds.
         """
-        duplicated, reordered = self._sequence.take((first >> _U64(32)).astype(np.uint32))
+        duplicated, reordered = self._sequence.take(sequence)
         self.tally.duplicated += duplicated
         self.tally.reordered += reordered
         if self.recorder is None:
             self.recorder = LatencyRecorder()
-        self.recorder.record(signature.latency(second, now))
+        self.recorder.record(signature.latency(times, now))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +184,8 @@ class _Body:
         data = template.data[template.covered : len(template.data) - signature.SIZE]
         if not constant:
             return cls(len(data), None, 0)
-        row = np.frombuffer(data + bytes(signature.SIZE), np.uint8).reshape(1, -1)
-        return cls(len(data), words(data), int(_long_sums(row, len(data), row.shape[1])[0]) if data else 0)
+        row = np.frombuffer(data, np.uint8).reshape(1, -1)
+        return cls(len(data), words(data), int(_long_sums(row)[0]) if data else 0)
 
     def joined(self, other: _Body) -> _Body:
         """Return the body of packets that have either this or the other one."""
@@ -179,52 +194,53 @@ class _Body:
         return _Body(self.length, None, 0)
 
 
-def _long_sums(rows: Array, length: int, size: int) -> Array:
-    """Return for each row the sum, modulo 2**64, of the ``length`` bytes before the mark."""
-    end = size - signature.SIZE
-    at = end - length
-    total: Array
+def _long_sums(rows: Array) -> Array:
+    """Return for each row the sum, modulo 2**64, of its bytes as numbers of 8, and of the bytes before them."""
+    length = rows.shape[1]
     wide = length // 8
+    start = length - 8 * wide
+    total: Array
     if length > _FEW_COLUMNS:
-        total = rows[:, end - 8 * wide : end].view("<u8").sum(axis=1, dtype=np.uint64)
+        total = rows[:, start:].view("<u8").sum(axis=1, dtype=np.uint64)
     else:
         total = np.zeros(len(rows), np.uint64)
-        for index in range(wide):
-            start = end - 8 * (index + 1)
-            np.add(total, rows[:, start : start + 8].view("<u8")[:, 0], out=total)
-    left = length - 8 * wide
+        for at in range(start, length, 8):
+            np.add(total, rows[:, at : at + 8].view("<u8")[:, 0], out=total)
+    at = 0
     for width in (4, 2, 1):
-        if left >= width:
+        if start - at >= width:
             np.add(total, rows[:, at : at + width].view(f"<u{width}")[:, 0], out=total, casting="unsafe")
             at += width
-            left -= width
     return total
 
 
-def _word_sums(rows: Array, length: int, size: int) -> Array:
-    """Return for each row the sum of the words of the ``length`` bytes before the mark, aligned to their end."""
-    end = size - signature.SIZE
-    at = end - length
-    odd = length % 2
-    total: Array = rows[:, at + odd : end].view("<u2").sum(axis=1, dtype=np.uint64)
+def _word_sums(rows: Array) -> Array:
+    """Return for each row the sum of its words, aligned to its end."""
+    odd = rows.shape[1] % 2
+    total: Array = rows[:, odd:].view("<u2").sum(axis=1, dtype=np.uint32)
     if odd:
-        total += rows[:, at].astype(np.uint64) << _U64(8)
+        total += rows[:, 0].astype(np.uint32) << _U32(8)
     return total
 
 
 class Receiver:
     """Takes packets from the queues of one interface and checks them.
 
+    Packets are copied and get their time at once. They are checked when there are many, or when :meth:`finish` is
+    called: the time of the calls of NumPy is then small for each packet.
+
     :param width: the size of the longest packet that was sent, in bytes.
     :param lanes: the lanes whose packets come on this interface, by number.
     """
 
     def __init__(self, width: int, lanes: Mapping[int, LaneCheck]) -> None:
+        row = width + _ROOM
+        self._many = max(_LEAST_ROWS, min(_ROWS, _BLOCK_BYTES // row))
         #: As any object: on old versions of Python, the type of an array does not say that it is a buffer.
-        self._matrix: Any = np.zeros((_ROWS, width + _ROOM), np.uint8)
-        self._lengths: Any = np.zeros(_ROWS, np.uint32)
-        self._first: Array = np.zeros(_ROWS, np.uint64)
-        self._second: Array = np.zeros(_ROWS, np.uint64)
+        self._matrix: Any = np.zeros((self._many + _AT_ONCE, row), np.uint8)
+        self._lengths: Any = np.zeros(len(self._matrix), np.uint32)
+        self._now: Array = np.zeros(len(self._matrix), np.uint64)
+        self._used = 0
         self.lanes = lanes
         self._run = 0
         #: Packets that are none of ours.
@@ -233,6 +249,7 @@ class Receiver:
     def begin(self, run: int) -> None:
         """Forget what has come, and take the packets of this run only."""
         self._run = run
+        self._used = 0
         self.foreign = 0
         for lane in self.lanes.values():
             lane.begin()
@@ -242,84 +259,127 @@ class Receiver:
 
         :raises Disconnected: the interface has no peer.
         """
-        count = queue.recv_into(self._matrix, self._lengths)
+        start = self._used
+        end = start + _AT_ONCE
+        count = queue.recv_into(self._matrix[start:end], self._lengths[start:end])
         if count:
-            self._check(count, time.monotonic_ns())
+            self._now[start : start + count] = time.monotonic_ns()
+            self._used = start + count
+            if self._used >= self._many:
+                self.finish()
         return count
 
-    def _check(self, count: int, now: int) -> None:
+    def finish(self) -> None:
+        """Check the packets that were taken."""
+        count, self._used = self._used, 0
+        if not count:
+            return
         lengths = self._lengths[:count]
         size = int(lengths[0])
         if (lengths == size).all():
-            whole = self._check_size(slice(0, count), size, count)
-            first, second = self._first[:count], self._second[:count]
-            if whole is None:  # one lane, and nothing wrong: the usual case
-                self._lane(int(first[0])).take(first, second, now)
-                return
-        else:
-            whole = np.zeros(count, np.bool_)
-            for size in np.unique(lengths).tolist():
-                rows = np.flatnonzero(lengths == size)
-                good = self._check_size(rows, size, len(rows))
-                whole[rows] = True if good is None else good
-            first, second = self._first[:count], self._second[:count]
-        if not whole.any():
+            self._check(_Batch.of(self._matrix[:count], size, self._now[:count]))
             return
-        first, second = first[whole], second[whole]
-        keys = first & _LOW_32
-        for key in np.unique(keys).tolist():
-            rows = keys == key
-            self._lane(key).take(first[rows], second[rows], now)
+        sizes: list[int] = np.unique(lengths).tolist()
+        groups = [(each, np.flatnonzero(lengths == each)) for each in sizes]
+        self._check(*(_Batch.of(self._matrix, each, self._now[rows], rows) for each, rows in groups))
 
-    def _lane(self, word: int) -> LaneCheck:
-        return self.lanes[(word & 0xFFFFFFFF) >> 16]
-
-    def _check_size(self, rows: slice | Array, size: int, count: int) -> Array | None:
-        """Read the marks of rows with packets of one size, and check and count them.
-
-        :returns: whether each one is ours and whole; None if all are, and of one lane.
-        """
-        if not signature.SIZE <= size <= self._matrix.shape[1]:
-            self.foreign += count
-            return np.zeros(count, np.bool_)
-        data = self._matrix[rows]
-        marks = data[:, size - signature.SIZE : size].view("<u8")
-        first, second = marks[:, 0].copy(), marks[:, 1].copy()
-        self._first[rows], self._second[rows] = first, second
-        keys = first.astype(np.uint32)
-        key = int(keys[0])
-        if (keys == key).all():
-            lane = self._ours(key)
-            if lane is None:
-                self.foreign += count
-                return np.zeros(count, np.bool_)
-            good = self._check_lane(lane, data, first, second, size)
-            return None if good.all() else good
-        result = np.zeros(count, np.bool_)
-        for key in np.unique(keys).tolist():
-            own = np.flatnonzero(keys == key)
-            lane = self._ours(key)
-            if lane is None:
-                self.foreign += len(own)
+    def _check(self, *batches: _Batch) -> None:
+        """Check batches of packets of one size each, and give each lane its marks in the order in which they came."""
+        whole: dict[int, list[_Batch]] = {}
+        for batch in batches:
+            if not batch.has_marks:
+                self.foreign += batch.count
                 continue
-            result[own] = self._check_lane(lane, data[own], first[own], second[own], size)
-        return result
+            for key, own in batch.by_key():
+                lane = self.lanes.get(key >> 16) if key & 0xFFFF == self._run else None
+                if lane is None:
+                    self.foreign += own.count
+                    continue
+                lane.tally.received += own.count
+                lane.tally.received_bytes += own.count * own.size
+                good = lane.is_whole(own, key)
+                wrong = own.count - int(np.count_nonzero(good))
+                lane.tally.corrupted += wrong
+                whole.setdefault(key >> 16, []).append(own.chosen(good) if wrong else own)
+        for number, parts in whole.items():
+            joined = _joined(parts)
+            if joined.count:
+                self.lanes[number].take(joined.sequence, joined.times, joined.now)
 
-    def _ours(self, key: int) -> LaneCheck | None:
-        return self.lanes.get(key >> 16) if key & 0xFFFF == self._run else None
 
-    def _check_lane(self, lane: LaneCheck, data: Array, first: Array, second: Array, size: int) -> Array:
-        """Count packets of one lane and size, and return whether each one is whole."""
-        tally = lane.tally
-        tally.received += len(first)
-        tally.received_bytes += len(first) * size
-        body = lane.body(size)
-        length = min(body.length, size - signature.SIZE)
-        if body.word_sum is None:
-            good = signature.is_whole(first, second, _word_sums(data, length, size))
-        else:
-            good = signature.is_whole(first, second, body.word_sum)
-            if length:
-                good &= _long_sums(data, length, size) == _U64(body.long_sum)
-        tally.corrupted += len(first) - int(np.count_nonzero(good))
-        return good
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Packets of one size, and their marks.
+
+    :ivar data: rows of packets, of which these are some.
+    :ivar rows: which rows these are; None: all.
+    :ivar now: when each packet came.
+    """
+
+    data: Array
+    size: int
+    rows: Array | None
+    now: Array
+    key: Array
+    sequence: Array
+    times: Array
+    check: Array
+
+    @classmethod
+    def of(cls, data: Array, size: int, now: Array, rows: Array | None = None) -> _Batch:
+        """Return the packets in some rows."""
+        start = size - signature.SIZE
+        if start < 0 or size > data.shape[1]:
+            nothing = np.zeros(0, np.uint32)
+            return cls(data, size, rows, now, nothing, nothing, nothing, nothing)
+
+        def column(offset: int, width: int) -> Array:
+            found: Array = data[:, start + offset : start + offset + width].view(f"<u{width}")[:, 0]
+            return found.copy() if rows is None else found[rows]
+
+        times = column(signature.TIME, 8)
+        return cls(
+            data, size, rows, now, column(0, 4), column(signature.SEQUENCE, 4), times, column(signature.CHECK, 2)
+        )
+
+    @property
+    def count(self) -> int:
+        return len(self.now)
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether the packets are long enough for a mark, and not too long to have been copied whole."""
+        return len(self.key) > 0
+
+    def body(self, length: int) -> Array:
+        """Return the ``length`` bytes before the mark of each packet."""
+        end = self.size - signature.SIZE
+        found: Array = (
+            self.data[:, end - length : end] if self.rows is None else self.data[self.rows, end - length : end]
+        )
+        return found
+
+    def by_key(self) -> list[tuple[int, _Batch]]:
+        """Return each key that the marks have, with the packets that have it."""
+        first = int(self.key[0])
+        if (self.key == first).all():
+            return [(first, self)]
+        return [(key, self.chosen(self.key == key)) for key in np.unique(self.key).tolist()]
+
+    def chosen(self, those: Array) -> _Batch:
+        """Return some of the packets."""
+        rows = np.flatnonzero(those) if self.rows is None else self.rows[those]
+        parts = (part[those] for part in (self.now, self.key, self.sequence, self.times, self.check))
+        return _Batch(self.data, self.size, rows, *parts)
+
+
+def _joined(parts: Sequence[_Batch]) -> _Batch:
+    """Return packets of several sizes in the order in which they came."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    rows = np.concatenate([part.rows for part in parts if part.rows is not None])
+    ranks = np.argsort(rows, kind="stable")
+    names = ("now", "key", "sequence", "times", "check")
+    joined = (np.concatenate([getattr(part, name) for part in parts])[ranks] for name in names)
+    return _Batch(first.data, first.size, rows[ranks], *joined)

@@ -1,4 +1,4 @@
-"""The mark of a checked packet: its last 16 bytes.
+"""The mark of a checked packet: its last 18 bytes.
 
 Owns the layout of the mark and what its check value covers. All numbers are little-endian:
 
@@ -8,12 +8,14 @@ bytes       content
 0 and 1     the number of the run, so that late packets of another run are known
 2 and 3     the lane: a stream, a direction and a queue
 4 to 7      the sequence number within the lane
-8 and 9     the check value
-10 to 15    ``CLOCK_MONOTONIC`` in nanoseconds when the packet was sent, 48 bits
+8 to 11     ``CLOCK_MONOTONIC`` in units of 16 ns when the packet was sent
+12 to 15    the same with all bits inverted
+16 and 17   the check value
 ==========  =====================================================================
 
 The check value makes the one's complement sum of everything behind the headers 0. So the mark does not change the
-checksum of UDP or TCP, and a device that rewrites addresses or ports leaves it right.
+checksum of UDP or TCP, and a device that rewrites addresses or ports leaves it right. The time and its inverse are 0
+together, so a packet gets its time at the last moment without any sum.
 """
 
 from __future__ import annotations
@@ -22,81 +24,73 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from memifrt.traffic.checksums import fold, fold_to_16_bits
+from memifrt.traffic.checksums import fold_words
 
 if TYPE_CHECKING:
     from memifrt.traffic.arrays import Array
 
-#: The bytes of the mark.
-SIZE = 16
+#: The bytes of the mark, and where its numbers begin.
+SIZE = 18
+SEQUENCE, TIME, CHECK = 4, 8, 16
 #: The lanes that the mark can name.
 MAX_LANES = 1 << 16
-_U64 = np.uint64
-_TIME_MASK = (1 << 48) - 1
-_TIME_SHIFT, _SEQUENCE_SHIFT = _U64(16), _U64(32)
-_LOW_16, _LOW_32 = _U64(0xFFFF), _U64(0xFFFFFFFF)
-
-
-def first_word(run: int, lane: int, sequence: int) -> int:
-    """Return the first 8 bytes of a mark as a number."""
-    return (sequence & 0xFFFFFFFF) << 32 | lane << 16 | run
+#: The binary logarithm of the unit of time. 32 bits of 16 ns are 68 seconds: the longest latency that is known.
+_UNIT = 4
+_U32, _U64 = np.uint32, np.uint64
+_SIXTEEN = _U32(16)
+_LOW_16, _LOW_32 = _U32(0xFFFF), _U64(0xFFFFFFFF)
 
 
 def key(run: int, lane: int) -> int:
-    """Return the part of the first word that names the lane."""
+    """Return the first 4 bytes as a number: they name the run and the lane."""
     return lane << 16 | run
 
 
-def missing_sum(first_words: Array, rest: Array | int, scratch: Array) -> Array:
-    """Return the check values that packets would have at time 0.
+def stamp(now: int) -> int:
+    """Return the 8 bytes for a time in nanoseconds as a number."""
+    time = now >> _UNIT & 0xFFFFFFFF
+    return time | (time ^ 0xFFFFFFFF) << 32
 
-    :param rest: the sum of the words of everything else behind the headers, below 2**46.
+
+def check_values(sequence: Array, rest: Array | int, total: Array, scratch: Array) -> None:
+    """Set ``total`` to the check values of packets.
+
+    :param sequence: the sequence numbers, of 32 bits.
+    :param rest: the sum of the words of run, lane, and everything else behind the headers, below 2**30.
     """
-    total: Array = np.bitwise_and(first_words, _LOW_32)
-    np.right_shift(first_words, _SEQUENCE_SHIFT, out=scratch)
+    np.right_shift(sequence, _SIXTEEN, out=total)
+    np.bitwise_and(sequence, _LOW_16, out=scratch)
     np.add(total, scratch, out=total)
-    np.add(total, rest if isinstance(rest, np.ndarray) else _U64(rest), out=total)
-    fold_to_16_bits(total, scratch)
-    np.subtract(_LOW_16, total, out=total)
-    return total
+    np.add(total, rest if isinstance(rest, np.ndarray) else _U32(rest), out=total)
+    fold_words(total, scratch)
+    np.bitwise_xor(total, _LOW_16, out=total)
 
 
-def stamp(missing: Array, now: int, out: Array, scratch: Array) -> None:
-    """Set the second words of marks.
+def is_whole(sequence: Array, times: Array, check: Array, rest: Array | int) -> Array:
+    """Return for each packet whether its check value and its time are right.
 
-    :param missing: what :func:`missing_sum` returned for these packets.
-    :param now: the time in nanoseconds.
+    :param times: the two numbers of the time in one of 64 bits.
+    :param rest: as :func:`check_values` has it.
     """
-    time = now & _TIME_MASK
-    # The check value is what is missing, less the sum of the time: that is plus its complement.
-    np.add(missing, _U64(0xFFFF - fold(time)), out=out)
-    np.right_shift(out, _TIME_SHIFT, out=scratch)
-    np.add(out, scratch, out=out)
-    np.bitwise_and(out, _LOW_16, out=out)
-    np.bitwise_or(out, _U64(time << 16), out=out)
+    total: Array = np.right_shift(sequence, _SIXTEEN)
+    scratch: Array = np.bitwise_and(sequence, _LOW_16)
+    np.add(total, scratch, out=total)
+    np.add(total, check, out=total)
+    np.add(total, rest if isinstance(rest, np.ndarray) else _U32(rest), out=total)
+    fold_words(total, scratch)
+    good: Array = total == _LOW_16
+    halves = times.view(_U32)
+    good &= (halves[::2] ^ halves[1::2]) == _U32(0xFFFFFFFF)
+    return good
 
 
-def is_whole(first: Array, second: Array, rest: Array | int) -> Array:
-    """Return for each packet whether its check value is right.
+def latency(times: Array, now: Array) -> Array:
+    """Return how many nanoseconds packets were under way, as a multiple of 16.
 
-    :param rest: the sum of the words of everything else behind the headers, below 2**46.
+    :param now: when each one came, in nanoseconds, of 64 bits.
     """
-    total = np.bitwise_and(first, _LOW_32)
-    scratch = np.right_shift(first, _SEQUENCE_SHIFT)
-    np.add(total, scratch, out=total)
-    np.bitwise_and(second, _LOW_32, out=scratch)
-    np.add(total, scratch, out=total)
-    np.right_shift(second, _SEQUENCE_SHIFT, out=scratch)
-    np.add(total, scratch, out=total)
-    np.add(total, rest if isinstance(rest, np.ndarray) else _U64(rest), out=total)
-    fold_to_16_bits(total, scratch)
-    result: Array = total == _LOW_16
-    return result
-
-
-def latency(second: Array, now: int) -> Array:
-    """Return how many nanoseconds ago packets were sent."""
-    sent: Array = np.right_shift(second, _TIME_SHIFT)
-    np.subtract(_U64(now & _TIME_MASK), sent, out=sent)
-    np.bitwise_and(sent, _U64(_TIME_MASK), out=sent)
-    return sent
+    passed: Array = np.right_shift(now, _U64(_UNIT))
+    np.subtract(passed, times, out=passed)
+    np.bitwise_and(passed, _LOW_32, out=passed)
+    np.left_shift(passed, _U64(_UNIT), out=passed)
+    return passed

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from memifrt.errors import ConfigError
 from memifrt.traffic.fields import Field
 from memifrt.traffic.layout import reversed_packet
-from memifrt.traffic.prepare import Template, marked
+from memifrt.traffic.prepare import Template, marked, places_of
 from memifrt.traffic.rate import Rate
 from memifrt.traffic.template import Sizes, capture_packets, packet_bytes, parse_sizes, sized
 from memifrt.types import Mode
@@ -142,7 +142,8 @@ class Stream:
 
         :param mark: whether the packets get a mark.
         :param backward: whether source and destination are exchanged.
-        :raises ConfigError: a packet cannot have its size, has no room for the mark, or there are too many packets.
+        :raises ConfigError: a packet cannot have its size, has no room for the mark, or lacks a field; or there are
+            too many packets.
         :raises MemifError: the capture cannot be read.
         """
         try:
@@ -161,7 +162,10 @@ class Stream:
             for data, size in itertools.islice(pairs, length):
                 whole = data if size is None else sized(data, size, mode, fcs=self.fcs)
                 made.append(Template.of(whole, mode))
-            return marked(made, fcs=self.fcs and mode is not Mode.IP) if mark else made
+            if mark:
+                made = marked(made, fcs=self.fcs and mode is not Mode.IP)
+            places_of(made, self.varied, mark=mark)
+            return made
         except ConfigError as error:
             raise ConfigError(f"stream {self.name}: {error}") from error
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from memifrt.capture.pcap import LinkType, open_capture
 from memifrt.errors import ConfigError
+from memifrt.packets import parse_mac
 from memifrt.traffic.layout import FCS, resized
 from memifrt.types import Mode
 
@@ -91,7 +92,7 @@ def built(packet: Packet) -> bytes:
     try:
         return bytes(made)
     except Exception as error:  # scapy raises what its fields run into
-        raise ConfigError(f"scapy cannot build {packet.summary()}: {error}") from error
+        raise ConfigError(f"scapy cannot build {packet.summary()}: {_line(error)}") from error
 
 
 def parse_expression(text: str) -> Packet:
@@ -172,7 +173,7 @@ class _Evaluator:
         try:
             return layer(*values, **given)
         except Exception as error:  # scapy raises what its fields run into
-            raise ConfigError(f"{name}: {error}") from error
+            raise ConfigError(f"{name}: {_line(error)}") from error
 
 
 def _layer_class(name: str) -> Any:
@@ -187,9 +188,11 @@ def _layer_class(name: str) -> Any:
 
 def _check_address(layer: str, field: Any, value: Any) -> None:
     """Check that an address is one: scapy would look up a name, and make many packets of a network."""
-    from scapy.fields import IP6Field, IPField
+    from scapy.fields import IP6Field, IPField, MACField
 
     inner = getattr(field, "fld", field)
+    if isinstance(value, str) and isinstance(inner, MACField):
+        parse_mac(value)
     if not isinstance(value, str) or not isinstance(inner, IPField | IP6Field):
         return
     kind = ipaddress.IPv4Address if isinstance(inner, IPField) else ipaddress.IPv6Address
@@ -198,6 +201,10 @@ def _check_address(layer: str, field: Any, value: Any) -> None:
     except ValueError:
         what = "an IPv4" if kind is ipaddress.IPv4Address else "an IPv6"
         raise ConfigError(f"{layer}: {field.name} is {value!r}; it must be {what} address (fields vary it)") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def capture_packets(path: str, mode: Mode) -> list[bytes]:
@@ -245,10 +252,8 @@ def parse_sizes(given: Sizes) -> tuple[int, ...]:
         if given.strip().lower() in MIXES:
             return MIXES[given.strip().lower()]
         items: list[Any] = [part.strip() for part in given.split(",")]
-    elif isinstance(given, int):
-        items = [given]
     else:
-        items = list(given)
+        items = list(given) if isinstance(given, list | tuple) else [given]
     sizes = []
     for item in items:
         number = int(item) if isinstance(item, str) and re.fullmatch("[0-9]{1,6}", item) else item

@@ -191,7 +191,8 @@ def summary(report: Report) -> str:
 
 def sparkline(report: Report, width: int, unicode: bool) -> str:
     """Return the rate of sent packets over time as a line of ``width`` symbols at most."""
-    rates = [each.sent for each in intervals(report.samples)][-min(width, _LONGEST_SPARKLINE) :]
+    shown = intervals(report.samples)
+    rates = [each.sent for each in shown[max(len(shown) - min(width, _LONGEST_SPARKLINE), 0) :]]
     highest = max(rates, default=0)
     levels = _LEVELS if unicode else _ASCII_LEVELS
     return "".join(levels[min(8 * rate // highest, 7)] if highest else levels[0] for rate in rates)

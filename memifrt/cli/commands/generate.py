@@ -228,6 +228,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if rate is not None and rate.unit == "percent" and link_speed is None:
         raise ConfigError(f"--rate {rate} needs the speed of a link: --link-speed 10Gbps")
 
+    if arguments.plot:
+        _traffic("plot", "check_plot")(arguments.plot)
+
     def on_ready() -> None:
         where = " and ".join(map(str, ends))
         complain(f"memifrt generate: {len(streams)} stream{'s' * (len(streams) != 1)} on {where}; Ctrl+C ends it")
