@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
@@ -163,6 +163,9 @@ class Runtime:
         self._interfaces: list[Interface] = []
         #: When the runtime was created, in Unix time (seconds).
         self.started = time.time()
+        #: Counters of the application, which the stats socket and Prometheus show: a function for each group of them
+        #: that returns the counters by name.
+        self.application_counters: dict[str, Callable[[], Mapping[str, int]]] = {}
         #: The URL that Prometheus scrapes; empty if the runtime serves no metrics.
         self.metrics_url = ""
         self._servers: list[Server] = []

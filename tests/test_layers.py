@@ -50,6 +50,7 @@ ORDER = [
     "scapy",
     "capture",
     "ports",
+    "impairments",
     "traffic",
     "throughput",
     "cli",

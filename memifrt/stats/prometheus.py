@@ -39,6 +39,7 @@ class _Metric:
 
 
 _RUNTIME = _Metric("memifrt_info", "gauge", "The runtime.")
+_APPLICATION = _Metric("memifrt_application_total", "counter", "Counters of the application.")
 _UP = _Metric("memifrt_interface_up", "gauge", "Whether the interface is connected.")
 _PEER = _Metric("memifrt_interface_peer_info", "gauge", "The peer of a connected interface.")
 _SINCE = _Metric("memifrt_interface_connected_timestamp_seconds", "gauge", "Unix time of the current connection.")
@@ -107,6 +108,10 @@ def metrics(snapshot: Snapshot) -> str:
     )
     for metric, value_of in _OF_QUEUES:
         lines += _family(metric, ((where, value_of(queue)) for where, queue in queues))
+    lines += _family(
+        _APPLICATION,
+        ((_labels({"group": each["group"], "counter": each["name"]}), each["value"]) for each in snapshot["counters"]),
+    )
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypedDict
 
 from memifrt.interface import Interface
@@ -38,6 +38,9 @@ class SnapshotSource(Protocol):
 
     @property
     def interfaces(self) -> Iterable[Interface]: ...
+
+    @property
+    def application_counters(self) -> Mapping[str, Callable[[], Mapping[str, int]]]: ...
 
 
 # --- the schema -----------------------------------------------------------------------------------------------------
@@ -104,11 +107,20 @@ class InterfaceStats(TypedDict):
     queues: list[QueueStats]
 
 
+class CounterStats(TypedDict):
+    """A counter of the application. ``memifrt bridge`` has a group of counters for each impaired direction."""
+
+    group: str
+    name: str
+    value: int
+
+
 class Snapshot(TypedDict):
     """The state of a runtime at one time.
 
     ``name`` is its ``app_name``. ``rings`` is the ring implementation, ``native`` or ``python``. ``started`` is the
     time at which the runtime was made. ``monotonic`` is the system's monotonic clock in seconds, for rates.
+    ``counters`` are those of the application (:attr:`memifrt.Runtime.application_counters`).
     """
 
     schema: str
@@ -120,6 +132,7 @@ class Snapshot(TypedDict):
     time: float
     monotonic: float
     interfaces: list[InterfaceStats]
+    counters: list[CounterStats]
 
 
 def snapshot(runtime: SnapshotSource) -> Snapshot:
@@ -138,6 +151,11 @@ def snapshot(runtime: SnapshotSource) -> Snapshot:
         "time": time.time(),
         "monotonic": time.monotonic(),
         "interfaces": [_interface(interface) for interface in runtime.interfaces],
+        "counters": [
+            {"group": group, "name": name, "value": value}
+            for group, counts in runtime.application_counters.items()
+            for name, value in counts().items()
+        ],
     }
 
 

@@ -642,7 +642,7 @@ def test_metrics_of_a_pair_have_its_counters(
 
 
 def test_labels_are_escaped() -> None:
-    now: Any = {"name": 'a"b\\c\nd\x1b', "pid": 1, "rings": "native", "interfaces": []}
+    now: Any = {"name": 'a"b\\c\nd\x1b', "pid": 1, "rings": "native", "interfaces": [], "counters": []}
     assert 'name="a\\"b\\\\c\\\\nd\\\\x1b"' in metrics(now)
 
 
