@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from memifrt.errors import MemifError, PollCancelled
+from memifrt.errors import ConfigError, MemifError, PollCancelled
 from memifrt.throughput.method import NDR, Method
 from memifrt.throughput.report import LoadLatency, Report, SizeReport, pps
 from memifrt.throughput.search import ATTEMPTS, Found, Rate, Search, estimate, require
@@ -112,7 +112,7 @@ class _Measurement:
             report.generator = self._own_maximum(size, self._generator)
         max_rate = self._method.max_rate or report.generator
         if max_rate is None:
-            raise ValueError("max_rate is None; it must be given, or a generator to find it")
+            raise ConfigError("max_rate is None; it must be given, or a generator that finds it")
         self._search = Search(self._trial, size, self._method, max_rate, self._before_trial)
         found = self._search.run()
         _take(report, found)
@@ -135,7 +135,8 @@ class _Measurement:
         for number in range(1, _SELF_TRIALS + 1):
             self._on_step(Step(size, "generator", number, math.inf, _SELF_SECONDS))
             result = generator.measure(math.inf, _SELF_SECONDS, size)
-            best = max(best, result.received / _SELF_SECONDS)
+            # The rate is that of each direction, and the counts are those of both.
+            best = max(best, result.rate * (1 - result.loss_ratio))
         return best
 
     def _before_trial(self, rate: float, duration: float) -> None:

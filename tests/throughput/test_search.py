@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -271,6 +272,27 @@ def test_rates_that_leave_no_room_for_a_search_are_an_error() -> None:
         search(hard_limit(1e6), max_rate=1001)
     with pytest.raises(ConfigError, match="too close"):
         throughput(hard_limit(1e6), generator=hard_limit(500), sizes=(SIZE,), method=QUICK)
+
+
+def test_without_a_generator_the_highest_rate_must_be_given() -> None:
+    with pytest.raises(ConfigError, match="max_rate is None"):
+        throughput(hard_limit(1e6), sizes=(SIZE,), method=QUICK)
+    method = Method(trial=1, duration_sum=1, initial_trial=1, max_rate=2e6)
+    (size,) = throughput(hard_limit(1e6), sizes=(SIZE,), method=method).sizes
+    assert size.generator is None
+    assert size.ndr is not None
+    assert size.ndr.throughput == pytest.approx(1e6, rel=0.005)
+
+
+def test_the_generator_s_own_maximum_is_that_of_each_direction() -> None:
+    class Both(Device):
+        def measure(self, rate: float, duration: float, size: FrameSize, *, latency: bool = False) -> TrialResult:
+            one = super().measure(rate, duration, size, latency=latency)
+            return replace(one, offered=2 * one.offered, sent=2 * one.sent, received=2 * one.received)
+
+    generator = Both(lambda rate, duration, size: min(rate, 10e6))
+    (size,) = throughput(Both(generator.forward), generator=generator, sizes=(SIZE,), method=QUICK).sizes
+    assert size.generator == pytest.approx(10e6)
 
 
 def test_a_missing_library_is_one_line_that_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
