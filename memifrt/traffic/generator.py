@@ -242,7 +242,8 @@ class Generator:
         :param size: another size of the packets of all streams; None: their own.
         :param own_rates: False: streams with rates of their own share ``rate``, too.
         :param settle: the most seconds to wait for packets that are still on their way, since the last one came.
-        :param on_sample: called with a report of what is known so far, about every ``sample_interval`` seconds.
+        :param on_sample: called with a report of what is known so far, about every ``sample_interval`` seconds. In it,
+            packets that are still on their way count as lost.
         :param sample_interval: seconds between two samples; None: 0.1.
         :returns: the report. If the peer leaves, or :class:`~memifrt.PollCancelled` comes out of ``poll``, it has
             what is known so far, and says so in :attr:`Report.ended`.
