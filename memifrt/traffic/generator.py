@@ -31,6 +31,9 @@ _EVENTS, _SAMPLES = 1_000_000, 100_000_000
 _MANY_SAMPLES = 2000
 #: Packets that are not checked are only taken from the ring, so many at a time.
 _TAKEN = 512
+#: The most nanoseconds to wait at the end if packets are not checked: nobody knows how many are to come.
+#: And how often to look at the runtime's events before we believe that none comes: we may have been kept from them.
+_UNCHECKED_SETTLE, _QUIET = 100_000_000, 3
 #: The most nanoseconds to send longer than the duration, to catch up.
 _GRACE = 50_000_000
 #: The longest sleep while packets are not checked, in seconds.
@@ -239,7 +242,8 @@ class Generator:
         :param size: another size of the packets of all streams; None: their own.
         :param own_rates: False: streams with rates of their own share ``rate``, too.
         :param settle: the most seconds to wait for packets that are still on their way, since the last one came.
-        :param on_sample: called with a report of what is known so far, about every ``sample_interval`` seconds.
+        :param on_sample: called with a report of what is known so far, about every ``sample_interval`` seconds. In it,
+            packets that are still on their way count as lost.
         :param sample_interval: seconds between two samples; None: 0.1.
         :returns: the report. If the peer leaves, or :class:`~memifrt.PollCancelled` comes out of ``poll``, it has
             what is known so far, and says so in :attr:`Report.ended`.
@@ -353,16 +357,15 @@ class _Run:
             if elapsed >= duration:
                 self._catch_up()
                 return
-            progress = self._turn(elapsed)
-            for end in ends:
-                progress += end.drain()
+            sent = self._turn(elapsed)
+            if not sent and all(end.sender.done for end in ends):
+                return
+            received = sum(end.drain() for end in ends)
             if elapsed >= self._next_events:
                 self._look(elapsed)
-            if progress:
+            if sent or received:
                 continue
             self._finish()
-            if all(end.sender.done for end in ends):
-                return
             if busy:
                 os.sched_yield()
             else:
@@ -401,25 +404,27 @@ class _Run:
     def _wait_for_the_rest(self) -> None:
         """Wait until all packets have come back, or none has come for the time to settle."""
         last = begin = time.monotonic_ns()
+        settle = self._settle if self._check else min(self._settle, _UNCHECKED_SETTLE)
+        quiet = 0
         while True:
             progress = sum(end.drain() for end in self._ends)
             now = time.monotonic_ns()
             if progress:
-                last = now
+                last, quiet = now, 0
             else:
                 self._finish()
-            elapsed = now - self._start
-            if elapsed >= self._next_events:
-                self._look(elapsed)
-            if self._has_all() or now - last >= self._settle or now - begin >= 10 * max(self._settle, 1):
+            if self._check and self._has_all():
                 return
+            if (quiet >= _QUIET and now - last >= settle) or now - begin >= 10 * settle + _SECOND:
+                return
+            if now - self._start >= self._next_events:
+                self._look(now - self._start)
+                quiet += 1
             if not progress:
                 os.sched_yield()
 
     def _has_all(self) -> bool:
         """Return whether all sent packets have come back."""
-        if not self._check:
-            return all(not queue.in_flight() for end in self._ends for queue in end.interface.tx_queues)
         sent = sum(flow.sent for end in self._ends for flow in end.sender.flows)
         arrived = sum(lane.tally.arrived for end in self._ends if end.receiver for lane in end.receiver.lanes.values())
         return arrived >= sent

@@ -28,7 +28,7 @@ from memifrt.types import Mode
 #: and few enough that the rows stay in the core's cache.
 _ROWS = 4096
 _LEAST_ROWS = 256
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 2 << 20
 #: The most bytes and rows of a block that is made once.
 _KEPT_BYTES, _KEPT_ROWS = 4 << 20, 1 << 16
 #: The most bytes of all rows of one lane.
@@ -151,7 +151,8 @@ class Lane:
             if whole <= max(_KEPT_ROWS, least) and whole * width <= max(_KEPT_BYTES, pattern * width):
                 self._rewrites = False
                 return whole
-        return max(least, min(_ROWS, _BLOCK_BYTES // width) // pattern * pattern)
+        mean = sum(len(template.data) for template in self._templates) // pattern
+        return max(least, min(_ROWS, _BLOCK_BYTES // mean) // pattern * pattern)
 
     def begin(self, run: int) -> None:
         """Count from 0 again, in a run with this number."""

@@ -31,7 +31,7 @@ from memifrt.traffic.prepare import Template
 #: The most packets to take in one call.
 _AT_ONCE = 512
 #: The packets to check together, and the bytes that they may take.
-_ROWS, _LEAST_ROWS, _BLOCK_BYTES = 2048, 256, 1 << 20
+_ROWS, _LEAST_ROWS, _BLOCK_BYTES = 2048, 256, 2 << 20
 #: What a device may add to a packet, such as tags or a tunnel's headers, in bytes.
 _ROOM = 64
 #: How many numbers back a packet may be late and still be told from a duplicate. A power of two.

@@ -17,8 +17,6 @@ from memifrt.traffic.stream import Stream
 #: The most packets to send in one call: enough that the time of a call is small for each packet, and few enough that
 #: what comes back is looked at often.
 VECTOR = 512
-#: The same for marked packets, all of which have the time of the call.
-_MARKED_VECTOR = 256
 
 
 class Flow:
@@ -39,7 +37,6 @@ class Flow:
         #: For a flow as fast as it goes: the packets that it may send before the others have sent theirs.
         self.credit = 0.0
         self._turn = 0
-        self._vector = VECTOR if lanes[0].number is None else _MARKED_VECTOR
 
     @property
     def sent_bytes(self) -> int:
@@ -79,7 +76,7 @@ class Flow:
             index = self._turn
             self._turn = (index + 1) % len(lanes)
             now = time.monotonic_ns()
-            count = lanes[index].send(queues[index], min(wanted - sent, self._vector), now)
+            count = lanes[index].send(queues[index], min(wanted - sent, VECTOR), now)
             sent += count
             tries = 0 if count else tries + 1
         self.sent += sent

@@ -108,12 +108,15 @@ _COLUMNS = (
 )
 
 
-def table(report: Report, width: int, earlier: Report | None = None, limit: int | None = None) -> list[str]:
+def table(
+    report: Report, width: int, earlier: Report | None = None, limit: int | None = None, *, running: bool = False
+) -> list[str]:
     """Return the lines of a table: a head, a line for each stream, and their sum.
 
     :param width: the columns of the terminal.
     :param earlier: another report of the same run: rates are since then, not since the begin.
     :param limit: the most streams to show.
+    :param running: whether the run lasts: lost packets may then still be on their way, and are called missing.
     """
     rows = [_row(each, report, earlier) for each in report.rows()]
     left_out = 0
@@ -126,7 +129,8 @@ def table(report: Report, width: int, earlier: Report | None = None, limit: int 
     name_width = min(max(longest, len("stream")), _LONGEST_NAME)
     short = False
     while True:
-        cells = [[column.head for column in columns], *[[c.cell(row, short) for c in columns] for row in rows]]
+        heads = [column.head.replace("lost", "missing") if running else column.head for column in columns]
+        cells = [heads, *[[c.cell(row, short) for c in columns] for row in rows]]
         widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
         if name_width + sum(len(_BETWEEN) + each for each in widths) <= width:
             break
@@ -209,7 +213,7 @@ def screen(
     time = f"{report.seconds:.1f} s" + (f" of {duration:g} s" if duration else "")
     head = f"memifrt generate  {time}  "
     line = head + sparkline(report, max(width - len(head) - 1, 0), unicode)
-    return [line[:width], *table(report, width, earlier, max(height - 4, 2))]
+    return [line[:width], *table(report, width, earlier, max(height - 4, 2), running=True)]
 
 
 class View:

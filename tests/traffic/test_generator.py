@@ -59,7 +59,7 @@ def generator(runtime: Runtime, socket: str, peer: Peer, streams: Any = STREAM, 
 # --- what comes back ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [64, 68, 69, 200, "imix", (64, 1518)], ids=str)
+@pytest.mark.parametrize("size", [64, 68, 69, 200, 9000, "imix", (64, 1518)], ids=str)
 def test_nothing_is_lost_or_wrong_where_all_is_sent_back(runtime: Runtime, socket_name: str, size: Any) -> None:
     report = generator(runtime, socket_name, Peer(), STREAM.with_(size=size)).run(count=3000)
     total = report.total

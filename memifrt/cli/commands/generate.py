@@ -225,8 +225,9 @@ def _run(arguments: argparse.Namespace) -> int:
     elif arguments.direction not in (None, "forward"):
         raise ConfigError(f"--direction {arguments.direction} needs a second memif: --to")
     streams, rate, duration, count, link_speed = _what_to_send(arguments)
-    if rate is not None and rate.unit == "percent" and link_speed is None:
-        raise ConfigError(f"--rate {rate} needs the speed of a link: --link-speed 10Gbps")
+    for each in (rate, *(stream.own_rate for stream in streams)):
+        if each is not None and each.unit == "percent" and link_speed is None:
+            raise ConfigError(f"the rate {each} needs the speed of a link: --link-speed 10Gbps")
 
     if arguments.plot:
         _traffic("plot", "check_plot")(arguments.plot)
