@@ -101,7 +101,8 @@ class Generator:
 
     The interfaces must be connected and stay so. While a run lasts nothing else may use their queues, and they should
     have no ``on_interrupt``. Create them with ``rx_mode="polling"``, so that their peers do not kick for each burst.
-    Packets are prepared when the generator is made and are used again in each run.
+    Packets are prepared when the generator is made. Each run goes on where the last one has ended: with the next packet
+    of each stream, and the next values of its fields.
 
     :param interfaces: a connected interface, or two: what is sent on one is then expected on the other.
     :param streams: what to send.
@@ -430,11 +431,11 @@ class _Run:
         return arrived >= sent
 
     def _finish_interrupted(self) -> None:
-        """Take what has come until now."""
+        """Wait for packets that are on their way, until the program is interrupted again."""
         try:
-            for end in self._ends:
-                while end.drain():
-                    pass
+            self._wait_for_the_rest()
+        except PollCancelled:
+            pass
         except Disconnected as error:
             self._error = str(error)
 

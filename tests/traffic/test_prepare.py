@@ -67,7 +67,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("size", [None, 100, 101, (90, 64 + 27, 300), "imix"], ids=str)
+@pytest.mark.parametrize("size", [None, 101, (90, 64 + 27, 300), "imix"], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_every_packet_has_the_lengths_and_checksums_that_scapy_computes(name: str, size: Any) -> None:
     packet, fields = CASES[name]
@@ -76,7 +76,7 @@ def test_every_packet_has_the_lengths_and_checksums_that_scapy_computes(name: st
     size = (92, 570, 64 + 28, 1518) if size == "imix" else size
     stream = Stream(packet, size=size, fields=fields)
     packets = lane(stream).packets(9000)
-    chosen = [*range(12), *random.Random(1).sample(range(9000), 40)]
+    chosen = [*range(12), *random.Random(1).sample(range(9000), 25)]
     for index in chosen:
         assert rebuilt(packets[index]) == packets[index], index
     assert len({packets[index] for index in chosen}) > 5
@@ -88,7 +88,7 @@ def test_marked_packets_have_the_checksums_that_scapy_computes(name: str) -> Non
     stream = Stream(packet, size=(160, 161, 500), fields=fields)
     made = lane(stream, mark=True)
     packets = made.packets(3000, now=123456789) + made.packets(3000, now=2**36 - 1)
-    for index in random.Random(2).sample(range(6000), 60):
+    for index in random.Random(2).sample(range(6000), 40):
         assert rebuilt(packets[index]) == packets[index], index
 
 
