@@ -1,11 +1,12 @@
 # make run   sets up .venv and runs the demo          make lint  ruff and mypy --strict
-# make test  sets up .venv and runs the tests         make wheel builds an sdist and a wheel into dist/
+# make test  sets up .venv and runs the tests         make wheel builds an sdist and, from it, a manylinux wheel into dist/
 # make bench measures, and writes docs/benchmarks.md   make clean removes what these made
 # make fuzz  hostile peers and memory, TIME=60 seconds  make soak  traffic and killed peers, TIME=600 seconds
 # make test-patched  the tests that gevent's patches can change, under them
 # make test-asan  the rings' tests under AddressSanitizer and UBSan
 # make test-freethreaded  the rings' tests on a Python without the GIL, which it builds once
-# make docs  builds the documentation into build/docs  make help  this list
+# make docs  builds the documentation into build/docs  make man   the man page, into build/man
+# make help  this list
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -16,7 +17,7 @@ JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 # What the installed package is made of; the rest of it is used where it lies.
 BUILT  := pyproject.toml setup.py $(wildcard memifrt/*.pyx memifrt/*/*.pyx memifrt/*/*.pxd memifrt/*/*.pxi memifrt/*/*.h)
 
-.PHONY: run test test-patched test-asan test-freethreaded lint wheel bench fuzz soak docs clean help
+.PHONY: run test test-patched test-asan test-freethreaded lint wheel bench fuzz soak docs man clean help
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -29,7 +30,7 @@ test: $(VENV)/.dev
 # before anything can be patched. Not here: most of the rings' tests, which make no system call and take minutes; and
 # tests of programs (most of cli and examples), because a program that a test starts has no patches.
 PATCHED := $(addprefix tests/,capture connection control faces memory poll ports stats threaded test_errors.py test_events.py \
-	test_interface.py test_libmemif.py test_options.py test_packets.py test_runtime.py test_types.py \
+	test_interface.py test_libmemif.py test_options.py test_packets.py test_packets_ipv6.py test_runtime.py test_types.py \
 	$(addprefix system/test_,faults_system.py fds.py forks.py linear.py received_fds.py strangers.py) \
 	$(addprefix ring/test_,allocations.py derived_views.py pack_into.py vectorized.py) \
 	cli/test_dump.py examples/test_asyncio_app.py examples/test_gevent_app.py)
@@ -48,10 +49,14 @@ test-freethreaded:
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 wheel: $(VENV)/.dev
-	$(BIN)/python -m build
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --outdir build/wheel
+	mkdir -p dist && mv build/wheel/memifrt-*.tar.gz dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/memifrt-*.whl
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run --write $(ARGS)
@@ -68,6 +73,12 @@ soak: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -q -E -a -b html docs build/docs
 	@echo build/docs/index.html
+
+man: $(VENV)/.dev
+	mkdir -p build/man
+	$(BIN)/argparse-manpage --module memifrt.cli.command_line --function make_parser --format single-commands-section \
+		--project-name memifrt --manual-title memifrt --description "the memif tools" --output build/man/memifrt.1
+	@echo build/man/memifrt.1
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "memifrt needs Python 3.10 or newer; this is " + sys.version.split()[0] + ": run make PYTHON=python3.x")'

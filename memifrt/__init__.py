@@ -25,7 +25,7 @@ from memifrt.runtime import Runtime
 from memifrt.sockets import Socket
 from memifrt.types import BufferFlag, FdEvent, Mode, QueueCounters, Role, RxMode, State
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BufferFlag",

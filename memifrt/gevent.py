@@ -168,7 +168,7 @@ class GeventInterface(BaseInterface["_Signal"]):
     def _receive(
         self, call: Receiving[_Signal, _Taken], end: float | None, bursts: Bursts | None = None
     ) -> _Taken | None:
-        """Wait for packets and take them. Return None if ``bursts``, for which this takes them, is closed meanwhile.
+        """Wait for packets and take them. Return None if ``bursts``, the calling iterator, is closed meanwhile.
 
         This does what :meth:`_drive` does, without a generator and with few Python calls. Each call costs about a
         microsecond in a process that slept until the packet came.
@@ -280,7 +280,7 @@ class Bursts(BurstHolder["_Signal"]):
 
 
 class _Signal:
-    """Wakes one greenlet, at half the cost of an ``Event``. (That one may be set by other threads, and wake many.)"""
+    """Wakes one greenlet. An ``Event`` costs twice as much, because any thread may set it and it may wake many."""
 
     __slots__ = ("is_set", "waiter")
 

@@ -291,7 +291,7 @@ def check_secret(value: str | bytes | None) -> bytes:
         # Bytes of a command line that are not UTF-8 come as surrogates. They become the same bytes again.
         secret = value.encode(errors="surrogateescape") if isinstance(value, str) else value
     except UnicodeEncodeError:
-        raise ConfigError("the secret is not text that UTF-8 can encode") from None
+        raise ConfigError("the secret has a character that UTF-8 cannot encode") from None
     if len(secret) > SECRET_BYTES:
         raise ConfigError(f"the secret is {len(secret)} bytes long; at most {SECRET_BYTES} fit into a message")
     if b"\0" in secret:
@@ -306,7 +306,7 @@ def parse_stop(until: object) -> tuple[int, memoryview | None]:
     """Return the fd to watch, or -1, and the buffer to look at, or None.
 
     :param until: see :meth:`TxQueue.forward_from`.
-    :raises ConfigError: it is none of what is allowed there.
+    :raises ConfigError: ``until`` is neither an fd nor an object with ``fileno()`` nor a buffer.
     """
     if until is None:
         return -1, None

@@ -35,7 +35,7 @@ class WatchedQueue(Protocol):
         """Kick the peer, and count the kick."""
 
     def stop_watching(self) -> None:
-        """Clear the flag, so that the next send starts a new watch. A send before this call does not."""
+        """Note that the watch has ended. Only sends after this call start a new watch."""
 
 
 class LeftoverWatch:

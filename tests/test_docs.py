@@ -176,7 +176,7 @@ def parse_commands(block: Block, socket: str, folder: Path) -> None:
             words = shlex.split(command.rstrip("& "), comments=True)
             words = words[1:] if words and words[0].endswith("$") else words
             assert words[:1] == ["memifrt"], line
-            parsed = command_line._parser(words[1:]).parse_args(words[1:])
+            parsed = command_line.make_parser().parse_args(words[1:])
             assert parsed.command == words[1]
 
 

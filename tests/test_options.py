@@ -116,7 +116,7 @@ def test_a_secret_from_the_command_line_keeps_bytes_that_are_no_utf8() -> None:
         (b"s" * 24, "the secret is 24 bytes long; at most 23 fit into a message"),
         ("é" * 12, "the secret is 24 bytes long; at most 23 fit into a message"),
         (b"hush\0", "the secret has a NUL byte in it"),
-        ("hush\ud800", "the secret is not text that UTF-8 can encode"),
+        ("hush\ud800", "the secret has a character that UTF-8 cannot encode"),
         (23, "the secret is of type int; it must be a string or bytes"),
     ],
 )

@@ -6,8 +6,10 @@ A command is a :class:`Command` value in its own module; ``memifrt.cli.command_l
 from __future__ import annotations
 
 import argparse
+import difflib
 import itertools
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,10 @@ _T = TypeVar("_T")
 #: The limits of counts, and of times in seconds.
 MANY = 1_000_000_000
 _SHORTEST, _LONGEST = 0.001, 86400
+#: The variable with the secret of a command to which none is given.
+SECRET_VARIABLE = "MEMIFRT_SECRET"
+#: Characters of a line that are read at most: more than the longest secret has.
+_LONGEST_LINE = 256
 #: The most secrets to search for in an error message; and the length from which a secret needs no word boundaries.
 _MANY_SECRETS, _LONG_SECRET = 64, 100
 
@@ -60,6 +66,19 @@ class Parser(argparse.ArgumentParser):
 
     given: Sequence[str] = ()
 
+    def refuse_unknown_options(self, arguments: Sequence[str]) -> None:
+        """End with an error for the first long option that does not exist, and name the one that is most like it.
+
+        argparse would take its value for a positional argument, and complain about that first. The message has only
+        the option's name: the value may be the secret of a misspelt ``--secret``.
+        """
+        known = self._option_string_actions
+        for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
+            name = argument.partition("=")[0]
+            if name.startswith("--") and name not in known:
+                options = [option for option in known if option.startswith("--")]
+                self.error(f"unknown argument {name}{did_you_mean(name, options)}")
+
     def error(self, message: str) -> NoReturn:
         secrets = set(_secrets(self.given))
         if len(secrets) > _MANY_SECRETS:  # each one needs a search of the message, which may be as long as all
@@ -74,29 +93,101 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, one_line(f"{self.prog}: {message} (see {self.prog} --help)") + "\n")
 
 
+def did_you_mean(word: str, choices: Sequence[str]) -> str:
+    """Return ``; did you mean CHOICE?`` for the choice that is most like a word, or nothing if none is."""
+    close = difflib.get_close_matches(word, choices, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 def _secrets(arguments: Sequence[str]) -> list[str]:
     following = [value for option, value in itertools.pairwise(arguments) if option == "--secret"]
     attached = [value.partition("=")[2] for value in arguments if value.startswith("--secret=")]
     in_endpoints = [found for value in arguments for found in re.findall(r"[:,]secret=([^,]*)", value)]
-    return [secret for secret in following + attached + in_endpoints if secret]
+    in_environment = [os.environ.get(SECRET_VARIABLE, "")]
+    return [secret for secret in following + attached + in_endpoints + in_environment if secret]
 
 
 # --- an interface --------------------------------------------------------------------------------------------------
 
 
-def add_interface_arguments(parser: Parser, ip: str) -> None:
+def add_interface_arguments(parser: Parser, *ips: str) -> None:
+    """Add the options of an interface that has addresses.
+
+    :param ips: the default addresses, at least one.
+    """
     add = add_peer_arguments(parser, "interrupt").add_argument
-    add("--ip", type=checked(parse_ip), default=ip, metavar="A.B.C.D", help=f"own IPv4 address; default {ip}")
-    mac = format_mac(default_mac(parse_ip(ip)))
-    add("--mac", type=checked(own_mac), metavar="M", help=f"own MAC address; default 02:fe and the IP address ({mac})")
+    add(
+        "--ip",
+        type=checked(unicast_ip),
+        action="append",
+        metavar="ADDRESS",
+        help=f"own IPv4 or IPv6 address; give several with an --ip each; default {' and '.join(ips)}",
+    )
+    parser.set_defaults(default_ips=tuple(map(parse_ip, ips)))
+    mac = format_mac(default_mac(parse_ip(ips[0])))
+    add(
+        "--mac",
+        type=checked(own_mac),
+        metavar="M",
+        help=f"own MAC address; default 02:fe and the last four bytes of the first IP address ({mac})",
+    )
 
 
 def add_peer_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
     """Add the options that a peer may require: :func:`add_ring_arguments`, secret and mode."""
     group = add_ring_arguments(parser, rx_mode)
-    _add_option(group, "secret", None)
+    add_secret_arguments(group)
     _add_option(group, "mode", "ethernet")
     return group
+
+
+def add_secret_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add ``--secret`` and ``--secret-file``. Without them the variable ``MEMIFRT_SECRET`` counts.
+
+    Everybody on the machine can read the arguments of a process, but not its files and its environment.
+    """
+    option = TEXT_OPTIONS["secret"]
+    parse = checked(option.parse)
+    variable = os.environ.get(SECRET_VARIABLE)
+
+    def parse_secret(text: str) -> object:
+        try:
+            return parse(text)
+        except argparse.ArgumentTypeError as error:
+            if text is not variable:
+                raise
+            raise argparse.ArgumentTypeError(f"{SECRET_VARIABLE}: {error}") from error
+
+    group.add_argument(
+        "--secret",
+        type=parse_secret,
+        default=variable,  # argparse parses a default that is a string
+        metavar=option.values,
+        help=f"{option.help}; default: the variable {SECRET_VARIABLE}, else none",
+    )
+    group.add_argument(
+        "--secret-file",
+        dest="secret",
+        type=lambda path: parse(_first_line(path)),
+        default=argparse.SUPPRESS,
+        metavar="PATH",
+        help="a file whose first line is the secret; other users of the machine can see --secret",
+    )
+
+
+def _first_line(path: str) -> str:
+    """Return the first line of a file, without its end.
+
+    :raises argparse.ArgumentTypeError: the file cannot be read, or has no first line.
+    """
+    try:
+        with open(path, errors="surrogateescape") as file:
+            line = file.readline(_LONGEST_LINE).rstrip("\r\n")
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from error
+    if not line:
+        raise argparse.ArgumentTypeError(f"{path}: the first line must be the secret, and it is empty")
+    return line
 
 
 def add_ring_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
@@ -181,9 +272,10 @@ def session_options(arguments: argparse.Namespace) -> SessionOptions:
 
 def program_interface(arguments: argparse.Namespace) -> ProgramInterface:
     """Return the interface, with its addresses, that the arguments describe."""
+    ips = arguments.default_ips if arguments.ip is None else tuple(dict.fromkeys(arguments.ip))
     return ProgramInterface(
-        ip=arguments.ip,
-        mac=default_mac(arguments.ip) if arguments.mac is None else arguments.mac,
+        ips=ips,
+        mac=default_mac(ips[0]) if arguments.mac is None else arguments.mac,
         socket=arguments.socket,
         config=interface_config(arguments),
         session_options=session_options(arguments),
@@ -229,6 +321,13 @@ def seconds_or_zero(text: str) -> float:
         return 0.0 if text == "0" else seconds(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, or 0") from error
+
+
+def unicast_ip(text: str) -> bytes:
+    ip = parse_ip(text)
+    if not any(ip) or (ip[0] == 0xFF if len(ip) == 16 else ip[0] >= 224):
+        raise ConfigError(f"{text!r} is not the address of one host; it must be unicast, like 192.168.1.2 or fe80::2")
+    return ip
 
 
 def own_mac(text: str) -> bytes:

@@ -12,8 +12,22 @@ import sys
 from collections.abc import Callable, Sequence
 
 import memifrt
-from memifrt.cli.arguments import Command, Parser
-from memifrt.cli.commands import bench, bridge, demo, doctor, dump, generate, ping, replay, responder, top
+from memifrt.cli.arguments import Command, Parser, did_you_mean
+from memifrt.cli.commands import (
+    bench,
+    bridge,
+    demo,
+    doctor,
+    dump,
+    extcap,
+    generate,
+    ping,
+    replay,
+    responder,
+    switch,
+    throughput,
+    top,
+)
 from memifrt.cli.program import NoPeerError, complain
 from memifrt.errors import MemifError
 
@@ -25,7 +39,10 @@ COMMANDS: tuple[Command, ...] = (
     dump.COMMAND,
     replay.COMMAND,
     generate.COMMAND,
+    throughput.COMMAND,
     bridge.COMMAND,
+    switch.COMMAND,
+    extcap.COMMAND,
     top.COMMAND,
     doctor.COMMAND,
     bench.COMMAND,
@@ -41,13 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     _print_anything()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(arguments)
+    parser, commands = make_parsers(arguments)
     try:
+        _refuse_unknown_names(parser, commands, arguments)
         parsed, unknown = parser.parse_known_args(arguments)
         if unknown:
-            parser.prog = f"memifrt {parsed.command}"  # its --help lists the arguments
-            # Show only the name: the value may be the secret of a misspelt --secret.
-            parser.error(f"unknown argument {unknown[0].partition('=')[0]}")
+            parsed.parser.error(f"unknown argument {unknown[0].partition('=')[0]}")
         command: Callable[[argparse.Namespace], int] = parsed.run
         return command(parsed)
     except SystemExit as error:  # argparse has printed
@@ -75,12 +91,46 @@ def _print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _refuse_unknown_names(parser: Parser, commands: dict[str, Parser], arguments: Sequence[str]) -> None:
+    """End with an error if the command or one of its options does not exist, and name what was probably meant."""
+    if not arguments:
+        return
+    name, *rest = arguments
+    if name.startswith("-"):
+        parser.refuse_unknown_options([name])
+        return
+    if name not in commands:
+        meant = did_you_mean(name, list(commands)) or f"; there are {', '.join(commands)}"
+        parser.error(f"there is no command {name!r}{meant}")
+    commands[name].refuse_unknown_options(rest)
+
+
 def _fail(line: str) -> int:
     complain(line)
     return 2
 
 
-def _parser(arguments: Sequence[str]) -> Parser:
+class _PrintCompletion(argparse.Action):
+    """Prints the script, and ends."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, values: object, option_string: str | None = None
+    ) -> None:
+        try:
+            import shtab
+        except ImportError:
+            parser.error("--print-completion needs shtab, which is not installed: pip install 'memifrt[completion]'")
+        print(shtab.complete(make_parser(), str(values)))
+        parser.exit()
+
+
+def make_parser() -> Parser:
+    """Return the parser of the whole command line. Shell completion and the man page are made from it."""
+    return make_parsers(())[0]
+
+
+def make_parsers(arguments: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
+    """Return the parser for these arguments, and those of the commands by name."""
     parser = Parser(
         "memifrt",
         description="memif, the shared memory packet interface, in Python.",
@@ -90,9 +140,16 @@ def _parser(arguments: Sequence[str]) -> Parser:
     )
     parser.given = arguments
     parser.add_argument("--version", action="version", version=f"memifrt {memifrt.__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print a script that completes commands and options in this shell",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parsers: dict[str, Parser] = {}
     for command in COMMANDS:
-        sub = commands.add_parser(
+        sub = parsers[command.name] = commands.add_parser(
             command.name,
             help=command.help,
             description=f"{command.help[0].upper()}{command.help[1:]}.",
@@ -101,6 +158,6 @@ def _parser(arguments: Sequence[str]) -> Parser:
             allow_abbrev=False,
         )
         sub.given = arguments
-        sub.set_defaults(run=command.run)
+        sub.set_defaults(run=command.run, parser=sub)
         command.add_arguments(sub)
-    return parser
+    return parser, parsers

@@ -7,6 +7,7 @@ of the handshake and passes on the peer's messages. Knows its interface and its 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -357,7 +358,7 @@ class Connection(ABC):
         owner, fd = self.owner, queue.fileno()
         wanted = owner is not None and owner.wants_interrupts and queue.rx_mode is not RxMode.POLLING
         if wanted and fd not in self._registry:
-            self._registry.add(fd, FdEvent.READ, lambda events: self._on_interrupt(queue))
+            self._registry.add(fd, FdEvent.READ, functools.partial(self._on_interrupt, queue))
         elif not wanted:
             self._registry.remove(fd)
 
@@ -366,7 +367,7 @@ class Connection(ABC):
         for queue in self.rx_queues:
             self._rx_mode_changed(queue)
 
-    def _on_interrupt(self, queue: RxQueue) -> None:
+    def _on_interrupt(self, queue: RxQueue, events: FdEvent = FdEvent.READ) -> None:
         if self.owner is None or not queue.connected:
             return
         try:
@@ -381,9 +382,9 @@ class Connection(ABC):
     def _hand_over_what_came_before(self) -> None:
         """Call ``on_interrupt`` for kicks that the peer sent before it left, and let the owner take what remains.
 
-        The kick and the disconnect may be ready in the same round, in either order. The callback is called until the
-        eventfd is read, as often as without a disconnect. The loop ends, because it stops when a call leaves as many
-        packets as before.
+        The kick and the disconnect may be ready in the same round, in either order. Without a disconnect the loop would
+        call the callback until it has read the eventfd, so this does the same. It stops earlier if a call has taken no
+        packets, so that it always ends.
         """
         for queue in self.rx_queues:
             left = queue.ring_size + 1

@@ -68,7 +68,7 @@ class ConnectionMemory:
             raise failure
 
     def abandon(self) -> None:
-        """Let nothing in a forked child reach the parent's eventfds and memory."""
+        """Cut a forked child off from the parent's eventfds and memory."""
         for event in self._events.values():
             event.abandon()
         for region in self.regions:

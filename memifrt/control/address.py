@@ -171,9 +171,9 @@ class Listener(OwnedFd):
     ) -> Listener:
         """Listen on an address. A stale socket file, on which no process listens, is replaced.
 
-        :param kind: memif's control channel is a ``SOCK_SEQPACKET`` socket.
-        :param permissions: mode and owner of the new file. It never has a wider mode, and no peer can connect before it
-            has both.
+        :param kind: the type of the socket. The default is that of memif's control channel.
+        :param permissions: mode and owner of the new file. They are set before a peer can connect, and the file never
+            has a wider mode, not even for a moment.
         :raises MemifOSError: EADDRINUSE: a process listens there already; ``FILE_NOT_SOCK``: another kind of file is
             there; ``NO_FILE``: the directory does not exist; ``ACCES``; EPERM: this process may not set the owner.
         """
@@ -254,10 +254,14 @@ def _bind_file(
 
 
 def _remove_stale(address: Address, kind: socket.SocketKind) -> None:
-    """Unlink a socket file if its listener is gone, so that connecting is refused.
+    """Unlink a stale socket file: one to which connecting fails with ECONNREFUSED, because its listener is gone.
 
     This never connects to a live memif listener, because a peer that connects and hangs up disturbs it (VPP crashes).
-    It connects with sockets of other kinds instead: the kernel refuses them with EPROTOTYPE if a listener is alive.
+    It connects with a datagram and a stream socket instead. If a memif listener is alive, the kernel refuses both with
+    EPROTOTYPE.
+
+    :raises MemifOSError: ``FILE_NOT_SOCK``: the file is not a socket, or is a socket of another kind than ``kind``;
+        otherwise the error of ``stat`` or ``connect``.
     """
     try:
         mode = os.stat(address.path).st_mode

@@ -185,7 +185,7 @@ class Channel:
 
     @property
     def hang_up(self) -> HangUp:
-        """What the guards of shared memory shut down when a page is lost: this channel, until it is closed."""
+        """The handle by which the guards of shared memory shut this channel down when a page is lost."""
         if self._hang_up is None:
             from memifrt.memory.sigbus import HangUp
 

@@ -240,7 +240,7 @@ def _check_versions(hello: Hello) -> None:
 def master(app_name: str) -> Conversation:
     """Talk to a slave: send HELLO, then answer each of its messages."""
     yield Send(Hello(app_name))
-    init = yield from _expect(Init, hint="it may only have looked who listens here")
+    init = yield from _expect(Init, hint="it may only have checked who listens here")
     if_name = yield from _admit(init)
     yield Send(Ack())
 

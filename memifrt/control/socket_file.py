@@ -73,8 +73,11 @@ class SocketFile(OwnedFd):
             return
         try:
             there = os.lstat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            logger.info("another process has already removed the socket file %s", self.path)
+            return
         except OSError as error:
-            logger.info("the socket file %s is gone already: %s", self.path, error.strerror)
+            logger.warning("cannot remove the socket file %s: %s", self.path, error.strerror)
             return
         if not os.path.samestat(there, os.fstat(self.fileno())):
             logger.warning("not removing %s: another file has replaced our socket file", self.path)

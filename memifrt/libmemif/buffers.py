@@ -1,6 +1,6 @@
 """``memif_buffer_t``: a handle of one buffer, which stays the same while its burst shrinks or its queue changes.
 
-Owns where the buffer is. The data and the checks are the burst's.
+Owns the position of the buffer in its burst. The burst owns the data and checks every access.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class MemifBuffer:
     def len(self) -> int:
         """The number of bytes of data. Set it before the buffer is sent.
 
-        The data can shrink, or grow as far as the buffer has room. On a slave that is its whole buffer. On a master it
-        is as much as the slave had posted when the buffer was allocated.
+        The data can shrink. On a slave it can grow to the end of the buffer. On a master an allocated buffer can grow
+        to the length that the slave posted, and a received buffer cannot grow.
 
         :raises ConfigError: the buffer has no room for this length, or the length is less than 1.
         """

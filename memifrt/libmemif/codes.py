@@ -1,6 +1,6 @@
-"""Turn memifrt's errors into libmemif's codes, and let what a callback raises pass.
+"""Turn memifrt's errors into libmemif's codes, and let the exceptions of callbacks pass through.
 
-Owns the rule, the last error of each thread, and the texts of codes. Knows no call of libmemif.
+Owns this translation, the last error of each thread, and the texts of codes. Knows no call of libmemif.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def recording(callback: Callable[_P, _T]) -> Callable[_P, _T]:
 
 @contextlib.contextmanager
 def pass_callback_errors() -> Iterator[None]:
-    """Let what a callback raises pass through a call, even if it is a :class:`MemifError`."""
+    """Let the exception of a callback pass through a call, even if it is a :class:`MemifError`."""
     watched, outer = getattr(_last, "watched", False), getattr(_last, "raised", None)
     _last.watched, _last.raised = True, None
     try:

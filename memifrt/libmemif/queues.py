@@ -167,20 +167,20 @@ def memif_set_next_free_buffer(conn: Interface | None, qid: int, buffer: MemifBu
 
 def _rx(conn: Interface | None, qid: int) -> RxQueue:
     live = live_connection(conn)
-    return _pick(live, live.rx_queues, qid)
+    return _pick(live, "receive", live.rx_queues, qid)
 
 
 def _tx(conn: Interface | None, qid: int) -> TxQueue:
     live = live_connection(conn)
-    return _pick(live, live.tx_queues, qid)
+    return _pick(live, "transmit", live.tx_queues, qid)
 
 
-def _pick(conn: Interface, queues: tuple[_Q, ...], qid: int) -> _Q:
+def _pick(conn: Interface, direction: str, queues: tuple[_Q, ...], qid: int) -> _Q:
     if 0 <= qid < len(queues):
         return queues[qid]
     if not conn.connected:
         raise Disconnected(f"{conn} is not connected")
-    raise MemifError(ErrorCode.QID, f"{conn} has {len(queues)} such queue(s); there is no queue {qid}")
+    raise MemifError(ErrorCode.QID, f"{conn} has {len(queues)} {direction} queue(s); there is no queue {qid}")
 
 
 @contextlib.contextmanager

@@ -229,8 +229,11 @@ class Region:
             raise
 
     def _watch(self, hang_up: HangUp | None) -> None:
-        """Guard the mapping, unless its pages cannot be lost: the application's own while the region is in use, any
-        other one until it is unmapped."""
+        """Guard the mapping, unless its pages cannot be lost.
+
+        The guard of an application's own mapping ends with the region. Any other mapping is guarded until it is
+        unmapped.
+        """
         if hang_up is None or _is_lasting(self._fd):
             return
         from memifrt.memory.sigbus import Guard

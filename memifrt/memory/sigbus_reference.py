@@ -3,8 +3,8 @@
 Owns the process's SIGBUS handler while a guard exists. Knows nothing of regions or peers.
 
 The handler is a Python function that ctypes calls on the thread that touched the page, in the middle of a copy, so it
-does as little as possible. It relies on the GIL: whatever changes the guards or forgets an fd holds the GIL, and so
-does the handler from its first line to its last.
+does as little as possible. It relies on the GIL: all code that changes the guards or forgets an fd holds the GIL, and
+so does the handler from its first line to its last.
 """
 
 from __future__ import annotations

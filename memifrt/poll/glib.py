@@ -137,7 +137,7 @@ class GLibPoller:
         if self._handler is None:  # start() was not called yet
             return True
         try:
-            self._handler(fd, _from_glib(condition))
+            self._handler(fd, _from_glib(int(condition)))
         except Exception as error:
             report(error, self._on_error, call_excepthook)
         except BaseException:
@@ -152,9 +152,9 @@ class GLibPoller:
         self._watches.clear()
 
 
-def _from_glib(condition: GLib.IOCondition) -> FdEvent:
+@functools.cache  # there are few conditions, and combining the members takes long
+def _from_glib(mask: int) -> FdEvent:
     """Return the events of a condition. A hang-up becomes ERROR; reading the fd shows the cause."""
-    mask = int(condition)
     return (
         (FdEvent.READ if mask & select.POLLIN else FdEvent(0))
         | (FdEvent.WRITE if mask & select.POLLOUT else FdEvent(0))

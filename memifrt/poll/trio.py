@@ -9,6 +9,7 @@ cancelling a task, and many events need only one turn of the scheduler.
 from __future__ import annotations
 
 import contextlib
+import select
 import threading
 
 import trio
@@ -19,6 +20,9 @@ from memifrt.poll.hook import FdHandler
 from memifrt.system import original_functions
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent, check_range
+
+#: What epoll reports whether or not it was asked for.
+_ERRORS = select.EPOLLERR | select.EPOLLHUP
 
 #: The most events to handle before other tasks get a turn; see :data:`memifrt.poll.asyncio.DEFAULT_BATCH`.
 DEFAULT_BATCH = 64
@@ -77,7 +81,8 @@ class TrioPoller:
         self.check_owner = RunCheck()
         self._batch = check_range("batch", batch, 1, 1 << 30)
         self._handler: FdHandler | None = None
-        self._wanted: dict[int, FdEvent] = {}
+        #: The events of each fd, as an epoll mask.
+        self._wanted: dict[int, int] = {}
         #: Fds that were removed after the current events were read: their events are stale.
         self._withdrawn: set[int] = set()
         self._epoll: original_functions.epoll | None = None
@@ -109,15 +114,15 @@ class TrioPoller:
         :raises RuntimeError: the nursery is closed.
         """
         self.check_caller()
-        wanted = events & (FdEvent.READ | FdEvent.WRITE)
+        wanted = to_epoll(events)
         if events & FdEvent.DEL:
             self._unwatch(fd)
         elif events & FdEvent.MOD:
             if self._epoll is not None:
-                self._epoll.modify(fd, to_epoll(wanted))
+                self._epoll.modify(fd, wanted)
             self._wanted[fd] = wanted
         else:
-            self._opened().register(fd, to_epoll(wanted))
+            self._opened().register(fd, wanted)
             self._wanted[fd] = wanted
 
     def close(self) -> None:
@@ -183,7 +188,7 @@ class TrioPoller:
             self._withdrawn.clear()
             for fd, mask in ready:
                 if fd not in self._withdrawn and fd in self._wanted:
-                    self._handle(fd, from_epoll(mask) & (self._wanted[fd] | FdEvent.ERROR))
+                    self._handle(fd, from_epoll(mask & (self._wanted[fd] | _ERRORS)))
 
     def _handle(self, fd: int, events: FdEvent) -> None:
         if self._handler is None:

@@ -161,7 +161,7 @@ class MemifPort(Port):
         return -1
 
     def set_watched(self, watched: bool) -> None:
-        """Let the runtime call ``on_packets``, or not, because threads receive the packets."""
+        """Choose whether the runtime calls ``on_packets``. It must not while threads receive the packets."""
         self.interface.on_interrupt = self._on_interrupt if watched else None
 
     def _on_interrupt(self, interface: Interface, qid: int) -> None:

@@ -35,7 +35,7 @@ _LONGEST = 65535 + 22
 class TapPort(Port):
     """A TAP device (TUN in mode ip). The port creates the device if there is none of this name, and brings it up.
 
-    It does not set again what is already right, so a device that root has prepared for a user needs no capability.
+    Settings that are right already are left alone. So a user needs no capability for a device that root has prepared.
 
     :raises ConfigError: a device of this name is of the other kind, or a MAC address is given for a TUN device.
     :raises MemifOSError: the device cannot be created or set up.

@@ -334,5 +334,5 @@ class TxQueue(Queue):
 
     @abstractmethod
     def stop_watching(self) -> None:
-        """Clear the flag, so that the next send that leaves packets starts a new watch."""
+        """Note that the timer no longer checks this queue. The next send that leaves packets starts a new watch."""
         raise NotImplementedError

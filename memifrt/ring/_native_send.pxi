@@ -12,6 +12,8 @@ cdef class TxRingBase(RingBase):
     cdef uint32_t published_total
     # How many of the staged descriptors hold rooms, in the call that is under way.
     cdef int rooms_staged
+    # How many buffers that call will probably use: as many rooms are staged at once, within limits.
+    cdef int64_t expected
     # Whether the rooms are a slave's own. Those of a master come from the peer, and must be checked.
     cdef bint buffers_are_ours
     # Whether send asks Python code for packets. That code must not use the ring that they are staged for.
@@ -64,7 +66,7 @@ cdef class TxRingBase(RingBase):
             raise ConfigError(f"a packet of {size} bytes; a packet has at most {MAX_PACKET_SIZE}")
         self.require_not_sending()
         cdef RingBurst burst = new_burst(self)
-        room = self.fresh_room()
+        room = self.fresh_room(wanted)
         self.notes_lengths = not ours
         while wanted:
             # The common case, without a call: a packet that fits into one buffer. The code below does the rest.
@@ -125,7 +127,7 @@ cdef class TxRingBase(RingBase):
         cdef int room, used = 0, got
         cdef Py_ssize_t sent = 0
         self.require_nothing_open()
-        room = self.fresh_room()
+        room = self.fresh_room(len(<list> packets) if PyList_CheckExact(packets) else CHUNK)
         self.sending = True
         try:
             for packet in packets:
@@ -155,7 +157,7 @@ cdef class TxRingBase(RingBase):
         cdef Py_ssize_t row, count = min(rows.rows, sizes.count)
         cdef uint64_t octets = 0
         self.require_nothing_open()
-        room = self.fresh_room()
+        room = self.fresh_room(count)
         for row in range(min(count, <Py_ssize_t> room)):
             octets += min(sizes.get(row), rows.width)
         if octets < LARGE:
@@ -214,11 +216,11 @@ cdef class TxRingBase(RingBase):
         with cython.critical_section(self, ring):
             ring.require_idle()
             self.require_idle()
-            if ring.open:  # their buffers go back first, and this way keeps the order
-                return self.relay_as_burst(ring, limit)
             if self.open or self.sending:
                 ring.more |= ring.available() > 0
                 self.require_nothing_open()
+            if ring.open:  # their buffers go back first, and this way keeps the order
+                return self.relay_as_burst(ring, limit)
             return self.relay_entries(ring, limit)
 
     cdef int relay_entries(self, RxRingBase ring, int limit) except -1 nogil:
@@ -237,6 +239,8 @@ cdef class TxRingBase(RingBase):
     cdef int relay_as_burst(self, RxRingBase ring, int limit) except -1:
         """Do as ``relay`` while bursts of the other ring are held."""
         cdef RingBurst burst = ring.take(limit, False)
+        if not burst.count:
+            return 0
         try:
             return self.forward(burst)
         finally:
@@ -285,7 +289,7 @@ cdef class TxRingBase(RingBase):
         :param consumed: is set to the index after the last entry that was sent or dropped.
         :returns: how many buffers were sent.
         """
-        cdef int room = self.fresh_room(), used = 0, got, sent = 0, stop, prepared = self.rooms_staged
+        cdef int room = self.fresh_room(count - start), used = 0, got, sent = 0, stop, prepared = self.rooms_staged
         cdef bint ours = self.buffers_are_ours
         cdef memif_descriptor *staged = self.staged
         cdef const memif_descriptor *entry
@@ -358,22 +362,24 @@ cdef class TxRingBase(RingBase):
                 f"a packet of {shown} bytes is longer than all {self.size} buffers of the ring together"
             )
 
-    cdef int fresh_room(self) except -1 nogil:
-        """Return ``room()``, at the start of a call that stages packets."""
+    cdef int fresh_room(self, int64_t expected) except -1 nogil:
+        """Return ``room()``, at the start of a call that stages packets for about ``expected`` buffers."""
         self.rooms_staged = 0
+        self.expected = expected
         self.notes_lengths = False
         return self.room()
 
     cdef int reserve(self, int used, int room, int64_t size) except -1 nogil:
         """Stage descriptors for one packet of ``size`` bytes (negative: one whole buffer) behind ``used`` others;
         return how many, 0 if the room does not suffice."""
-        cdef int64_t left = size
+        cdef int64_t left = size, ahead
         cdef int count = 0, position
         cdef memif_descriptor *entry
         while used + count < room:
             position = used + count
             if position >= self.rooms_staged:
-                self.prepare(position, min(CHUNK, room - position))
+                ahead = min(max(self.expected - position, FEW), CHUNK)
+                self.prepare(position, <int> min(ahead, room - position))
             entry = &self.staged[position]
             if not self.buffers_are_ours:
                 self.check_room(<uint16_t> (self.allocated + position), entry)

@@ -88,13 +88,13 @@ class Burst(Protocol):
     """Buffers of one ring, in order: those that are left, which means not sent yet.
 
     ``burst[i]`` and iteration give a writable memoryview of each buffer. ``len``, indices, iteration and ``packets``
-    all speak of the buffers that are left. Each call that sends some (``forward``, ``transmit``) or gives some back
+    all refer to the buffers that are left. Each call that sends some (``forward``, ``transmit``) or gives some back
     (``refill``) removes them from the front: ``burst[0]`` is then the next buffer to send. A view that you took before
     stays the view of its own buffer; the view of a buffer that is sent ends.
 
     The views end with the burst: ``close``, or the end of its ``with`` block, releases them. Drop everything that you
-    make of a view (a slice, a cast, a NumPy array) before the burst ends. If
-    something is left, the call that ends the burst raises ``BufferError``.
+    make of a view (a slice, a cast, a NumPy array) before the burst ends. If something is left, the call that ends the
+    burst raises ``BufferError``.
     """
 
     def __len__(self) -> int:
@@ -126,9 +126,9 @@ class Burst(Protocol):
     def set_length(self, index: int, length: int) -> None:
         """Make a buffer's data ``length`` bytes long.
 
-        The data may shrink, or grow into the room behind it. On a slave, that is the rest of its buffer. On a master,
-        it is the rest of what the slave posted if the buffer was allocated, and nothing if the buffer was received.
-        The buffer's view ends: take a new one.
+        The data may shrink. On a slave it may grow to the end of the buffer. On a master an allocated buffer may grow
+        to the length that the slave posted, and a received buffer may not grow. The buffer's view ends: take a new
+        one.
 
         :raises ConfigError: the buffer has no room for this length, or the length is less than 1.
         """
@@ -253,9 +253,9 @@ class Ring(Protocol):
 class RxRing(Ring, Protocol):
     """A ring to receive from. Every method may raise ``RingViolation``: the peer broke a rule of the ring.
 
-    The ring limits the work, not the peer. A chain has at most as many buffers as the ring has slots, a buffer at most
-    ``MAX_RECEIVED_BUFFER`` bytes (a slave's own buffers have their size) and a packet at most ``MAX_PACKET_SIZE``. More
-    is a violation.
+    The ring limits the work that a peer can cause. A chain has at most as many buffers as the ring has slots, and a
+    packet has at most ``MAX_PACKET_SIZE`` bytes. A buffer has at most ``MAX_RECEIVED_BUFFER`` bytes on a master, and at
+    most the buffer size of the interface on a slave. More than that is a violation.
     """
 
     def pending(self) -> int:
@@ -310,7 +310,7 @@ class RxRing(Ring, Protocol):
 
     @property
     def more(self) -> bool:
-        """Whether the last ``burst`` or ``recv`` left packets behind just because of its limit."""
+        """Whether the last ``burst`` or ``recv`` left packets behind only because of its limit."""
         raise NotImplementedError
 
     def set_headroom(self, headroom: int) -> None:
@@ -349,12 +349,14 @@ class TxRing(Ring, Protocol):
         raise NotImplementedError
 
     def send(self, packets: Iterable[ReadableBuffer], *, chain: bool = True) -> int:
-        """Copy packets onto the ring and publish them; return how many were taken, fewer if the ring is full.
+        """Copy packets into the ring and publish them; return how many were sent, fewer if the ring is full.
+
+        If the call raises, it has sent nothing.
 
         :param chain: whether a packet longer than a buffer may be sent as a chain.
-        :raises ConfigError: a packet is empty, not contiguous, longer than ``MAX_PACKET_SIZE``, or too long for the
-            ring or (without ``chain``) a buffer; or the iterable uses this ring itself. Nothing of this call is sent.
-        :raises PacketTypeError: a packet is no buffer. Nothing of this call is sent.
+        :raises ConfigError: a packet is empty, not contiguous, longer than ``MAX_PACKET_SIZE``, too long for the whole
+            ring, or (without ``chain``) too long for one buffer; or the iterable uses this ring while it is read.
+        :raises PacketTypeError: a packet is not a bytes-like object.
         """
         raise NotImplementedError
 
@@ -369,7 +371,7 @@ class TxRing(Ring, Protocol):
     def relay(self, source: RxRing, limit: int) -> int:
         """Receive up to ``limit`` buffers from ``source`` and forward them, in one pass; return how many buffers.
 
-        Packets that do not fit are not taken. If the call raises, none are.
+        Packets that do not fit stay in ``source``. If the call raises, all packets stay there.
         """
         raise NotImplementedError
 

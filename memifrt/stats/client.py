@@ -192,7 +192,7 @@ class Observer:
             program.ask()
 
     def wait(self, timeout: float, *also: int) -> set[int]:
-        """Take answers until all have come, or for ``timeout`` seconds.
+        """Receive the answers to :meth:`ask`, until every program has answered or ``timeout`` seconds have passed.
 
         :param also: fds that end the wait when they are readable.
         :returns: the fds of ``also`` that are readable.
@@ -295,7 +295,9 @@ def _difference(value: object, kind: object, where: str) -> str:
             return f"{where} is not an object"
         for name, hint in _fields(kind).items():
             if name in _SINCE_THEN:
-                value.setdefault(name, 0)
+                value.setdefault(name, [] if typing.get_origin(hint) is list else 0)
+            if name in _OPTIONAL and name not in value:
+                continue
             wrong = _difference(value[name], hint, name) if name in value else f"{where} has no {name!r}"
             if wrong:
                 return wrong
@@ -311,8 +313,10 @@ def _difference(value: object, kind: object, where: str) -> str:
     return "" if _is_scalar(value, kind) else f"{where} is not of type {getattr(kind, '__name__', kind)}"
 
 
-#: Counters that earlier releases do not send.
-_SINCE_THEN = {"repeated_kicks"}
+#: Counters and lists of counters that earlier releases do not send.
+_SINCE_THEN = {"repeated_kicks", "counters"}
+#: Parts that only some programs have.
+_OPTIONAL = {"switch"}
 
 
 @functools.cache

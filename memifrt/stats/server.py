@@ -73,8 +73,11 @@ class Client(ABC):
         return bool(self._output) or self._due
 
     def advance(self) -> bool:
-        """Read and write once without waiting, at most one answer. Return whether the connection stays open.
+        """Receive once if no answer is due, then send once if one is, without waiting.
 
+        A call sends at most one answer, or the part of it that the socket accepts. The next call sends the rest.
+
+        :returns: whether the connection stays open.
         :raises OSError: the connection is broken.
         """
         with contextlib.suppress(BlockingIOError):

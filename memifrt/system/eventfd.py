@@ -1,6 +1,6 @@
 """The system calls of an eventfd that is shared with a peer, readable and compiled.
 
-``NativeCalls`` of ``_eventfd.pyx`` are the same calls, compiled. Knows nothing of memif, nor of who closes the fd.
+``NativeCalls`` of ``_eventfd.pyx`` are the same calls, compiled. Knows nothing of memif or of the owner of the fd.
 """
 
 from __future__ import annotations

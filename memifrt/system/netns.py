@@ -1,6 +1,7 @@
 """Enter a network namespace for a moment, or call a function in one.
 
-Owns the way there and back. A socket or device created there stays there. Knows nothing of memif.
+Owns entering a namespace and coming back. A socket or device that is created in a namespace stays in it. Knows nothing
+of memif.
 """
 
 from __future__ import annotations

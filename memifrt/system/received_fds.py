@@ -69,7 +69,7 @@ def is_trusted(uid: int) -> bool:
 
 
 def closes_too_slowly(uid: int) -> bool:
-    """Return whether so many fds of this user wait to be closed that no more may be taken from it.
+    """Return whether too many fds of this user wait to be closed, so that none may be taken from it now.
 
     The limit is :data:`MAX_CLOSING`. It is 1 while the fds of all users together hold half of RLIMIT_NOFILE.
     """

@@ -2,8 +2,8 @@
 
 Owns the process's wakeup fd (``signal.set_wakeup_fd``) while it is installed. Knows nothing of loops.
 
-C code writes a byte to the wakeup fd when a signal comes. Python's handler itself runs later, between two bytecodes:
-after a wait that began in between, if nothing ends that wait.
+C code writes a byte to the wakeup fd when a signal comes. Python's own handler runs later, between two bytecodes. If a
+wait begins before that, the handler would run only after the wait. The wakeup fd ends the wait.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class SignalWakeup:
         self._far.close()
 
     def _abandon(self) -> None:
-        """Have signals of a forked child not reach the parent's pipe."""
+        """Keep the signals of a forked child away from the parent's pipe."""
         self.uninstall()
         self._near.detach()
         self._far.detach()

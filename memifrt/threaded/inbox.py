@@ -101,7 +101,7 @@ class Inbox:
 
     @property
     def readable(self) -> bool:
-        """Whether :meth:`take` does not return None now."""
+        """Whether :meth:`take` would return a packet or raise, instead of returning None."""
         return bool(self._packets) or self._ended or not self._is_ours()
 
     def wait_connected(self, timeout: float | None) -> bool:

@@ -383,14 +383,22 @@ class _Run:
         return sum(end.sender.turn(end.interface.tx_queues, elapsed) for end in self._ends if end.sender.flows)
 
     def _catch_up(self) -> None:
-        """Send what was due in time, if there is room: the system may have kept us from the last packets."""
+        """Send what was due within the duration: the system may have kept us from the last packets.
+
+        End this when a ring is full. Otherwise a device that is too slow would get more time for its packets.
+        """
         assert self._duration is not None
         limit = self._start + self._duration + min(self._duration // 20, _GRACE)
         if any(flow.pacer.is_max for end in self._ends for flow in end.sender.flows):
             return
-        while time.monotonic_ns() < limit and self._turn(self._duration):
+        full = self._full_rings()
+        while time.monotonic_ns() < limit and self._turn(self._duration) and self._full_rings() == full:
             for end in self._ends:
                 end.drain()
+
+    def _full_rings(self) -> int:
+        """Return how many calls have found too little room in a ring."""
+        return sum(queue.counters.ring_full for end in self._ends for queue in end.interface.tx_queues)
 
     def _nap(self, elapsed: int) -> None:
         due = min(end.sender.next_due() for end in self._ends)

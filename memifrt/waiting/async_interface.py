@@ -27,8 +27,9 @@ T = TypeVar("T")
 class AsyncInterface(BaseInterface[S]):
     """An interface with calls to await in the thread of its loop.
 
-    Any number of tasks may wait, also for the same queue; each packet goes to one of them. Cancelling a call is safe at
-    any point: a packet that it did not return stays in the ring, or with :meth:`send` is sent or is not.
+    Any number of tasks may wait, also for the same queue; each packet goes to one of them. A call can be cancelled at
+    any point. A packet that a cancelled receive call did not return stays in the ring. A cancelled :meth:`send` may
+    have sent the first packets of its list, but no part of a packet.
     """
 
     @staticmethod

@@ -102,8 +102,8 @@ class Place(Wait[S]):
 class Line(Generic[S, _Q]):
     """The callers that wait for one queue, in the order in which they came.
 
-    Only the first caller may use the queue. When it leaves, with or without packets, the next one looks. So no wake-up
-    is lost if it reached a caller that was cancelled or killed, or that timed out.
+    Only the first caller may use the queue. When it leaves, with or without packets, it wakes the next one, unless the
+    queue is known to be empty. So a wake-up is not lost if the first caller is cancelled, is killed or times out.
     """
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 import memifrt
 import memifrt_command
-from memifrt.cli.command_line import _parser, main
+from memifrt.cli.command_line import main, make_parser
 from tests.lib.programs import end, finish, read_until, responder, run, running
 from tests.lib.support import DEADLINE
 
@@ -29,8 +29,14 @@ SECRET = "hunter2hunter2"
 #: The arguments, and what the error must name: the thing, the value, what would be right.
 WRONG: dict[str, tuple[list[str], list[str]]] = {
     "no command": ([], ["COMMAND"]),
-    "unknown command": (["pong"], ["'pong'", "'ping'", "'responder'", "'demo'"]),
+    "unknown command": (["frobnicate"], ["'frobnicate'", "ping", "responder", "demo"]),
+    "misspelt command": (["pign"], ["'pign'", "did you mean ping?"]),
+    "misspelt option of all": (["--versoin"], ["--versoin", "did you mean --version?"]),
     "unknown argument": (["demo", "--fast"], ["--fast", "see memifrt demo --help"]),
+    "misspelt option": (["ping", "--scoket", "x", TARGET], ["--scoket", "did you mean --socket?"]),
+    "no file with a secret": (["ping", "--secret-file", "/nowhere", TARGET], ["--secret-file", "/nowhere", "No such"]),
+    "empty file with a secret": (["ping", "--secret-file", "/dev/null", TARGET], ["/dev/null", "the secret"]),
+    "shell": (["--print-completion", "fish"], ["--print-completion", "'fish'", "bash", "zsh", "tcsh"]),
     "abbreviated argument": (["responder", "--sock", "x"], ["--sock"]),
     "argument too many": (["ping", TARGET, "again"], ["again"]),
     "argument without its value": (["responder", "--id"], ["--id", "expected one argument"]),
@@ -93,7 +99,7 @@ NEVER_RIGHT = ["", "-", "-1", "nan", "1e400", "0x10", "9" * 5000, "\u0664", "\ud
 
 def options_with_a_value() -> list[tuple[str, str]]:
     """Every option of every command that is read by a function or is one of several words."""
-    parser = _parser([])
+    parser = make_parser()
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return [
         (command, action.option_strings[-1])
@@ -111,7 +117,7 @@ def test_whatever_an_option_is_given_it_is_taken_or_one_line(
     for value in NEVER_RIGHT:
         status: object = 0
         try:
-            _parser([]).parse_known_args([name, f"{option}={value}"])
+            make_parser().parse_known_args([name, f"{option}={value}"])
         except SystemExit as error:
             status = error.code
         out, err = capsys.readouterr()
@@ -119,6 +125,55 @@ def test_whatever_an_option_is_given_it_is_taken_or_one_line(
         assert status in (0, 2), value
         refused += option in err
     assert refused, "it takes anything"
+
+
+def test_secret_comes_from_an_option_a_file_or_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "secret"
+    file.write_text("from a file\nand nothing else\n")
+
+    def secret(*arguments: str) -> object:
+        return make_parser().parse_args(["responder", *arguments]).secret
+
+    assert secret() is None
+    assert secret("--secret-file", str(file)) == b"from a file"
+    monkeypatch.setenv("MEMIFRT_SECRET", "from a variable")
+    assert secret() == b"from a variable"
+    assert secret("--secret", "given") == b"given"
+    assert secret("--secret-file", str(file)) == b"from a file"
+
+
+def test_secret_of_a_variable_that_is_wrong_is_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEMIFRT_SECRET", 2 * SECRET)
+    assert main(["responder"]) == 2
+    err = capsys.readouterr().err
+    assert "MEMIFRT_SECRET: the secret is 28 bytes long" in err
+    assert SECRET not in err
+
+
+def test_misspelt_secret_option_does_not_show_the_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["responder", "--secert", SECRET]) == 2
+    err = capsys.readouterr().err
+    assert "--secert; did you mean --secret?" in err
+    assert SECRET not in err
+
+
+def test_completion_script_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab", reason="pip install shtab")
+    assert main(["--print-completion", "bash"]) == 0
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out)
+
+    def complete(*words: str) -> list[str]:
+        asked = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _shtab_memifrt; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(
+            ["bash", "-c", f"source {script}; {asked}"], capture_output=True, text=True, timeout=DEADLINE, check=True
+        )
+        return done.stdout.split()
+
+    assert complete("memifrt", "resp") == ["responder"]
+    assert "--socket" in complete("memifrt", "ping", "--so")
 
 
 def test_wrong_argument_of_a_program_is_status_2_without_a_traceback() -> None:

@@ -693,6 +693,28 @@ def test_a_link_in_the_place_of_the_file_stays_and_the_listener_is_closed(
         file.unlink()
 
 
+def test_a_file_that_is_gone_and_one_that_cannot_be_looked_at_give_different_log_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "memifrt")
+    folder = tmp_path / "folder"
+    for name in ("gone.sock", "hidden.sock"):
+        folder.mkdir()
+        listener = Listener.bind(Address.parse(str(folder / name)))
+        if name == "gone.sock":
+            (folder / name).unlink()
+        else:
+            folder.rename(tmp_path / "moved")
+            folder.symlink_to(folder)  # the system now answers ELOOP for everything below it
+        listener.close()
+        folder.rmdir() if name == "gone.sock" else folder.unlink()
+    (tmp_path / "moved" / "hidden.sock").unlink()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", f"another process has already removed the socket file {folder / 'gone.sock'}"),
+        ("WARNING", f"cannot remove the socket file {folder / 'hidden.sock'}: {os.strerror(errno.ELOOP)}"),
+    ]
+
+
 # --- another thread -------------------------------------------------------------------------------------------------
 
 

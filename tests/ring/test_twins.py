@@ -138,6 +138,7 @@ ONLY_NATIVE = {
         "TxRingBase.buffers_are_ours",
         "TxRingBase.check_room",
         "TxRingBase.copy_entries",
+        "TxRingBase.expected",
         "TxRingBase.fresh_room",
         "TxRingBase.gather",
         "TxRingBase.notes_lengths",

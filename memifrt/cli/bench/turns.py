@@ -204,7 +204,7 @@ class GenCount(Gen):
             self.dropped = min(self.dropped, self._sent - self._returned)
 
     def _send_mix(self, room: int) -> None:
-        """Send packets of the mix, a size at a time, where the last call has ended."""
+        """Send packets of the mix, one size after the other. Continue where the last call stopped."""
         assert self._mix is not None
         while room > 0:
             wanted = min(room, self._left)

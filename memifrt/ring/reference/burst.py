@@ -37,7 +37,7 @@ class BurstRing(Protocol):
         raise NotImplementedError
 
     def buffer_bounds(self, index: int, entry: Entry) -> tuple[int, int]:
-        """Return where the memory starts and stops in which the data of a buffer may be moved."""
+        """Return the start and the end of the memory inside which the data of a buffer may move."""
         raise NotImplementedError
 
     def burst_ended(self) -> None:

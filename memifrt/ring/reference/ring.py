@@ -143,8 +143,10 @@ class RingBase:
         self._descriptors[: len(data) - fits] = data[fits:]
 
     def buffer_bounds(self, index: int, entry: Entry) -> tuple[int, int]:
-        """Return where the memory starts and stops in which the data of a buffer may be moved: a slave's own buffer,
-        or just the present data of a master's."""
+        """Return the start and the end of the memory inside which the data of a buffer may move.
+
+        That is the whole buffer on a slave, and only the present data on a master.
+        """
         if self.buffers is None:
             return entry[3], entry[3] + entry[2]
         start = self.buffers.offsets[index & self.mask]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def matrix_rows(matrix: ReadableBuffer, *, writable: bool) -> list[memoryview]:
     """Return the rows of a 2-D buffer of bytes.
 
-    :raises ConfigError: ``matrix`` is no such buffer, or must be writable and is not.
+    :raises ConfigError: ``matrix`` does not have this form, or it must be writable and is not.
     """
     view = in_place(matrix, "the matrix", writable)
     if view.ndim != 2 or view.itemsize != 1 or not view[:1].c_contiguous:
@@ -31,7 +31,7 @@ def matrix_rows(matrix: ReadableBuffer, *, writable: bool) -> list[memoryview]:
 def check_lengths(lengths: ReadableBuffer, *, writable: bool) -> memoryview:
     """Return a view of a 1-D buffer of whole numbers of 2, 4 or 8 bytes.
 
-    :raises ConfigError: ``lengths`` is no such buffer, or must be writable and is not.
+    :raises ConfigError: ``lengths`` does not have this form, or it must be writable and is not.
     """
     view = in_place(lengths, "lengths", writable)
     if view.ndim != 1 or view.format.lstrip("@") not in tuple("hHiIlLqQnN") or view.itemsize not in (2, 4, 8):
@@ -68,7 +68,7 @@ def in_place(owner: ReadableBuffer, what: str, writable: bool) -> memoryview:
 def packet_bytes(packet: ReadableBuffer, number: int) -> bytes | memoryview:
     """Return the bytes of one of the caller's packets.
 
-    :raises PacketTypeError: the packet is no buffer.
+    :raises PacketTypeError: the packet is not a bytes-like object.
     :raises ConfigError: it is not contiguous.
     """
     try:
