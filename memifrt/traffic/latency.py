@@ -24,7 +24,7 @@ _DIGITS = 3
 _BITS = 11
 _HALF = 1 << (_BITS - 1)
 _BUCKETS = (LONGEST.bit_length() - _BITS + 2) * _HALF
-_BUFFER = 1 << 15
+_BUFFER = 1 << 14
 #: The bits of a float of 64 bits behind its point, and what its exponent is less for the values of the first bucket.
 _MANTISSA, _EXPONENT_OF_FIRST = 52, 1023 + _BITS - 2
 _MICROSECOND = 1000
