@@ -24,7 +24,7 @@ _DIGITS = 3
 _BITS = 11
 _HALF = 1 << (_BITS - 1)
 _BUCKETS = (LONGEST.bit_length() - _BITS + 2) * _HALF
-_BUFFER = 1 << 14
+_BUFFER = 1 << 15
 #: The bits of a float of 64 bits behind its point, and what its exponent is less for the values of the first bucket.
 _MANTISSA, _EXPONENT_OF_FIRST = 52, 1023 + _BITS - 2
 _MICROSECOND = 1000
@@ -58,7 +58,8 @@ class LatencyRecorder:
         np.right_shift(index, _MANTISSA - _BITS + 1, out=index)
         np.subtract(index, _EXPONENT_OF_FIRST * _HALF, out=index)
         np.maximum(index, np.minimum(values, np.uint64(_HALF)).view(np.int64), out=index)
-        self._counts += np.bincount(index, minlength=_BUCKETS)
+        counted = np.bincount(index)  # as long as the longest latency needs
+        self._counts[: len(counted)] += counted
 
     def latency(self) -> Latency | None:
         """Return what was recorded; None if nothing was."""
