@@ -283,6 +283,7 @@ class Generator:
             if duration is not None and pps != math.inf:
                 limits.append(max(round(pps * duration), 1))
             flow.begin(self._run, pps, stream.burst, min(limits, default=None))
+        end.sender.begin()
 
 
 def _shares(count: int | None, weights: Sequence[float]) -> list[int | None]:
@@ -353,15 +354,20 @@ class _Run:
         ends = self._ends
         duration = math.inf if self._duration is None else self._duration
         busy = self._check  # sleeping would make latencies longer
+        turns = [(end.sender.turn, end.interface.tx_queues) for end in ends if end.sender.flows]
+        drains = [end.drain for end in ends]
         while True:
             elapsed = time.monotonic_ns() - self._start
             if elapsed >= duration:
                 self._catch_up()
                 return
-            sent = self._turn(elapsed)
+            sent = received = 0
+            for turn, queues in turns:
+                sent += turn(queues, elapsed)
             if not sent and all(end.sender.done for end in ends):
                 return
-            received = sum(end.drain() for end in ends)
+            for drain in drains:
+                received += drain()
             if elapsed >= self._next_events:
                 self._look(elapsed)
             if sent or received:

@@ -58,7 +58,8 @@ class LatencyRecorder:
         np.right_shift(index, _MANTISSA - _BITS + 1, out=index)
         np.subtract(index, _EXPONENT_OF_FIRST * _HALF, out=index)
         np.maximum(index, np.minimum(values, np.uint64(_HALF)).view(np.int64), out=index)
-        self._counts += np.bincount(index, minlength=_BUCKETS)
+        counted = np.bincount(index)  # as long as the longest latency needs
+        self._counts[: len(counted)] += counted
 
     def latency(self) -> Latency | None:
         """Return what was recorded; None if nothing was."""

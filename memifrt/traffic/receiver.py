@@ -35,7 +35,7 @@ _ROWS, _LEAST_ROWS, _BLOCK_BYTES = 2048, 256, 2 << 20
 #: What a device may add to a packet, such as tags or a tunnel's headers, in bytes.
 _ROOM = 64
 #: How many numbers back a packet may be late and still be told from a duplicate. A power of two.
-WINDOW = 1 << 18
+WINDOW = 1 << 16
 _WINDOW_MASK = WINDOW - 1
 #: Up to this many bytes, columns are faster than sums over rows.
 _FEW_COLUMNS = 64

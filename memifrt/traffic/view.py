@@ -5,6 +5,7 @@ Owns which columns a width has room for. The live view paints the same lines as 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
@@ -227,7 +228,7 @@ class View:
         self._duration = duration
         self._earlier: Report | None = None
         self._live = None
-        if file.isatty():
+        if file.isatty() and importlib.util.find_spec("rich") is not None:
             from rich.console import Console
             from rich.live import Live
 

@@ -220,6 +220,20 @@ def test_a_missing_package_is_one_line_that_says_how_to_install_it(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["yaml", "scapy"])
+def test_a_package_that_is_missing_later_is_one_line_too(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.yaml").write_text("streams: [{packet: Ether()}]")
+    for module in [module for module in sys.modules if module.partition(".")[0] == name]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, name, None)
+    assert main(["generate", "--file", str(tmp_path / "x.yaml")]) == 2
+    err = capsys.readouterr().err
+    assert "which is not installed: pip install 'memifrt[traffic]'" in err
+    assert err.count("\n") == 1
+
+
 def test_nothing_of_it_is_imported_before_it_runs() -> None:
     assert Generator is not None
     import subprocess

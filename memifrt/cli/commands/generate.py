@@ -138,9 +138,11 @@ def _traffic(module: str, name: str) -> Any:
     try:
         return getattr(importlib.import_module(f"memifrt.traffic.{module}"), name)
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"generate needs {error.name}, which is not installed: pip install 'memifrt[traffic]'"
-        ) from error
+        raise _missing(error) from error
+
+
+def _missing(error: ModuleNotFoundError) -> ConfigError:
+    return ConfigError(f"generate needs {error.name}, which is not installed: pip install 'memifrt[traffic]'")
 
 
 def _parsed(module: str, name: str) -> Callable[[str], Any]:
@@ -214,6 +216,13 @@ def _add_arguments(parser: Parser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    try:
+        return _run_with_packages(arguments)
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+
+
+def _run_with_packages(arguments: argparse.Namespace) -> int:
     end = memif_endpoint(arguments)
     ends = [end]
     if arguments.to is not None:
