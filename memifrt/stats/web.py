@@ -35,7 +35,7 @@ from memifrt.stats.snapshot import Snapshot, SnapshotSource, snapshot
 from memifrt.system import original_functions
 from memifrt.types import FdEvent
 
-#: Seconds between two events.
+#: Seconds between two events of a runtime's page.
 INTERVAL = 1.0
 #: The number of events that a reader may skip in a row.
 MAX_SKIPPED = 30
@@ -51,7 +51,6 @@ _HEADERS = (
     "X-Frame-Options: DENY",
     "Referrer-Policy: no-referrer",
     "Cross-Origin-Resource-Policy: same-origin",
-    "Cross-Origin-Opener-Policy: same-origin",
 )
 
 
@@ -183,7 +182,7 @@ class PageServer:
         schedule: Schedule,
         endpoint: str | int,
         *,
-        interval: float = INTERVAL,
+        interval: float,
         publishes_itself: bool = True,
     ) -> None:
         self._source = source
@@ -294,7 +293,7 @@ def serve(runtime: SnapshotSource, registry: FdRegistry, schedule: Schedule, end
     def source() -> list[ProgramStats]:
         return [{"path": "", "error": "", "stats": snapshot(runtime)}]
 
-    return PageServer(source, registry, schedule, endpoint)
+    return PageServer(source, registry, schedule, endpoint, interval=INTERVAL)
 
 
 class StandalonePage:
