@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import memifrt
-from benchmarks import alternatives, bridge, calls, dump, faces, scale, threads
+from benchmarks import alternatives, bridge, calls, dump, faces, impair, scale, threads
 from benchmarks.cases import BASE, CPUS, DEVICE_CPU, Case, Group, Plan, case, ours, theirs
 from benchmarks.ends import ROOT, Device, Load, PmdDevice, bench_device, program_device
 from memifrt.cli.run_in_loop import LOOPS
@@ -516,6 +516,16 @@ def _dumped(case: dump.Case, seconds: float) -> float:
         case.remove_file()
 
 
+def impairments(plan: Plan) -> list[Group]:
+    return [
+        Group(
+            "bridge between two memifs with impairments beside a plain forward: the cost of a 64-byte packet",
+            "ns",
+            [Case(case.name, functools.partial(impair.nanoseconds, case, 64, plan.seconds)) for case in impair.cases()],
+        )
+    ]
+
+
 def bridges(plan: Plan) -> list[Group]:
     """As root, in network namespaces; iperf3's ends, both bridges and the kernel share the cores."""
     cases = [] if namespaces.missing("iperf3", "ping") else bridge.CASES
@@ -551,6 +561,7 @@ GROUPS: dict[str, Callable[[Plan], list[Group]]] = {
     "wake-ups": wake_ups,
     "idle": idle,
     "dump": captures,
+    "impair": impairments,
     "bridge": bridges,
     "crowd-poll": crowd_poll,
     "crowd-connect": crowd_connect,

@@ -6,13 +6,18 @@ Owns how an input becomes a file: of blocks, each of which may be there thousand
 
 from __future__ import annotations
 
+import gzip
+import io
 import struct
 from collections import Counter
 
 from fuzz.script import Script
 from fuzz.work import Counted, CountedFile
+from memifrt.capture.flows import flow_key
+from memifrt.capture.lines import LinePrinter, LineStyle
 from memifrt.capture.link_layer import LinkLayer
 from memifrt.capture.pcap import CaptureFileError, Packet, read_capture
+from memifrt.capture.rewrite import Rewriting, parse_maps
 from memifrt.capture.summary import ethernet_summary, ip_summary
 from memifrt.cli.commands.replay import Pace
 from memifrt.types import Mode
@@ -27,6 +32,21 @@ _PARTS = 12
 _MOST = 1 << 15
 _LINK_TYPES = (1, 101, 113, 276, 228, 105, 0, 65535)
 _LAYERS = [LinkLayer(mode, convert=True) for mode in (Mode.ETHERNET, Mode.IP)]
+#: The start of a zstd frame without a size, with a raw block behind it.
+_ZSTD_START = bytes.fromhex("28b52ffd 00 58 00 00 40")
+_STYLES = (
+    LineStyle(),
+    LineStyle(time=3, link=True, verbose=2, dump="XX"),
+    LineStyle(time=4, quiet=True, dump="A"),
+    LineStyle(time=5, verbose=1, dump="x"),
+)
+_MAPS = parse_maps("0.0.0.0/0:10.0.0.0/8,[::/0]:[fd00::/16]")
+_REWRITING = Rewriting(vlan="del", sources=_MAPS, targets=_MAPS)
+_EDITS = [
+    edit
+    for edit in (_REWRITING.edit(Mode.ETHERNET), Rewriting(sources=_MAPS, targets=_MAPS).edit(Mode.IP))
+    if edit is not None
+]
 
 
 class CaptureTarget:
@@ -43,14 +63,28 @@ class CaptureTarget:
         script = Script(data)
         file = _pcapng(script) if script.below(2) == 0 else _pcap(script)
         Counted.copied = 0
+        printer = LinePrinter(script.pick(_STYLES))
+        packed = script.pick((b"", b"", b"gzip", b"zstd"))
         try:
-            self._read(file)
+            if packed:
+                self._read_packed(packed, file, script)
+            else:
+                self._read(file, printer)
         except CaptureFileError as error:
             self.violations += 1
             self.reasons["".join("N" if sign.isdigit() else sign for sign in str(error)[:60])] += 1
         assert Counted.copied <= _COPIES * len(file) + _BESIDES, f"{Counted.copied} bytes copied of {len(file)}"
 
-    def _read(self, file: bytes) -> None:
+    def _read_packed(self, kind: bytes, file: bytes, script: Script) -> None:
+        """Read a compressed file that is broken somewhere, or has garbage behind it."""
+        data = gzip.compress(file, 1) if kind == b"gzip" else _ZSTD_START + file
+        at = script.below(len(data))
+        broken = data[:at] + script.take(script.below(8)) + data[at + script.below(2) :]
+        with read_capture(io.BytesIO(broken), "fuzzed") as reader:
+            for _ in reader:
+                self.steps += 1
+
+    def _read(self, file: bytes, printer: LinePrinter) -> None:
         clock = Pace(speed=1.0, max_gap=1.0).clock()
         assert clock is not None
         last = 0
@@ -61,6 +95,7 @@ class CaptureTarget:
                 assert due >= last
                 last = due
                 _look_into(packet)
+                printer.text(packet.data, packet.time or 0, packet.length, packet.link_type)
 
     def check(self) -> None:
         """Nothing is kept."""
@@ -76,6 +111,9 @@ def _look_into(packet: Packet) -> None:
         conversion = layer.conversion(packet.link_type)
         if conversion is not None:
             conversion(packet.data)
+    for mode, edit in zip((Mode.ETHERNET, Mode.IP), _EDITS, strict=True):
+        edit(packet.data)
+        flow_key(packet.data, mode)
 
 
 def _pcap(script: Script) -> bytes:

@@ -10,7 +10,9 @@ import contextlib
 from collections.abc import Callable
 
 from fuzz.script import Script
+from memifrt.capture.rewrite import parse_mac_pair, parse_maps
 from memifrt.cli.endpoint import parse_endpoint, parse_memif_endpoint
+from memifrt.cli.postrotate import parse_command
 from memifrt.control.address import Address
 from memifrt.control.wire import MESSAGE_SIZE, decode, encode
 from memifrt.errors import ConfigError, ProtocolError
@@ -45,6 +47,9 @@ _PARSERS: tuple[tuple[Callable[[bytes], object], type[Exception]], ...] = (
     (_text(parse_memif_endpoint), ConfigError),
     (_text(parse_prometheus), ConfigError),
     (_text(Address.parse), ConfigError),
+    (_text(parse_maps), ConfigError),
+    (_text(parse_mac_pair), ConfigError),
+    (_text(parse_command), ConfigError),
     (_text(printable), ConfigError),
     (parse_snapshot, ValueError),
     (_message, ProtocolError),

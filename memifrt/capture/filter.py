@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from typing import Protocol
 
 from memifrt.capture.pcap import MAX_SNAPLEN, LinkType
 from memifrt.errors import ConfigError, ErrorCode, MemifError
@@ -18,7 +18,16 @@ _UNKNOWN_NETMASK = 0xFFFFFFFF
 #: libpcap's number for raw IP on Linux. Files use another number.
 _DLT_RAW = 12
 
-Matches = Callable[[bytes], bool]
+
+class Matches(Protocol):
+    """Says whether a packet matches a filter."""
+
+    def __call__(self, packet: bytes, length: int | None = None, /) -> bool:
+        """Return whether it matches.
+
+        :param length: the length of the packet before it was cut; None if it is whole.
+        """
+        ...
 
 
 class _Program(ctypes.Structure):
@@ -38,14 +47,15 @@ class _Header(ctypes.Structure):
     )
 
 
-def compile_filter(expression: str, link_type: LinkType) -> Matches:
+def compile_filter(expression: str, link_type: int) -> Matches:
     """Return a function that says whether a packet matches ``expression``.
 
+    :param link_type: the link type of the packets, by its number in capture files.
     :raises ConfigError: libpcap does not understand the expression. The message has libpcap's own text.
     :raises MemifError: libpcap is not installed.
     """
     library = _library()
-    handle = library.pcap_open_dead(_DLT_RAW if link_type is LinkType.RAW else link_type, MAX_SNAPLEN)
+    handle = library.pcap_open_dead(_DLT_RAW if link_type == LinkType.RAW else link_type, MAX_SNAPLEN)
     if not handle:
         raise MemifError(ErrorCode.NOMEM, "libpcap could not prepare a filter")
     program = _Program()
@@ -59,8 +69,9 @@ def compile_filter(expression: str, link_type: LinkType) -> Matches:
     run, header = library.pcap_offline_filter, _Header()
     program_at, header_at = ctypes.byref(program), ctypes.byref(header)
 
-    def matches(packet: bytes) -> bool:
-        header.captured = header.length = len(packet)
+    def matches(packet: bytes, length: int | None = None, /) -> bool:
+        header.captured = len(packet)
+        header.length = len(packet) if length is None else length
         return bool(run(program_at, header_at, packet))
 
     return matches

@@ -25,6 +25,8 @@ _SLL, _SLL2 = struct.Struct("!HHH8sH"), struct.Struct("!HHIHBB8s")
 #: Protocols of both headers that mean an 802.3 frame, which has a length instead of an EtherType.
 _SLL_802_3 = (0x0001, 0x0004)
 _MAC_BYTES = 6
+#: NULL and LOOP, of the loopback interface on BSD and macOS: four bytes, then an IP packet.
+_LOOPBACK, _LOOPBACK_BYTES = (0, 108), 4
 
 #: The names of common link types, from https://www.tcpdump.org/linktypes.html.
 _NAMES = {
@@ -90,6 +92,9 @@ class LinkLayer:
         return self._made(link_type)
 
     def _made(self, link_type: int) -> Conversion | None:
+        if link_type in _LOOPBACK:
+            made = _as_it_is if self.mode is Mode.IP else functools.partial(_ip_to_ethernet, self.target + self.source)
+            return functools.partial(_loopback_to_ip, made)
         if self.mode is Mode.IP:
             conversions: dict[int, Conversion] = {
                 LinkType.ETHERNET.value: ethernet_to_ip,
@@ -116,6 +121,12 @@ class LinkLayer:
 
 def _as_it_is(data: bytes) -> bytes:
     return data
+
+
+def _loopback_to_ip(made: Conversion, data: bytes) -> bytes | None:
+    """Remove the number of the address family, whose byte order and values differ between systems."""
+    packet = data[_LOOPBACK_BYTES:]
+    return made(packet) if packet and packet[0] >> 4 in (4, 6) else None
 
 
 def ethernet_to_ip(frame: bytes) -> bytes | None:

@@ -6,6 +6,7 @@ interfaces: it takes and returns bytes (or bursts) and times.
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import re
@@ -15,8 +16,16 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
-from typing import BinaryIO, NamedTuple, NoReturn
+from typing import BinaryIO, NamedTuple, NoReturn, cast
 
+from memifrt.capture.compression import (
+    CompressedFile,
+    CompressedFileError,
+    Compression,
+    DecompressedFile,
+    check_library,
+    without_suffix,
+)
 from memifrt.errors import ErrorCode, MemifError, MemifOSError, os_error
 from memifrt.ring import Burst
 from memifrt.types import Mode
@@ -24,7 +33,8 @@ from memifrt.types import Mode
 #: The longest packet that libpcap accepts in a file. A longer one means that the file is broken.
 MAX_SNAPLEN = 262144
 _SECOND = 1_000_000_000
-#: Size of the buffer for reading and writing, in bytes.
+#: Size of the buffer for reading and writing, in bytes. For a file in memory, neither larger writes nor writev(),
+#: fallocate() or a mapped file are faster: docs/performance.md has the figures.
 _BUFFER = 1 << 18
 
 _PCAP_NANOSECONDS, _PCAP_MICROSECONDS = 0xA1B23C4D, 0xA1B2C3D4
@@ -40,7 +50,8 @@ _MAX_OPTIONS = 1024
 _MAX_EMPTY_OPTIONS = 65536
 #: Options without a value, in either byte order, except the end-of-options mark. A block may have millions of them.
 _EMPTY_OPTIONS = re.compile(rb"(?:(?!\0\0)..\0\0)*", re.DOTALL)
-_GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+#: The most interfaces that we accept in one section. Each takes memory, and a compressed file may claim millions.
+_MAX_INTERFACES = 65536
 
 
 class LinkType(IntEnum):
@@ -111,11 +122,13 @@ class Reader(ABC):
         self.name = name
         self._offset = len(start)
         self.size, self.regular = _size(file)
+        raw = getattr(file, "raw", None)
+        self._compressed = raw if isinstance(raw, DecompressedFile) else None
 
     @property
     def offset(self) -> int:
-        """The number of bytes read so far."""
-        return self._offset
+        """The number of bytes of the file read so far."""
+        return self._offset if self._compressed is None else self._compressed.consumed
 
     @abstractmethod
     def __iter__(self) -> Iterator[Packet]: ...
@@ -154,7 +167,8 @@ class Reader(ABC):
         return data
 
     def _fail(self, what: str, offset: int) -> NoReturn:
-        raise CaptureFileError(f"{self.name}: at byte {offset}: {what}")
+        where = f"byte {offset}" if self._compressed is None else f"byte {offset} after decompression"
+        raise CaptureFileError(f"{self.name}: at {where}: {what}")
 
 
 class _PcapReader(Reader):
@@ -290,6 +304,8 @@ class _PcapngReader(Reader):
                 units = 2**power if value[0] & 0x80 else 10**power
             elif code == _OFFSET and len(value) == 8:
                 (offset,) = self._unpack("q", value)
+        if len(self._interfaces) >= _MAX_INTERFACES:
+            self._fail(f"more than {_MAX_INTERFACES} interfaces in a section", start)
         self._interfaces.append(_Interface(link_type, snaplen, units, offset))
         self._link_types[link_type] = None
 
@@ -352,7 +368,10 @@ _READERS: dict[int, Callable[[BinaryIO, str, bytes], Reader]] = {
 def open_capture(path: str | os.PathLike[str]) -> Reader:
     """Open a pcap or pcapng file for reading. Its first bytes say which it is. ``-`` is standard input.
 
+    A file that gzip or zstd has compressed is decompressed while it is read.
+
     :raises CaptureFileError: the file is neither, or ends within its header.
+    :raises ConfigError: zstd has compressed the file, and there is no library for that.
     :raises MemifOSError: the file cannot be read.
     """
     name = os.fspath(path)
@@ -375,6 +394,10 @@ def read_capture(file: BinaryIO, name: str) -> Reader:
     :raises CaptureFileError: the file is not a capture, or ends within its header.
     """
     start = _read(file, 4, name)
+    kind = Compression.of_content(start)
+    if kind is not None:
+        file = cast("BinaryIO", io.BufferedReader(DecompressedFile(file, name, kind, start), _BUFFER))
+        start = _read(file, 4, name)
     for order in ("<I", ">I"):
         if len(start) == 4:
             reader = _READERS.get(struct.unpack(order, start)[0])
@@ -382,10 +405,8 @@ def read_capture(file: BinaryIO, name: str) -> Reader:
                 return reader(file, name, start)
     if not start:
         raise CaptureFileError(f"{name}: the file is empty; it must be a pcap or pcapng file")
-    for magic, tool in ((_GZIP, "zcat"), (_ZSTANDARD, "zstdcat")):
-        if start.startswith(magic):
-            raise CaptureFileError(f"{name}: the file is compressed; unpack it through a pipe: {tool} {name} | … -")
-    raise CaptureFileError(f"{name}: not a pcap or pcapng file: it starts with 0x{start.hex()}")
+    after = "" if kind is None else " after decompression"
+    raise CaptureFileError(f"{name}: not a pcap or pcapng file: it starts with 0x{start.hex()}{after}")
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -397,7 +418,7 @@ class Writer(ABC):
     All packets of one call get the same time: that of their burst.
 
     :param snaplen: the most bytes to keep of a packet.
-    :ivar written: the number of bytes written so far.
+    :ivar written: the number of bytes written so far, before compression.
     """
 
     def __init__(self, file: BinaryIO, name: str, snaplen: int = MAX_SNAPLEN) -> None:
@@ -405,6 +426,11 @@ class Writer(ABC):
         self.name = name
         self.snaplen = snaplen
         self.written = 0
+
+    @property
+    def size(self) -> int:
+        """The length of the file so far, in bytes. A compressor and buffers may hold back some of it."""
+        return self._file.size if isinstance(self._file, CompressedFile) else self.written
 
     def write(self, packets: Sequence[bytes], time: int, interface: int = 0) -> None:
         """Add packets.
@@ -432,6 +458,17 @@ class Writer(ABC):
         records[1::3] = packets
         records[2::3] = map(backs.__getitem__, lengths)
         self._write(b"".join(records))
+
+    def write_packet(self, packet: Packet, interface: int = 0) -> None:
+        """Add a packet of another capture, with its time and its length before it was cut. No time becomes 0.
+
+        :param interface: the number of the interface that it was seen on; its link type is that of the packet.
+        :raises MemifOSError: the file cannot be written.
+        :raises BrokenPipeError: the reader of the pipe has closed it.
+        """
+        data = packet.data[: self.snaplen]
+        front, back = self._record(packet.length, len(data), packet.time or 0, interface)
+        self._write(b"".join((front, data, back)))
 
     @abstractmethod
     def _record(self, length: int, captured: int, time: int, interface: int) -> tuple[bytes, bytes]:
@@ -485,7 +522,7 @@ class PcapWriter(Writer):
     _STAMP = struct.Struct("<II")
 
     def __init__(
-        self, file: BinaryIO, name: str, link_types: Sequence[tuple[str, LinkType]], snaplen: int = MAX_SNAPLEN
+        self, file: BinaryIO, name: str, link_types: Sequence[tuple[str, int]], snaplen: int = MAX_SNAPLEN
     ) -> None:
         super().__init__(file, name, snaplen)
         self._write(self._HEADER.pack(_PCAP_NANOSECONDS, 2, 4, 0, 0, snaplen, link_types[0][1]))
@@ -518,6 +555,10 @@ class PcapWriter(Writer):
         self._write_room()
         super().write(packets, time, interface)
 
+    def write_packet(self, packet: Packet, interface: int = 0) -> None:
+        self._write_room()
+        super().write_packet(packet, interface)
+
     def flush(self) -> None:
         self._write_room()
         super().flush()
@@ -538,25 +579,31 @@ class PcapngWriter(Writer):
     _FRONT = struct.Struct("<IIIIIII")
 
     def __init__(
-        self, file: BinaryIO, name: str, link_types: Sequence[tuple[str, LinkType]], snaplen: int = MAX_SNAPLEN
+        self, file: BinaryIO, name: str, link_types: Sequence[tuple[str, int]], snaplen: int = MAX_SNAPLEN
     ) -> None:
         super().__init__(file, name, snaplen)
         self._write(
             _block(_SECTION_HEADER, struct.pack("<IHHq", _BYTE_ORDER, 1, 0, -1) + _option(_APPLICATION, b"memifrt"))
         )
         for interface, link_type in link_types:
-            options = _option(_NAME, interface.encode(errors="backslashreplace")) + _option(_RESOLUTION, b"\x09")
-            self._write(_block(_INTERFACE, struct.pack("<HHI", link_type, 0, snaplen) + options))
+            self.add_interface(interface, link_type)
+
+    def add_interface(self, name: str, link_type: int) -> None:
+        """Describe one more interface; its number is that of the interfaces before it."""
+        options = _option(_NAME, name.encode(errors="backslashreplace")) + _option(_RESOLUTION, b"\x09")
+        self._write(_block(_INTERFACE, struct.pack("<HHI", link_type, 0, self.snaplen) + options))
 
     def _record(self, length: int, captured: int, time: int, interface: int) -> tuple[bytes, bytes]:
         total = self._FRONT.size + _padded(captured) + 4
-        high, low = time >> 32, time & 0xFFFFFFFF
+        high, low = time >> 32 & 0xFFFFFFFF, time & 0xFFFFFFFF
         front = self._FRONT.pack(_ENHANCED_PACKET, total, interface, high, low, captured, length)
         return front, bytes(_padded(captured) - captured) + _little(total)
 
 
-def create_capture(path: str, link_types: Sequence[tuple[str, LinkType]], snaplen: int = MAX_SNAPLEN) -> Writer:
+def create_capture(path: str, link_types: Sequence[tuple[str, int]], snaplen: int = MAX_SNAPLEN) -> Writer:
     """Create a capture file: pcapng if the path ends with ``.pcapng``, otherwise pcap.
+
+    If ``.gz`` or ``.zst`` follows, the file is compressed, and complete once it is closed.
 
     :param path: the file; ``-`` writes pcap to standard output.
     :param link_types: the name and link type of each interface. pcap stores only the first link type.
@@ -564,12 +611,16 @@ def create_capture(path: str, link_types: Sequence[tuple[str, LinkType]], snaple
     """
     if path == "-":
         return PcapWriter(sys.stdout.buffer, "standard output", link_types, snaplen)
-    kind = PcapngWriter if path.lower().endswith(".pcapng") else PcapWriter
+    kind = PcapngWriter if without_suffix(path)[0].lower().endswith(".pcapng") else PcapWriter
+    compression = Compression.of_name(path)
+    check_library(compression)
     try:
-        file = open(path, "wb", buffering=_BUFFER // 4)  # noqa: SIM115 - the writer owns it
+        file: BinaryIO = open(path, "wb", buffering=_BUFFER // 4)  # noqa: SIM115 - the writer owns it
     except OSError as error:
         raise os_error(f"cannot write {path}", error, path=path) from error
     try:
+        if compression is not None:
+            file = cast("BinaryIO", CompressedFile(file, compression))
         return kind(file, path, link_types, snaplen)
     except BaseException:
         file.close()
@@ -579,10 +630,12 @@ def create_capture(path: str, link_types: Sequence[tuple[str, LinkType]], snaple
 def check_writable(path: str) -> None:
     """Check that :func:`create_capture` could write to this path, without changing anything.
 
+    :raises ConfigError: compression needs a package that is not installed.
     :raises MemifOSError: it could not.
     """
     if path == "-":
         return
+    check_library(Compression.of_name(path))
     try:
         try:
             there = os.stat(path)
@@ -603,6 +656,10 @@ def _read(file: BinaryIO, count: int, name: str) -> bytes:
     """Read ``count`` bytes, or fewer at the end of the file."""
     try:
         return file.read(count)
+    except CompressedFileError as error:
+        raise CaptureFileError(error.message) from error
+    except MemifOSError:
+        raise
     except OSError as error:
         raise os_error(f"cannot read {name}", error, path=name) from error
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import memifrt
 from memifrt.cli.arguments import Command, Parser, did_you_mean
-from memifrt.cli.commands import bench, bridge, demo, doctor, dump, ping, replay, responder, top
+from memifrt.cli.commands import bench, bridge, demo, doctor, dump, extcap, ping, replay, responder, switch, top
 from memifrt.cli.program import NoPeerError, complain
 from memifrt.errors import MemifError
 
@@ -25,6 +25,8 @@ COMMANDS: tuple[Command, ...] = (
     dump.COMMAND,
     replay.COMMAND,
     bridge.COMMAND,
+    switch.COMMAND,
+    extcap.COMMAND,
     top.COMMAND,
     doctor.COMMAND,
     bench.COMMAND,

@@ -17,7 +17,7 @@ import time
 import types
 import typing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -295,7 +295,9 @@ def _difference(value: object, kind: object, where: str) -> str:
             return f"{where} is not an object"
         for name, hint in _fields(kind).items():
             if name in _SINCE_THEN:
-                value.setdefault(name, _SINCE_THEN[name]())
+                value.setdefault(name, [] if typing.get_origin(hint) is list else 0)
+            if name in _OPTIONAL and name not in value:
+                continue
             wrong = _difference(value[name], hint, name) if name in value else f"{where} has no {name!r}"
             if wrong:
                 return wrong
@@ -311,8 +313,10 @@ def _difference(value: object, kind: object, where: str) -> str:
     return "" if _is_scalar(value, kind) else f"{where} is not of type {getattr(kind, '__name__', kind)}"
 
 
-#: Names that earlier releases do not send, and the types that make what stands for them.
-_SINCE_THEN: dict[str, Callable[[], object]] = {"repeated_kicks": int, "changes": list}
+#: Counters and lists that earlier releases do not send.
+_SINCE_THEN = {"repeated_kicks", "counters", "changes"}
+#: Parts that only some programs have.
+_OPTIONAL = {"switch"}
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import struct
@@ -18,10 +19,11 @@ from hypothesis import strategies as st
 from fuzz.work import Counted
 from memifrt import ConfigError, Interface, MemifError, Mode, Runtime
 from memifrt.capture import filter as bpf
-from memifrt.capture.pcap import LinkType, Packet, open_capture, read_capture
+from memifrt.capture.pcap import LinkType, Packet, create_capture, open_capture, read_capture
 from memifrt.capture.summary import ethernet_summary, ip_summary, summary
 from memifrt.cli.command_line import main
 from memifrt.cli.commands.dump import Capture, DumpOptions, Files, Lines, Rotation
+from memifrt.cli.postrotate import parse_command
 from memifrt.cli.progress import Progress
 from memifrt.packets import arp_request, echo_request, parse_ip, parse_mac
 from tests.cli.test_bridge import endpoint, send_all, try_until
@@ -311,6 +313,205 @@ def test_the_clock_of_a_capture_never_goes_back(tmp_path: Path, monkeypatch: pyt
     assert [(packet.time or 0) // SECOND for packet in everything(path)] == [5, 9, 9, 9, 10]
 
 
+def test_a_ring_of_files_has_tcpdump_s_names_and_keeps_the_last_ones(tmp_path: Path) -> None:
+    with files(tmp_path / "x.pcap", Rotation(bytes=50, files=11)) as sink:
+        for number in range(13):
+            sink.record([b"%02d" % number * 15], SECOND, 0)
+    found = names(tmp_path)
+    assert [*found] == [f"x.pcap{number:02}" for number in range(11)]
+    assert [found[f"x.pcap{number:02}"][0][:2] for number in (0, 1, 2, 10)] == [b"11", b"12", b"02", b"10"]
+
+
+def test_the_number_of_a_ring_comes_before_the_suffix_of_a_compression(tmp_path: Path) -> None:
+    with files(tmp_path / "x.pcapng.gz", Rotation(bytes=1, files=2)) as sink:
+        for _ in range(3):
+            sink.record([bytes(60)], SECOND, 0)
+    assert {path.name for path in tmp_path.iterdir()} <= {"x.pcapng0.gz", "x.pcapng1.gz"}
+    assert everything(tmp_path / "x.pcapng0.gz")
+
+
+def test_a_ring_of_one_file_is_the_file_itself(tmp_path: Path) -> None:
+    with files(tmp_path / "x.pcap", Rotation(bytes=1, files=1)) as sink:
+        for letter in (b"a", b"b"):
+            sink.record([letter], SECOND, 0)
+    assert names(tmp_path) == {"x.pcap": [b"b"]}
+
+
+def test_a_number_of_files_by_time_ends_the_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time_ns", lambda: 1000 * SECOND)
+    ended: list[None] = []
+    rotation, interfaces = Rotation(seconds=10, files=2), [("x", LinkType.ETHERNET)]
+    sink = Files(str(tmp_path / "x%s.pcap"), interfaces, 65535, rotation, stop=lambda: ended.append(None))
+    with sink:
+        for second in (1000, 1011, 1019):
+            sink.record([b"%d" % second], second * SECOND, 0)
+            assert not ended
+        for second in (1021, 1022):
+            sink.record([b"%d" % second], second * SECOND, 0)
+            sink.flush()
+            assert sink.ended
+    assert len(ended) == 1
+    assert names(tmp_path) == {"x1000.pcap": [b"1000"], "x1011.pcap": [b"1011", b"1019"]}
+
+
+def test_a_command_runs_on_each_file_that_ends_but_the_last(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "remember this"
+    script.write_text('#!/bin/sh\necho "$@" >> "$0.log"\ncase "$2" in *3.pcap) exit 7;; esac\n')
+    script.chmod(0o755)
+    command = parse_command(f"'{script}' -a")
+    folder = tmp_path / "captures"
+    folder.mkdir()
+    rotation, interfaces = Rotation(bytes=25), [("x", LinkType.ETHERNET)]
+    with Files(str(folder / "a b.pcap"), interfaces, 65535, rotation, command=command) as sink:
+        for letter in (b"a", b"b", b"c", b"d", b"e", b"f", b"g"):
+            sink.record([letter], SECOND, 0)
+    ran = sorted(Path(f"{script}.log").read_text().splitlines())
+    assert ran == [f"-a {folder}/a b-{number:04}.pcap" for number in range(1, 7)]
+    assert capfd.readouterr().err == f"memifrt dump: {script} -a {folder}/a b-0003.pcap ended with status 7\n"
+
+
+def test_a_file_of_a_ring_is_not_written_anew_while_its_command_runs(tmp_path: Path) -> None:
+    script = tmp_path / "copy"
+    script.write_text('#!/bin/sh\nread go < "$0.fifo"\ncat "$1" >> "$0.log"\n')
+    script.chmod(0o755)
+    os.mkfifo(f"{script}.fifo")
+    rotation = Rotation(bytes=25, files=1)
+    go = os.open(f"{script}.fifo", os.O_RDWR)
+    try:
+        os.write(go, b"go\n" * 2)
+        path, interfaces = str(tmp_path / "x.pcap"), [("x", LinkType.ETHERNET)]
+        with Files(path, interfaces, 65535, rotation, command=(str(script),)) as sink:
+            for letter in (b"first", b"second", b"third"):
+                sink.record([letter], SECOND, 0)
+    finally:
+        os.close(go)
+    log = Path(f"{script}.log").read_bytes()
+    assert [log.count(word) for word in (b"first", b"second", b"third")] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-W", "3"], "-W limits the files that -C or -G starts"),
+        (["-W", "0", "-C", "1", "-w", "x"], "'0' is not a whole number from 1"),
+        (["-z", "true"], "-z runs a command on each file that -C or -G ends"),
+        (["-C", "1", "-w", "x", "-z", "no-such-program -9"], "there is no program 'no-such-program'"),
+        (["-C", "1", "-w", "x", "-z", "gzip 'x"], "No closing quotation"),
+        (["-C", "1", "-w", "x", "-z", ""], "it must be a program and its arguments"),
+        (["-tttttt"], "-t is given 6 times"),
+        (["--style", "short", "-e"], "-e, -v and -q print tcpdump's lines"),
+        (["-s", "262145"], "'262145' is not a whole number from 0 to 262144"),
+        (["-r", "/nowhere/x.pcap"], "cannot read /nowhere/x.pcap: No such file"),
+        (["-r", "x", "--between", "@a", "@b"], "-r reads a file, and --between is for a memif"),
+        (["-r", "x", "--connect-timeout", "1"], "-r reads a file, and --connect-timeout is for a memif"),
+    ],
+)
+def test_a_wrong_option_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dump", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert words in err
+
+
+# --- a file instead of a memif --------------------------------------------------------------------------------------
+
+
+def recorded(path: Path, packets: Sequence[bytes], link_types: Sequence[int] = (1,), step: int = SECOND) -> Path:
+    """A capture with a packet each ``step``, of each link type in turn; each was one byte longer before it was cut."""
+    with create_capture(str(path), [(f"if{number}", number) for number in link_types]) as writer:
+        for number, packet in enumerate(packets):
+            at = number % len(link_types)
+            writer.write_packet(Packet(1000 * SECOND + number * step + 7, packet, len(packet) + 1, link_types[at]), at)
+    return path
+
+
+def test_a_file_is_printed_as_far_as_it_matches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs_libpcap()
+    path = recorded(tmp_path / "x.pcap.gz", [arp_request(MAC_A, A, B), echo(1), echo(2), echo(3)])
+    assert main(["dump", "-r", str(path), "-ntt", "-c", "2", "icmp"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        f"100{second}.000000 IP 192.168.1.1 > 192.168.1.2: ICMP echo request, id 7, seq {second}, length 64"
+        for second in (1, 2)
+    ]
+    assert err == "memifrt dump: 2 packets of the 3 read\n"
+
+
+@pytest.mark.parametrize("name", ["y.pcap", "y.pcapng", "y.pcapng.gz"])
+def test_a_file_is_copied_with_times_and_lengths(name: str, tmp_path: Path) -> None:
+    packets = [echo(number) for number in range(5)]
+    path, copy = recorded(tmp_path / "x.pcapng", packets), tmp_path / name
+    assert main(["dump", "-r", str(path), "-w", str(copy)]) == 0
+    assert everything(copy) == everything(path)
+    assert main(["dump", "-r", str(path), "-w", str(copy), "-s", "20"]) == 0
+    assert [(p.data, p.length) for p in everything(copy)] == [(p[:20], len(p) + 1) for p in packets]
+
+
+def test_a_filter_of_a_file_sees_the_length_before_the_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs_libpcap()
+    path = recorded(tmp_path / "x.pcap", [bytes(60), bytes(61)])
+    assert main(["dump", "-r", str(path), "greater", "62"]) == 0
+    assert capsys.readouterr().err == "memifrt dump: 1 packets of the 2 read\n"
+
+
+def test_link_types_are_kept_in_pcapng_and_an_error_in_pcap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recorded(tmp_path / "x.pcapng", [echo(1), echo(2)[14:], echo(3)], (1, 101))
+    assert main(["dump", "-r", str(path), "-w", str(tmp_path / "y.pcapng")]) == 0
+    assert everything(tmp_path / "y.pcapng") == everything(path)
+    capsys.readouterr()
+    assert main(["dump", "-r", str(path), "-w", str(tmp_path / "y.pcap")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "a pcap file has one link type, here ETHERNET (1), and a packet is RAW (101)" in err
+    assert len(everything(tmp_path / "y.pcap")) == 1
+
+
+def test_a_file_is_split_by_its_own_times(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "x.pcap", [b"%d" % number for number in range(25)])
+    (tmp_path / "parts").mkdir()
+    assert main(["dump", "-r", str(path), "-w", str(tmp_path / "parts" / "y%s.pcap"), "-G", "10"]) == 0
+    assert [(name, len(found)) for name, found in names(tmp_path / "parts").items()] == [
+        ("y1000.pcap", 10),
+        ("y1010.pcap", 10),
+        ("y1020.pcap", 5),
+    ]
+
+
+def test_a_file_is_not_written_onto_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recorded(tmp_path / "x.pcap", [echo(1)])
+    (tmp_path / "link.pcap").symlink_to(path)
+    before = path.read_bytes()
+    assert main(["dump", "-r", str(path), "-w", str(tmp_path / "link.pcap")]) == 2
+    assert "are the same file" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_a_broken_file_is_printed_as_far_as_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recorded(tmp_path / "x.pcap", [echo(1), echo(2)])
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["dump", "-nr", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert "the file ends within packet 2" in err
+
+
+def test_a_file_without_packets_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recorded(tmp_path / "x.pcap", [])
+    assert main(["dump", "-r", str(path), "-w", str(tmp_path / "y.pcap")]) == 0
+    assert capsys.readouterr().err == "memifrt dump: 0 packets of the 0 read\n"
+    assert everything(tmp_path / "y.pcap") == []
+
+
+def test_packets_of_a_pipe_are_printed_when_they_come_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "x.pcap", [echo(1)])
+    with dumping("-n", "-r", "-") as program:
+        assert program.stdin is not None
+        os.write(program.stdin.fileno(), path.read_bytes())
+        read_until(program, "ICMP echo request, id 7, seq 1")
+        status, _, err = end(program)
+    assert (status, err) == (0, "memifrt dump: 1 packets of the 1 read\n")
+
+
 # --- what is local is looked at before a peer is --------------------------------------------------------------------
 
 
@@ -425,7 +626,7 @@ def test_between_a_peer_that_does_not_read_is_felt_by_the_sender_and_nothing_is_
     assert received == packets == [packet.data for packet in everything(path)]
 
 
-@pytest.mark.parametrize("name", ["x.pcap", "x.pcapng"])
+@pytest.mark.parametrize("name", ["x.pcap", "x.pcapng", "x.pcap.gz"])
 def test_between_what_was_held_back_goes_on_when_there_is_room_and_nothing_else_happens(
     name: str, runtime: Runtime, peer_runtime: Runtime, socket_path: str, tmp_path: Path
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import functools
 import io
 import os
 import random
@@ -18,13 +20,17 @@ from typing import Any
 
 import pytest
 
-from memifrt import Interface, Runtime
+from memifrt import Interface, Mode, Runtime
+from memifrt.capture.link_layer import LinkLayer
 from memifrt.capture.pcap import LinkType, Packet, create_capture, open_capture
+from memifrt.capture.rewrite import Rewriting, parse_maps
+from memifrt.cli.arguments import Parser
 from memifrt.cli.command_line import main
 from memifrt.cli.commands import replay
 from memifrt.cli.commands.replay import Outcome, Pace, Recording
 from memifrt.cli.progress import Progress, progress
 from memifrt.ports.endpoint import MemifEndpoint
+from tests.capture.test_lines import ip4, udp
 from tests.lib.programs import command, end, finish, read_until, run, running
 from tests.lib.support import DEADLINE, wait_until
 
@@ -240,6 +246,102 @@ def test_packets_are_converted_for_mode_ip(runtime: Runtime, socket_name: str, t
     assert (received, status) == ([IP4] * 3, 0)
 
 
+def test_packets_of_a_loopback_interface_are_converted() -> None:
+    for link_type, family in ((0, b"\2\0\0\0"), (0, b"\0\0\0\2"), (108, b"\0\0\0\2")):
+        for mode, start in ((Mode.ETHERNET, b"\xff" * 6 + bytes.fromhex("02fe00000000 0800")), (Mode.IP, b"")):
+            conversion = LinkLayer(mode, convert=True).conversion(link_type)
+            assert conversion is not None
+            assert conversion(family + IP4) == start + IP4
+            assert conversion(family) is None is conversion(family + b"\x10")
+
+
+# --- what is sent, and how ------------------------------------------------------------------------------------------
+
+
+def test_addresses_are_rewritten_and_flows_counted(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:
+    frame = bytes.fromhex("02fe00000002 02fe00000001 0800") + ip4(17, udp(b"data"))[14:]
+    path = capture(tmp_path / "x.pcap.gz", [frame] * 3 + [b"other"])
+    arguments = ("-t", "-l", "2", "--enet-dmac", "02:00:00:00:00:99", "--enet-vlan", "add", "--enet-vlan-tag", "5")
+    maps = ("--pnat", "192.168.0.0/16:10.9.0.0/16", "--flow-stats", "--pad")
+    received, status, out, _ = replayed(runtime, socket_name, str(path), *arguments, *maps)
+    assert status == 0
+    other = Rewriting(sources=parse_maps(maps[1]), targets=parse_maps(maps[1])).edit(Mode.ETHERNET)
+    assert other is not None
+    made = bytes.fromhex("020000000099 02fe00000001 8100 0005") + other(frame)[12:]
+    assert received == 2 * [*[made.ljust(60, b"\0")] * 3, b"other".ljust(60, b"\0")]
+    assert re.search(r"^1 flows, \d+\.\d\d flows/s, 6 packets of flows, 2 other packets$", out, re.M)
+
+
+def test_a_limit_counts_the_packets_of_all_rounds(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:
+    path = capture(tmp_path / "x.pcap", PACKETS[:10])
+    arguments = ("-K", "-q", "-t", "--loop", "0", "-L", "25", "--stats", "0")
+    received, status, out, err = replayed(runtime, socket_name, str(path), *arguments)
+    assert received == (3 * PACKETS[:10])[:25]
+    assert status == 0
+    assert out.startswith("25 packets, ")
+    assert "onto memif0" not in err
+    assert re.findall(r"^memifrt replay: (\d+) packets", err, re.M) == ["10", "20", "25"]
+
+
+def test_a_duration_ends_it_and_is_no_failure(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:
+    path = capture(tmp_path / "x.pcap", [bytes(60)] * 10, step=3600 * SECOND)
+    received, status, out, _ = replayed(runtime, socket_name, str(path), "--duration", "0.05")
+    assert (len(received), status) == (1, 0)
+    assert out.startswith("1 packets, ")
+
+
+def test_one_packet_at_a_time_waits_for_the_user(runtime: Runtime, socket_name: str, tmp_path: Path) -> None:
+    path = capture(tmp_path / "x.pcap", PACKETS[:10])
+    received: list[bytes] = []
+
+    def has(count: int) -> bool:
+        return len(received) == count
+
+    with (
+        listener(runtime, socket_name, received),
+        running("replay", str(path), "--socket", socket_name, "-o") as program,
+    ):
+        assert program.stdin is not None
+        wait_until(lambda: runtime.interfaces[0].connected, runtime)
+        for answer, sent in ((b"\n", 1), (b"3\n", 4), (b"many\n\n", 5)):
+            os.write(program.stdin.fileno(), answer)
+            wait_until(functools.partial(has, sent), runtime)
+        program.stdin.close()
+        program.stdin = None
+        wait_until(lambda: program.poll() is not None, runtime)
+        status, out, err = finish(program)
+    assert (received, status) == (PACKETS[:5], 0)
+    assert out.startswith("5 packets, ")
+    assert "Enter sends packet 6, " in err
+    assert "'many' is not a number of packets" in err
+
+
+def test_a_limit_does_not_wait_for_more_of_a_pipe(tmp_path: Path) -> None:
+    with Recording(str(capture(tmp_path / "x.pcap", PACKETS[:3])), again=False) as recording:
+        chosen = replay._Selection(recording, LinkLayer(Mode.ETHERNET), None, Outcome(), limit=2)
+        assert [packet.data for packet in chosen.packets()] == PACKETS[:2]
+        assert (chosen.left, recording.offset < recording.size) == (0, True)
+
+
+def test_a_capture_that_is_preloaded_is_checked_before_a_peer_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = capture(tmp_path / "x.pcap")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert main(["replay", str(path), "-K"]) == 2
+    assert "the file ends within packet 1000" in capsys.readouterr().err
+    path.write_bytes(whole)
+    monkeypatch.setattr(replay, "_KEPT", 100)
+    assert main(["replay", str(path), "--preload-pcap"]) == 2
+    assert "play it without --preload-pcap" in capsys.readouterr().err
+
+
+def test_one_at_a_time_needs_standard_input_for_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", "-", "-o"]) == 2
+    assert "so the capture must be a file" in capsys.readouterr().err
+
+
 # --- packets that were cut at capture -------------------------------------------------------------------------------
 
 
@@ -441,6 +543,25 @@ def test_no_packet_is_sent_before_it_is_due(
         (["--max-gap", "-1"], ["--max-gap", "'-1'"]),
         (["--max-gap", "1", "--pps", "5"], ["--max-gap", "--pps"]),
         (["--max-gap", "1", "--topspeed"], ["--max-gap", "--topspeed"]),
+        (["--maxsleep", "1", "-t"], ["--maxsleep", "--topspeed"]),
+        (["--maxsleep", "1", "--max-gap", "1"], ["--maxsleep", "--max-gap", "give one"]),
+        (["--maxsleep", "1.5"], ["--maxsleep", "'1.5'"]),
+        (["-x", "0"], ["--multiplier", "'0'", "above 0"]),
+        (["-p", "1", "-M", "1"], ["--pps", "--mbps"]),
+        (["-o", "-t"], ["--oneatatime", "--topspeed"]),
+        (["-L", "0"], ["--limit", "'0'"]),
+        (["--duration", "0"], ["--duration", "'0'"]),
+        (["--pad", "--cut", "send"], ["--pad", "--cut"]),
+        (["--srcipmap", "10.0.0.0/8"], ["--srcipmap", "'10.0.0.0/8'", "10.0.0.0/8:192.168.0.0/16"]),
+        (["-D", "[fe80::/10]:[10.0.0.0/8]"], ["--dstipmap", "IPv6 to IPv4"]),
+        (["-N", ""], ["--pnat", "''"]),
+        (["--enet-dmac", "1,2"], ["--enet-dmac", "'1,2'"]),
+        (["--enet-subsmac", "02:00:00:00:00:01"], ["--enet-subsmac", "OLD,NEW"]),
+        (["--enet-vlan", "add"], ["--enet-vlan=add", "--enet-vlan-tag=N"]),
+        (["--enet-vlan", "set"], ["--enet-vlan", "'set'", "add"]),
+        (["--enet-vlan", "add", "--enet-vlan-tag", "4096"], ["--enet-vlan-tag", "'4096'", "4095"]),
+        (["--enet-vlan-tag", "5"], ["--enet-vlan-tag", "--enet-vlan=add"]),
+        (["--mode", "ip", "--enet-vlan", "del"], ["--enet-…", "mode ip"]),
         (["--cut", "fill"], ["--cut", "'fill'", "pad"]),
         (["--dst-mac", "x"], ["--dst-mac", "'x'"]),
         (["--src-mac", "ff:ff:ff:ff:ff:ff"], ["--src-mac", "unicast"]),
@@ -451,6 +572,33 @@ def test_a_wrong_pace_is_one_line(arguments: list[str], words: list[str], capsys
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert [word for word in words if word not in err] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "long"),
+    [
+        (["-x", "2", "--maxsleep", "1500"], ["--speed", "2", "--max-gap", "1.5"]),
+        (["--multiplier", "3"], ["--speed", "3"]),
+        (["-p", "5"], ["--pps", "5"]),
+        (["-M", "5"], ["--mbps", "5"]),
+        (["-t"], ["--topspeed"]),
+    ],
+)
+def test_the_options_of_tcpreplay_mean_the_same(given: list[str], long: list[str]) -> None:
+    def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+        parser = Parser("test", allow_abbrev=False)
+        replay.COMMAND.add_arguments(parser)
+        return parser.parse_args(["x.pcap", *arguments])
+
+    assert replay._pace(parsed(given)) == replay._pace(parsed(long))
+    assert parsed(["-l", "3", "-L", "7"]).loop == 3
+
+
+def test_a_number_for_stats_is_an_interval_and_anything_else_a_socket() -> None:
+    for text, every, path in (("5", 5.0, None), ("0", 0.0, None), ("./5", None, "./5"), ("@5", None, "@5")):
+        arguments = argparse.Namespace(stats=text, duration=0.0, oneatatime=False, quiet=False)
+        assert replay._conduct(arguments).report_every == every
+        assert arguments.stats == path
 
 
 # --- a peer that does not take them ---------------------------------------------------------------------------------

@@ -10,15 +10,27 @@ import contextlib
 import ctypes
 import itertools
 import math
+import os
+import re
 import select
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import NoReturn
 
+from memifrt.capture.flows import Flows
 from memifrt.capture.link_layer import BROADCAST, OURS, Conversion, LinkLayer
 from memifrt.capture.pcap import MAX_SNAPLEN, CaptureFileError, Packet, Reader, open_capture
+from memifrt.capture.rewrite import (
+    VLAN_MODES,
+    VLAN_PROTOCOLS,
+    Edit,
+    Rewriting,
+    parse_mac_pair,
+    parse_maps,
+)
 from memifrt.cli.arguments import (
     MANY,
     Command,
@@ -39,6 +51,7 @@ from memifrt.ports.drain import INTERVAL, Drain
 from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.ports.port import MemifPort
 from memifrt.runtime import Runtime
+from memifrt.types import Mode
 
 #: Seconds between two attempts to connect. It is short because a user waits at the terminal.
 _RECONNECT_INTERVAL = 0.2
@@ -60,6 +73,11 @@ _DAY = 86400 * _SECOND
 _LEAST = 1e-9
 
 Clock = Callable[[Packet], int]
+
+#: The bytes of the shortest Ethernet frame, without its check sequence.
+_SHORTEST_FRAME = 60
+#: The longest answer of a user to ``--oneatatime``, in bytes.
+_ANSWER = 4096
 
 #: What to do with packets that were cut at capture.
 CUT_CHOICES = ("pad", "send", "skip")
@@ -87,7 +105,8 @@ class Pace:
     def __post_init__(self) -> None:
         if self.max_gap and not self.speed:
             raise ConfigError(
-                "--max-gap limits the gaps of captured times; --pps, --mbps and --topspeed do not use them"
+                "--max-gap and --maxsleep limit the gaps of captured times; --pps, --mbps, --topspeed and --oneatatime "
+                "do not use them"
             )
 
     def clock(self, on_shortened: Callable[[], object] = _nothing) -> Clock | None:
@@ -241,6 +260,18 @@ class Recording:
     def _fail_without_packets(self) -> NoReturn:
         raise CaptureFileError(f"{self.name}: there is no packet in it")
 
+    def preload(self) -> None:
+        """Read all packets into memory.
+
+        :raises CaptureFileError: the file is broken.
+        :raises ConfigError: they take too much memory.
+        """
+        for _ in self:
+            if self._kept is None:
+                raise ConfigError(
+                    f"{self.name}: more than {_KEPT >> 20} MiB of packets; play it without --preload-pcap"
+                )
+
     @property
     def name(self) -> str:
         """The name of the file in messages."""
@@ -293,9 +324,25 @@ class Recording:
 
 
 class _Selection:
-    """Selects the packets to send, converts their link layer, and handles those that were cut at capture."""
+    """Selects the packets to send, converts and rewrites them, and handles those that were cut at capture.
 
-    def __init__(self, recording: Recording, link_layer: LinkLayer, cut: str | None, outcome: Outcome) -> None:
+    :ivar left: how many packets may still be sent; None for no limit.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        link_layer: LinkLayer,
+        cut: str | None,
+        outcome: Outcome,
+        *,
+        edits: Sequence[Edit] = (),
+        limit: int | None = None,
+        flows: Flows | None = None,
+    ) -> None:
+        self.left = limit
+        self._edits = edits
+        self._flows = flows
         self._recording = recording
         self._link_layer = link_layer
         self._cut = cut
@@ -327,7 +374,15 @@ class _Selection:
                         continue
                 data = conversion(data) if data else None
                 if data:
+                    for edit in self._edits:
+                        data = edit(data)
+                    if self._flows is not None:
+                        self._flows.add(data)
+                    if self.left is not None:
+                        self.left -= 1
                     yield packet if data is packet.data else packet._replace(data=data)
+                    if self.left == 0:  # the next packet of a pipe may never come
+                        return
                 else:
                     outcome.skipped += 1
         except (CaptureFileError, ConfigError) as error:  # the packets before the error are still sent
@@ -357,16 +412,54 @@ class _Selection:
         return None
 
 
+def _padded(frame: bytes) -> bytes:
+    return frame.ljust(_SHORTEST_FRAME, b"\0")
+
+
 # --- playing --------------------------------------------------------------------------------------------------------
+
+
+class _TimeIsOver(Exception):
+    """``--duration`` has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """How a replay behaves towards its user.
+
+    :ivar duration: the seconds after which to stop; 0 for no limit.
+    :ivar report_every: the seconds between two reports of the totals; 0 reports after each round; None reports nothing.
+    :ivar ask: whether to ask the user on standard input before each packet.
+    :ivar quiet: whether to print no progress and no announcements.
+    """
+
+    duration: float = 0.0
+    report_every: float | None = None
+    ask: bool = False
+    quiet: bool = False
 
 
 class _Player:
     """Sends packets when they are due, and handles events of the control channel meanwhile."""
 
     def __init__(
-        self, runtime: Runtime, port: MemifPort, shown: Progress, *, outcome: Outcome, drop: bool, hint: str
+        self,
+        runtime: Runtime,
+        port: MemifPort,
+        shown: Progress,
+        *,
+        outcome: Outcome,
+        drop: bool,
+        hint: str,
+        conduct: Conduct,
     ) -> None:
         self.outcome = outcome
+        self._conduct = conduct
+        self._granted = 0  # packets that the user allowed to send
+        self._answer = b""
+        #: When sending began, and when it ends or the next report is due, in ``time.monotonic()``.
+        self._began: float | None = None
+        self._ends = self._reports = math.inf
         self._runtime = runtime
         self._port = port
         self._shown = shown
@@ -389,34 +482,84 @@ class _Player:
 
         :raises PollCancelled: a signal ended the program.
         :raises Disconnected: the peer is gone.
+        :raises _TimeIsOver: ``--duration`` has passed, or the user ended the input.
         """
         start = time.monotonic_ns()
+        if self._began is None:
+            self._began = time.monotonic()
+            self._ends = self._began + (self._conduct.duration or math.inf)
+            self._reports = self._began + (self._conduct.report_every or math.inf)
+        asks = self._conduct.ask
         try:
-            for batch in _batches(packets, clock, start):
+            for batch in _batches(packets, clock, start, 1 if asks else _BURST):
+                if asks:
+                    self._ask()
                 if batch.due:
                     self._wait_until(start + batch.due)
                 self._send(batch.packets)
+                self._look_at_clock()
                 if time.monotonic() >= self._shown.due:
                     self._shown.update(f"{self.outcome.accepted} packets", position())
         finally:
             self.outcome.seconds = (time.monotonic_ns() - start) / _SECOND
 
+    def _look_at_clock(self) -> None:
+        now = time.monotonic()
+        if now >= self._reports:
+            assert self._began is not None
+            self._reports = now + (self._conduct.report_every or math.inf)
+            self.report(now - self._began)
+        if now >= self._ends:
+            raise _TimeIsOver
+
+    def report(self, seconds: float) -> None:
+        """Print the totals so far on standard error."""
+        complain(f"memifrt replay: {replace(self.outcome, seconds=seconds).line()}")
+
+    def _ask(self) -> None:
+        """Wait until the user allows one more packet: each line of standard input allows one, or as many as it says.
+
+        :raises _TimeIsOver: the user ended the input.
+        """
+        if not self._granted:
+            number = self.outcome.accepted + self.outcome.dropped + self.outcome.skipped + 1
+            complain(f"memifrt replay: Enter sends packet {number}, a number sends as many packets, Ctrl+D ends")
+        while not self._granted:
+            line, newline, rest = self._answer.partition(b"\n")
+            if newline:
+                self._answer = rest
+                words = line.strip()
+                self._granted = int(words) if re.fullmatch(rb"[0-9]{1,9}", words) else 0 if words else 1
+                if not self._granted:
+                    complain(f"memifrt replay: {words[:40].decode(errors='replace')!r} is not a number of packets")
+                continue
+            self._sleep(3600, sys.stdin.fileno())
+            if select.select((sys.stdin,), (), (), 0)[0]:
+                data = os.read(sys.stdin.fileno(), _ANSWER)
+                if not data or len(self._answer) > _ANSWER:
+                    raise _TimeIsOver
+                self._answer += data
+        self._granted -= 1
+
     def _wait_until(self, due: int) -> None:
         left = due - time.monotonic_ns()
-        if left > _LONG * _SECOND:
+        if left > _LONG * _SECOND and not self._conduct.quiet:
             how_long = timedelta(seconds=left // _SECOND) if left < MANY * _SECOND else f"{left // _SECOND} s"
             complain(f"memifrt replay: the next packet is due in {how_long}{self._hint}")
         while (left := due - time.monotonic_ns()) > 0:
             self._sleep(left / _SECOND)
 
-    def _sleep(self, seconds: float) -> None:
-        """Sleep for a time, or until the next event of the control channel.
+    def _sleep(self, seconds: float, *fds: int) -> None:
+        """Sleep for a time, or until the next event of the control channel or of an fd, or the end of the time.
 
         :raises Disconnected: the peer is gone.
+        :raises _TimeIsOver: ``--duration`` has passed.
         """
+        left = max(min(self._ends, self._reports) - time.monotonic(), 0)
         # select() counts in microseconds; epoll in milliseconds.
-        if select.select((self._runtime.fileno(),), (), (), min(seconds, 3600))[0]:
+        if select.select((self._runtime.fileno(), *fds), (), (), min(seconds, left, 3600))[0]:
             self._runtime.poll_event(0)
+        self._look_at_clock()
         if not self._port.can_send:
             raise Disconnected("the peer is gone")
 
@@ -440,6 +583,7 @@ class _Player:
 
     def drain(self) -> None:
         """Wait until the peer has taken the packets in the ring, because a disconnect throws them away."""
+        self._ends = self._reports = math.inf
         drain = Drain([self._port.interface])
         try:
             while drain.goes_on():
@@ -460,11 +604,11 @@ class _Batch:
     due: int
 
 
-def _batches(packets: Iterable[Packet], clock: Clock | None, start: int) -> Iterator[_Batch]:
+def _batches(packets: Iterable[Packet], clock: Clock | None, start: int, most: int = _BURST) -> Iterator[_Batch]:
     """Group packets into batches: each has the packets that are due by the time at which its first one is sent."""
     if clock is None:
         rest = iter(packets)
-        while batch := [packet.data for packet in itertools.islice(rest, _BURST)]:
+        while batch := [packet.data for packet in itertools.islice(rest, most)]:
             yield _Batch(batch, 0)
         return
     together: list[bytes] = []
@@ -491,6 +635,12 @@ def replay(
     drop: bool = False,
     cut: str | None = None,
     link_layer: LinkLayer | None = None,
+    limit: int | None = None,
+    preload: bool = False,
+    pad: bool = False,
+    rewriting: Rewriting = Rewriting(),  # noqa: B008 - it is frozen
+    flows: Flows | None = None,
+    conduct: Conduct = Conduct(),
     session_options: SessionOptions = SessionOptions(),  # noqa: B008 - it is frozen
     on_ready: Callable[[], object] = lambda: None,
 ) -> Outcome:
@@ -502,6 +652,12 @@ def replay(
     :param cut: what to do with packets that were cut at capture. ``pad`` fills them up with zeros, ``send`` sends the
         captured part, ``skip`` leaves them out; None leaves them out too and counts as a failure.
     :param link_layer: how to convert packets that the memif cannot carry; None does not convert them.
+    :param limit: the most packets to send, over all rounds; None for no limit.
+    :param preload: whether to read the whole capture before the peer is waited for.
+    :param pad: whether to fill up frames that are shorter than the shortest of Ethernet.
+    :param rewriting: the addresses and tags to rewrite.
+    :param flows: counts the flows of the packets that are sent, if it is given.
+    :param conduct: when to stop, what to print and whether to ask.
     :param on_ready: called when the interface is created.
     :returns: the totals.
     :raises CaptureFileError: the file is not a capture, or has no packet.
@@ -511,21 +667,29 @@ def replay(
     _be_punctual()
     hint = "; --max-gap limits the gaps of the capture" if pace.speed and not pace.max_gap else ""
     with contextlib.ExitStack() as stack:
-        recording = stack.enter_context(Recording(path, again=loops != 1))
+        edit = rewriting.edit(end.mode)
+        if conduct.ask and path == "-":
+            raise ConfigError("--oneatatime reads answers from standard input, so the capture must be a file")
+        recording = stack.enter_context(Recording(path, again=loops != 1 or preload))
         outcome = Outcome()
-        selection = _Selection(recording, link_layer or LinkLayer(end.mode), cut, outcome)
+        edits = [*(() if edit is None else (edit,)), *((_padded,) if pad and end.mode is not Mode.IP else ())]
+        layer = link_layer or LinkLayer(end.mode)
+        selection = _Selection(recording, layer, cut, outcome, edits=edits, limit=limit, flows=flows)
         selection.check()
+        if preload:
+            recording.preload()
         runtime = stack.enter_context(
             session("replay", reconnect_interval=_RECONNECT_INTERVAL, session_options=session_options)
         )
         port = MemifPort(runtime, end)
         on_ready()
-        with progress("replay", recording.size * loops) as shown:
-            player = _Player(runtime, port, shown, outcome=outcome, drop=drop, hint=hint)
+        with Progress() if conduct.quiet or conduct.ask else progress("replay", recording.size * loops) as shown:
+            player = _Player(runtime, port, shown, outcome=outcome, drop=drop, hint=hint, conduct=conduct)
             played = False
             with contextlib.suppress(PollCancelled, Disconnected):
                 player.wait_for_peer()
-                _play_rounds(player, recording, selection, pace, loops)
+                with contextlib.suppress(_TimeIsOver):
+                    _play_rounds(player, recording, selection, pace, loops, conduct.report_every == 0)
                 played = True
             with contextlib.suppress(PollCancelled, Disconnected):  # a second signal also ends this
                 player.drain()
@@ -533,7 +697,9 @@ def replay(
         return player.outcome
 
 
-def _play_rounds(player: _Player, recording: Recording, selection: _Selection, pace: Pace, loops: int) -> None:
+def _play_rounds(
+    player: _Player, recording: Recording, selection: _Selection, pace: Pace, loops: int, reports: bool
+) -> None:
     seconds = 0.0
     outcome = player.outcome
 
@@ -552,6 +718,10 @@ def _play_rounds(player: _Player, recording: Recording, selection: _Selection, p
                 )
             finally:
                 seconds += player.outcome.seconds
+            if reports:
+                player.report(seconds)
+            if selection.left == 0:
+                return
             nothing = player.outcome.accepted == before  # an endless loop would send nothing for ever
             if player.outcome.broken is not None or (nothing and loops == 0):
                 return
@@ -582,12 +752,38 @@ def positive(text: str) -> float:
 def _add_arguments(parser: Parser) -> None:
     parser.add_argument("path", metavar="FILE", help="pcap or pcapng; - reads standard input")
     pace = parser.add_mutually_exclusive_group()
-    pace.add_argument("--speed", type=positive, metavar="X", help="X times as fast as captured; default 1")
-    pace.add_argument("--pps", type=positive, metavar="N", help="packets a second")
-    pace.add_argument("--mbps", type=positive, metavar="N", help="megabits a second, without any framing")
-    pace.add_argument("--topspeed", action="store_true", help="as fast as the peer takes them")
+    pace.add_argument(
+        "-x", "--speed", "--multiplier", type=positive, metavar="X", help="X times as fast as captured; default 1"
+    )
+    pace.add_argument("-p", "--pps", type=positive, metavar="N", help="packets a second")
+    pace.add_argument("-M", "--mbps", type=positive, metavar="N", help="megabits a second, without any framing")
+    pace.add_argument("-t", "--topspeed", action="store_true", help="as fast as the peer takes them")
+    pace.add_argument(
+        "-o",
+        "--oneatatime",
+        action="store_true",
+        help="one packet for each line of standard input, or as many as it says",
+    )
     add = parser.add_argument
-    add("--loop", type=whole(0, MANY), default=1, metavar="N", help="play the file N times, 0: until Ctrl+C; default 1")
+    add(
+        "-l",
+        "--loop",
+        type=whole(0, MANY),
+        default=1,
+        metavar="N",
+        help="play the file N times, 0: until Ctrl+C; default 1",
+    )
+    add("-L", "--limit", type=whole(1, MANY), metavar="N", help="send at most N packets, over all rounds")
+    add("--duration", type=seconds, default=0.0, metavar="SECONDS", help="stop after SECONDS; default: no limit")
+    add(
+        "-K",
+        "--preload-pcap",
+        action="store_true",
+        dest="preload",
+        help="read the whole file into memory before waiting for the peer",
+    )
+    add("-q", "--quiet", action="store_true", help="print no progress and no announcements, only the totals")
+    add("--flow-stats", action="store_true", help="print a line with the number of flows, and of flows a second")
     add(
         "--max-gap",
         type=seconds,
@@ -596,6 +792,20 @@ def _add_arguments(parser: Parser) -> None:
         help="the longest gap between two packets, whatever the captured times say; default: no limit",
     )
     add(
+        "--maxsleep",
+        type=whole(0, MANY),
+        default=0,
+        metavar="MS",
+        help="like --max-gap, in milliseconds; 0 and default: no limit",
+    )
+    short = parser.add_mutually_exclusive_group()
+    short.add_argument(
+        "--pad",
+        action="store_true",
+        help="fill up with zeros: packets that were cut at capture, and frames shorter than "
+        f"the {_SHORTEST_FRAME} bytes of the shortest Ethernet frame",
+    )
+    short.add_argument(
         "--cut",
         choices=CUT_CHOICES,
         help="packets that were cut at capture: pad fills them up with zeros, send sends the captured part, skip "
@@ -623,18 +833,88 @@ def _add_arguments(parser: Parser) -> None:
         help=f"destination address of Ethernet headers that --convert makes; default {format_mac(BROADCAST)}",
     )
     add("--drop", action="store_true", help="drop packets when the ring is full, instead of waiting for room")
+    _add_rewriting(parser)
     add_peer_arguments(parser, "interrupt")
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    paced = arguments.pps or arguments.mbps or arguments.topspeed
-    pace = Pace(
-        0.0 if paced else arguments.speed or 1.0, arguments.pps or 0.0, arguments.mbps or 0.0, arguments.max_gap
+def _add_rewriting(parser: Parser) -> None:
+    add = parser.add_argument_group("rewriting, as by tcprewrite; checksums stay right").add_argument
+    mac, maps = checked(parse_mac), checked(parse_maps)
+    add("--enet-dmac", type=mac, metavar="MAC", help="destination address of all frames")
+    add("--enet-smac", type=mac, metavar="MAC", help="source address of all frames")
+    add(
+        "--enet-subsmac",
+        type=checked(parse_mac_pair),
+        action="append",
+        default=[],
+        metavar="OLD,NEW",
+        help="replace a MAC address wherever it is source or destination; may be given again",
     )
+    add("--enet-vlan", choices=VLAN_MODES, help="add a VLAN tag in front of others, or delete the first one")
+    add("--enet-vlan-tag", type=whole(0, 4095), metavar="N", help="number of the VLAN to add")
+    add("--enet-vlan-pri", type=whole(0, 7), default=0, metavar="N", help="priority of the tag to add; default 0")
+    add(
+        "--enet-vlan-cfi",
+        type=whole(0, 1),
+        default=0,
+        metavar="N",
+        help="drop eligible bit (CFI) of the tag; default 0",
+    )
+    add(
+        "--enet-vlan-proto",
+        choices=tuple(VLAN_PROTOCOLS),
+        default=next(iter(VLAN_PROTOCOLS)),
+        help="kind of the tag to add; default 802.1q",
+    )
+    syntax = "OLD:NEW,…, networks like 10.0.0.0/8:192.168.0.0/16 or [2001:db8::/32]:[fd00::/32]"
+    add("-S", "--srcipmap", type=maps, default=(), metavar="MAP", help=f"move source addresses of IP and ARP: {syntax}")
+    add("-D", "--dstipmap", type=maps, default=(), metavar="MAP", help="move destination addresses, in the same way")
+    add("-N", "--pnat", type=maps, default=(), metavar="MAP", help="move both, in the same way")
+
+
+def _rewriting(arguments: argparse.Namespace) -> Rewriting:
+    return Rewriting(
+        arguments.enet_dmac,
+        arguments.enet_smac,
+        tuple(arguments.enet_subsmac),
+        arguments.enet_vlan,
+        arguments.enet_vlan_tag,
+        arguments.enet_vlan_pri,
+        arguments.enet_vlan_cfi,
+        arguments.enet_vlan_proto,
+        arguments.srcipmap + arguments.pnat,
+        arguments.dstipmap + arguments.pnat,
+    )
+
+
+def _pace(arguments: argparse.Namespace) -> Pace:
+    if arguments.max_gap and arguments.maxsleep:
+        raise ConfigError("--max-gap and --maxsleep are the same limit; give one of them")
+    paced = arguments.pps or arguments.mbps or arguments.topspeed or arguments.oneatatime
+    return Pace(
+        0.0 if paced else arguments.speed or 1.0,
+        arguments.pps or 0.0,
+        arguments.mbps or 0.0,
+        arguments.max_gap or arguments.maxsleep / 1000,
+    )
+
+
+def _conduct(arguments: argparse.Namespace) -> Conduct:
+    """Return the conduct. A whole number for ``--stats`` means seconds, as for tcpreplay, and no stats socket."""
+    report_every = None
+    if arguments.stats is not None and re.fullmatch("[0-9]{1,6}", arguments.stats):
+        report_every, arguments.stats = float(arguments.stats), None
+    return Conduct(arguments.duration, report_every, arguments.oneatatime, arguments.quiet)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    pace, conduct, rewriting = _pace(arguments), _conduct(arguments), _rewriting(arguments)
     end = memif_endpoint(arguments)
+    flows = Flows(end.mode) if arguments.flow_stats else None
 
     def on_ready() -> None:
-        complain(f"memifrt replay: {arguments.path} onto {end}; Ctrl+C ends it")
+        if not conduct.quiet:
+            complain(f"memifrt replay: {arguments.path} onto {end}; Ctrl+C ends it")
 
     outcome = replay(
         arguments.path,
@@ -642,12 +922,20 @@ def _run(arguments: argparse.Namespace) -> int:
         pace,
         loops=arguments.loop,
         drop=arguments.drop,
-        cut=arguments.cut,
+        cut="pad" if arguments.pad else arguments.cut,
+        limit=arguments.limit,
+        preload=arguments.preload,
+        pad=arguments.pad,
+        rewriting=rewriting,
+        flows=flows,
+        conduct=conduct,
         link_layer=LinkLayer(end.mode, arguments.convert, arguments.src_mac, arguments.dst_mac),
         session_options=session_options(arguments),
         on_ready=on_ready,
     )
     print(outcome.line(), flush=True)
+    if flows is not None:
+        print(flows.line(outcome.seconds), flush=True)
     if outcome.broken is not None:
         raise outcome.broken
     nothing = outcome.dropped and not outcome.accepted  # the peer never offered room
@@ -661,6 +949,10 @@ COMMAND = Command(
     """examples:
   memifrt replay lab.pcap --socket @lab
   memifrt replay lab.pcapng --socket /run/vpp/memif.sock --pps 1000 --loop 10
+  memifrt replay lab.pcap.gz --socket @lab -t -L 1000 --enet-dmac 02:fe:00:00:00:02 --pnat 10.0.0.0/8:192.168.0.0/16
+
+--stats with a number instead of a PATH prints the totals every so many seconds, with 0 after each round, as tcpreplay
+does.
 
 exit status: 0 if the peer has taken all packets; 1 if not, or if packets were left out because they were cut at capture
 or have another link type; 2 on other errors""",
