@@ -5,7 +5,7 @@ only by their snapshots. ``web.html`` next to this file is the page; it shows an
 
 ``GET /`` is the page and ``GET /events`` the stream. An event is one line of JSON: ``interval`` (seconds between two
 events) and ``programs``, a list of objects with ``path`` (of the stats socket, or empty), ``error`` and ``stats`` (a
-snapshot, or null).
+snapshot, or null; without the MAC addresses of a switch).
 
 A reader that is too slow skips snapshots: the server never keeps more than one event for it. A reader that skips
 :data:`MAX_SKIPPED` events in a row is disconnected.
@@ -232,7 +232,7 @@ class PageServer:
 
     def event(self) -> bytes:
         """Return the state of now as a server-sent event."""
-        contents = {"interval": self._interval, "programs": self._source()}
+        contents = {"interval": self._interval, "programs": [_without_addresses(each) for each in self._source()]}
         return b"data: " + json.dumps(contents, separators=(",", ":")).encode() + b"\n\n"
 
     def add_stream(self, stream: _Browser) -> None:
@@ -251,6 +251,14 @@ class PageServer:
         finally:
             if self._streams:
                 self._timer = self._schedule.after(self._interval, self._on_timer)
+
+
+def _without_addresses(program: ProgramStats) -> ProgramStats:
+    """Leave out a switch's table of MAC addresses: the page does not show it, and it may have thousands."""
+    stats = program["stats"]
+    if stats is None or "switch" not in stats:
+        return program
+    return {**program, "stats": {**stats, "switch": {**stats["switch"], "addresses": []}}}
 
 
 def _is_loopback(host: str) -> bool:

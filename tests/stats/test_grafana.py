@@ -13,6 +13,7 @@ import pytest
 from memifrt import Runtime
 from memifrt.stats.prometheus import metrics
 from memifrt.stats.snapshot import snapshot
+from memifrt.stats.switch import SwitchStats
 from tests.lib.support import Pair
 
 DASHBOARD: dict[str, Any] = json.loads(
@@ -20,6 +21,13 @@ DASHBOARD: dict[str, Any] = json.loads(
 )
 #: Labels that Prometheus adds to what it scrapes.
 _OF_PROMETHEUS = {"instance", "job"}
+SWITCH: SwitchStats = {
+    "ageing": 300.0, "limit": 8192, "port_limit": 8192, "learned": 1, "moved": 0, "expired": 0, "addresses": [],
+    "ports": [{
+        "name": "port", "vlans": "", "up": True, "addresses": 1, "evicted": 0, "rx_packets": 1, "rx_bytes": 1,
+        "tx_packets": 1, "tx_bytes": 1, "flooded": 0, "waiting": 0, "losses": [{"reason": "full", "packets": 1}],
+    }],
+}  # fmt: skip
 
 
 def queries() -> Iterator[str]:
@@ -33,8 +41,10 @@ def queries() -> Iterator[str]:
 
 @pytest.fixture
 def exported(make_pair: Callable[..., Pair], runtime: Runtime) -> dict[str, set[str]]:
-    """The labels of each metric of a runtime with a connection."""
+    """The labels of each metric of a runtime that has everything: a connection, counters, a switch."""
     make_pair()
+    runtime.application_counters["a"] = lambda: {"lost": 1}
+    runtime.switch_stats = lambda: SWITCH
     found: dict[str, set[str]] = {}
     for line in metrics(snapshot(runtime)).splitlines():
         if not line.startswith("#"):

@@ -26,12 +26,14 @@ from memifrt.stats import web
 from memifrt.stats.client import parse_snapshot
 from memifrt.stats.server import MAX_CLIENTS
 from memifrt.stats.snapshot import snapshot
+from memifrt.stats.switch import AddressStats
 from memifrt.stats.web import ProgramStats, parse_endpoint, standalone_page
 from tests.lib import loops, loops_async
 from tests.lib.browser import Browser, browser
 from tests.lib.forked import in_child
 from tests.lib.programs import end, read_until, running
 from tests.lib.support import DEADLINE, connect, running_in_thread, wait_until
+from tests.stats.test_grafana import SWITCH
 
 HTML = Path(memifrt.stats.__file__).with_name("web.html").read_text(encoding="utf-8")
 
@@ -456,6 +458,21 @@ def test_the_page_shows_state_peer_queues_rates_and_the_handshake_log(
             window.media(prefers_color_scheme=scheme)
             colour = window.run("return getComputedStyle(document.body).backgroundColor")
             assert (sum(map(int, re.findall(r"\d+", colour))) < 3 * 128) == dark
+
+
+def test_the_page_shows_a_switch_and_the_counters_of_the_application(window: Browser, shown: Runtime) -> None:
+    address: AddressStats = {"mac": "02:00:00:00:00:01", "vlan": 0, "port": 0, "age": 1.0}
+    shown.application_counters["a to b"] = lambda: {HOSTILE: 42}
+    shown.switch_stats = lambda: {**SWITCH, "addresses": 5 * [address]}
+    with running_in_thread(shown):
+        window.open(shown.web_url)
+        window.wait_for("document.querySelectorAll('.extra:not([hidden]) tbody tr').length === 2")
+        port, counter = window.run("return [...document.querySelectorAll('.extra tbody tr')].map(row => row.innerText)")
+        cells = port.split()
+        assert (cells[:2], cells[3], cells[6:]) == (["port", "up"], "1", ["1", "1", "0", "0", "1"])
+        assert counter.split("\t")[:3] == ["a to b", HOSTILE, "42"]
+        window.wait_for("document.querySelectorAll('.extra tbody tr')[0].cells[4].innerText === '0'")
+        assert window.run("return programs.get('').stats.switch.addresses.length") == 0
 
 
 def test_fifty_interfaces_fit_and_can_be_filtered(window: Browser, shown: Runtime) -> None:
