@@ -74,8 +74,8 @@ class HttpClient(Client):
         method, path = line[1], line[2].partition(b"?")[0]
         if method not in (b"GET", b"HEAD"):
             return response(HTTPStatus.METHOD_NOT_ALLOWED, headers=["Allow: GET, HEAD"])
-        hosts = re.findall(rb"(?im)^host:[ \t]*([^\r\n]*?)[ \t]*\r?$", self._request[line.end() :])
-        host = hosts[0].decode("latin-1") if len(hosts) == 1 else None
+        hosts = re.findall(rb"(?im)^host:([^\r\n]*)", self._request[line.end() :])
+        host = hosts[0].decode("latin-1").strip(" \t") if len(hosts) == 1 else None
         return self._respond(Request(path.decode("latin-1"), host, method == b"GET"))
 
 
