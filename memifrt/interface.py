@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from memifrt.connection.changes import ChangeLog, StateChange
 from memifrt.connection.connection import Connection, SlaveConnection
 from memifrt.connection.context import RuntimeContext
 from memifrt.connection.counters import CounterTotals
@@ -174,6 +175,7 @@ class Interface:
         self.reports_before_unregister = False
         #: Why the last connection or attempt to connect ended.
         self.last_error: MemifError | None = None
+        self._changes = ChangeLog()
         #: The last logged reason why a slave is not connected. Empty after the interface has connected.
         self._logged_reason = ""
         #: How many connections were established.
@@ -244,6 +246,14 @@ class Interface:
         if self.connection is None:
             return State.DISCONNECTED
         return State.CONNECTED if self.connection.established else State.CONNECTING
+
+    @property
+    def changes(self) -> tuple[StateChange, ...]:
+        """The last changes of :attr:`state` and why they happened, the oldest first; at most 16.
+
+        A failed attempt to connect is one, too. Changes that a retrying slave repeats are counted as one.
+        """
+        return tuple(self._changes)
 
     @property
     def connected(self) -> bool:
@@ -385,6 +395,7 @@ class Interface:
             sock = address.connect(self.socket.address)
         except MemifOSError as error:
             self.last_error = error
+            self._changes.record(State.DISCONNECTED, error.message)
             self._log_retry(error)
             raise
         channel = Channel(sock)
@@ -400,6 +411,7 @@ class Interface:
         """Take a connection that a slave has made or a master has accepted. Called by the creator of the connection."""
         self.connection = connection
         self.announced = False
+        self._changes.record(State.CONNECTING)
         logger.debug("%s: connecting", connection)
         self._runtime_context.reconnector.update(self)
 
@@ -413,6 +425,7 @@ class Interface:
         self.connects += 1
         self.connected_since = time.time()
         self._rx_queues, self._tx_queues = connection.rx_queues, connection.tx_queues
+        self._changes.record(State.CONNECTED, f"{connection.peer_if_name!r} of {connection.peer_name!r}")
         logger.info("%s: connected to %r of %r", self, connection.peer_if_name, connection.peer_name)
         if self.on_connect is not None:
             self.on_connect(self)
@@ -428,6 +441,7 @@ class Interface:
         self.tx_totals.keep(connection.tx_queues)
         self.connection = None
         self.last_error = reason
+        self._changes.record(State.DISCONNECTED, reason.message)
         self.disconnects += 1
         self.violations += isinstance(reason.__cause__, ProtocolError)
         self.connected_since = None

@@ -120,6 +120,7 @@ class RuntimeOptions(TypedDict, total=False):
     max_half_open: int
     stats_socket: str | os.PathLike[str] | None
     prometheus: str | None
+    web: str | int | None
     on_error: OnError | None
 
 

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from memifrt.stats.server import Server
     from memifrt.stats.switch import SwitchStats
+    from memifrt.stats.web import PageServer
     from memifrt.system.timerfd import TimerFd
 
 logger = logging.getLogger("memifrt")
@@ -103,6 +104,9 @@ class Runtime:
         interfaces as JSON; see :mod:`memifrt.stats.server` and ``memifrt top``. Its fds go through the hook, too.
     :param prometheus: ``"ADDRESS:PORT"`` on which Prometheus scrapes ``/metrics``. With port 0 the system chooses a
         port; :attr:`metrics_url` then has it.
+    :param web: ``"ADDRESS:PORT"``, or a port on 127.0.0.1, on which a browser finds a page with the state of all
+        interfaces. With port 0 the system chooses a port; :attr:`web_url` then has it. The page has no password: every
+        user who can connect to the address sees it. On a loopback address it answers only to names of this host.
     :param on_error: called with each exception that handling an event raised: from a callback, a timer, a listener or
         the statistics. :meth:`poll_event` and :meth:`control_fd_handler` then do not raise it and go on. Use it in a
         loop that drops an fd when its handler raises. ``SystemExit``, ``KeyboardInterrupt`` and others that are not an
@@ -110,7 +114,8 @@ class Runtime:
         Calls of the application, such as :meth:`close` or :meth:`create_interface`, raise as they do without it.
         Default: the exception is raised.
     :raises ConfigError: an argument is wrong.
-    :raises MemifOSError: the runtime cannot listen on ``stats_socket`` or ``prometheus``, or the system refuses an fd.
+    :raises MemifOSError: the runtime cannot listen on ``stats_socket``, ``prometheus`` or ``web``, or the system
+        refuses an fd.
     :raises MemifError: the system is not Linux.
     """
 
@@ -126,6 +131,7 @@ class Runtime:
         max_half_open: int = DEFAULT_MAX_HALF_OPEN,
         stats_socket: str | os.PathLike[str] | None = None,
         prometheus: str | None = None,
+        web: str | int | None = None,
         on_error: OnError | None = None,
     ) -> None:
         self._closed = True  # until there are fds to close
@@ -169,15 +175,17 @@ class Runtime:
         self.application_counters: dict[str, Callable[[], Mapping[str, int]]] = {}
         #: The URL that Prometheus scrapes; empty if the runtime serves no metrics.
         self.metrics_url = ""
+        #: The URL of the page for a browser; empty if the runtime serves none.
+        self.web_url = ""
         #: Describes the switch that joins the interfaces, for snapshots; None if there is none.
         self.switch_stats: Callable[[], SwitchStats] | None = None
-        self._servers: list[Server] = []
+        self._servers: list[Server | PageServer] = []
         self._dispatching = False
         self._closed = False
         abandon_after_fork(self._abandon)
         try:
             self._registry.add(self._timer.fileno(), FdEvent.READ, lambda events: self._schedule.run())
-            self._open_servers(stats_socket, prometheus)
+            self._open_servers(stats_socket, prometheus, web)
         except BaseException:
             self._close()
             raise
@@ -457,7 +465,9 @@ class Runtime:
             raise ConfigError(f"{what} is for internal mode: this runtime has a control_fd_update hook")
         return self._poller
 
-    def _open_servers(self, stats_socket: str | os.PathLike[str] | None, prometheus: str | None) -> None:
+    def _open_servers(
+        self, stats_socket: str | os.PathLike[str] | None, prometheus: str | None, web: str | int | None
+    ) -> None:
         # Imported here because few programs serve statistics, and HTTP and JSON take longer to import than memifrt.
         if stats_socket is not None:
             from memifrt.stats.server import serve
@@ -469,6 +479,12 @@ class Runtime:
 
             server, self.metrics_url = metrics.serve(lambda: snapshot(self), self._registry, self._schedule, prometheus)
             self._servers.append(server)
+        if web is not None:
+            from memifrt.stats import web as page
+
+            page_server = page.serve(self, self._registry, self._schedule, web)
+            self.web_url = page_server.url
+            self._servers.append(page_server)
 
     # --- the end ------------------------------------------------------------------------------------------------
 

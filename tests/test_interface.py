@@ -25,6 +25,7 @@ from memifrt import (
     RxQueue,
     State,
 )
+from memifrt.connection.changes import ChangeLog
 from memifrt.options import RoleName
 from tests.lib.forked import NOBODY, in_child
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, assert_packets_pass, scripted_peer
@@ -575,3 +576,61 @@ def test_the_first_failure_to_connect_is_a_warning_and_its_repetition_is_silent(
     assert [level for level, _ in levels if level == "WARNING"] == ["WARNING"]
     assert levels[0] == ("WARNING", True)
     assert any("connected to" in record.message for record in caplog.records[1:])
+
+
+def told(interface: Interface) -> list[tuple[State, str, int]]:
+    """The last changes of an interface, without their times."""
+    return [(change.state, change.reason, change.count) for change in interface.changes]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_last_changes_of_state_are_kept_with_their_reasons(make_pair: MakePair, role: RoleName) -> None:
+    pair = make_pair(slave_name="s", master_name="m")
+    interface = pair.side(role)
+    peer = "m" if role == "slave" else "s"
+    connecting = (State.CONNECTING, "", 1)
+    assert told(interface)[0][0] is State.CONNECTING
+    assert (interface.changes[-1].state, interface.changes[-1].count) == (State.CONNECTED, 1)
+    assert interface.changes[-1].reason.startswith(f"{peer!r} of ")
+    interface.disconnect("for a test")
+    assert told(interface)[:1] == [connecting]
+    assert told(interface)[-1] == (State.DISCONNECTED, "for a test", 1)
+    times = [change.time for change in interface.changes]
+    assert times == sorted(times)
+
+
+def test_attempts_that_fail_alike_are_counted_and_push_nothing_out(runtime: Runtime, tmp_path: Path) -> None:
+    slave = runtime.create_interface(socket=tmp_path / "nobody", role="slave")
+    for _ in range(3):
+        with pytest.raises(MemifOSError):
+            slave.request_connection()
+    ((state, reason, count),) = told(slave)
+    assert (state, count) == (State.DISCONNECTED, 4)
+    assert str(tmp_path / "nobody") in reason
+
+
+def test_a_peer_that_comes_and_goes_takes_its_entries(runtime: Runtime, socket_path: str) -> None:
+    master = runtime.create_interface(socket=socket_path, role="master")
+    for attempt in range(1, 4):
+        with ScriptedSlave(socket_path, runtime).run() as peer:
+            peer.wait(lambda: master.connected)
+        wait_until(lambda: not master.connected, runtime)
+        assert master.disconnects == attempt
+    states = [change.state for change in master.changes]
+    assert states == 3 * [State.CONNECTING, State.CONNECTED, State.DISCONNECTED]
+
+
+def test_attempts_that_fail_after_connecting_take_two_entries() -> None:
+    log = ChangeLog()
+    for _ in range(50):
+        log.record(State.CONNECTING)
+        log.record(State.DISCONNECTED, "wrong secret")
+    assert [(change.state, change.count) for change in log] == [(State.CONNECTING, 50), (State.DISCONNECTED, 50)]
+
+
+def test_the_log_of_changes_is_bounded() -> None:
+    log = ChangeLog()
+    for number in range(1000):
+        log.record(State.DISCONNECTED, f"{number} " + "x" * 1000)
+    assert [change.reason.split()[0] for change in log] == [str(number) for number in range(984, 1000)]
+    assert all(len(change.reason) == 200 for change in log)

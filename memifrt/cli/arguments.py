@@ -264,10 +264,21 @@ def add_session_arguments(parser: Parser) -> None:
         metavar="ADDRESS:PORT",
         help="serve /metrics for Prometheus on this address; port 0 lets the system choose",
     )
+    add_web_argument(add)
+
+
+def add_web_argument(add: Callable[..., object]) -> None:
+    """Add ``--web`` with ``add``, an ``add_argument``."""
+    add(
+        "--web",
+        type=checked(web_endpoint),
+        metavar="[ADDRESS:]PORT",
+        help="serve a page for a browser on this address, by default 127.0.0.1; port 0 lets the system choose",
+    )
 
 
 def session_options(arguments: argparse.Namespace) -> SessionOptions:
-    return SessionOptions(arguments.stats, arguments.prometheus, arguments.connect_timeout)
+    return SessionOptions(arguments.stats, arguments.prometheus, arguments.connect_timeout, arguments.web)
 
 
 def program_interface(arguments: argparse.Namespace) -> ProgramInterface:
@@ -342,5 +353,12 @@ def socket_path(text: str) -> str:
 
 
 def endpoint(text: str) -> str:
+    parse_endpoint(text)
+    return text
+
+
+def web_endpoint(text: str) -> str:
+    from memifrt.stats.web import parse_endpoint  # only now, for the programs without a page
+
     parse_endpoint(text)
     return text

@@ -43,12 +43,14 @@ class SessionOptions:
 
     :ivar stats: the path of a stats socket, or None.
     :ivar prometheus: ``ADDRESS:PORT`` for Prometheus, or None.
+    :ivar web: ``ADDRESS:PORT``, or a port on 127.0.0.1, for the page in the browser, or None.
     :ivar connect_timeout: seconds to wait for the first peer; None waits without a limit.
     """
 
     stats: str | None = None
     prometheus: str | None = None
     connect_timeout: float | None = None
+    web: str | None = None
 
 
 class NoPeerError(MemifError):
@@ -116,9 +118,12 @@ def session(
         reconnect_interval=reconnect_interval,
         stats_socket=session_options.stats,
         prometheus=session_options.prometheus,
+        web=session_options.web,
     )
     if runtime.metrics_url:
         complain(f"memifrt {program}: metrics on {runtime.metrics_url}")
+    if runtime.web_url:
+        complain(f"memifrt {program}: page on {runtime.web_url}")
     # Handle the signals until the runtime is closed: a second Ctrl+C must not interrupt the cleanup.
     stop = cancel or runtime.cancel_poll_event
     timeout = session_options.connect_timeout

@@ -313,8 +313,8 @@ def _difference(value: object, kind: object, where: str) -> str:
     return "" if _is_scalar(value, kind) else f"{where} is not of type {getattr(kind, '__name__', kind)}"
 
 
-#: Counters and lists of counters that earlier releases do not send.
-_SINCE_THEN = {"repeated_kicks", "counters"}
+#: Counters and lists that earlier releases do not send.
+_SINCE_THEN = {"repeated_kicks", "counters", "changes"}
 #: Parts that only some programs have.
 _OPTIONAL = {"switch"}
 

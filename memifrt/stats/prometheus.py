@@ -1,31 +1,24 @@
 """The Prometheus endpoint: serves a runtime's snapshot over HTTP, in Prometheus' text format.
 
-Owns the names of the metrics, and the part of HTTP that ``GET /metrics`` needs: one request for each connection. Knows
-interfaces only by their snapshot.
+Owns the names of the metrics. :mod:`memifrt.stats.http_server` does HTTP. Knows interfaces only by their snapshot.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import re
-import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from memifrt.errors import ConfigError, os_error
+from memifrt.errors import ConfigError
 from memifrt.poll.hook import FdRegistry
 from memifrt.poll.schedule import Schedule
-from memifrt.stats.server import Client, Server
+from memifrt.stats.http_server import HttpClient, Request, listen, response, split_endpoint
+from memifrt.stats.server import Server
 from memifrt.stats.snapshot import InterfaceStats, QueueStats, Snapshot
 from memifrt.stats.switch import SwitchStats
 from memifrt.system import original_functions
-from memifrt.system.fds import OwnedFd, accept, own_socket
 from memifrt.types import printable
 
-#: The longest request in bytes. A scraper sends a few hundred.
-_LONGEST_REQUEST = 8192
-_BACKLOG = 64
 _TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -175,93 +168,18 @@ def _quoted(value: object) -> str:
 # --- HTTP -----------------------------------------------------------------------------------------------------------
 
 
-class _HttpClient(Client):
-    """Reads one request, sends one response, and closes the connection."""
-
-    request_bytes = _LONGEST_REQUEST + 1
+class _MetricsClient(HttpClient):
+    """Answers one request for the metrics."""
 
     def __init__(self, sock: original_functions.socket, source: Callable[[], Snapshot]) -> None:
         super().__init__(sock)
         self._source = source
-        self._request = b""
-        self._answered = False
 
-    @property
-    def _due(self) -> bool:
-        return not self._answered and (
-            len(self._request) > _LONGEST_REQUEST or re.search(rb"\r?\n\r?\n", self._request) is not None
-        )
-
-    @property
-    def _finished(self) -> bool:
-        return self._answered
-
-    def _take(self, data: bytes) -> None:
-        self._request += data
-
-    def _answer(self) -> bytes:
-        self._answered = True
-        if len(self._request) > _LONGEST_REQUEST:
-            return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        line = re.match(rb"([A-Z]+) (\S+) HTTP/1\.[01]\r?\n", self._request)
-        if line is None:
-            return _response(HTTPStatus.BAD_REQUEST)
-        method, path = line[1], line[2].partition(b"?")[0]
-        if method not in (b"GET", b"HEAD"):
-            return _response(HTTPStatus.METHOD_NOT_ALLOWED, allow="GET, HEAD")
-        with_body = method == b"GET"
-        if path != b"/metrics":
-            return _response(HTTPStatus.NOT_FOUND, "the metrics are at /metrics\n", with_body=with_body)
-        return _response(HTTPStatus.OK, metrics(self._source()), kind=_TEXT_FORMAT, with_body=with_body)
-
-
-def _response(
-    status: HTTPStatus,
-    text: str = "",
-    *,
-    kind: str = "text/plain; charset=utf-8",
-    allow: str = "",
-    with_body: bool = True,
-) -> bytes:
-    body = (text or f"{status.phrase}\n").encode()
-    head = [f"HTTP/1.1 {status.value} {status.phrase}", f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
-    head += [f"Allow: {allow}"] if allow else []
-    head += ["Connection: close", "", ""]
-    return "\r\n".join(head).encode() + (body if with_body else b"")
-
-
-# --- the listener ---------------------------------------------------------------------------------------------------
-
-
-class _TcpListener(OwnedFd):
-    """A listening TCP socket."""
-
-    __slots__ = ("_socket",)
-
-    def __init__(self, sock: original_functions.socket) -> None:
-        super().__init__(sock.fileno(), "listener for Prometheus")
-        self._socket = own_socket(sock)
-
-    def accept(self) -> original_functions.socket | None:
-        """Accept the next connection; return None if none waits.
-
-        :raises MemifOSError: ``accept`` failed.
-        """
-        try:
-            return accept(self._socket)
-        except (BlockingIOError, ConnectionAbortedError):
-            return None
-        except OSError as error:
-            raise os_error("cannot accept a connection for metrics", error) from error
-
-    @property
-    def url(self) -> str:
-        host, port = self._socket.getsockname()[:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
-
-    def close(self) -> None:
-        self._socket.detach()  # super() closes the fd, except in a forked child
-        super().close()
+    def _respond(self, request: Request) -> bytes:
+        if request.path != "/metrics":
+            return response(HTTPStatus.NOT_FOUND, "the metrics are at /metrics\n", with_body=request.wants_body)
+        text = metrics(self._source())
+        return response(HTTPStatus.OK, text, kind=_TEXT_FORMAT, with_body=request.wants_body)
 
 
 def parse_endpoint(text: str) -> tuple[str, int]:
@@ -269,21 +187,10 @@ def parse_endpoint(text: str) -> tuple[str, int]:
 
     :raises ConfigError: the text does not have this form.
     """
-    found = (
-        re.fullmatch(r"(?:\[(?P<v6>[^]]+)\]|(?P<v4>[^:]+)):(?P<port>[0-9]{1,5})", text)
-        if isinstance(text, str)
-        else None
-    )
-    if found is not None and int(found["port"]) <= 0xFFFF:
-        host = "127.0.0.1" if found["v4"] == "localhost" else found["v4"] or found["v6"]
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            pass
-        else:
-            if (address.version == 6) == (found["v6"] is not None):
-                return str(address), int(found["port"])
-    raise ConfigError(f"the endpoint for Prometheus is {text!r}; it must be ADDRESS:PORT, like 127.0.0.1:9100")
+    endpoint = split_endpoint(text)
+    if endpoint is None:
+        raise ConfigError(f"the endpoint for Prometheus is {text!r}; it must be ADDRESS:PORT, like 127.0.0.1:9100")
+    return endpoint
 
 
 def serve(
@@ -294,19 +201,6 @@ def serve(
     :raises ConfigError: the endpoint is not ``ADDRESS:PORT``.
     :raises MemifOSError: we cannot listen on the endpoint.
     """
-    host, port = parse_endpoint(endpoint)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        sock = original_functions.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((host, port))
-            sock.listen(_BACKLOG)
-        except BaseException:
-            sock.close()
-            raise
-    except OSError as error:
-        raise os_error(f"cannot serve metrics on {endpoint}", error) from error
-    listener = _TcpListener(sock)
-    url = listener.url
-    return Server(registry, schedule, listener, lambda client: _HttpClient(client, source)), url
+    listener = listen(parse_endpoint(endpoint), "metrics", endpoint)
+    url = f"{listener.url}metrics"
+    return Server(registry, schedule, listener, lambda client: _MetricsClient(client, source)), url

@@ -147,6 +147,16 @@ class Server:
         self._clients[fd] = client
         self._on_client(client)
 
+    def advance(self, client: Client) -> None:
+        """Send what has become due for a client, as far as its socket accepts it."""
+        if self._clients.get(client.fileno()) is client:
+            self._on_client(client)
+
+    def disconnect(self, client: Client) -> None:
+        """Close the connection of a client. This is harmless if it is closed already."""
+        if self._clients.get(client.fileno()) is client:
+            self._drop(client)
+
     def _on_client(self, client: Client) -> None:
         fd = client.fileno()
         self._clients.move_to_end(fd)

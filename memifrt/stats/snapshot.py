@@ -88,6 +88,15 @@ class QueueStats(TypedDict):
     repeated_kicks: int
 
 
+class ChangeStats(TypedDict):
+    """One of the last changes of an interface's state: those of :attr:`memifrt.Interface.changes`, the oldest first."""
+
+    time: float
+    state: str
+    reason: str
+    count: int
+
+
 class InterfaceStats(TypedDict):
     """One interface.
 
@@ -109,6 +118,7 @@ class InterfaceStats(TypedDict):
     connects: int
     disconnects: int
     violations: int
+    changes: list[ChangeStats]
     queues: list[QueueStats]
 
 
@@ -187,6 +197,10 @@ def _interface(interface: Interface) -> InterfaceStats:
         "connects": interface.connects,
         "disconnects": interface.disconnects,
         "violations": interface.violations,
+        "changes": [
+            {"time": change.time, "state": change.state.value, "reason": change.reason, "count": change.count}
+            for change in interface.changes
+        ],
         "queues": _queues(interface),
     }
 

@@ -243,6 +243,17 @@ def test_whatever_is_accepted_can_be_shown(name: str, value: Any, of_queue: str,
     top.as_json(seen)
 
 
+def test_a_snapshot_of_an_earlier_release_is_accepted(runtime: Runtime, socket_name: str) -> None:
+    connect(runtime, runtime, socket_name)
+    now: Any = snapshot(runtime)
+    for each in now["interfaces"]:
+        del each["changes"]
+        for of_it in each["queues"]:
+            del of_it["repeated_kicks"]
+    (first, _) = parse_snapshot(json.dumps(now).encode())["interfaces"]
+    assert (first["changes"], first["queues"][0]["repeated_kicks"]) == ([], 0)
+
+
 def test_a_snapshot_of_a_runtime_is_accepted(runtime: Runtime, socket_name: str) -> None:
     connect(runtime, runtime, socket_name)
     now = snapshot(runtime)

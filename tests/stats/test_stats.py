@@ -509,7 +509,7 @@ def test_every_command_with_an_interface_can_be_watched(capsys: pytest.CaptureFi
     for command in COMMANDS:
         assert main([command.name, "--help"]) == 0
         text = capsys.readouterr().out
-        if not ("--stats PATH" in text and "--prometheus ADDRESS:PORT" in text):
+        if not ("--stats PATH" in text and "--prometheus ADDRESS:PORT" in text and "--web [ADDRESS:]PORT" in text):
             deaf.add(command.name)
     # Those that have none, or for a moment; and the one that Wireshark runs, with arguments of its own.
     assert deaf == {"demo", "doctor", "extcap", "top"}
@@ -554,6 +554,8 @@ def test_a_program_says_where_its_metrics_are(socket_name: str) -> None:
         (["--stats", "/nowhere/s"], ["/nowhere/s", "directory"]),
         (["--prometheus", "9100"], ["--prometheus", "'9100'", "127.0.0.1:9100"]),
         (["--prometheus", "192.0.2.1:9100"], ["192.0.2.1:9100", "Cannot assign"]),
+        (["--web", ":8080"], ["--web", "':8080'", "127.0.0.1:8080"]),
+        (["--web", "192.0.2.1:8080"], ["192.0.2.1:8080", "the page", "Cannot assign"]),
     ],
 )
 def test_a_wrong_place_is_one_line_that_names_it(

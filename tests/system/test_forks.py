@@ -334,7 +334,7 @@ finally:
 def test_the_servers_of_statistics_stay_the_parents(tmp_path: Path) -> None:
     path = str(tmp_path / "stats.sock")
     with (
-        Runtime("watched", stats_socket=path, prometheus="127.0.0.1:0") as runtime,
+        Runtime("watched", stats_socket=path, prometheus="127.0.0.1:0", web=0) as runtime,
         socket.socket(socket.AF_UNIX) as client,
     ):
         client.settimeout(DEADLINE)

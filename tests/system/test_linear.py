@@ -20,6 +20,7 @@ from memifrt.control.wire import MESSAGE_SIZE, decode
 from memifrt.errors import MemifError
 from memifrt.stats.client import parse_snapshot
 from memifrt.stats.prometheus import parse_endpoint as parse_prometheus
+from memifrt.stats.web import parse_endpoint as parse_page
 from memifrt.types import printable
 from tests.lib.support import DEADLINE
 
@@ -57,7 +58,9 @@ PIECES = ["a", ",", "=", ":", "@", "[", "]", " ", "-", "0", "1", "\n", "\0", "\x
 TEXTS = [piece * (TYPED // len(piece)) for piece in PIECES] + [",".join(f"secret={n}" for n in range(TYPED // 14))]
 
 
-@pytest.mark.parametrize("parse", [parse_endpoint, parse_prometheus, Address.parse, printable, refuse_arguments])
+@pytest.mark.parametrize(
+    "parse", [parse_endpoint, parse_prometheus, parse_page, Address.parse, printable, refuse_arguments]
+)
 def test_what_is_typed(parse: Callable[[str], object], capsys: pytest.CaptureFixture[str]) -> None:
     for text in TEXTS:
         for start in ("", "tap:"):

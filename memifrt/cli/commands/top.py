@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from memifrt.cli.arguments import Command, Parser, checked, seconds, socket_path
+from memifrt.cli.arguments import Command, Parser, add_web_argument, checked, seconds, socket_path
 from memifrt.cli.program import complain, one_line, signals_to
 from memifrt.stats.client import Observer, Program, QueueKey, Rates, observing, queue_key
 from memifrt.stats.snapshot import InterfaceStats, QueueStats, Snapshot
@@ -28,6 +28,8 @@ from memifrt.stats.switch import SwitchStats
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from memifrt.stats.web import ProgramStats, StandalonePage
 
 #: One line of the screen: pieces of text, each with a style of rich (``"bold"``, ``"green"``; empty for none).
 Line = list[tuple[str, str]]
@@ -480,6 +482,44 @@ def _is_quit(fd: int) -> bool:
     return not keys or b"q" in keys.lower()
 
 
+# --- the page in the browser -----------------------------------------------------------------------------------------
+
+
+def serve_page(observer: Observer, endpoint: str, interval: float, stop: int) -> None:
+    """Serve what the programs say as a page for browsers, until ``stop`` is readable."""
+    from memifrt.stats.web import standalone_page
+
+    with standalone_page(lambda: list(map(_program_stats, observer.programs)), endpoint, interval) as page:
+        complain(f"memifrt top: page on {page.url}")
+        while not _publish_once(observer, page, interval, stop):
+            pass
+
+
+def _publish_once(observer: Observer, page: StandalonePage, interval: float, stop: int) -> bool:
+    """Ask the programs, publish as soon as all have answered, and handle the page's events until the next turn.
+
+    :returns: whether ``stop`` is readable.
+    """
+    end = time.monotonic() + interval
+    published = False
+    observer.ask()
+    while (left := end - time.monotonic()) > 0:
+        ready = (observer.pause if published else observer.wait)(left, stop, page.fileno())
+        if stop in ready:
+            return True
+        page.handle_events()
+        if not published and not any(program.waiting for program in observer.programs):
+            page.publish()
+            published = True
+    if not published:
+        page.publish()
+    return False
+
+
+def _program_stats(program: Program) -> ProgramStats:
+    return {"path": program.path, "error": program.error, "stats": program.snapshot}
+
+
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -496,10 +536,14 @@ def _add_arguments(parser: Parser) -> None:
     add("-i", type=seconds, default=1.0, dest="interval", metavar="SECONDS", help="between two snapshots; default 1")
     add("--once", action="store_true", help="print one table, from two snapshots, and exit")
     add("--json", action="store_true", help="print one line of JSON for each program and snapshot")
+    add_web_argument(add)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    is_live = not arguments.once and not arguments.json
+    if arguments.web is not None and (arguments.once or arguments.json):
+        complain(f"memifrt top: --web {arguments.web} serves a page until Ctrl+C: leave out --once and --json")
+        return 2
+    is_live = not arguments.once and not arguments.json and arguments.web is None
     if is_live and importlib.util.find_spec("rich") is None:
         complain("memifrt top: the live screen needs rich: pip install 'memifrt[cli]' (--once and --json do not)")
         return 2
@@ -522,6 +566,9 @@ def _watch(observer: Observer, arguments: argparse.Namespace, stop: int, *, is_l
             complain(f"memifrt top: nothing matches {' '.join(arguments.paths)}: start a program with --stats PATH")
             return 1
         return status
+    if arguments.web is not None:
+        serve_page(observer, arguments.web, arguments.interval, stop)
+        return 0
     if is_live:
         live(observer, arguments.interval, stop)
         return 0
@@ -541,9 +588,11 @@ COMMAND = Command(
   memifrt top /run/lab.stats
   memifrt top '/run/*.stats' -i 0.5
   memifrt top --once --json /run/lab.stats
+  memifrt top --web 8080 '/run/*.stats'
 
 ring used: slots that the sender cannot fill; full: calls that found too little room; irq/s: kicks received (rx) or
 sent (tx). q or Ctrl+C ends it.
+--web serves the same as a page on http://127.0.0.1:8080/ instead of the screen.
 
 exit status of --once: 0 if every program answered, 1 if one did not, 2 on other errors""",
     _add_arguments,
