@@ -39,6 +39,7 @@ from memifrt.packets import (
     format_mac,
     parse_echo_reply,
     parse_ip,
+    parse_ipv4,
     parse_mac,
     reply_in_place,
 )
@@ -469,7 +470,7 @@ class Prompt:
         if len(queues) <= REQUESTS:
             raise CommandError("the peer allows only one transmit queue, and the replies use it")
         number = parse_number("count", count, 1, 10**9)
-        connection.sender = Sender(connection, queues[REQUESTS], number, parse_ip(ip), parse_mac(mac))
+        connection.sender = Sender(connection, queues[REQUESTS], number, parse_ipv4(ip), parse_mac(mac))
         connection.sender.start()
 
     def _connection(self, index: str) -> Connection:

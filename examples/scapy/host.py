@@ -14,7 +14,7 @@ from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.l2 import ARP, Ether
 
 from memifrt import MemifError
-from memifrt.packets import parse_ip
+from memifrt.packets import parse_ipv4
 from memifrt.scapy import MemifSocket
 
 # scapy's packets have no useful types, so this file uses Any for a packet.
@@ -66,7 +66,7 @@ def main() -> int:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends sniff(), as Ctrl+C does
     try:
-        parse_ip(args.ip)
+        parse_ipv4(args.ip)
         with MemifSocket(args.socket, id=args.id, role=args.role, mode=args.mode, timeout=0) as socket:
             print(f"{args.ip} is up; Ctrl+C ends it", flush=True)
 

@@ -16,7 +16,7 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
 from memifrt import MemifError
-from memifrt.packets import parse_ip
+from memifrt.packets import parse_ipv4
 from memifrt.scapy import MemifSocket
 
 # scapy's packets have no useful types, so this file uses Any for a packet.
@@ -95,7 +95,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         for address in (args.target, args.ip):
-            parse_ip(address)  # scapy would look up a name
+            parse_ipv4(address)  # scapy would look up a name
         with MemifSocket(args.socket, id=args.id, role=args.role, mode=args.mode) as socket:
             print(socket)
             probe = Probe(socket, args)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memifrt import ConfigError, Disconnected, Interface, MemifError, PollCancelled, Runtime
-from memifrt.packets import parse_ip, parse_mac, reply_in_place
+from memifrt.packets import parse_ipv4, parse_mac, reply_in_place
 
 MAC = parse_mac("02:fe:00:00:01:02")
 
@@ -218,7 +218,7 @@ def main() -> int:
     if not 0 < args.burst <= 16384:
         parser.error(f"--burst is {args.burst}; it must be a number from 1 to 16384, the slots of the largest ring")
     try:
-        responder = Responder(parse_ip(args.ip), args.burst)
+        responder = Responder(parse_ipv4(args.ip), args.burst)
         with Runtime("vectorized") as runtime:
 
             def stop(*_: object) -> None:

@@ -12,7 +12,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from memifrt.packets import ipv4, ipv6
-from memifrt.packets.addresses import format_ip, format_mac, parse_ip, parse_mac
+from memifrt.packets.addresses import format_ip, format_mac, parse_ip, parse_ipv4, parse_mac
 from memifrt.packets.answering import reply, reply_in_place
 from memifrt.packets.common import EchoReply, checksum
 from memifrt.packets.echo import echo_request, parse_echo_reply
@@ -37,6 +37,7 @@ __all__ = [
     "parse_arp_reply",
     "parse_echo_reply",
     "parse_ip",
+    "parse_ipv4",
     "parse_mac",
     "parse_neighbour_advertisement",
     "reply",

@@ -32,6 +32,19 @@ def format_mac(mac: bytes) -> str:
     return mac.hex(":")
 
 
+def parse_ipv4(text: str) -> bytes:
+    """Return the 4 bytes of an IPv4 address such as ``192.168.1.2``.
+
+    :raises ConfigError: the text is not an IPv4 address.
+    """
+    try:
+        return socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"{text!r} is not an IPv4 address; it must be four numbers up to 255, like 192.168.1.2"
+        ) from None
+
+
 def parse_ip(text: str) -> bytes:
     """Return the 4 bytes of an IPv4 address such as ``192.168.1.2``, or the 16 bytes of an IPv6 address.
 

@@ -63,7 +63,7 @@ def client(url: str) -> socket.socket:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--ip", "1.2.3"], "'1.2.3' is not an IPv4 address"),
+        (["--ip", "1.2.3"], "'1.2.3' is not an IP address"),
         (["--id", "-1"], "id is -1"),
         (["--http", "8080"], "'8080' is not HOST:PORT"),
         (["--http", "127.0.0.1:99999"], "'127.0.0.1:99999' is not HOST:PORT"),

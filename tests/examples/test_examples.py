@@ -202,7 +202,7 @@ NAMES = ("icmp_responder", "libmemif_responder", "custom_fd", "multithread")
             (name, arguments, words)
             for name in ("icmp_responder", "libmemif_responder", "multithread")
             for arguments, words in (
-                (["--ip", "1.2.3"], "'1.2.3' is not an IPv4 address"),
+                (["--ip", "1.2.3"], "'1.2.3' is not an IP address"),
                 (["--id", "x"], "invalid int value: 'x'"),
                 (["--id", "-1"], "id is -1"),
                 (["--role", "boss"], "invalid choice: 'boss'"),
@@ -407,7 +407,7 @@ def test_help_names_every_command(prompt: Program) -> None:
         ("conn 0 1", "connection 0 exists already"),
         ("del", "usage: del <index>"),
         ("del 1", "there is no connection 1"),
-        ("ip-set 0 1.2.3", "'1.2.3' is not an IPv4 address"),
+        ("ip-set 0 1.2.3", "'1.2.3' is not an IP address"),
         ("ip-set 1 1.2.3.4", "there is no connection 1"),
         ("rx-mode 0 0 polling", "connection 0 is not connected"),
         ("rx-mode 0 0", "usage: rx-mode"),

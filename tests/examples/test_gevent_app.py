@@ -147,7 +147,7 @@ def test_it_survives_its_peer(app: Program, port: int, peer: Peer, runtime: Runt
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--ip", "1.2.3"], "'1.2.3' is not an IPv4 address"),
+        (["--ip", "1.2.3"], "'1.2.3' is not an IP address"),
         (["--socket", ""], "socket is ''"),
         (["--queues", "0"], "num_s2m_rings is 0"),
         (["--role", "master", "--socket", "/nowhere/memif.sock"], "the directory /nowhere does not exist"),

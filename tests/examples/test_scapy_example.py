@@ -133,6 +133,7 @@ def test_probe_against_testpmd(socket_path: str) -> None:
         ("host", ["--id", "-1"], "id is -1;"),
         ("probe", ["router"], "'router' is not an IPv4 address;"),
         ("host", ["--ip", "router"], "'router' is not an IPv4 address;"),
+        ("host", ["--ip", "fe80::1"], "'fe80::1' is not an IPv4 address;"),
     ],
 )
 def test_wrong_option_is_one_line(program: str, wrong: list[str], words: str, socket_path: str) -> None:

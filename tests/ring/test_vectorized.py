@@ -350,6 +350,7 @@ def test_program_outlives_its_peer(
         (["--burst", "16385"], "--burst is 16385"),
         (["--rx-mode", "x"], "invalid choice: 'x'"),
         (["--ip", "1.2.3"], "'1.2.3' is not an IPv4 address"),
+        (["--ip", "2001:db8::1"], "'2001:db8::1' is not an IPv4 address"),
         (["--socket", "/nowhere/memif.sock", "--role", "master"], "the directory /nowhere does not exist"),
     ],
 )
