@@ -44,6 +44,7 @@ TARGETS = (
     "ring-slave-native",
     "parsers",
     "capture",
+    "packets",
 )
 
 
@@ -74,6 +75,10 @@ def make(name: str) -> Target:
         from fuzz.captures import CaptureTarget
 
         return CaptureTarget()
+    if name == "packets":
+        from fuzz.packets import PacketTarget
+
+        return PacketTarget()
     kind, role, *ring = name.split("-")
     if kind == "control":
         from fuzz.control import ControlTarget

@@ -51,6 +51,7 @@ ORDER = [
     "capture",
     "ports",
     "cli",
+    "testing",
     "pytest_plugin",
     "background",
     "apps",
@@ -65,7 +66,7 @@ ADAPTERS = {
     "poll.qt": ("PySide6",),
 }
 #: What a person runs, and what lives in scapy or pytest: extras are imported there, where they are used.
-PROGRAMS = {"capture", "ports", "cli", "scapy", "pytest_plugin"}
+PROGRAMS = {"capture", "ports", "cli", "scapy", "testing", "pytest_plugin"}
 #: Underscore names of the standard library that code may use. ``_replace`` of a named tuple and ``os._exit`` are
 #: public. The others have no public counterpart: the running loop, without an error where none runs; types for
 #: annotations; and accept() that returns a number instead of a socket object, whose class may be patched.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 
 import pytest
@@ -86,12 +87,14 @@ def answered(packet: bytearray, *, mode: Mode = Mode.ETHERNET, icmp: bool = True
 # --- addresses and checksums ----------------------------------------------------------------------------------------
 
 
-@given(st.binary(min_size=6, max_size=6), st.binary(min_size=4, max_size=4))
-def test_addresses_survive_text_and_back(mac: bytes, ip: bytes) -> None:
+@given(st.binary(min_size=6, max_size=6), st.binary(min_size=4, max_size=4), st.binary(min_size=16, max_size=16))
+def test_addresses_survive_text_and_back(mac: bytes, ip: bytes, ipv6: bytes) -> None:
     assert parse_mac(format_mac(mac)) == mac
     assert parse_mac(format_mac(mac).upper().replace(":", "-")) == mac
     assert parse_ip(format_ip(ip)) == ip
     assert format_ip(ip) == ".".join(map(str, ip))
+    assert parse_ip(format_ip(ipv6)) == ipv6
+    assert format_ip(ipv6) == str(ipaddress.IPv6Address(ipv6))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,9 @@ def test_text_that_is_no_mac_is_named_in_the_error(text: str) -> None:
     assert repr(text) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "1.2.3", "1.2.3.256", "1.2.3.4.5", "a.b.c.d", "1.2.3.4\0", "::1", "1.2.3.é"])
+@pytest.mark.parametrize(
+    "text", ["", "1.2.3", "1.2.3.256", "1.2.3.4.5", "a.b.c.d", "1.2.3.4\0", "1.2.3.é", "fe80::2%lo", "::1::"]
+)
 def test_text_that_is_no_ip_is_named_in_the_error(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_ip(text)
@@ -112,8 +117,8 @@ def test_text_that_is_no_ip_is_named_in_the_error(text: str) -> None:
 
 @given(st.binary())
 def test_bytes_of_another_length_are_no_address(data: bytes) -> None:
-    for size, convert in ((6, format_mac), (4, format_ip)):
-        if len(data) != size:
+    for sizes, convert in (((6,), format_mac), ((4, 16), format_ip)):
+        if len(data) not in sizes:
             with pytest.raises(ConfigError) as caught:
                 convert(data)
             assert repr(data) in str(caught.value)

@@ -110,11 +110,27 @@ def _secrets(arguments: Sequence[str]) -> list[str]:
 # --- an interface --------------------------------------------------------------------------------------------------
 
 
-def add_interface_arguments(parser: Parser, ip: str) -> None:
+def add_interface_arguments(parser: Parser, *ips: str) -> None:
+    """Add the options of an interface that has addresses.
+
+    :param ips: the default addresses, at least one.
+    """
     add = add_peer_arguments(parser, "interrupt").add_argument
-    add("--ip", type=checked(parse_ip), default=ip, metavar="A.B.C.D", help=f"own IPv4 address; default {ip}")
-    mac = format_mac(default_mac(parse_ip(ip)))
-    add("--mac", type=checked(own_mac), metavar="M", help=f"own MAC address; default 02:fe and the IP address ({mac})")
+    add(
+        "--ip",
+        type=checked(unicast_ip),
+        action="append",
+        metavar="ADDRESS",
+        help=f"own IPv4 or IPv6 address; give several with an --ip each; default {' and '.join(ips)}",
+    )
+    parser.set_defaults(default_ips=tuple(map(parse_ip, ips)))
+    mac = format_mac(default_mac(parse_ip(ips[0])))
+    add(
+        "--mac",
+        type=checked(own_mac),
+        metavar="M",
+        help=f"own MAC address; default 02:fe and the last four bytes of the first IP address ({mac})",
+    )
 
 
 def add_peer_arguments(parser: Parser, rx_mode: str) -> argparse._ArgumentGroup:
@@ -256,9 +272,10 @@ def session_options(arguments: argparse.Namespace) -> SessionOptions:
 
 def program_interface(arguments: argparse.Namespace) -> ProgramInterface:
     """Return the interface, with its addresses, that the arguments describe."""
+    ips = arguments.default_ips if arguments.ip is None else tuple(dict.fromkeys(arguments.ip))
     return ProgramInterface(
-        ip=arguments.ip,
-        mac=default_mac(arguments.ip) if arguments.mac is None else arguments.mac,
+        ips=ips,
+        mac=default_mac(ips[0]) if arguments.mac is None else arguments.mac,
         socket=arguments.socket,
         config=interface_config(arguments),
         session_options=session_options(arguments),
@@ -304,6 +321,13 @@ def seconds_or_zero(text: str) -> float:
         return 0.0 if text == "0" else seconds(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, or 0") from error
+
+
+def unicast_ip(text: str) -> bytes:
+    ip = parse_ip(text)
+    if not any(ip) or (ip[0] == 0xFF if len(ip) == 16 else ip[0] >= 224):
+        raise ConfigError(f"{text!r} is not the address of one host; it must be unicast, like 192.168.1.2 or fe80::2")
+    return ip
 
 
 def own_mac(text: str) -> bytes:

@@ -30,8 +30,11 @@ _REMEMBERED = 64
 
 
 def default_mac(ip: bytes) -> bytes:
-    """Return a locally administered MAC address made from ``ip``, so that each end has its own."""
-    return b"\x02\xfe" + ip
+    """Return a locally administered MAC address made from ``ip``, so that each end has its own.
+
+    :param ip: 4 or 16 bytes; the last four are used.
+    """
+    return b"\x02\xfe" + ip[-4:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,12 @@ _DEFAULT_CONFIG = InterfaceConfig(name="memif0")
 
 @dataclass(frozen=True, slots=True)
 class ProgramInterface:
-    """The interface of a program on the command line, with the addresses that it answers for."""
+    """The interface of a program on the command line, with the addresses that it answers for.
 
-    ip: bytes
+    :ivar ips: IPv4 and IPv6 addresses, 4 or 16 bytes each; at least one.
+    """
+
+    ips: tuple[bytes, ...]
     mac: bytes
     socket: str = DEFAULT_SOCKET
     config: InterfaceConfig = _DEFAULT_CONFIG

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,13 +17,16 @@ from typing import NoReturn
 import pytest
 
 from memifrt import ConfigError, Disconnected, Interface, Mode
+from memifrt.capture.pcap import open_capture
 from memifrt.control.address import Address
 from memifrt.packets import arp_request, echo_request, parse_arp_reply, parse_echo_reply, parse_ip, parse_mac
-from memifrt.pytest_plugin import Memif, MemifTimeout
+from memifrt.pytest_plugin import Memif, MemifTimeout, PortOptions
+from tests.lib import testpmd
 from tests.lib.support import DEADLINE
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "pytest"
+VPP_EXAMPLE = ROOT / "examples" / "pytest_vpp"
 #: The plugin whether or not this installation has its entry point already; never both.
 PLUGIN = ["-p", "no:memifrt", "-p", "memifrt.pytest_plugin"]
 SHORT = 0.05
@@ -383,6 +387,22 @@ def test_example_passes() -> None:
     assert "failed" not in done.stdout
 
 
+def test_example_with_vpp_passes_with_a_stand_in_for_it(tmp_path: Path) -> None:
+    program = tmp_path / "vpp"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.lib.stand_in_vpp "$@"\n')
+    program.chmod(0o755)
+    done = run_pytest(VPP_EXAMPLE, *PLUGIN, "-q", "-W", "error", MEMIFRT_VPP=str(program))
+    assert "6 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_example_with_vpp_takes_testpmd_or_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    done = run_pytest(VPP_EXAMPLE, *PLUGIN, "-q", "-rs", "-W", "error", MEMIFRT_VPP="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed" not in done.stdout
+    if not shutil.which("vpp"):
+        assert ("dpdk-testpmd" if testpmd.missing() else "this test needs a VPP: install one") in done.stdout
+
+
 def test_failures_are_short_and_the_next_test_starts_clean(tmp_path: Path) -> None:
     test = """
         import threading
@@ -425,7 +445,15 @@ def test_timeout_that_is_no_number_is_refused(tmp_path: Path) -> None:
 
 def test_fixtures_are_listed_with_what_they_are(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, *PLUGIN, "--fixtures", "-q")
-    for name in ("memif", "memif_socket", "memif_pair", "memif_listener", "memif_responder"):
+    for name in (
+        "memif",
+        "memif_socket",
+        "memif_pair",
+        "memif_listener",
+        "memif_responder",
+        "memif_vpp",
+        "memif_testpmd",
+    ):
         assert re.search(rf"^{name}( |$)", done.stdout, re.MULTILINE), done.stdout
     assert "A master and a slave, connected to each other." in done.stdout
 
@@ -441,3 +469,108 @@ def test_no_fixture_hides_one_of_our_own() -> None:
 def test_pytest_finds_the_plugin_by_its_entry_point() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text()
     assert '[project.entry-points.pytest11]\nmemifrt = "memifrt.pytest_plugin"\n' in pyproject
+
+
+# --- scopes and artefacts -------------------------------------------------------------------------------------------
+
+
+def test_fixtures_of_other_scopes_are_made_by_name(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(
+        textwrap.dedent("""
+        from memifrt.pytest_plugin import Memif, memif_fixture
+
+        lab = memif_fixture(scope="session")
+        pair = memif_fixture(Memif.pair)
+        wide = memif_fixture(lambda memif: memif.pair(queues=4), scope="session", name="wide_pair")
+        """)
+    )
+    test = """
+        import threading
+
+        def test_one(lab, pair, wide_pair, memif_pair):
+            pair.slave.send([b"kept for the next test"])
+            wide_pair.slave.send([b"and this"], qid=3)
+            lab.first = lab.listener()
+
+        def test_two(lab, pair, wide_pair, memif_pair):
+            assert pair.master.recv() == [b"kept for the next test"]
+            assert wide_pair.master.recv() == [b"and this"]
+            assert memif_pair.master.collect(0) == []
+            assert lab.first.socket != lab.socket()
+    """
+    other = """
+        def test_other_module(pair, wide_pair, lab):
+            assert pair.master.counters.rx.packets == 0
+            assert wide_pair.master.counters.rx.packets == 1
+            assert lab.first.interface.deleted is False
+    """
+    (tmp_path / "test_a.py").write_text(textwrap.dedent(test))
+    (tmp_path / "test_b.py").write_text(textwrap.dedent(other))
+    done = run_pytest(tmp_path, *PLUGIN, "-p", "no:timeout", "-W", "error")
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_failing_test_leaves_captures_and_its_report_says_where(tmp_path: Path) -> None:
+    test = """
+        from memifrt.pytest_plugin import memif_fixture
+
+        pair = memif_fixture(lambda memif: memif.pair(mode="ip"), scope="module")
+
+        def test_good(pair):
+            pair.slave.send([b"from the test before"])
+
+        def test_bad(memif_pair, pair):
+            memif_pair.slave.send([b"one", b"two"])
+            assert memif_pair.master.recv(2) == [b"one", b"three"]
+
+        def test_in_setup(memif_listener, nobody):
+            pass
+
+        import pytest
+
+        @pytest.fixture
+        def nobody(memif_listener):
+            memif_listener.wait_connected(0.05)
+    """
+    (tmp_path / "test_it.py").write_text(textwrap.dedent(test))
+    done = run_pytest(tmp_path, *PLUGIN, "-p", "no:timeout", f"--basetemp={tmp_path / 'base'}")
+    assert "1 failed, 1 passed, 1 error" in done.stdout, done.stdout + done.stderr
+    found = re.findall(r"^captures and logs: (.*)$", done.stdout, re.MULTILINE)
+    assert [Path(path).name for path in found] == ["memif-test_bad0", "memif-test_in_setup0"] or [
+        Path(path).name for path in found
+    ] == ["memif-test_in_setup0", "memif-test_bad0"]
+    directory = tmp_path / "base" / "memif-test_bad0"
+    assert {str(directory)} <= {*found}
+    assert re.search(r"^ +peer: '' of 'memifrt pytest'", done.stdout, re.MULTILINE)
+    for name in ("port1-master.pcapng", "port2-slave.pcapng"):
+        with open_capture(directory / name) as capture:
+            assert [packet.data for packet in capture] in ([b"one", b"two"], [b"from the test before"])
+    assert "memif 0 (master)" in (directory / "report.txt").read_text()
+
+
+def test_captures_can_be_turned_off(tmp_path: Path) -> None:
+    test = "def test_it(memif_pair):\n    memif_pair.slave.send([b'x'])\n    assert False\n"
+    (tmp_path / "test_it.py").write_text(test)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmemif_capture = 0\n")
+    done = run_pytest(tmp_path, *PLUGIN, f"--basetemp={tmp_path / 'base'}")
+    assert "1 failed" in done.stdout
+    assert [path.name for path in (tmp_path / "base").rglob("*") if path.is_file()] == ["report.txt"]
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmemif_capture = all\n")
+    done = run_pytest(tmp_path, *PLUGIN)
+    assert "memif_capture is 'all'; it must be a whole number of packets" in done.stdout + done.stderr
+
+
+# --- packets in the ring at the end ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"receive": False}, {"rx_mode": "polling"}])
+def test_packets_in_the_ring_survive_the_end_of_the_peer(options: PortOptions, memif: Memif) -> None:
+    master, slave = memif.pair(master=options)
+    slave.send([b"last", b"words"])
+    slave.close()
+    master.wait_disconnected()
+    with pytest.raises(Disconnected, match=r"memif 0 \(master\) on .*interface deleted; 2 packets came"):
+        master.recv(3)
+    assert master.recv() == [b"last"]
+    assert master.collect(0) == [b"words"]
+    assert master.collect(0) == []

@@ -47,7 +47,7 @@ def demo(count: int, interval: float, *, loop: str = "internal") -> int:
             _wait_until_listening(responder)
             print(f"responder: process {responder.pid}, master on {socket}")
             print(f"pinger:    process {os.getpid()}, slave", flush=True)
-            pinger = ProgramInterface(_PINGER_IP, default_mac(_PINGER_IP), socket)
+            pinger = ProgramInterface((_PINGER_IP,), default_mac(_PINGER_IP), socket)
             statistics = ping(PingOptions(_RESPONDER_IP, count, interval, once=True), pinger, loop=loop)
         finally:
             status = _end(responder)

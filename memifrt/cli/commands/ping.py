@@ -1,4 +1,4 @@
-"""``memifrt ping``: send ICMP echo requests over memif, with the output and the exit status of ping.
+"""``memifrt ping``: send ICMP or ICMPv6 echo requests over memif, with the output and the exit status of ping.
 
 Owns when to send, which replies are pending, and the statistics. It sleeps in the loop until the next deadline.
 """
@@ -21,23 +21,25 @@ from memifrt.cli.arguments import (
     checked,
     program_interface,
     seconds,
+    unicast_ip,
     whole,
 )
-from memifrt.cli.commands.responder import poll_queues, serve
+from memifrt.cli.commands.responder import answer_for, poll_queues, serve
 from memifrt.cli.program import ProgramInterface, complain
 from memifrt.cli.run_in_loop import Waiter, run
 from memifrt.errors import ConfigError, Disconnected, PollCancelled
 from memifrt.interface import Interface
 from memifrt.packets import (
     MAX_PAYLOAD,
+    MAX_PAYLOAD_IPV6,
     EchoReply,
     arp_request,
     echo_request,
     format_ip,
+    neighbour_solicitation,
     parse_arp_reply,
     parse_echo_reply,
-    parse_ip,
-    reply_in_place,
+    parse_neighbour_advertisement,
 )
 from memifrt.ports.drain import INTERVAL, Drain
 from memifrt.queue import TxQueue
@@ -47,13 +49,16 @@ from memifrt.types import Mode, Role, check_range
 _RECONNECT_INTERVAL = 0.2
 #: Seconds between two looks for room in the transmit ring: no event says that a peer made room.
 _ROOM_INTERVAL = 0.01
-#: Seconds after which an ARP request is repeated, as hosts do.
-_ARP_INTERVAL = 1.0
+#: Seconds after which the question for the target's MAC address is repeated, as hosts do.
+_ASK_INTERVAL = 1.0
 #: The most seconds to let the peer take packets before the end.
 _DRAIN_LIMIT = 3.0
-#: Bytes of the IP and ICMP headers, which ping adds to the size in its first line.
-_HEADERS = 28
+#: Bytes of the IP and ICMP headers, by the length of an address. ping adds those of IPv4 to the size in its first line.
+_HEADERS = {4: 28, 16: 48}
 _ETHERNET_HEADER = 14
+#: What ping prints for a target that does not tell its MAC address, by protocol.
+_UNREACHABLE = "Destination Host Unreachable"
+_UNREACHABLE_IPV6 = "Destination unreachable: Address unreachable"
 #: Bytes of the ICMP header, which ping adds to the size in each line.
 _ICMP_HEADER = 8
 
@@ -74,7 +79,12 @@ class PingOptions:
     once: bool = False
 
     def __post_init__(self) -> None:
-        check_range("the size", self.size, 0, MAX_PAYLOAD)
+        check_range("the size", self.size, 0, MAX_PAYLOAD_IPV6 if self.is_ipv6 else MAX_PAYLOAD)
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether the target's address is an IPv6 address."""
+        return len(self.target) == 16
 
 
 @dataclass(slots=True)
@@ -130,9 +140,10 @@ def ping(options: PingOptions, program: ProgramInterface, *, loop: str = "intern
     :param loop: one of :data:`memifrt.cli.run_in_loop.LOOPS`.
     :raises MemifError: an option is wrong, or a master cannot listen.
     """
-    if options.target == program.ip:
+    if options.target in program.ips:
         raise ConfigError(f"the target {format_ip(options.target)} is this end's own --ip; it must be the peer's")
-    _check_size(options.size, program)
+    _own_address(options, program)
+    _check_size(options, program)
 
     async def main(waiter: Waiter) -> Statistics:
         pinger = _Pinger(waiter, options, program)
@@ -143,14 +154,30 @@ def ping(options: PingOptions, program: ProgramInterface, *, loop: str = "intern
     return run("ping", main, loop=loop, reconnect_interval=_RECONNECT_INTERVAL, session_options=session_options)
 
 
-def _check_size(size: int, interface: ProgramInterface) -> None:
-    """Check that a packet with a payload of ``size`` bytes fits into the ring, if this end is the slave.
+def _own_address(options: PingOptions, program: ProgramInterface) -> bytes:
+    """Return the address to send from: the first one of the target's protocol.
+
+    :raises ConfigError: there is none.
+    """
+    for ip in program.ips:
+        if len(ip) == len(options.target):
+            return ip
+    wanted, example = ("IPv6", "2001:db8::3") if options.is_ipv6 else ("IPv4", "192.168.1.3")
+    raise ConfigError(
+        f"the target {format_ip(options.target)} is an {wanted} address, and --ip {format_ip(program.ips[0])} is not; "
+        f"give an {wanted} address too, like --ip {example}"
+    )
+
+
+def _check_size(options: PingOptions, interface: ProgramInterface) -> None:
+    """Check that a packet fits into the ring, if this end is the slave.
 
     A master is not checked: it learns the size of the buffers from its peer.
 
     :raises ConfigError: the packet is too long.
     """
-    packet = size + _HEADERS + (_ETHERNET_HEADER if interface.config.mode is Mode.ETHERNET else 0)
+    size = options.size
+    packet = size + _HEADERS[len(options.target)] + (_ETHERNET_HEADER if interface.config.mode is Mode.ETHERNET else 0)
     slots = interface.config.ring_size
     if interface.config.role is Role.SLAVE and packet > slots * interface.config.buffer_size:
         raise ConfigError(
@@ -166,10 +193,12 @@ class _Pinger:
         self.statistics = Statistics()
         self._options = options
         self._own = program
+        self._ip = _own_address(options, program)
+        self._answer = answer_for(program)
         self._host = format_ip(options.target)
         self._identifier = os.getpid() & 0xFFFF
         self._payload = bytes(index & 0xFF for index in range(options.size))
-        #: The MAC address of the target, or None until ARP has found it. IP mode needs none.
+        #: The MAC address of the target, or None until it has told us. IP mode needs none.
         self._mac: bytes | None = None if program.config.mode is Mode.ETHERNET else bytes(6)
         self._sequence = 0
         self._next_request = 0.0
@@ -181,17 +210,16 @@ class _Pinger:
         self._answered: set[int] = set()
         #: Requests that got only replies with a wrong checksum.
         self._corrupted: set[int] = set()
-        #: Requests that wait for ARP and then for room, with their deadlines.
+        #: Requests that wait for the MAC address and then for room, with their deadlines.
         self._unresolved: dict[int, float] = {}
-        self._next_arp = 0.0
+        self._next_question = 0.0
         self._waiter = waiter
         self._interface = program.create(waiter.runtime, self._receive, self._on_connect, self._on_disconnect)
         if options.once and self._interface.last_error is not None:
             raise self._interface.last_error
 
     async def run(self) -> None:
-        size = self._options.size
-        _print(f"PING {self._host} ({self._host}) {size}({size + _HEADERS}) bytes of data.")
+        _print(self._first_line())
         with contextlib.suppress(PollCancelled):
             while not self._finished():
                 await self._waiter.wait(self._patience())
@@ -200,6 +228,12 @@ class _Pinger:
                 self._on_time(time.monotonic())
         await self._drain()
         _print(self.statistics.text(self._host, time.monotonic()))
+
+    def _first_line(self) -> str:
+        size = self._options.size
+        if self._options.is_ipv6:
+            return f"PING {self._host}({self._host}) {size} data bytes"
+        return f"PING {self._host} ({self._host}) {size}({size + _HEADERS[4]}) bytes of data."
 
     async def _drain(self) -> None:
         """Give the peer time to take what was sent. A second Ctrl+C ends the wait."""
@@ -231,7 +265,7 @@ class _Pinger:
         if self._unresolved and self._mac is not None:
             due.append(time.monotonic() + _ROOM_INTERVAL)
         elif self._unresolved and self._interface.connected:
-            due.append(self._next_arp)
+            due.append(self._next_question)
         if self._all_requested:
             due.append(self._last_deadline)
         elif self._interface.connected:
@@ -244,8 +278,9 @@ class _Pinger:
         for sequence in [sequence for sequence, deadline in self._unresolved.items() if deadline <= now]:
             del self._unresolved[sequence]
             self.statistics.errors += 1
-            _print(f"From {format_ip(self._own.ip)} icmp_seq={sequence} Destination Host Unreachable")
-        if self._unresolved and self._mac is None and self._interface.connected and now >= self._next_arp:
+            what = _UNREACHABLE_IPV6 if self._options.is_ipv6 else _UNREACHABLE
+            _print(f"From {format_ip(self._ip)} icmp_seq={sequence} {what}")
+        if self._unresolved and self._mac is None and self._interface.connected and now >= self._next_question:
             self._ask(now)
         if self._interface.connected and not self._all_requested and now >= self._next_request:
             if self._has_room(self._sequence + 1, now):
@@ -283,12 +318,13 @@ class _Pinger:
             self._send_echo(self._sequence, self._mac)
 
     def _ask(self, now: float) -> None:
-        """Send an ARP request for the target, and plan the next one in case there is no reply."""
-        self._next_arp = now + _ARP_INTERVAL
-        self._transmit(arp_request(self._own.mac, self._own.ip, self._options.target), self._sequence)
+        """Ask for the MAC address of the target, and plan the next question in case there is no answer."""
+        self._next_question = now + _ASK_INTERVAL
+        question = neighbour_solicitation if self._options.is_ipv6 else arp_request
+        self._transmit(question(self._own.mac, self._ip, self._options.target), self._sequence)
 
     def _send_resolved(self, mac: bytes, now: float) -> None:
-        """Send the requests that waited for ARP, while there is room."""
+        """Send the requests that waited for the MAC address, while there is room."""
         for sequence in list(self._unresolved):
             if not self._has_room(sequence, now):
                 return
@@ -299,7 +335,7 @@ class _Pinger:
         on_wire = sequence & 0xFFFF
         packet = echo_request(
             source_mac=self._own.mac,
-            source_ip=self._own.ip,
+            source_ip=self._ip,
             target_mac=mac,
             target_ip=self._options.target,
             identifier=self._identifier,
@@ -338,13 +374,17 @@ class _Pinger:
         reply = parse_echo_reply(data, self._own.config.mode, any_checksum=True)
         if reply is not None:
             self._on_reply(reply, time.monotonic())
-        elif self._own.config.mode is Mode.ETHERNET and (told := parse_arp_reply(data)) is not None:
+        elif self._own.config.mode is Mode.ETHERNET and (told := self._told(data)) is not None:
             ip, mac = told
             if ip == self._options.target:
                 self._mac = mac
         else:
-            return reply_in_place(packet, self._own.ip, self._own.mac, mode=self._own.config.mode)
+            return self._answer(packet)
         return False
+
+    def _told(self, data: bytes) -> tuple[bytes, bytes] | None:
+        """Return the IP and MAC address that a packet tells; None if it tells none."""
+        return parse_neighbour_advertisement(data) if self._options.is_ipv6 else parse_arp_reply(data)
 
     def _on_reply(self, reply: EchoReply, now: float) -> None:
         sent = self._sent.get(reply.sequence)
@@ -411,32 +451,39 @@ def _print(line: str) -> None:
 
 def _add_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("target", type=checked(parse_ip), metavar="TARGET", help="IPv4 address to ping")
+    size = f"bytes of payload, at most {MAX_PAYLOAD} over IPv4; default 56"
+    add("target", type=checked(unicast_ip), metavar="TARGET", help="IPv4 or IPv6 address to ping")
     add("-c", type=whole(1, MANY), dest="count", metavar="COUNT", help="stop after COUNT requests; default: Ctrl+C")
     add("-i", type=seconds, default=1.0, dest="interval", metavar="SECONDS", help="between two requests; default 1")
-    add("-s", type=whole(0, MAX_PAYLOAD), default=56, dest="size", metavar="SIZE", help="bytes of payload; default 56")
+    add("-s", type=whole(0, MAX_PAYLOAD_IPV6), default=56, dest="size", metavar="SIZE", help=size)
     add(
         "-W",
         type=seconds,
         default=10.0,
         dest="wait",
         metavar="SECONDS",
-        help="how long to wait for ARP, and for the last reply; default 10",
+        help="how long to wait for the MAC address, and for the last reply; default 10",
     )
-    add_interface_arguments(parser, "192.168.1.3")
+    add_interface_arguments(parser, "192.168.1.3", "fe80::3")
     add_loop_argument(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if len(arguments.target) == 4 and arguments.size > MAX_PAYLOAD:
+        raise ConfigError(
+            f"argument -s: '{arguments.size}' is not a whole number from 0 to {MAX_PAYLOAD}, the most that an IPv4 "
+            f"packet holds"
+        )
     options = PingOptions(arguments.target, arguments.count, arguments.interval, arguments.size, arguments.wait)
     return 0 if ping(options, program_interface(arguments), loop=arguments.loop).received else 1
 
 
 COMMAND = Command(
     "ping",
-    "send ICMP echo requests and report the replies",
+    "send ICMP or ICMPv6 echo requests and report the replies",
     """example, with a responder in another terminal (memifrt responder --role master --socket @lab):
   memifrt ping --socket @lab -c 5 192.168.1.2
+  memifrt ping --socket @lab -c 5 fe80::2
 
 exit status: 0 if any reply came, 1 if none did, 2 on other errors""",
     _add_arguments,

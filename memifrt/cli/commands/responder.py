@@ -1,4 +1,4 @@
-"""``memifrt responder``: answer ARP and ICMP echo on every queue until a signal ends it."""
+"""``memifrt responder``: answer ARP, neighbour discovery and echo on every queue until a signal ends it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ def respond(options: ProgramInterface, *, until_eof: bool = False, loop: str = "
     :param loop: one of :data:`memifrt.cli.run_in_loop.LOOPS`.
     :raises MemifError: an option is wrong, or a master cannot listen.
     """
-    answer = functools.partial(reply_in_place, ip=options.ip, mac=options.mac, mode=options.config.mode)
+    answer = answer_for(options)
 
     def on_interrupt(interface: Interface, qid: int) -> None:
         serve(interface, qid, answer)
 
     async def main(waiter: Waiter) -> None:
         interface = options.create(waiter.runtime, on_interrupt)
-        print(f"answering for {format_ip(options.ip)} ({format_mac(options.mac)}) as {interface}", flush=True)
+        addresses = ", ".join(map(format_ip, options.ips))
+        print(f"answering for {addresses} ({format_mac(options.mac)}) as {interface}", flush=True)
         if until_eof:
             threading.Thread(target=_cancel_at_eof, args=(waiter,), daemon=True).start()
         with contextlib.suppress(PollCancelled):
@@ -54,6 +55,17 @@ def respond(options: ProgramInterface, *, until_eof: bool = False, loop: str = "
         reconnect_interval=DEFAULT_RECONNECT_INTERVAL,
         session_options=options.session_options,
     )
+
+
+def answer_for(program: ProgramInterface) -> Answer:
+    """Return the function that answers requests to the program's addresses."""
+    first, *others = [
+        functools.partial(reply_in_place, ip=ip, mac=program.mac, mode=program.config.mode) for ip in program.ips
+    ]
+    if not others:
+        return first
+    # The first address has the most packets, so that one costs no generator.
+    return lambda packet: first(packet) or any(other(packet) for other in others)
 
 
 def serve(interface: Interface, qid: int, answer: Answer) -> None:
@@ -100,7 +112,7 @@ def _cancel_at_eof(waiter: Waiter) -> None:
 
 
 def _add_arguments(parser: Parser) -> None:
-    add_interface_arguments(parser, "192.168.1.2")
+    add_interface_arguments(parser, "192.168.1.2", "fe80::2")
     add_loop_argument(parser)
     parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)  # for the demo, which may be killed
 
@@ -112,10 +124,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 COMMAND = Command(
     "responder",
-    "answer ARP and ICMP echo (ping) until Ctrl+C",
+    "answer ping over IPv4 and IPv6 (ARP, neighbour discovery, echo) until Ctrl+C",
     """example, against VPP (create interface memif id 0 master; set interface state memif0/0 up;
 set interface ip address memif0/0 192.168.1.1/24; ping 192.168.1.2):
-  memifrt responder --socket /run/vpp/memif.sock --ip 192.168.1.2""",
+  memifrt responder --socket /run/vpp/memif.sock --ip 192.168.1.2 --ip 2001:db8::2""",
     _add_arguments,
     _run,
 )
