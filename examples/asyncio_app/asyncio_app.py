@@ -28,11 +28,11 @@ def on_connect(interface: Interface) -> None:
     if not interface.tx_queues:
         interface.disconnect("a transmit queue is needed")
         return
-    print(f"connected to {interface.details().remote_app_name!r}")
+    print(f"connected to {interface.details().remote_app_name or '(without a name)'!r}")
 
 
 def on_disconnect(interface: Interface, reason: Disconnected) -> None:
-    print(f"disconnected: {reason}")
+    print(f"{'disconnected' if reason.established else 'not connected'}: {reason}")
 
 
 async def answer_pings(interface: AsyncioInterface, ip: bytes) -> None:

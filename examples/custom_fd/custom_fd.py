@@ -213,13 +213,13 @@ class Connection:
         if not interface.tx_queues:
             interface.disconnect("a transmit queue is needed")
             return
-        say(f"connection {self.index}: connected to {interface.details().remote_app_name!r}")
+        say(f"connection {self.index}: connected to {interface.details().remote_app_name or '(without a name)'!r}")
 
     def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
         if self.sender is not None:
             self.sender.end()
         self._waiting.clear()
-        say(f"connection {self.index}: disconnected: {reason}")
+        say(f"connection {self.index}: {'disconnected' if reason.established else 'not connected'}: {reason}")
 
     def on_interrupt(self, interface: Interface, qid: int) -> None:
         tx = interface.tx_queues[REPLIES]

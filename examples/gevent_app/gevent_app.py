@@ -47,11 +47,11 @@ def answer_pings(interface: GeventInterface, qid: int, ip: bytes) -> None:
 
 
 def on_connect(interface: Interface) -> None:
-    print(f"connected to {interface.details().remote_app_name!r}")
+    print(f"connected to {interface.details().remote_app_name or '(without a name)'!r}")
 
 
 def on_disconnect(interface: Interface, reason: Disconnected) -> None:
-    print(f"disconnected: {reason}")
+    print(f"{'disconnected' if reason.established else 'not connected'}: {reason}")
 
 
 # --- HTTP -----------------------------------------------------------------------------------------------------------

@@ -26,10 +26,10 @@ class Responder:
         queues = len(interface.tx_queues)
         if self.tx_queue >= queues:  # the peer may allow fewer queues than we asked for
             raise ConfigError(f"transmit queue {self.tx_queue}: the peer allows {queues}, counted from 0")
-        print(f"connected to {interface.details().remote_app_name!r}")
+        print(f"connected to {interface.details().remote_app_name or '(without a name)'!r}")
 
     def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
-        print(f"disconnected: {reason}")
+        print(f"{'disconnected' if reason.established else 'not connected'}: {reason}")
 
     def on_interrupt(self, interface: Interface, qid: int) -> None:
         with interface.rx_queues[qid].burst() as burst:

@@ -49,7 +49,7 @@ def on_connect(conn: m.MemifConnHandle, private_ctx: object) -> int:
     m.memif_refill_queue(conn, 0, -1, 0)
     _, details = m.memif_get_details(conn)
     if details is not None:
-        print(f"connected to {details.remote_inst_name!r}")
+        print(f"connected to {details.remote_inst_name or '(without a name)'!r}")
     return 0
 
 

@@ -90,14 +90,14 @@ class Application:
         self._workers: Workers | None = None
 
     def on_connect(self, interface: Interface) -> None:
-        print(f"connected to {interface.details().remote_app_name!r}")
+        print(f"connected to {interface.details().remote_app_name or '(without a name)'!r}")
         self._workers = Workers(interface, self._ip, self._forward)
 
     def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
         workers, self._workers = self._workers, None
         if workers is not None:  # None if the peer went away before on_connect
             workers.end()
-        print(f"disconnected: {reason}")
+        print(f"{'disconnected' if reason.established else 'not connected'}: {reason}")
 
 
 def main() -> int:

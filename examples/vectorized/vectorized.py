@@ -183,10 +183,10 @@ class Responder:
         self.vector = Vector(burst, ip, MAC)
 
     def on_connect(self, interface: Interface) -> None:
-        print(f"connected to {interface.details().remote_app_name!r}")
+        print(f"connected to {interface.details().remote_app_name or '(without a name)'!r}")
 
     def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
-        print(f"disconnected: {reason}")
+        print(f"{'disconnected' if reason.established else 'not connected'}: {reason}")
 
     def on_interrupt(self, interface: Interface, qid: int) -> None:
         """Take one burst and answer it. If the ring is full, replies are lost, as on a wire."""
