@@ -1,6 +1,11 @@
 """An asyncio program with memif in its loop: a task answers pings, and HTTP shows the interface's state and counters.
 
-python asyncio_app.py [--http HOST:PORT] [--socket PATH] [--id N] [--ip A.B.C.D] [--role slave|master]
+Ctrl+C ends it. Example:
+  python asyncio_app.py --role master --socket @lab --http 127.0.0.1:8080
+
+In another terminal:
+  memifrt ping --socket @lab 192.168.1.2
+  curl http://127.0.0.1:8080/
 """
 
 from __future__ import annotations
@@ -128,7 +133,9 @@ def http_address(text: str) -> tuple[str, int]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--http", type=http_address, default="127.0.0.1:8080", metavar="HOST:PORT", help="default: %(default)s"
     )

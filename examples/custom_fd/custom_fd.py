@@ -1,8 +1,12 @@
 """Many memif connections and a prompt in one loop: the application's loop watches memifrt's fds and standard input.
 
-    python custom_fd.py [--socket PATH] [--listen PATH] [--loop epoll|poll|select|fileno]
+`help` lists the commands. `exit`, the end of the input and Ctrl+C end the program. Example, with a master as
+connection 0:
+  python custom_fd.py --socket @lab --loop poll
+  > conn 0 1
 
-`help` lists the commands. `exit`, the end of the input and Ctrl+C end the program.
+In another terminal:
+  memifrt ping --socket @lab 192.168.1.2
 """
 
 from __future__ import annotations
@@ -527,7 +531,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
     parser.add_argument("--listen", metavar="PATH", help="where masters listen (default: the same socket)")
     parser.add_argument("--loop", choices=LOOPS, default="epoll", help="the kind of loop (default: %(default)s)")
