@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import memifrt
-from benchmarks import alternatives, bridge, calls, dump, faces, scale, threads
+from benchmarks import alternatives, bridge, calls, dump, faces, generate, impair, scale, threads
 from benchmarks.cases import BASE, CPUS, DEVICE_CPU, Case, Group, Plan, case, ours, theirs
 from benchmarks.ends import ROOT, Device, Load, PmdDevice, bench_device, program_device
 from memifrt.cli.run_in_loop import LOOPS
@@ -51,6 +51,12 @@ CROWD_POLL, CROWD_TURNS = "poll, one of {} interfaces busy", "poll, {} interface
 CROWD_CONNECT = "connect, {} interfaces"
 WAKE_UP = "{} recv, {}"
 RR_INTERRUPT, RR_SOCKET = "memifrt native, interrupt", "AF_UNIX SEQPACKET, Python"
+GENERATE, GENERATE_SAME = "memifrt generate, four fields", "memifrt generate, all packets alike"
+GENERATE_SIGNED, GENERATE_CHECKED = (
+    "memifrt generate, four fields, signed",
+    "memifrt generate, four fields, signed, sent back and checked",
+)
+PMD_TXONLY, PMD_FLOWGEN = "testpmd txonly, client, one flow", "testpmd flowgen, client, 1024 flows"
 IDLE = "memifrt, both ends in one process"
 BURSTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -299,6 +305,34 @@ def one_way(plan: Plan) -> list[Group]:
     return [Group("One way: source to sink, 64-byte packets, bursts of 256, polling", "Mpps", cases)]
 
 
+def generators(plan: Plan) -> list[Group]:
+    def sent(*arguments: str, fields: tuple[str, ...] = ()) -> Callable[[], Device]:
+        return functools.partial(generate.device, "slave", DEVICE_CPU, BASE, fields, *arguments)
+
+    checked = functools.partial(generate.checked_pps, "slave", CPUS, BASE, generate.FIELDS, plan.seconds)
+    cases = [
+        case(GENERATE_SAME, sent(), "sink", BASE, plan.seconds),
+        case(GENERATE, sent(fields=generate.FIELDS), "sink", BASE, plan.seconds),
+        case(GENERATE_SIGNED, sent("--signed", fields=generate.FIELDS), "sink", BASE, plan.seconds),
+        Case(GENERATE_CHECKED, checked),
+    ]
+    if not testpmd.missing():
+        cases += [
+            case(PMD_TXONLY, theirs("txonly", "slave"), "sink", BASE, plan.seconds),
+            case(PMD_FLOWGEN, theirs("flowgen", "slave"), "sink", BASE, plan.seconds),
+        ]
+    return [
+        Group(
+            "Generators: 64-byte packets as fast as it goes",
+            "Mpps",
+            cases,
+            note="`memifrt generate` on one core. Its four fields are source and destination addresses and ports, with "
+            "checksums kept right, and no two packets in a row are alike. In the row *sent back and checked* the same "
+            "core sends, receives and checks, and `memifrt bench echo` is the device; testpmd checks nothing.",
+        )
+    ]
+
+
 def round_trip(plan: Plan) -> list[Group]:
     interrupt, polling = BASE.with_(rx_mode="interrupt", burst=1), BASE.with_(burst=1)
     cases = [
@@ -516,6 +550,16 @@ def _dumped(case: dump.Case, seconds: float) -> float:
         case.remove_file()
 
 
+def impairments(plan: Plan) -> list[Group]:
+    return [
+        Group(
+            "bridge between two memifs with impairments beside a plain forward: the cost of a 64-byte packet",
+            "ns",
+            [Case(case.name, functools.partial(impair.nanoseconds, case, 64, plan.seconds)) for case in impair.cases()],
+        )
+    ]
+
+
 def bridges(plan: Plan) -> list[Group]:
     """As root, in network namespaces; iperf3's ends, both bridges and the kernel share the cores."""
     cases = [] if namespaces.missing("iperf3", "ping") else bridge.CASES
@@ -541,6 +585,7 @@ GROUPS: dict[str, Callable[[Plan], list[Group]]] = {
     "calls": call_times,
     "baseline": baseline,
     "one-way": one_way,
+    "generate": generators,
     "round-trip": round_trip,
     "instead": instead,
     "queues": queues,
@@ -551,6 +596,7 @@ GROUPS: dict[str, Callable[[Plan], list[Group]]] = {
     "wake-ups": wake_ups,
     "idle": idle,
     "dump": captures,
+    "impair": impairments,
     "bridge": bridges,
     "crowd-poll": crowd_poll,
     "crowd-connect": crowd_connect,

@@ -69,6 +69,8 @@ PROMISES = (
         g.INSIDE.format("forward in Python", 1),
         0.8,
     ),
+    Promise("generate, four varying fields, Mpps", g.GENERATE, "", 20.0),
+    Promise("generate, signed, sent back and checked: against plain", g.GENERATE_CHECKED, g.GENERATE, 0.5),
     Promise("per-packet Python ICMP responder, Mpps", g.PER_PACKET, "", 2.5),
     Promise("round trip, interrupt mode, p50: against a SEQPACKET ping-pong", g.RR_INTERRUPT, g.RR_SOCKET, None, 1.0),
     Promise(

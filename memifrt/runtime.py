@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from memifrt.stats.server import Server
+    from memifrt.stats.switch import SwitchStats
     from memifrt.system.timerfd import TimerFd
 
 logger = logging.getLogger("memifrt")
@@ -163,8 +164,13 @@ class Runtime:
         self._interfaces: list[Interface] = []
         #: When the runtime was created, in Unix time (seconds).
         self.started = time.time()
+        #: Counters of the application, which the stats socket and Prometheus show: a function for each group of them
+        #: that returns the counters by name.
+        self.application_counters: dict[str, Callable[[], Mapping[str, int]]] = {}
         #: The URL that Prometheus scrapes; empty if the runtime serves no metrics.
         self.metrics_url = ""
+        #: Describes the switch that joins the interfaces, for snapshots; None if there is none.
+        self.switch_stats: Callable[[], SwitchStats] | None = None
         self._servers: list[Server] = []
         self._dispatching = False
         self._closed = False

@@ -50,6 +50,10 @@ ORDER = [
     "scapy",
     "capture",
     "ports",
+    "impairments",
+    "switch",
+    "traffic",
+    "throughput",
     "cli",
     "testing",
     "pytest_plugin",
@@ -66,7 +70,17 @@ ADAPTERS = {
     "poll.qt": ("PySide6",),
 }
 #: What a person runs, and what lives in scapy or pytest: extras are imported there, where they are used.
-PROGRAMS = {"capture", "ports", "cli", "scapy", "testing", "pytest_plugin"}
+PROGRAMS = {
+    "capture",
+    "ports",
+    "switch",
+    "traffic",
+    "throughput",
+    "cli",
+    "scapy",
+    "testing",
+    "pytest_plugin",
+}
 #: Underscore names of the standard library that code may use. ``_replace`` of a named tuple and ``os._exit`` are
 #: public. The others have no public counterpart: the running loop, without an error where none runs; types for
 #: annotations; and accept() that returns a number instead of a socket object, whose class may be patched.

@@ -13,7 +13,21 @@ from collections.abc import Callable, Sequence
 
 import memifrt
 from memifrt.cli.arguments import Command, Parser, did_you_mean
-from memifrt.cli.commands import bench, bridge, demo, doctor, dump, ping, replay, responder, top
+from memifrt.cli.commands import (
+    bench,
+    bridge,
+    demo,
+    doctor,
+    dump,
+    extcap,
+    generate,
+    ping,
+    replay,
+    responder,
+    switch,
+    throughput,
+    top,
+)
 from memifrt.cli.program import NoPeerError, complain
 from memifrt.errors import MemifError
 
@@ -24,7 +38,11 @@ COMMANDS: tuple[Command, ...] = (
     ping.COMMAND,
     dump.COMMAND,
     replay.COMMAND,
+    generate.COMMAND,
+    throughput.COMMAND,
     bridge.COMMAND,
+    switch.COMMAND,
+    extcap.COMMAND,
     top.COMMAND,
     doctor.COMMAND,
     bench.COMMAND,

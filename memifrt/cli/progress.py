@@ -1,7 +1,7 @@
 """Show the progress of a command on standard error.
 
-With rich (``memifrt[cli]``) this is a bar or a line that changes. Without rich it is a line every few seconds. Nothing
-is shown if standard error is not a terminal.
+With rich (``memifrt[cli]``) this is a bar or a line that changes. Without rich it is a line every few seconds. If
+standard error is not a terminal, nothing is shown, or a line every few seconds if the command asks for it.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ class Progress:
         """Restore the terminal."""
 
 
-def progress(command: str, total: int = 0) -> Progress:
+def progress(command: str, total: int = 0, *, plain: bool = False) -> Progress:
     """Return the best display that standard error supports.
 
     :param total: the value of ``done`` at the end; 0 if it is not known.
+    :param plain: whether to print lines if standard error is not a terminal; otherwise nothing is shown there.
     """
     if not sys.stderr.isatty():
-        return Progress()
+        return _Lines(command, total) if plain else Progress()
     try:
         return _Bar(command, total)
     except ImportError:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import select
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memifrt.errors import Disconnected, PollCancelled
 from memifrt.ports import forward_threads
-from memifrt.ports.drain import INTERVAL, Drain
+from memifrt.ports.drain import INTERVAL, PATIENCE, Drain
 from memifrt.ports.forward_threads import ForwardThreads
 from memifrt.ports.port import MemifPort, Port
 from memifrt.ring import Burst
 from memifrt.runtime import Runtime
+from memifrt.system.timerfd import TimerFd
 
 #: Packets (buffers of a memif) in one burst, and bursts in a row from one queue while packets keep coming.
-_BURST, _TURNS = 256, 16
+BURST, _TURNS = 256, 16
 #: Packets in a burst that is recorded in Python. It is larger because each burst costs more there.
 _LONG_BURST = 512
 #: Time until we look for room again, because no event says that a peer made room: in seconds while more packets wait in
@@ -50,12 +52,19 @@ class Report:
     #: Buffers in the target's ring that its peer had not taken at the end, and packets that still waited for room.
     left: int = 0
     waiting: int = 0
+    #: What an impairment did to packets that it did not drop, and the packets that it still delays.
+    impaired: dict[str, int] = field(default_factory=dict)
+    delayed: int = 0
 
     def line(self) -> str:
         """Return the report as one line of text."""
         text = f"{self.source} -> {self.target}: {self.packets} packets, {self.bytes} bytes, {self.dropped} dropped"
         if self.reasons:
             text += " (" + ", ".join(f"{count} {reason}" for reason, count in self.reasons.items()) + ")"
+        if self.impaired:
+            text += ", " + ", ".join(f"{count} {what}" for what, count in self.impaired.items())
+        if self.delayed:
+            text += f", {self.delayed} still delayed"
         if self.left:
             text += f", {self.left} not taken by the peer"
         if self.waiting:
@@ -85,7 +94,7 @@ class Direction:
                 for _ in range(_TURNS):
                     count = self._turn(qid) if self.target.can_send else self._discard(qid)
                     moved = moved or count > 0
-                    if count < _BURST // 2:  # the queue is almost empty
+                    if count < BURST // 2:  # the queue is almost empty
                         break
         return moved
 
@@ -95,12 +104,29 @@ class Direction:
 
     def _discard(self, qid: int) -> int:
         """Drop packets while the target has no peer: they would be stale by the time it has one."""
-        count = self.source.discard(_BURST, qid=qid)
+        count = self.source.discard(BURST, qid=qid)
         self._without_peer += count
         return count
 
+    def deliver(self) -> bool:
+        """Send delayed packets whose time has come, and take no others; return whether any were sent."""
+        return False
+
+    def wake_at(self) -> float:
+        """Return when to call :meth:`step` even if no packets come, in seconds of ``time.monotonic()``."""
+        return math.inf
+
+    def link_changed(self, up: bool) -> None:
+        """Note that the target got a peer, or lost it."""
+        self.source.link_changed(up)
+
     @property
     def _waiting(self) -> int:
+        return 0
+
+    @property
+    def _added(self) -> int:
+        """The number of packets that were not received but added, less those that are not sent yet."""
         return 0
 
     def close(self) -> None:
@@ -114,7 +140,7 @@ class Direction:
             reasons["without a peer"] = self._without_peer
         received = self.source.received.packets + sum(self.source.unusable.values())
         waiting = self._waiting
-        dropped = max(received - sent.packets - waiting, 0)
+        dropped = max(received + self._added - sent.packets - waiting, 0)
         return Report(
             self.source.name, self.target.name, sent.packets, sent.bytes, dropped, reasons, self.left, waiting
         )
@@ -128,7 +154,7 @@ class Forward(Direction):
 
     def _turn(self, qid: int) -> int:
         rx = self.source.rx(qid)
-        sent = self.target.tx(qid).forward(rx, _BURST)
+        sent = self.target.tx(qid).forward(rx, BURST)
         if not sent and rx.pending():
             self.blocked = True
         return sent
@@ -161,7 +187,7 @@ class Watch(Forward):
         return sent
 
     def _discard(self, qid: int) -> int:
-        burst = self._held.get(qid) or self._take(qid, _BURST)
+        burst = self._held.get(qid) or self._take(qid, BURST)
         if burst is None:
             return 0
         del self._held[qid]
@@ -209,7 +235,7 @@ class Carry(Direction):
         if room <= 0:
             self.blocked = True
             return 0
-        packets = self.source.recv(min(room, _BURST), qid=qid)
+        packets = self.source.recv(min(room, BURST), qid=qid)
         if not packets:
             return 0
         if self._record is not None:
@@ -227,7 +253,7 @@ class Carry(Direction):
         self._left.pop(qid, None)
         if self._record is None:
             return super()._discard(qid)
-        packets = self.source.recv(_BURST, qid=qid)
+        packets = self.source.recv(BURST, qid=qid)
         self._record(packets)
         self._without_peer += len(packets)
         return len(packets)
@@ -251,6 +277,7 @@ class Pump:
 
     :param polling: whether to look at every source all the time, instead of waiting for its events.
     :param on_idle: called when there is nothing to do for now.
+    :param patient: whether to let the peers take what was sent, and to deliver delayed packets, before the end.
     """
 
     def __init__(
@@ -260,23 +287,25 @@ class Pump:
         *,
         polling: bool = False,
         on_idle: Callable[[], object] | None = None,
+        patient: bool = True,
     ) -> None:
         self._directions = directions
         self._runtime = runtime
         self._polling = polling
         self._on_idle = on_idle
+        self._patient = patient
         self._moved = False
         self._threads: ForwardThreads | None = None
         #: Whether an end got its peer or lost it since the threads were last started or stopped.
         self._link_changed = True
         for way in directions:
             way.source.on_packets = functools.partial(self._step, way)
-            way.target.on_link = functools.partial(self._on_link, way.source)
-            way.source.link_changed(way.target.can_send)
+            way.target.on_link = functools.partial(self._on_link, way)
+            way.link_changed(way.target.can_send)
 
-    def _on_link(self, source: Port, up: bool) -> None:
+    def _on_link(self, way: Direction, up: bool) -> None:
         self._link_changed = True
-        source.link_changed(up)
+        way.link_changed(up)
 
     def _step(self, way: Direction) -> None:
         """Step a direction that may have packets, unless a thread does it."""
@@ -294,9 +323,11 @@ class Pump:
             if len(plain) == len(self._directions) and forward_threads.are_useful():
                 self._threads = ForwardThreads([(way.source, way.target) for way in plain])
                 stack.callback(self._threads.close)
+            self._timer = stack.enter_context(contextlib.closing(TimerFd()))
             with contextlib.suppress(PollCancelled):
                 self._run_until_cancelled()
-        self._drain()
+        if self._patient:
+            self._finish()
 
     def _run_until_cancelled(self) -> None:
         """Let threads forward while they can; else do it here."""
@@ -324,18 +355,35 @@ class Pump:
             threads.check()
             self._runtime.poll_event(0)
 
-    def _drain(self) -> None:
-        """Give the peers time to take what was sent to them. A second cancel ends the wait."""
+    def _finish(self) -> None:
+        """Deliver delayed packets, and give the peers time to take what was sent. A second cancel ends the wait."""
         targets = {way: way.target.interface for way in self._directions if isinstance(way.target, MemifPort)}
         for interface in targets.values():
             interface.on_interrupt = None  # forward nothing more
+        end = time.monotonic() + _DRAIN_LIMIT
         drain = Drain(list(targets.values()), _DRAIN_LIMIT)
         with contextlib.suppress(PollCancelled):
+            self._deliver_until(end)
             while drain.goes_on():
                 self._runtime.poll_event(0)
                 time.sleep(INTERVAL)
         for way, interface in targets.items():
             way.left = drain.left(interface)
+
+    def _deliver_until(self, end: float) -> None:
+        """Deliver delayed packets until none of them leaves before ``end``, or no peer makes room."""
+        for way in self._directions:
+            way.blocked = False
+        moved_at = time.monotonic()
+        while (now := time.monotonic()) < end:
+            for way in self._directions:
+                if way.deliver():
+                    moved_at = now
+            waits_for_room = any(way.blocked for way in self._directions) and now < moved_at + PATIENCE
+            if not waits_for_room and all(way.wake_at() >= end for way in self._directions):
+                return
+            self._runtime.poll_event(0)
+            time.sleep(INTERVAL)
 
     def close(self) -> None:
         """Release the packets that wait for room. Call it after the last report, and before the runtime is closed."""
@@ -346,10 +394,16 @@ class Pump:
         control = self._runtime.fileno()
         ways = {way.source.fileno(): way for way in self._directions if way.source.fileno() >= 0}
         poll = select.poll()
-        for fd in (control, *ways):
+        timer = self._timer
+        for fd in (control, timer.fileno(), *ways):
             poll.register(fd, select.POLLIN)
         while not self._can_change():
             self._moved = False
+            wake_at = min(way.wake_at() for way in self._directions)
+            if wake_at < math.inf:
+                timer.arm(wake_at)
+            else:
+                timer.disarm()
             stuck = [way for way in self._directions if way.blocked]
             ready = poll.poll(_ROOM_MILLISECONDS if stuck else 0 if self._on_idle else None)
             if not ready and self._on_idle:
@@ -361,6 +415,11 @@ class Pump:
             for fd, _ in ready:
                 if fd == control:
                     self._runtime.poll_event(0)  # its callbacks call _step
+                elif fd == timer.fileno():
+                    timer.drain()
+                    for way in self._directions:
+                        if way.wake_at() <= time.monotonic():
+                            self._step(way)
                 else:
                     self._step(ways[fd])
             self._back_off()

@@ -55,12 +55,15 @@ class PacketPort(Port):
 
     The kernel's own network stack also receives the packets. It does not answer if the interface has no address.
 
+    :param waits: whether a send may wait for room in the interface's queue, and for an interface that goes down to be
+        deleted. A port that must not delay others does not wait: then :meth:`send` returns a short count.
     :raises ConfigError: there is no such interface, it is down, or it does not fit the mode of the endpoint.
     :raises MemifOSError: the packet socket cannot be made.
     """
 
-    def __init__(self, endpoint: PacketEndpoint) -> None:
+    def __init__(self, endpoint: PacketEndpoint, *, waits: bool = True) -> None:
         super().__init__(str(endpoint))
+        self._waits = waits
         self._received = self._received_bytes = self._sent = self._sent_bytes = 0
         self._buffer = memoryview(bytearray(_LONGEST))
         self._what = f"interface {endpoint.name}"
@@ -112,6 +115,8 @@ class PacketPort(Port):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BACKLOG)
         whole_seconds, rest = divmod(_PATIENCE, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(whole_seconds), int(rest * 1e6)))
+        if not self._waits:
+            sock.setblocking(False)
         # Bind last. The socket had no protocol until now, so it received nothing from other interfaces.
         sock.bind((name, _ETH_P_ALL))
 
@@ -201,10 +206,12 @@ class PacketPort(Port):
             self._socket.sendmsg((NOTHING_TO_DO, packet), (), 0, (self._name, protocol))
 
     def send(self, packets: Sequence[bytes], *, qid: int = 0) -> int:
-        for packet in packets:
+        for number, packet in enumerate(packets):
             try:
                 self._write(packet)
             except OSError as error:
+                if not self._waits and error.errno in (errno.EAGAIN, errno.ENOBUFS):
+                    return number
                 self._check_still_there(error)
                 self.refused[error.strerror or str(error)] += 1
             else:
@@ -227,10 +234,12 @@ class PacketPort(Port):
             raise self._gone(error) from error
         if error.errno == errno.ENETDOWN:
             # An interface goes down before it is deleted, and no further error reports the deletion.
-            deadline = time.monotonic() + _FAREWELL
-            while time.monotonic() < deadline:
+            deadline = time.monotonic() + (_FAREWELL if self._waits else 0)
+            while True:
                 if not self._socket.getsockname()[0]:
                     raise self._gone(error) from error
+                if time.monotonic() >= deadline:
+                    return
                 time.sleep(0.01)
 
     def _gone(self, error: OSError) -> MemifOSError:

@@ -216,11 +216,11 @@ cdef class TxRingBase(RingBase):
         with cython.critical_section(self, ring):
             ring.require_idle()
             self.require_idle()
-            if ring.open:  # their buffers go back first, and this way keeps the order
-                return self.relay_as_burst(ring, limit)
             if self.open or self.sending:
                 ring.more |= ring.available() > 0
                 self.require_nothing_open()
+            if ring.open:  # their buffers go back first, and this way keeps the order
+                return self.relay_as_burst(ring, limit)
             return self.relay_entries(ring, limit)
 
     cdef int relay_entries(self, RxRingBase ring, int limit) except -1 nogil:
@@ -239,6 +239,8 @@ cdef class TxRingBase(RingBase):
     cdef int relay_as_burst(self, RxRingBase ring, int limit) except -1:
         """Do as ``relay`` while bursts of the other ring are held."""
         cdef RingBurst burst = ring.take(limit, False)
+        if not burst.count:
+            return 0
         try:
             return self.forward(burst)
         finally:

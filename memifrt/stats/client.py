@@ -305,7 +305,9 @@ def _difference(value: object, kind: object, where: str) -> str:
             return f"{where} is not an object"
         for name, hint in _fields(kind).items():
             if name in _SINCE_THEN:
-                value.setdefault(name, 0)
+                value.setdefault(name, [] if typing.get_origin(hint) is list else 0)
+            if name in _OPTIONAL and name not in value:
+                continue
             wrong = _difference(value[name], hint, name) if name in value else f"{where} has no {name!r}"
             if wrong:
                 return wrong
@@ -321,8 +323,10 @@ def _difference(value: object, kind: object, where: str) -> str:
     return "" if _is_scalar(value, kind) else f"{where} is not of type {getattr(kind, '__name__', kind)}"
 
 
-#: Counters that earlier releases do not send.
-_SINCE_THEN = {"repeated_kicks"}
+#: Counters and lists of counters that earlier releases do not send.
+_SINCE_THEN = {"repeated_kicks", "counters"}
+#: Parts that only some programs have.
+_OPTIONAL = {"switch"}
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -18,6 +18,7 @@ from memifrt.poll.hook import FdRegistry
 from memifrt.poll.schedule import Schedule
 from memifrt.stats.server import Client, Server
 from memifrt.stats.snapshot import InterfaceStats, QueueStats, Snapshot
+from memifrt.stats.switch import SwitchStats
 from memifrt.system import original_functions
 from memifrt.system.fds import OwnedFd, accept, own_socket
 from memifrt.types import printable
@@ -39,6 +40,7 @@ class _Metric:
 
 
 _RUNTIME = _Metric("memifrt_info", "gauge", "The runtime.")
+_APPLICATION = _Metric("memifrt_application_total", "counter", "Counters of the application.")
 _UP = _Metric("memifrt_interface_up", "gauge", "Whether the interface is connected.")
 _PEER = _Metric("memifrt_interface_peer_info", "gauge", "The peer of a connected interface.")
 _SINCE = _Metric("memifrt_interface_connected_timestamp_seconds", "gauge", "Unix time of the current connection.")
@@ -85,6 +87,12 @@ _OF_QUEUES: tuple[tuple[_Metric, Callable[[QueueStats], float | None]], ...] = (
     ),
 )
 
+_PORT_UP = _Metric("memifrt_switch_port_up", "gauge", "Whether packets can leave at this port of a switch.")
+_ADDRESSES = _Metric("memifrt_switch_port_addresses", "gauge", "MAC addresses that were learned at this port.")
+_PORT_PACKETS = _Metric("memifrt_switch_port_packets_total", "counter", "Packets of this port.")
+_PORT_BYTES = _Metric("memifrt_switch_port_bytes_total", "counter", "Bytes of this port's packets.")
+_LOST = _Metric("memifrt_switch_port_dropped_total", "counter", "Packets dropped at this port, by reason.")
+
 
 def metrics(snapshot: Snapshot) -> str:
     """Return a snapshot in Prometheus' text format.
@@ -107,7 +115,33 @@ def metrics(snapshot: Snapshot) -> str:
     )
     for metric, value_of in _OF_QUEUES:
         lines += _family(metric, ((where, value_of(queue)) for where, queue in queues))
+    lines += _family(
+        _APPLICATION,
+        ((_labels({"group": each["group"], "counter": each["name"]}), each["value"]) for each in snapshot["counters"]),
+    )
+    if "switch" in snapshot:
+        lines += _switch(snapshot["switch"])
     return "".join(f"{line}\n" for line in lines)
+
+
+def _switch(switch: SwitchStats) -> list[str]:
+    """Return the lines of a switch. The label ``port`` has the name of a port."""
+    ports = [({"port": port["name"]}, port) for port in switch["ports"]]
+    lines = _family(_PORT_UP, ((_labels(where), int(port["up"])) for where, port in ports))
+    lines += _family(_ADDRESSES, ((_labels(where), port["addresses"]) for where, port in ports))
+    packets = [(where, port["rx_packets"], port["tx_packets"]) for where, port in ports]
+    octets = [(where, port["rx_bytes"], port["tx_bytes"]) for where, port in ports]
+    for metric, counts in ((_PORT_PACKETS, packets), (_PORT_BYTES, octets)):
+        both = [(where, way, count) for where, *pair in counts for way, count in zip(("rx", "tx"), pair, strict=True)]
+        lines += _family(metric, ((_labels({**where, "direction": way}), count) for where, way, count in both))
+    return lines + _family(
+        _LOST,
+        (
+            (_labels({**where, "reason": loss["reason"]}), loss["packets"])
+            for where, port in ports
+            for loss in port["losses"]
+        ),
+    )
 
 
 def _is_up(interface: InterfaceStats) -> bool:
@@ -129,7 +163,7 @@ def _family(metric: _Metric, samples: Iterable[tuple[str, float | None]]) -> lis
     return [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}", *lines] if lines else []
 
 
-def _labels(values: dict[str, object]) -> str:
+def _labels(values: Mapping[str, object]) -> str:
     return ",".join(f"{name}={_quoted(value)}" for name, value in values.items())
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypedDict
 
 from memifrt.interface import Interface
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.ring import RxRing, TxRing, __impl__
+from memifrt.stats.switch import SwitchStats
 from memifrt.types import Direction, Role
 
 SCHEMA = "memifrt-stats"
@@ -38,6 +39,13 @@ class SnapshotSource(Protocol):
 
     @property
     def interfaces(self) -> Iterable[Interface]: ...
+
+    @property
+    def application_counters(self) -> Mapping[str, Callable[[], Mapping[str, int]]]: ...
+
+    @property
+    def switch_stats(self) -> Callable[[], SwitchStats] | None:
+        """Return the switch that joins the interfaces, if there is one."""
 
 
 # --- the schema -----------------------------------------------------------------------------------------------------
@@ -104,11 +112,26 @@ class InterfaceStats(TypedDict):
     queues: list[QueueStats]
 
 
-class Snapshot(TypedDict):
+class CounterStats(TypedDict):
+    """A counter of the application. ``memifrt bridge`` has a group of counters for each impaired direction."""
+
+    group: str
+    name: str
+    value: int
+
+
+class _Switched(TypedDict, total=False):
+    switch: SwitchStats
+
+
+class Snapshot(_Switched):
     """The state of a runtime at one time.
+
+    ``switch`` is there only if the program is a switch.
 
     ``name`` is its ``app_name``. ``rings`` is the ring implementation, ``native`` or ``python``. ``started`` is the
     time at which the runtime was made. ``monotonic`` is the system's monotonic clock in seconds, for rates.
+    ``counters`` are those of the application (:attr:`memifrt.Runtime.application_counters`).
     """
 
     schema: str
@@ -120,6 +143,7 @@ class Snapshot(TypedDict):
     time: float
     monotonic: float
     interfaces: list[InterfaceStats]
+    counters: list[CounterStats]
 
 
 def snapshot(runtime: SnapshotSource) -> Snapshot:
@@ -128,7 +152,7 @@ def snapshot(runtime: SnapshotSource) -> Snapshot:
     :raises ForkedError: this is a forked child, and the runtime belongs to the parent.
     """
     runtime.check_not_forked()
-    return {
+    found: Snapshot = {
         "schema": SCHEMA,
         "version": VERSION,
         "name": runtime.app_name,
@@ -138,7 +162,15 @@ def snapshot(runtime: SnapshotSource) -> Snapshot:
         "time": time.time(),
         "monotonic": time.monotonic(),
         "interfaces": [_interface(interface) for interface in runtime.interfaces],
+        "counters": [
+            {"group": group, "name": name, "value": value}
+            for group, counts in runtime.application_counters.items()
+            for name, value in counts().items()
+        ],
     }
+    if runtime.switch_stats is not None:
+        found["switch"] = runtime.switch_stats()
+    return found
 
 
 def _interface(interface: Interface) -> InterfaceStats:

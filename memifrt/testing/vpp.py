@@ -107,7 +107,7 @@ class Vpp:
                     raise self._peer.error("did not start") from error
             time.sleep(_TICK)
         self.cli(f"trace add memif-input {_TRACED}")
-        self.cli(f"pcap trace rx tx max {_CAPTURED} intfc any file {self.capture_name}")
+        self.cli(f"pcap trace rx tx max {_CAPTURED} max-bytes-per-pkt 9216 intfc any file {self.capture_name}")
 
     @property
     def log(self) -> str:
@@ -248,7 +248,7 @@ class Vpp:
             path = directory / f"{stem}.pcap"
             shutil.copyfile(captured, path)
             text += f"what VPP received and sent: {path}\n"
-        self.cli(f"pcap trace rx tx max {_CAPTURED} intfc any file {self.capture_name}")
+        self.cli(f"pcap trace rx tx max {_CAPTURED} max-bytes-per-pkt 9216 intfc any file {self.capture_name}")
         return text
 
 
@@ -272,7 +272,7 @@ def startup_conf(
         "buffers { page-size default }",
         f"cpu {{ workers {workers} }}" if workers else "",
         "plugins {",
-        f"  path {plugin_path}" if plugin_path else "",
+        f"  add-path {plugin_path}" if plugin_path else "",
         "  plugin default { disable }",
         *(f"  plugin {name} {{ enable }}" for name in enabled),
         "}",

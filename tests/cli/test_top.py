@@ -76,7 +76,7 @@ def interface(id: int = 0, *queues: QueueStats, **changes: Any) -> InterfaceStat
 def made(*interfaces: InterfaceStats, at: float = 100.0, **changes: Any) -> Snapshot:
     whole: dict[str, Any] = {
         "schema": "memifrt-stats", "version": 1, "name": "responder", "pid": 42, "rings": "native",
-        "started": 0.0, "time": at, "monotonic": at, "interfaces": list(interfaces),
+        "started": 0.0, "time": at, "monotonic": at, "interfaces": list(interfaces), "counters": [],
     }  # fmt: skip
     return cast(Snapshot, {**whole, **changes})
 

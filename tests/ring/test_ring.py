@@ -1754,3 +1754,27 @@ def test_only_the_newest_open_burst_is_untaken(lane: Lane) -> None:
     allocated = lane.tx.alloc(1)
     with pytest.raises(ConfigError):
         lane.rx.untake(allocated)
+
+
+@pytest.mark.parametrize("role", ["slave", "master"])
+def test_relay_of_nothing_does_not_look_at_the_transmit_ring_while_bursts_are_held(ends: Ends, role: str) -> None:
+    rx, tx = ends.crossing(role)
+    lane, back = (ends.m2s, ends.s2m) if role == "slave" else (ends.s2m, ends.m2s)
+    lane.tx.send([b"held"])
+    with rx.burst(1):
+        setattr(back.raw, "tail" if role == "slave" else "head", 0x7FFF)  # what it says is impossible
+        assert tx.relay(rx, 8) == 0
+        with pytest.raises(RingViolation):
+            tx.free()
+
+
+@pytest.mark.parametrize("role", ["slave", "master"])
+def test_relay_refuses_before_it_looks_at_a_packet_while_allocated_buffers_are_open(ends: Ends, role: str) -> None:
+    rx, tx = ends.crossing(role)
+    lane = ends.m2s if role == "slave" else ends.s2m
+    lane.tx.send([b"broken"])
+    lane.raw.change(0, region=77)
+    tx.alloc(1)
+    with pytest.raises(ConfigError, match="must be transmitted or given back first"):
+        tx.relay(rx, 8)
+    assert rx.more

@@ -135,7 +135,7 @@ def test_startup_conf_has_private_files_and_no_hugepages() -> None:
         "socksvr { socket-name /d/x/api.sock }",
         "buffers { page-size default }",
         "cpu { workers 2 }",
-        "  path /plugins",
+        "  add-path /plugins",
         "  plugin default { disable }",
         "  plugin memif_plugin.so { enable }",
         "  plugin acl_plugin.so { enable }",

@@ -47,13 +47,20 @@ from memifrt.cli.arguments import (
     whole,
 )
 from memifrt.cli.endpoint import MEMIF_SYNTAX, check_pair, memif_endpoint, parse_memif_endpoint
+from memifrt.cli.impair import (
+    ImpairmentOptions,
+    Impairments,
+    add_impairment_arguments,
+    impairment_options,
+    watching,
+)
 from memifrt.cli.postrotate import PostRotation, parse_command
 from memifrt.cli.program import SessionOptions, complain, session, signals_to
 from memifrt.cli.progress import Progress, progress
 from memifrt.errors import ConfigError
 from memifrt.options import DEFAULT_RECONNECT_INTERVAL
 from memifrt.ports.endpoint import MemifEndpoint
-from memifrt.ports.forwarding import Carry, Direction, Pump, Report, Watch
+from memifrt.ports.forwarding import Carry, Direction, Pump, Record, Report, Watch
 from memifrt.ports.port import MemifPort, Port, Traffic
 from memifrt.ring import Burst
 from memifrt.types import Mode, RxMode
@@ -464,44 +471,58 @@ def dump(
     options: DumpOptions,
     *,
     session_options: SessionOptions = SessionOptions(),  # noqa: B008 - it is frozen
-    on_ready: Callable[[], object] = lambda: None,
+    impairment_options: ImpairmentOptions = ImpairmentOptions(),  # noqa: B008 - it is frozen
+    on_ready: Callable[[Sequence[str]], object] = lambda lines: None,
 ) -> tuple[int, list[Report]]:
     """Capture packets of one memif, or between two, until Ctrl+C, SIGTERM or the last packet.
 
-    :param on_ready: called when the interfaces are created.
+    :param impairment_options: between two memifs, the impairments; packets are captured when they leave them.
+    :param on_ready: called when the interfaces are created, with a line for each impaired direction.
     :returns: the number of captured packets, and between two memifs the totals of each direction.
     :raises MemifError: an option is wrong, an interface cannot be created, or a file cannot be written.
     """
     if len(ends) == 2:
         check_pair(*ends)
+    elif impairment_options:
+        raise ConfigError("impairments are for packets between two memifs: they need --between A B")
     polling = any(end.config.rx_mode is RxMode.POLLING for end in ends)
+    impairments = Impairments(impairment_options, ends[0].mode)
     preparation = Preparation.of(options, ends)
     with session("dump", reconnect_interval=DEFAULT_RECONNECT_INTERVAL, session_options=session_options) as runtime:
         ports = [MemifPort(runtime, end) for end in ends]
+        impairments.count_in(runtime)
         with capturing(options, ends, runtime.cancel_poll_event, preparation) as capture:
             one = [Carry(ports[0], _Nowhere("nowhere"), capture.record)]
-            ways: Sequence[Direction] = between(ports, capture) if len(ports) == 2 else one
+            ways: Sequence[Direction] = between(ports, capture, impairments) if len(ports) == 2 else one
             pump = Pump(runtime, ways, polling=polling, on_idle=capture.flush)
-            on_ready()
+            on_ready(impairments.describe())
             try:
-                pump.run()
+                with watching(impairments, impairment_options, lambda line: complain(f"memifrt dump: {line}")):
+                    pump.run()
                 reports = [way.report() for way in ways]
             finally:
                 pump.close()
-        if capture.takes_bursts and len(ends) == 2:
-            capture.packets = sum(port.received.packets for port in ports)
+        # A burst that is recorded as a whole does not count its packets.
+        capture.packets += sum(way.source.received.packets for way in ways if isinstance(way, Watch))
         return capture.packets, reports if len(ends) == 2 else []
 
 
-def between(ports: Sequence[MemifPort], capture: Capture) -> Sequence[Direction]:
+def between(
+    ports: Sequence[MemifPort], capture: Capture, impairments: Impairments | None = None
+) -> Sequence[Direction]:
     """Return both directions between two ports, each with the capture."""
-    pairs = (ports, ports[::-1])
-    if capture.takes_bursts:
-        return [Watch(source, target, capture.record_burst) for source, target in pairs]
+    records = [functools.partial(capture.record, interface=number) for number in (0, 1)]
+    impaired = (None, None) if impairments is None else impairments.directions(ports[0], ports[1], records)
     return [
-        Carry(source, target, functools.partial(capture.record, interface=number))
-        for number, (source, target) in enumerate(pairs)
+        way or _captured(source, target, capture, record)
+        for way, source, target, record in zip(impaired, ports, ports[::-1], records, strict=True)
     ]
+
+
+def _captured(source: MemifPort, target: MemifPort, capture: Capture, record: Record) -> Direction:
+    if capture.takes_bursts:
+        return Watch(source, target, capture.record_burst)
+    return Carry(source, target, record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -744,6 +765,7 @@ def _add_arguments(parser: Parser) -> None:
         metavar=("A", "B"),
         help="capture between two memifs, in both directions, instead of at the end of one",
     )
+    add_impairment_arguments(parser)
     add_peer_arguments(parser, "adaptive")
 
 
@@ -806,10 +828,18 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     ends = arguments.between or [memif_endpoint(arguments)]
 
-    def on_ready() -> None:
+    def on_ready(impairments: Sequence[str]) -> None:
+        for line in impairments:
+            complain(f"memifrt dump: {line}")
         complain(f"memifrt dump: capturing on {' and '.join(map(str, ends))}; Ctrl+C ends it")
 
-    packets, reports = dump(ends, options, session_options=session_options(arguments), on_ready=on_ready)
+    packets, reports = dump(
+        ends,
+        options,
+        session_options=session_options(arguments),
+        impairment_options=impairment_options(arguments),
+        on_ready=on_ready,
+    )
     complain(f"memifrt dump: {packets} packets captured")
     for report in reports:
         complain(f"memifrt dump: {report.line()}")

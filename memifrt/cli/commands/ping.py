@@ -206,7 +206,7 @@ def _own_address(options: PingOptions, program: ProgramInterface) -> bytes:
 
 
 def _check_size(options: PingOptions, interface: ProgramInterface) -> None:
-    """Check that a packet fits into the ring, if this end is the slave.
+    """Check that a packet with the payload fits into the ring, if this end is the slave.
 
     A master is not checked: it learns the size of the buffers from its peer.
 

@@ -26,6 +26,7 @@ from memifrt.cli.arguments import Command, Parser, checked, seconds, socket_path
 from memifrt.cli.program import complain, one_line, signals_to
 from memifrt.stats.client import Observer, Program, QueueKey, Rates, observing, queue_key
 from memifrt.stats.snapshot import InterfaceStats, QueueStats, Snapshot
+from memifrt.stats.switch import SwitchStats
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -303,6 +304,27 @@ class Table:
             line.append((f"({_text(peer['name']) or 'no name'}, pid {peer['pid']})", "dim"))
         return line
 
+    def switch(self, switch: SwitchStats) -> list[Line]:
+        """Return a line for a switch, and one for each of its ports."""
+        symbols, dot = self._symbols, f" {self._symbols.dot} "
+        known = f"{len(switch['addresses'])} of {switch['limit']} addresses"
+        found: list[Line] = [[("   switch", "bold"), (f"{dot}{len(switch['ports'])} ports{dot}{known}", "")]]
+        for number, port in enumerate(switch["ports"], 1):
+            count = port["addresses"]
+            sign, style = (symbols.up, "green") if port["up"] else (symbols.down, "red")
+            line: Line = [
+                (f" {sign} ", style),
+                (f"port {number}", "bold"),
+                (f" {_text(port['name'])}{dot}{_text(port['vlans']) + dot if port['vlans'] else ''}", ""),
+                (f"{count} address{'' if count == 1 else 'es'}{dot}{scaled(port['rx_packets'])} in", ""),
+                (f"{dot}{scaled(port['tx_packets'])} out", ""),
+            ]
+            dropped = sum(loss["packets"] for loss in port["losses"])
+            if dropped:
+                line.append((f"{dot}{scaled(dropped)} dropped", "red"))
+            found.append(line)
+        return found
+
 
 def _rate(row: Row, name: str) -> tuple[str, str]:
     if row.rates is None:
@@ -371,6 +393,13 @@ def _program_lines(
         shown = style(table, program, program.snapshot, interface)
         # If a program does not answer, show its last snapshot dimmed.
         yield from (_dimmed(line) for line in shown) if program.error else shown
+    switch = _switch_lines(program, table)
+    yield from (_dimmed(line) for line in switch) if program.error else switch
+
+
+def _switch_lines(program: Program, table: Table) -> list[Line]:
+    snapshot = program.snapshot
+    return [] if snapshot is None or "switch" not in snapshot else table.switch(snapshot["switch"])
 
 
 def _dimmed(line: Line) -> Line:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from memifrt.errors import ConfigError
+from memifrt.options import check_limit
 from memifrt.ring.protocol import Burst, RingMemory, RxRing, SlaveBuffers
 from memifrt.ring.reference.burst import RingBurst, is_dropped, own_burst, received_burst, still_exported
 from memifrt.ring.reference.descriptor import HEAD, NEXT, TAIL, U16, Entry, clean
@@ -115,10 +116,12 @@ class TxRingBase(RingBase):
         return self.copy_forward(received_burst(burst))
 
     def relay(self, source: RxRing, limit: int) -> int:
-        ring = receive_ring(source)
+        ring, limit = receive_ring(source), check_limit(limit)
+        if self.open or self.sending:
+            ring.more |= ring.available() > 0
+            self.require_nothing_open()
         with ring.burst(limit) as burst:
             if not len(burst):
-                self.require_nothing_open()
                 return 0
             try:
                 return self.forward(burst)

@@ -1,0 +1,1 @@
+"""What ``memifrt extcap`` consists of: the memifs that Wireshark lists, the capture, and the installation."""

@@ -1,0 +1,1 @@
+"""A learning Ethernet switch between ports. Its parts know nothing of the command line."""

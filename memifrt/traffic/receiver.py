@@ -1,0 +1,385 @@
+"""Check what comes back: loss, duplication, reordering, corruption and latency by lane.
+
+Owns the rules of counting:
+
+- A packet with our mark is *received*.
+- It is *corrupted* if its check value is wrong. Its sequence number is then not used.
+- It is *duplicated* if a packet with its number has come before.
+- It is *reordered* if a packet with a larger number has come before (RFC 4737).
+- *Lost* are the packets that were sent and did not come.
+
+Packets without our mark, with another run's, or on another interface than they were sent to are *foreign*.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from memifrt.queue import RxQueue
+from memifrt.traffic import signature
+from memifrt.traffic.arrays import Array
+from memifrt.traffic.checksums import words
+from memifrt.traffic.fields import Field
+from memifrt.traffic.latency import LatencyRecorder
+from memifrt.traffic.prepare import Template
+
+#: The most packets to take in one call.
+_AT_ONCE = 512
+#: The packets to check together, and the bytes that they may take.
+_ROWS, _LEAST_ROWS, _BLOCK_BYTES = 2048, 256, 2 << 20
+#: What a device may add to a packet, such as tags or a tunnel's headers, in bytes.
+_ROOM = 64
+#: How many numbers back a packet may be late and still be told from a duplicate. A power of two.
+WINDOW = 1 << 18
+_WINDOW_MASK = WINDOW - 1
+#: Up to this many bytes, columns are faster than sums over rows.
+_FEW_COLUMNS = 64
+_U32, _U64 = np.uint32, np.uint64
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came back of one lane."""
+
+    received: int = 0
+    received_bytes: int = 0
+    duplicated: int = 0
+    reordered: int = 0
+    corrupted: int = 0
+
+    @property
+    def arrived(self) -> int:
+        """The packets that came, each counted once."""
+        return self.received - self.duplicated
+
+
+class Sequence64:
+    """Tells lost, duplicated and reordered packets of one lane from those in order."""
+
+    def __init__(self) -> None:
+        #: The number after the largest one that has come, not cut to 32 bits.
+        self._next = 0
+        self._seen: Array | None = None
+
+    def take(self, numbers: Array) -> tuple[int, int]:
+        """Take the numbers of packets in the order in which they came, each of 32 bits.
+
+        :returns: how many are duplicated, and how many are reordered.
+        """
+        if self._seen is None:
+            # What no packet can have at this place: its own number is congruent to the place.
+            self._seen = np.arange(1, WINDOW + 1, dtype=np.uint32)
+        count = len(numbers)
+        start = self._next & 0xFFFFFFFF
+        if int(numbers[0]) == start and int(numbers[-1]) == (start + count - 1) & 0xFFFFFFFF and count < WINDOW:
+            place = start & _WINDOW_MASK
+            if place + count <= WINDOW and start + count < 1 << 32:
+                expected = np.arange(start, start + count, dtype=np.uint32)
+                if np.array_equal(numbers, expected):
+                    self._seen[place : place + count] = expected
+                    self._next += count
+                    return 0, 0
+        return self._take_unordered(numbers, self._seen)
+
+    def _take_unordered(self, numbers: Array, seen: Array) -> tuple[int, int]:
+        # The whole number next to the expected one that has these 32 bits.
+        distance = (numbers.astype(np.int64) - (self._next & 0xFFFFFFFF) + (1 << 31)) % (1 << 32) - (1 << 31)
+        whole = distance + self._next
+        first = np.zeros(len(whole), np.bool_)
+        first[np.unique(whole, return_index=True)[1]] = True
+        places = whole & _WINDOW_MASK
+        known = (seen[places] == numbers) & first
+        fresh = first & ~known
+        before = np.maximum.accumulate(np.concatenate(([self._next - 1], whole[:-1])))
+        reordered = int(np.count_nonzero(fresh & (whole < before)))
+        seen[places[fresh]] = numbers[fresh]
+        self._next = max(self._next, int(whole.max()) + 1)
+        return len(whole) - int(np.count_nonzero(fresh)), reordered
+
+
+class LaneCheck:
+    """Checks the packets of one lane.
+
+    :param templates: the packets of its stream at their full sizes.
+    :param varying: the fields that vary.
+    """
+
+    def __init__(self, templates: Sequence[Template], varying: Sequence[Field]) -> None:
+        self.tally = Tally()
+        self.recorder: LatencyRecorder | None = None
+        self._sequence = Sequence64()
+        #: For each size, the bytes behind the headers, their sum as words, and their sum as numbers of 64 bits; None if
+        #: packets of this size differ.
+        self._bodies: dict[int, _Body] = {}
+        for template in templates:
+            size = len(template.data)
+            places = [field.place(template.layout, template.data) for field in varying]
+            inside = any(place and place.at + place.width > template.covered for place in places)
+            body = _Body.of(template, constant=not inside)
+            known = self._bodies.get(size)
+            self._bodies[size] = body if known is None else known.joined(body)
+        self._sizes = np.array(sorted(self._bodies))
+
+    def begin(self) -> None:
+        """Forget what has come."""
+        self.tally = Tally()
+        self.recorder = None
+        self._sequence = Sequence64()
+
+    def _body(self, size: int) -> _Body:
+        """Return what is behind the headers of packets of this size.
+
+        A device may add or remove a tag, so it is that of the nearest size that the stream has.
+        """
+        found = self._bodies.get(size)
+        return self._bodies[int(self._sizes[np.abs(self._sizes - size).argmin()])] if found is None else found
+
+    def is_whole(self, batch: _Batch, key: int) -> Array:
+        """Return for each packet of a batch of this lane whether nothing behind its headers has changed."""
+        body = self._body(batch.size)
+        length = min(body.length, batch.size - signature.SIZE)
+        key_words = (key & 0xFFFF) + (key >> 16)
+        if body.word_sum is None:
+            rest = _word_sums(batch.body(length))
+            rest += _U32(key_words)
+            return signature.is_whole(batch.sequence, batch.times, batch.check, rest)
+        good = signature.is_whole(batch.sequence, batch.times, batch.check, key_words + body.word_sum)
+        if length:
+            good &= _long_sums(batch.body(length)) == _U64(body.long_sum)
+        return good
+
+    def take(self, sequence: Array, times: Array, now: Array) -> None:
+        """Take the marks of whole packets, in the order in which they came.
+
+        :param now: the times of their receipt, in nanoseconds.
+        """
+        duplicated, reordered = self._sequence.take(sequence)
+        self.tally.duplicated += duplicated
+        self.tally.reordered += reordered
+        if self.recorder is None:
+            self.recorder = LatencyRecorder()
+        self.recorder.record(signature.latency(times, now))
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """What is behind the headers of packets of one size, without the mark.
+
+    :ivar length: its bytes.
+    :ivar word_sum: the sum of its words; None if packets differ.
+    :ivar long_sum: the sum of its bytes as :func:`_long_sums` forms it.
+    """
+
+    length: int
+    word_sum: int | None
+    long_sum: int
+
+    @classmethod
+    def of(cls, template: Template, *, constant: bool) -> _Body:
+        data = template.data[template.covered : len(template.data) - signature.SIZE]
+        if not constant:
+            return cls(len(data), None, 0)
+        row = np.frombuffer(data, np.uint8).reshape(1, -1)
+        return cls(len(data), words(data), int(_long_sums(row)[0]) if data else 0)
+
+    def joined(self, other: _Body) -> _Body:
+        """Return the body of packets that have either this or the other one."""
+        if self == other:
+            return self
+        return _Body(self.length, None, 0)
+
+
+def _long_sums(rows: Array) -> Array:
+    """Return for each row the sum, modulo 2**64, of its bytes as numbers of 8, and of the bytes before them."""
+    length = rows.shape[1]
+    wide = length // 8
+    start = length - 8 * wide
+    total: Array
+    if length > _FEW_COLUMNS:
+        total = rows[:, start:].view("<u8").sum(axis=1, dtype=np.uint64)
+    else:
+        total = np.zeros(len(rows), np.uint64)
+        for at in range(start, length, 8):
+            np.add(total, rows[:, at : at + 8].view("<u8")[:, 0], out=total)
+    at = 0
+    for width in (4, 2, 1):
+        if start - at >= width:
+            np.add(total, rows[:, at : at + width].view(f"<u{width}")[:, 0], out=total, casting="unsafe")
+            at += width
+    return total
+
+
+def _word_sums(rows: Array) -> Array:
+    """Return for each row the sum of its words, aligned to its end."""
+    odd = rows.shape[1] % 2
+    total: Array = rows[:, odd:].view("<u2").sum(axis=1, dtype=np.uint32)
+    if odd:
+        total += rows[:, 0].astype(np.uint32) << _U32(8)
+    return total
+
+
+class Receiver:
+    """Takes packets from the queues of one interface and checks them.
+
+    Packets are copied and get their time at once. They are checked when there are many, or when :meth:`finish` is
+    called: the time of the calls of NumPy is then small for each packet.
+
+    :param width: the size of the longest packet that was sent, in bytes.
+    :param lanes: the lanes whose packets come on this interface, by number.
+    """
+
+    def __init__(self, width: int, lanes: Mapping[int, LaneCheck]) -> None:
+        row = width + _ROOM
+        self._many = max(_LEAST_ROWS, min(_ROWS, _BLOCK_BYTES // row))
+        #: As any object: on old versions of Python, the type of an array does not say that it is a buffer.
+        self._matrix: Any = np.zeros((self._many + _AT_ONCE, row), np.uint8)
+        self._lengths: Any = np.zeros(len(self._matrix), np.uint32)
+        self._now: Array = np.zeros(len(self._matrix), np.uint64)
+        self._used = 0
+        self.lanes = lanes
+        self._run = 0
+        #: Packets that are none of ours.
+        self.foreign = 0
+
+    def begin(self, run: int) -> None:
+        """Forget what has come, and take the packets of this run only."""
+        self._run = run
+        self._used = 0
+        self.foreign = 0
+        for lane in self.lanes.values():
+            lane.begin()
+
+    def poll(self, queue: RxQueue) -> int:
+        """Take packets that wait in a queue; return how many.
+
+        :raises Disconnected: the interface has no peer.
+        """
+        start = self._used
+        end = start + _AT_ONCE
+        count = queue.recv_into(self._matrix[start:end], self._lengths[start:end])
+        if count:
+            self._now[start : start + count] = time.monotonic_ns()
+            self._used = start + count
+            if self._used >= self._many:
+                self.finish()
+        return count
+
+    def finish(self) -> None:
+        """Check the packets that were taken."""
+        count, self._used = self._used, 0
+        if not count:
+            return
+        lengths = self._lengths[:count]
+        size = int(lengths[0])
+        if (lengths == size).all():
+            self._check(_Batch.of(self._matrix[:count], size, self._now[:count]))
+            return
+        sizes: list[int] = np.unique(lengths).tolist()
+        groups = [(each, np.flatnonzero(lengths == each)) for each in sizes]
+        self._check(*(_Batch.of(self._matrix, each, self._now[rows], rows) for each, rows in groups))
+
+    def _check(self, *batches: _Batch) -> None:
+        """Check batches of packets of one size each, and give each lane its marks in the order in which they came."""
+        whole: dict[int, list[_Batch]] = {}
+        for batch in batches:
+            if not batch.has_marks:
+                self.foreign += batch.count
+                continue
+            for key, own in batch.by_key():
+                lane = self.lanes.get(key >> 16) if key & 0xFFFF == self._run else None
+                if lane is None:
+                    self.foreign += own.count
+                    continue
+                lane.tally.received += own.count
+                lane.tally.received_bytes += own.count * own.size
+                good = lane.is_whole(own, key)
+                wrong = own.count - int(np.count_nonzero(good))
+                lane.tally.corrupted += wrong
+                whole.setdefault(key >> 16, []).append(own.chosen(good) if wrong else own)
+        for number, parts in whole.items():
+            joined = _joined(parts)
+            if joined.count:
+                self.lanes[number].take(joined.sequence, joined.times, joined.now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Packets of one size, and their marks.
+
+    :ivar data: rows of packets, of which these are some.
+    :ivar rows: which rows these are; None: all.
+    :ivar now: when each packet came.
+    """
+
+    data: Array
+    size: int
+    rows: Array | None
+    now: Array
+    key: Array
+    sequence: Array
+    times: Array
+    check: Array
+
+    @classmethod
+    def of(cls, data: Array, size: int, now: Array, rows: Array | None = None) -> _Batch:
+        """Return the packets in some rows."""
+        start = size - signature.SIZE
+        if start < 0 or size > data.shape[1]:
+            nothing = np.zeros(0, np.uint32)
+            return cls(data, size, rows, now, nothing, nothing, nothing, nothing)
+
+        def column(offset: int, width: int) -> Array:
+            found: Array = data[:, start + offset : start + offset + width].view(f"<u{width}")[:, 0]
+            return found.copy() if rows is None else found[rows]
+
+        times = column(signature.TIME, 8)
+        return cls(
+            data, size, rows, now, column(0, 4), column(signature.SEQUENCE, 4), times, column(signature.CHECK, 2)
+        )
+
+    @property
+    def count(self) -> int:
+        return len(self.now)
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether the packets are long enough for a mark, and not too long to have been copied whole."""
+        return len(self.key) > 0
+
+    def body(self, length: int) -> Array:
+        """Return the ``length`` bytes before the mark of each packet."""
+        end = self.size - signature.SIZE
+        found: Array = (
+            self.data[:, end - length : end] if self.rows is None else self.data[self.rows, end - length : end]
+        )
+        return found
+
+    def by_key(self) -> list[tuple[int, _Batch]]:
+        """Return each key that the marks have, with the packets that have it."""
+        first = int(self.key[0])
+        if (self.key == first).all():
+            return [(first, self)]
+        return [(key, self.chosen(self.key == key)) for key in np.unique(self.key).tolist()]
+
+    def chosen(self, those: Array) -> _Batch:
+        """Return some of the packets."""
+        rows = np.flatnonzero(those) if self.rows is None else self.rows[those]
+        parts = (part[those] for part in (self.now, self.key, self.sequence, self.times, self.check))
+        return _Batch(self.data, self.size, rows, *parts)
+
+
+def _joined(parts: Sequence[_Batch]) -> _Batch:
+    """Return packets of several sizes in the order in which they came."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    rows = np.concatenate([part.rows for part in parts if part.rows is not None])
+    ranks = np.argsort(rows, kind="stable")
+    names = ("now", "key", "sequence", "times", "check")
+    joined = (np.concatenate([getattr(part, name) for part in parts])[ranks] for name in names)
+    return _Batch(first.data, first.size, rows[ranks], *joined)

@@ -1,0 +1,198 @@
+"""Prepared packets: each one is what scapy would build, checksums and lengths included."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Dot1Q, Ether
+from scapy.packet import Raw
+
+from memifrt import ConfigError
+from memifrt.packets import parse_mac
+from memifrt.traffic import Stream, signature
+from memifrt.traffic.prepare import Lane
+from memifrt.types import Mode
+
+
+def lane(stream: Stream, *, mark: bool = False, mode: Mode = Mode.ETHERNET, **options: Any) -> Lane:
+    made = Lane(stream.templates(mode, mark=mark), stream.varied, number=0 if mark else None, **options)
+    made.begin(77)
+    return made
+
+
+def rebuilt(data: bytes, first: type = Ether) -> bytes:
+    """The packet as scapy builds it when it computes all checksums and lengths."""
+    packet = first(data)
+    layer = packet
+    while layer:
+        for name in ("chksum", "len", "plen", "cksum"):
+            if name in layer.fields and layer.name != "Raw":
+                del layer.fields[name]
+        layer = layer.payload
+    return bytes(packet.__class__(bytes(packet)))
+
+
+FIELDS = [
+    "ipv4.src=10.0.0.250..10.0.3.10",
+    "ipv4.dst=1.2.3.4..250.2.3.4 random seed 5",
+    "udp.src=1024..65535 step 999",
+    "udp.dst=5,6,7",
+]
+CASES = {
+    "four fields": ("Ether()/IP()/UDP()", FIELDS),
+    "tcp": (
+        'Ether()/IP()/TCP(options=[("MSS", 1460)])',
+        ["tcp.src=0..65535 random seed 1"],
+    ),
+    "ipv6": ("Ether()/IPv6()/UDP()", ["ipv6.src=::1..::ffff:ffff", "ipv6.dst=1::fffe..1::1:5", "udp.dst=0..9"]),
+    "vlan": (
+        "Ether()/Dot1Q(prio=5)/Dot1Q(vlan=9)/IP()/UDP()",
+        ["vlan.id=0..4095", "ipv4.ttl=1..255"],
+    ),
+    "priority": ("Ether()/Dot1Q(vlan=9)/IP()/UDP()", ["vlan.priority=0..7"]),
+    "macs": (
+        "Ether()/IP()/ICMP()",
+        ["eth.src=02:00:00:00:00:fe..02:00:00:00:01:02", "eth.dst=0..0xffffffffffff random seed 2"],
+    ),
+    "dscp": ("Ether()/IP(tos=3)/UDP()", ["ipv4.dscp=0..63", "ipv4.id=65530..65535"]),
+    "odd bytes": ("Ether()/IP()/UDP()", ["@33:5=0..0xffffffffff random seed 1", "@43:3=0..0xffffff random seed 4"]),
+    "payload": ("Ether()/IP()/UDP()", ["@50:8=0..0xffffffffffffffff random seed 1", "@59:1=0..255"]),
+    "across headers": ("Ether()/IP()/UDP()", ["@31:4=0..0xffffffff random seed 1", "@35:2=0..65535 random seed 9"]),
+    "icmp": ("Ether()/IP()/ICMP()", ["@38:2=0..65535", "ipv4.src=0..0xffffffff random seed 1"]),
+    "icmpv6": ("Ether()/IPv6()/ICMPv6EchoRequest()", ["ipv6.src=::1..::ffff", "@60:2=0..65535"]),
+}
+
+
+@pytest.mark.parametrize("size", [None, 101, (90, 64 + 27, 300), "imix"], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_every_packet_has_the_lengths_and_checksums_that_scapy_computes(name: str, size: Any) -> None:
+    packet, fields = CASES[name]
+    if size is None and name in ("odd bytes", "payload", "across headers"):
+        size = 120
+    size = (92, 570, 64 + 28, 1518) if size == "imix" else size
+    stream = Stream(packet, size=size, fields=fields)
+    packets = lane(stream).packets(9000)
+    chosen = [*range(12), *random.Random(1).sample(range(9000), 25)]
+    for index in chosen:
+        assert rebuilt(packets[index]) == packets[index], index
+    assert len({packets[index] for index in chosen}) > 5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_marked_packets_have_the_checksums_that_scapy_computes(name: str) -> None:
+    packet, fields = CASES[name]
+    stream = Stream(packet, size=(160, 161, 500), fields=fields)
+    made = lane(stream, mark=True)
+    packets = made.packets(3000, now=123456789) + made.packets(3000, now=2**36 - 1)
+    for index in random.Random(2).sample(range(6000), 40):
+        assert rebuilt(packets[index]) == packets[index], index
+
+
+def test_zero_is_sent_as_ffff_by_udp_alone() -> None:
+    stream = Stream("Ether()/IP()/UDP()", size=80, fields=["udp.src=0..65535"])
+    packets = lane(stream).packets(65536)
+    sums = {data[40:42] for data in packets}
+    assert b"\0\0" not in sums
+    assert b"\xff\xff" in sums
+    for data in packets:
+        if data[40:42] == b"\xff\xff":
+            assert rebuilt(data) == data
+
+
+def test_a_udp_packet_without_checksum_stays_without() -> None:
+    stream = Stream("Ether()/IP()/UDP(chksum=0)", size=80, fields=["udp.src=0..65535", "ipv4.src=1..500"])
+    for data in lane(stream).packets(100):
+        assert data[40:42] == b"\0\0"
+        assert IP(data[14:]).src != "198.18.0.1"
+
+
+def test_fields_have_the_values_that_they_say() -> None:
+    stream = Stream("Ether()/IP()/UDP()", size=64, fields=[*FIELDS[:1], "eth.src=02:00:00:00:00:05,02:00:00:00:01:06"])
+    for index, data in enumerate(lane(stream).packets(300)):
+        packet = Ether(data)
+        value = 0x0A0000FA + index % (0x0A00030A - 0x0A0000FA + 1)
+        assert packet[IP].src == ".".join(map(str, value.to_bytes(4, "big")))
+        assert parse_mac(packet.src)[-2:] == (b"\0\5", b"\1\6")[index % 2]
+
+
+def test_several_queues_share_the_values_of_a_field() -> None:
+    stream = Stream("Ether()/IP()/UDP()", size=64, fields=["udp.src=1..1000", "udp.dst=10,20,30"])
+    lanes = [lane(stream, start=queue, stride=3) for queue in range(3)]
+    packets = [made.packets(100) for made in lanes]
+    mixed = [packets[index % 3][index // 3] for index in range(300)]
+    assert [Ether(data)[UDP].sport for data in mixed] == [1 + index % 1000 for index in range(300)]
+    assert [Ether(data)[UDP].dport for data in mixed] == [(10, 20, 30)[index % 3] for index in range(300)]
+
+
+def test_sizes_take_turns_and_count_the_fcs() -> None:
+    stream = Stream("Ether()/IP()/UDP()", size="imix")
+    packets = lane(stream).packets(1200)
+    sizes = [len(data) + 4 for data in packets]
+    assert [sizes.count(size) for size in (64, 570, 1518)] == [700, 400, 100]
+    assert {len(data) for data in lane(stream.with_(fcs=False)).packets(12)} == {64, 570, 1518}
+    assert {len(data) for data in lane(Stream("IP()/UDP()", size=64), mode=Mode.IP).packets(5)} == {64}
+
+
+def test_a_capture_s_packets_take_turns_and_have_the_fields_that_their_headers_have(tmp_path: Any) -> None:
+    from memifrt.capture.pcap import LinkType, create_capture
+
+    given = [
+        bytes(Ether() / IP(src="1.1.1.1", dst="2.2.2.2") / UDP() / Raw(b"x" * 50)),
+        bytes(Ether() / Dot1Q(vlan=3) / IP(src="1.1.1.1", dst="2.2.2.2") / TCP() / Raw(b"y" * 70)),
+        bytes(Ether() / IPv6(src="::1", dst="::2") / UDP() / Raw(b"z" * 20)),
+    ]
+    with create_capture(str(tmp_path / "x.pcap"), [("x", LinkType.ETHERNET)]) as writer:
+        writer.write(given, 0)
+    stream = Stream(pcap=str(tmp_path / "x.pcap"), fields=["ipv4.src=10.0.0.1..10.0.0.7", "udp.dst=1..65535 random"])
+    for mark in (False, True):
+        for index, data in enumerate(lane(stream, mark=mark).packets(120)):
+            packet = Ether(data)
+            assert rebuilt(data) == data
+            assert len(data) == len(given[index % 3])
+            if index % 3 < 2:
+                assert packet[IP].src == f"10.0.0.{1 + index % 7}"
+            if not mark:
+                assert bytes(packet.lastlayer()) == bytes(Ether(given[index % 3]).lastlayer())
+
+
+def test_packets_of_an_ip_memif_have_no_ethernet_header() -> None:
+    stream = Stream("IP()/UDP()", size=60, fields=["ipv4.src=10.0.0.1..10.0.0.9"])
+    for index, data in enumerate(lane(stream, mode=Mode.IP, mark=True).packets(50)):
+        assert IP(data).src == f"10.0.0.{1 + index % 9}"
+        assert rebuilt(data, IP) == data
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        (["tcp.src=1..2"], "field tcp.src: the packet has no such bytes"),
+        (["ipv4.src=1..900", "@28:2=1..2"], "the fields ipv4.src and @28:2 vary the same bytes"),
+        (["@300:2=1..2"], "field @300:2: the packet has no such bytes"),
+    ],
+)
+def test_fields_that_the_packet_cannot_have_are_refused(fields: list[str], part: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        lane(Stream("Ether()/IP()/UDP()", size=100, fields=fields))
+    assert part in str(error.value)
+
+
+def test_a_field_in_the_mark_is_refused() -> None:
+    stream = Stream("Ether()/IP()/UDP()", size=104, fields=["@90:2=1..2"])
+    assert lane(stream)
+    with pytest.raises(ConfigError, match="field @90:2: it is in the last 18 of 100 bytes"):
+        lane(stream, mark=True)
+
+
+def test_a_packet_without_room_for_the_mark_is_refused_with_the_size_that_has_room() -> None:
+    stream = Stream("Ether()/IP()/TCP()", size=64)
+    with pytest.raises(ConfigError, match="give it a size of at least 76"):
+        stream.templates(Mode.ETHERNET, mark=True)
+    assert stream.with_(size=76).templates(Mode.ETHERNET, mark=True)
+    assert signature.SIZE == 18
