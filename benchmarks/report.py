@@ -9,8 +9,8 @@ from pathlib import Path
 
 import memifrt
 from benchmarks.cases import DEVICE_CPU, FACING_CPU, Group
+from memifrt.cli.plots import OTHERS, OURS, label, save, use_files
 
-_OURS, _OTHERS = "#2a6f97", "#b5838d"
 _LINES = ("-", "--", ":")
 
 
@@ -68,11 +68,7 @@ def machine(rounds: int, seconds: float) -> list[str]:
 
 def plots(groups: list[Group], folder: Path) -> None:
     """Write the SVG files that the page shows."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    # The same figures give the same file.
-    matplotlib.rcParams["svg.hashsalt"] = "memifrt"
+    use_files()
     for group in groups:
         if group.plot:
             curves(group, folder / f"{group.plot}.svg")
@@ -89,10 +85,10 @@ def curves(group: Group, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(8, 4.5))
-    drawn = dict.fromkeys((_OURS, _OTHERS), 0)
+    drawn = dict.fromkeys((OURS, OTHERS), 0)
     for name in dict.fromkeys(case.series for case in group.cases):
         points = [(case.x, case.median) for case in group.cases if case.series == name and case.figures]
-        color = _OTHERS if name.startswith("testpmd") else _OURS
+        color = OTHERS if name.startswith("testpmd") else OURS
         style = _LINES[drawn[color] % len(_LINES)]
         drawn[color] += 1
         axis.plot(*zip(*points, strict=True), style, color=color, marker="o", markersize=4, label=name)
@@ -101,15 +97,9 @@ def curves(group: Group, path: Path) -> None:
     axis.set_xticks(marks, [str(mark) for mark in marks])
     axis.minorticks_off()
     axis.set_ylim(bottom=0)
-    axis.set_xlabel(group.x, fontsize=9)
-    axis.set_ylabel(group.unit, fontsize=9)
-    axis.set_title(group.title, fontsize=9, loc="left")
-    axis.tick_params(labelsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
+    label(axis, group.title, group.x, group.unit)
     axis.legend(fontsize=8, frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    save(figure, path)
 
 
 def bars(groups: list[Group], path: Path) -> None:
@@ -126,13 +116,9 @@ def bars(groups: list[Group], path: Path) -> None:
         shown = [case for case in reversed(group.cases) if case.figures]
         names = [case.name for case in shown]
         medians = [case.median for case in shown]
-        colors = [_OTHERS if "testpmd" in name else _OURS for name in names]
+        colors = [OTHERS if "testpmd" in name else OURS for name in names]
         drawn = axis.barh(names, medians, color=colors)
         axis.bar_label(drawn, labels=[f"{value:.2f}" for value in medians], padding=3, fontsize=8)
-        axis.set_title(f"{group.title} ({group.unit})", fontsize=9, loc="left")
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
+        label(axis, f"{group.title} ({group.unit})")
         axis.margins(x=0.12)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    save(figure, path)

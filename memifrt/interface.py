@@ -26,7 +26,7 @@ from memifrt.options import InterfaceConfig
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.renamed import warn_renamed
 from memifrt.ring import RxRing, TxRing
-from memifrt.types import Counters, Mode, QueueCounters, Role, State
+from memifrt.types import Counters, Mode, QueueCounters, Role, State, peer_names
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -425,8 +425,9 @@ class Interface:
         self.connects += 1
         self.connected_since = time.time()
         self._rx_queues, self._tx_queues = connection.rx_queues, connection.tx_queues
-        self._changes.record(State.CONNECTED, f"{connection.peer_if_name!r} of {connection.peer_name!r}")
-        logger.info("%s: connected to %r of %r", self, connection.peer_if_name, connection.peer_name)
+        names = peer_names(connection.peer_if_name, connection.peer_name)
+        self._changes.record(State.CONNECTED, names)
+        logger.info("%s: connected to %s", self, names)
         if self.on_connect is not None:
             self.on_connect(self)
 
@@ -449,7 +450,8 @@ class Interface:
             self._log_retry(reason)
         else:
             # As text: a log handler that keeps the record must not keep the traceback. Its frames hold shared memory.
-            logger.info("%s: disconnected: %s", str(self), str(reason))
+            what = "disconnected" if reason.established else "the peer did not connect"
+            logger.info("%s: %s: %s", str(self), what, str(reason))
         self._runtime_context.reconnector.update(self)
         if self.on_disconnect is not None:
             before, self.ending = self.ending, connection

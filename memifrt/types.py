@@ -108,6 +108,13 @@ def printable(text: str) -> str:
     )
 
 
+def peer_names(interface: str, program: str) -> str:
+    """Return a peer's names for a message, such as ``'memif0' of 'VPP'``. A peer may leave either of them empty."""
+    if not program:
+        return f"{interface!r} of a program without a name" if interface else "a peer without a name"
+    return f"{interface!r} of {program!r}" if interface else f"an interface without a name of {program!r}"
+
+
 def check_range(what: str, value: int, low: int, high: int, code: ErrorCode = ErrorCode.INVAL_ARG) -> int:
     """Return ``value``.
 

@@ -1,6 +1,11 @@
 """An asyncio program with memif in its loop: a task answers pings, and HTTP shows the interface's state and counters.
 
-python asyncio_app.py [--http HOST:PORT] [--socket PATH] [--id N] [--ip A.B.C.D] [--role slave|master]
+Ctrl+C ends it. Example:
+  python asyncio_app.py --role master --socket @lab --http 127.0.0.1:8080
+
+In another terminal:
+  memifrt ping --socket @lab 192.168.1.2
+  curl http://127.0.0.1:8080/
 """
 
 from __future__ import annotations
@@ -28,11 +33,11 @@ def on_connect(interface: Interface) -> None:
     if not interface.tx_queues:
         interface.disconnect("a transmit queue is needed")
         return
-    print(f"connected to {interface.details().remote_app_name!r}")
+    print(f"connected to {interface.details().remote_app_name or '(without a name)'!r}")
 
 
 def on_disconnect(interface: Interface, reason: Disconnected) -> None:
-    print(f"disconnected: {reason}")
+    print(f"{'disconnected' if reason.established else 'not connected'}: {reason}")
 
 
 async def answer_pings(interface: AsyncioInterface, ip: bytes) -> None:
@@ -128,7 +133,9 @@ def http_address(text: str) -> tuple[str, int]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--http", type=http_address, default="127.0.0.1:8080", metavar="HOST:PORT", help="default: %(default)s"
     )

@@ -1,8 +1,12 @@
 """Many memif connections and a prompt in one loop: the application's loop watches memifrt's fds and standard input.
 
-    python custom_fd.py [--socket PATH] [--listen PATH] [--loop epoll|poll|select|fileno]
+`help` lists the commands. `exit`, the end of the input and Ctrl+C end the program. Example, with a master as
+connection 0:
+  python custom_fd.py --socket @lab --loop poll
+  > conn 0 1
 
-`help` lists the commands. `exit`, the end of the input and Ctrl+C end the program.
+In another terminal:
+  memifrt ping --socket @lab 192.168.1.2
 """
 
 from __future__ import annotations
@@ -214,13 +218,13 @@ class Connection:
         if not interface.tx_queues:
             interface.disconnect("a transmit queue is needed")
             return
-        say(f"connection {self.index}: connected to {interface.details().remote_app_name!r}")
+        say(f"connection {self.index}: connected to {interface.details().remote_app_name or '(without a name)'!r}")
 
     def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
         if self.sender is not None:
             self.sender.end()
         self._waiting.clear()
-        say(f"connection {self.index}: disconnected: {reason}")
+        say(f"connection {self.index}: {'disconnected' if reason.established else 'not connected'}: {reason}")
 
     def on_interrupt(self, interface: Interface, qid: int) -> None:
         tx = interface.tx_queues[REPLIES]
@@ -528,7 +532,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
     parser.add_argument("--listen", metavar="PATH", help="where masters listen (default: the same socket)")
     parser.add_argument("--loop", choices=LOOPS, default="epoll", help="the kind of loop (default: %(default)s)")

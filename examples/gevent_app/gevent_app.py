@@ -1,9 +1,11 @@
 """A gevent web server with a memif interface beside it: greenlets answer pings, HTTP shows the interface.
 
-    python gevent_app.py [--socket PATH] [--id N] [--ip A.B.C.D] [--role slave|master] [--queues N]
-        [--http ADDRESS:PORT]
+Ctrl+C ends it. `python -m gevent.monkey gevent_app.py` runs the same, monkey-patched. Example:
+  python gevent_app.py --role master --socket @lab --http 127.0.0.1:8080
 
-`python -m gevent.monkey gevent_app.py` runs the same, monkey-patched. Ctrl+C ends it.
+In another terminal:
+  memifrt ping --socket @lab 192.168.1.2
+  curl http://127.0.0.1:8080/
 """
 
 from __future__ import annotations
@@ -47,11 +49,11 @@ def answer_pings(interface: GeventInterface, qid: int, ip: bytes) -> None:
 
 
 def on_connect(interface: Interface) -> None:
-    print(f"connected to {interface.details().remote_app_name!r}")
+    print(f"connected to {interface.details().remote_app_name or '(without a name)'!r}")
 
 
 def on_disconnect(interface: Interface, reason: Disconnected) -> None:
-    print(f"disconnected: {reason}")
+    print(f"{'disconnected' if reason.established else 'not connected'}: {reason}")
 
 
 # --- HTTP -----------------------------------------------------------------------------------------------------------
@@ -107,7 +109,9 @@ def serve(interface: GeventInterface, ip: bytes, address: str, queues: int) -> N
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
     parser.add_argument("--id", type=int, default=0, help="interface id, the same at both ends (default: 0)")
     parser.add_argument("--ip", default="192.168.1.2", help="address to answer for (default: %(default)s)")

@@ -1,6 +1,10 @@
 """Answers ARP and ICMP echo requests for one IP address; the runtime polls by itself.
 
-python icmp_responder.py [TX_QUEUE] [--socket PATH] [--id N] [--ip A.B.C.D] [--role slave|master]
+Ctrl+C ends it. Example:
+  python icmp_responder.py --role master --socket @lab --ip 192.168.1.2
+
+In another terminal:
+  memifrt ping --socket @lab 192.168.1.2
 """
 
 from __future__ import annotations
@@ -26,10 +30,10 @@ class Responder:
         queues = len(interface.tx_queues)
         if self.tx_queue >= queues:  # the peer may allow fewer queues than we asked for
             raise ConfigError(f"transmit queue {self.tx_queue}: the peer allows {queues}, counted from 0")
-        print(f"connected to {interface.details().remote_app_name!r}")
+        print(f"connected to {interface.details().remote_app_name or '(without a name)'!r}")
 
     def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
-        print(f"disconnected: {reason}")
+        print(f"{'disconnected' if reason.established else 'not connected'}: {reason}")
 
     def on_interrupt(self, interface: Interface, qid: int) -> None:
         with interface.rx_queues[qid].burst() as burst:
@@ -43,7 +47,9 @@ class Responder:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tx_queue", nargs="?", type=int, default=0, help="queue to transmit on (default: 0)")
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
     parser.add_argument("--id", type=int, default=0, help="interface id, the same at both ends (default: 0)")

@@ -1,6 +1,10 @@
 """Answers ARP and ICMP echo requests for one IP address, with libmemif's calls and its own epoll.
 
-python libmemif_responder.py [--socket PATH] [--id N] [--ip A.B.C.D] [--role slave|master]
+Ctrl+C ends it. Example:
+  python libmemif_responder.py --role master --socket @lab --ip 192.168.1.2
+
+In another terminal:
+  memifrt ping --socket @lab 192.168.1.2
 """
 
 from __future__ import annotations
@@ -49,7 +53,7 @@ def on_connect(conn: m.MemifConnHandle, private_ctx: object) -> int:
     m.memif_refill_queue(conn, 0, -1, 0)
     _, details = m.memif_get_details(conn)
     if details is not None:
-        print(f"connected to {details.remote_inst_name!r}")
+        print(f"connected to {details.remote_inst_name or '(without a name)'!r}")
     return 0
 
 
@@ -108,7 +112,9 @@ def stop(*_: object) -> None:
 
 def main() -> int:
     global ip
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--socket", default=m.MEMIF_DEFAULT_SOCKET_PATH, help="path, or @name (default: %(default)s)")
     parser.add_argument("--id", type=int, default=0, help="interface id, the same at both ends (default: 0)")
     parser.add_argument("--ip", default="192.168.1.2", help="address to answer for (default: %(default)s)")

@@ -1,9 +1,11 @@
 """Answers ARP and ICMP echo requests on several queues, with a thread for each. The main thread only connects.
 
-    python multithread.py [--socket PATH] [--id N] [--ip A.B.C.D] [--role slave|master] [--queues N] [--forward]
-
 Threads of even queues wait for interrupts; threads of odd queues poll their ring. With --forward the threads send every
-packet back as it is, without Python and without the GIL.
+packet back as it is, without Python and without the GIL. Ctrl+C ends it. Example:
+  python multithread.py --role master --socket @lab
+
+In another terminal:
+  memifrt ping --socket @lab --queues 2 192.168.1.2
 """
 
 from __future__ import annotations
@@ -90,18 +92,20 @@ class Application:
         self._workers: Workers | None = None
 
     def on_connect(self, interface: Interface) -> None:
-        print(f"connected to {interface.details().remote_app_name!r}")
+        print(f"connected to {interface.details().remote_app_name or '(without a name)'!r}")
         self._workers = Workers(interface, self._ip, self._forward)
 
     def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
         workers, self._workers = self._workers, None
         if workers is not None:  # None if the peer went away before on_connect
             workers.end()
-        print(f"disconnected: {reason}")
+        print(f"{'disconnected' if reason.established else 'not connected'}: {reason}")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
     parser.add_argument("--id", type=int, default=0, help="interface id, the same at both ends (default: 0)")
     parser.add_argument("--ip", default="192.168.1.2", help="address to answer for (default: %(default)s)")

@@ -1,6 +1,10 @@
 """A host behind a memif, made with scapy. Answers ARP and ping, and accepts and closes TCP connections on one port.
 
-python host.py [--socket PATH] [--id N] [--role slave|master] [--mode ethernet|ip] [--ip A.B.C.D] [--port N]
+Ctrl+C ends it. Example:
+  python host.py --role master --socket @lab --port 80
+
+In another terminal:
+  python probe.py --socket @lab --port 80 192.168.1.2
 """
 
 from __future__ import annotations
@@ -56,7 +60,9 @@ def answer_tcp(segment: Any, port: int) -> Any:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
     parser.add_argument("--id", type=int, default=0, help="interface id, the same at both ends (default: 0)")
     parser.add_argument("--role", choices=("slave", "master"), default="slave", help="default: slave")

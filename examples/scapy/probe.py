@@ -1,7 +1,7 @@
 """Asks a host behind a memif for its MAC address, pings it, and opens and closes a TCP connection, with scapy.
 
-python probe.py [TARGET] [--socket PATH] [--id N] [--role slave|master] [--mode ethernet|ip] [--ip A.B.C.D]
-                [--count N] [--port N] [--timeout SECONDS]
+Example, with a responder in another terminal (memifrt responder --role master --socket @lab):
+  python probe.py --socket @lab --count 3 --port 0 192.168.1.2
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class Probe:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("target", nargs="?", default="192.168.1.2", help="address to ask (default: %(default)s)")
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
     parser.add_argument("--id", type=int, default=0, help="interface id, the same at both ends (default: 0)")

@@ -1,7 +1,10 @@
 """Answers ARP and ICMP echo requests for one IP address, a whole burst at a time, with NumPy.
 
-python vectorized.py [--socket PATH] [--id N] [--ip A.B.C.D] [--role slave|master] [--burst N]
-                     [--rx-mode interrupt|polling]
+Ctrl+C ends it. Example:
+  python vectorized.py --role master --socket @lab --burst 256
+
+In another terminal:
+  memifrt ping --socket @lab -f -q -c 10000 192.168.1.2
 """
 
 from __future__ import annotations
@@ -183,10 +186,10 @@ class Responder:
         self.vector = Vector(burst, ip, MAC)
 
     def on_connect(self, interface: Interface) -> None:
-        print(f"connected to {interface.details().remote_app_name!r}")
+        print(f"connected to {interface.details().remote_app_name or '(without a name)'!r}")
 
     def on_disconnect(self, interface: Interface, reason: Disconnected) -> None:
-        print(f"disconnected: {reason}")
+        print(f"{'disconnected' if reason.established else 'not connected'}: {reason}")
 
     def on_interrupt(self, interface: Interface, qid: int) -> None:
         """Take one burst and answer it. If the ring is full, replies are lost, as on a wire."""
@@ -207,7 +210,9 @@ class Responder:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--socket", default="/run/vpp/memif.sock", help="path, or @name (default: %(default)s)")
     parser.add_argument("--id", type=int, default=0, help="interface id, the same at both ends (default: 0)")
     parser.add_argument("--ip", default="192.168.1.2", help="address to answer for (default: %(default)s)")

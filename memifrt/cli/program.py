@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import TYPE_CHECKING
 
+from memifrt.cli.listen_fds import InheritedListeners
 from memifrt.errors import ErrorCode, MemifError, PollCancelled
-from memifrt.interface import Interface, OnConnect, OnDisconnect, OnInterrupt
-from memifrt.options import DEFAULT_SOCKET, InterfaceConfig
+from memifrt.interface import Interface, InterfaceSocket, OnConnect, OnDisconnect, OnInterrupt
+from memifrt.options import DEFAULT_SOCKET, InterfaceConfig, InterfaceOptions
 from memifrt.poll.hook import Hook
 from memifrt.runtime import Runtime
-from memifrt.types import RxMode, printable
+from memifrt.sockets import Socket
+from memifrt.types import Role, RxMode, printable
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 logger = logging.getLogger("memifrt")
 
@@ -97,6 +104,46 @@ class ProgramInterface:
         )
 
 
+class _ProgramRuntime(Runtime):
+    """A runtime that tells when it waits for a peer, and whose masters use the listeners of socket activation."""
+
+    listeners = InheritedListeners([])
+
+    def create_interface(
+        self,
+        *,
+        socket: str | os.PathLike[str] | InterfaceSocket = DEFAULT_SOCKET,
+        on_connect: OnConnect | None = None,
+        on_disconnect: OnDisconnect | None = None,
+        on_interrupt: OnInterrupt | None = None,
+        context: object = None,
+        **options: Unpack[InterfaceOptions],
+    ) -> Interface:
+        is_master = InterfaceConfig.of(**options).role is Role.MASTER
+        interface = super().create_interface(
+            socket=self._with_listener(socket) if is_master and isinstance(socket, str) else socket,
+            on_connect=on_connect,
+            on_disconnect=on_disconnect,
+            on_interrupt=on_interrupt,
+            context=context,
+            **options,
+        )
+        if is_master:  # a slave without a peer tells of its retries
+            logger.info("waiting for a peer on %s; Ctrl+C ends it", interface.socket.path)
+        return interface
+
+    def _with_listener(self, path: str) -> str | Socket:
+        """Return the socket with the inherited listener for a path, or the path if this process must listen itself."""
+        if any(socket.path == path and socket.listener_fd >= 0 for socket in self.sockets):
+            return path  # a second master on the same socket
+        fd = self.listeners.claim(path)
+        if fd is None:
+            return path
+        socket = self.create_socket(path)
+        socket.set_listener_fd(fd)
+        return socket
+
+
 @contextlib.contextmanager
 def session(
     program: str,
@@ -111,8 +158,10 @@ def session(
     :param hook: the hook of a runtime in external mode.
     :param cancel: ends the wait of the application's loop in external mode.
     :raises NoPeerError: no peer connected within ``session_options.connect_timeout``.
+    :raises ConfigError: socket activation passed something else than listeners of memif.
     """
-    runtime = Runtime(
+    listeners = InheritedListeners.take()
+    runtime = _ProgramRuntime(
         f"memifrt {program}",
         control_fd_update=hook,
         reconnect_interval=reconnect_interval,
@@ -120,6 +169,7 @@ def session(
         prometheus=session_options.prometheus,
         web=session_options.web,
     )
+    runtime.listeners = listeners
     if runtime.metrics_url:
         complain(f"memifrt {program}: metrics on {runtime.metrics_url}")
     if runtime.web_url:
@@ -170,6 +220,8 @@ class _Reports(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = one_line(record.getMessage())
+        if "; retrying every " in line:
+            line += "; Ctrl+C ends it"
         if ": connected to " in line or len(self._told) >= _REMEMBERED:
             self._told.clear()
         if line not in self._told:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from memifrt.errors import ConfigError
 from memifrt.packets import ipv4, ipv6
-from memifrt.packets.common import ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EchoReply
+from memifrt.packets.common import ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TTL, EchoReply
 from memifrt.types import Mode
 
 if TYPE_CHECKING:
@@ -23,10 +23,12 @@ def echo_request(
     sequence: int,
     payload: bytes,
     mode: Mode = Mode.ETHERNET,
+    ttl: int = TTL,
 ) -> bytes:
     """Build an ICMP echo request, or an ICMPv6 echo request if the addresses have 16 bytes.
 
     :param mode: in :attr:`Mode.IP` the packet has no Ethernet header, and the MAC addresses are not used.
+    :param ttl: the time to live, or the hop limit of IPv6: 0 to 255.
     :raises ConfigError: the payload is longer than :data:`MAX_PAYLOAD` (IPv6: :data:`MAX_PAYLOAD_IPV6`), or the
         addresses are not of one protocol.
     """
@@ -36,9 +38,9 @@ def echo_request(
             f"both must have 4 bytes (IPv4), or both 16 bytes (IPv6)"
         )
     if len(target_ip) == 16:
-        ethertype, packet = ETHERTYPE_IPV6, ipv6.echo_request(source_ip, target_ip, identifier, sequence, payload)
+        ethertype, packet = ETHERTYPE_IPV6, ipv6.echo_request(source_ip, target_ip, identifier, sequence, payload, ttl)
     else:
-        ethertype, packet = ETHERTYPE_IPV4, ipv4.echo_request(source_ip, target_ip, identifier, sequence, payload)
+        ethertype, packet = ETHERTYPE_IPV4, ipv4.echo_request(source_ip, target_ip, identifier, sequence, payload, ttl)
     if mode is Mode.IP:
         return packet
     return ETHERNET.pack(target_mac, source_mac, ethertype) + packet

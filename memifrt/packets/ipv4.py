@@ -95,7 +95,7 @@ def parse_arp_reply(packet: ReadableBuffer) -> tuple[bytes, bytes] | None:
     return sender_ip, sender_mac
 
 
-def echo_request(source: bytes, target: bytes, identifier: int, sequence: int, payload: bytes) -> bytes:
+def echo_request(source: bytes, target: bytes, identifier: int, sequence: int, payload: bytes, ttl: int = TTL) -> bytes:
     """Build an ICMP echo request.
 
     :raises ConfigError: the payload is longer than :data:`MAX_PAYLOAD`.
@@ -104,7 +104,7 @@ def echo_request(source: bytes, target: bytes, identifier: int, sequence: int, p
         raise ConfigError(f"a payload of {len(payload)} bytes; at most {MAX_PAYLOAD} fit into an IP packet")
     echo_sum = checksum(ECHO.pack(_ECHO_REQUEST, 0, 0, identifier, sequence) + payload)
     total = _IP.size + ECHO.size + len(payload)
-    start = (0x45, 0, total, sequence, _DONT_FRAGMENT, TTL, _PROTOCOL_ICMP)
+    start = (0x45, 0, total, sequence, _DONT_FRAGMENT, ttl, _PROTOCOL_ICMP)
     header_sum = checksum(_IP.pack(*start, 0, source, target))
     header = _IP.pack(*start, header_sum, source, target)
     return header + ECHO.pack(_ECHO_REQUEST, 0, echo_sum, identifier, sequence) + payload

@@ -159,14 +159,16 @@ def parse_neighbour_advertisement(packet: ReadableBuffer) -> tuple[bytes, bytes]
     return told, mac
 
 
-def echo_request(source: bytes, target: bytes, identifier: int, sequence: int, payload: bytes) -> bytes:
+def echo_request(
+    source: bytes, target: bytes, identifier: int, sequence: int, payload: bytes, hop_limit: int = TTL
+) -> bytes:
     """Build an ICMPv6 echo request.
 
     :raises ConfigError: the payload is longer than :data:`MAX_PAYLOAD`.
     """
     if len(payload) > MAX_PAYLOAD:
         raise ConfigError(f"a payload of {len(payload)} bytes; at most {MAX_PAYLOAD} fit into an IPv6 packet")
-    return _packet(source, target, TTL, ECHO.pack(_ECHO_REQUEST, 0, 0, identifier, sequence) + payload)
+    return _packet(source, target, hop_limit, ECHO.pack(_ECHO_REQUEST, 0, 0, identifier, sequence) + payload)
 
 
 def parse_echo_reply(data: bytes) -> EchoReply | None:

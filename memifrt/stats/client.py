@@ -77,12 +77,19 @@ class Program:
         self.path = path
         self.snapshot: Snapshot | None = None
         self.error = "not asked yet"
+        #: When the error began, by ``time.monotonic()``; None while the program answers.
+        self.lost_since: float | None = None
         self.rates: dict[QueueKey, Rates] = {}
         self.history: dict[QueueKey, deque[float | None]] = {}
         self._address = Address.parse(path)
         self._socket: socket.socket | None = None
         self._line = bytearray()
         self._asked_at: float | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the program is there, but does not answer."""
+        return self._socket is not None and bool(self.error)
 
     @property
     def waiting(self) -> bool:
@@ -145,6 +152,7 @@ class Program:
 
     def _take(self, snapshot: Snapshot) -> None:
         before, self.snapshot, self.error = self.snapshot, snapshot, ""
+        self.lost_since = None
         if before is not None and (before["pid"], before["started"]) != (snapshot["pid"], snapshot["started"]):
             before = None  # another program, with counters from zero
             self.history.clear()
@@ -157,6 +165,8 @@ class Program:
 
     def _lost(self, why: str) -> None:
         self.error = why
+        if self.lost_since is None:
+            self.lost_since = time.monotonic()
         self.rates = {}
         self._remember(list(self.history))
 

@@ -23,7 +23,7 @@ from memifrt.queue import RxQueue, TxQueue
 from memifrt.renamed import renamed_arguments, warn_renamed
 from memifrt.runtime import InterfaceArguments
 from memifrt.threaded.inbox import Inbox
-from memifrt.types import Counters, Mode, RxMode
+from memifrt.types import Counters, Mode, RxMode, peer_names
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -295,7 +295,7 @@ class MemifPort:
 
         text = f"{self!r}\n  counters: {self.counters}\n  last error: {self.interface.last_error}\n"
         details = self.call(self.interface.details)
-        text += f"  peer: {details.remote_name!r} of {details.remote_app_name!r}, {details.peer}\n"
+        text += f"  peer: {peer_names(details.remote_name, details.remote_app_name)}, {details.peer}\n"
         text += "".join(f"  {line}\n" for line in (*details.regions, *details.rx_queues, *details.tx_queues))
         packets = list(self._record)
         if packets:

@@ -10,25 +10,29 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from memifrt import Runtime
 from memifrt.cli.bench import limits
+from memifrt.cli.bench.cores import core_warnings
 from memifrt.cli.bench.measurement import Bench, Meter
-from memifrt.cli.bench.options import APIS, Options, Result
+from memifrt.cli.bench.options import APIS, Interval, Options, Result
 from memifrt.cli.bench.turns import mix
 from memifrt.cli.command_line import main
 from memifrt.options import RxModeName
 from tests.lib.programs import Program, command, end, finish, read_until, run, running
-from tests.lib.support import DEADLINE, wait_until
+from tests.lib.support import DEADLINE, Pair, wait_until
 
 SHORT = "--seconds=0.1"
 FIELDS = {
     "mode", "impl", "packets", "bytes", "seconds", "pps", "cpu_ns", "calls_ps", "sent", "dropped", "corrupted",
-    "rtt_us",
+    "loss", "rtt_us", "intervals",
 }  # fmt: skip
 #: What source and sink have, too.
 LEVELS = [api for api in APIS if api != "loop"]
@@ -478,7 +482,7 @@ def test_report_for_people(socket_name: str) -> None:
         r"\d+\.\d ns of CPU a packet",
         first,
     )
-    assert re.fullmatch(r"sent \d+, dropped 0, corrupted 0", second)
+    assert re.fullmatch(r"sent \d+, lost 0 \(0 %\), corrupted 0", second)
     assert re.fullmatch(r"round trip: p50 \d+\.\d us, p99 \d+\.\d us, p99\.9 \d+\.\d us", third)
     assert "connected to" in err
 
@@ -594,3 +598,116 @@ def test_packets_that_all_come_between_two_samples_have_a_rate() -> None:
     meter.fill(result)
     assert result.seconds > 0
     assert result.pps == 1000 / result.seconds
+
+
+# --- intervals, loss, plots, cores -----------------------------------------------------------------------------------
+
+
+def test_t_is_seconds_and_i_prints_lines_with_the_loss(socket_name: str) -> None:
+    with (
+        bench_at(socket_name, "echo", "master", "-t0"),
+        running("bench", "gen", f"--socket={socket_name}", "-t", "0.6", "-i", "0.1") as gen,
+    ):
+        status, out, err = finish(gen)
+    assert status == 0, err
+    *lines, first, second = out.splitlines()
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r" +\d+\.\d\d-\d+\.\d\d s: +\d+\.\d{3} [Mk]pps, +\d+\.\d\d Gbit/s, lost \d+", line)
+    assert first.startswith("gen (")
+    assert re.fullmatch(r"sent \d+, lost \d+ \([\d.e-]+ %\), corrupted 0", second)
+
+
+def test_intervals_follow_each_other_and_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 1.0, 1.5, 2.0, 3.0])
+    monkeypatch.setattr("memifrt.cli.bench.measurement.time.monotonic", lambda: next(now))
+    told: list[Interval] = []
+    meter = Meter(live=False, interval=1.0, on_interval=told.append)
+    for packets, lost in ((10, 0), (20, 1), (30, 1), (60, 4)):
+        meter.sample(packets, 0, packets * 100, lost)
+    assert told == meter.intervals
+    assert told == [Interval(0.0, 1.0, 20.0, 16000.0, 1), Interval(1.0, 2.0, 30.0, 24000.0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "sent", "dropped", "text"), [("gen", 200, 3, "lost 3 (1.5 %)"), ("rr", 4, 0, "lost 0 (0 %)")]
+)
+def test_loss_is_a_share_of_the_sent_packets(mode: str, sent: int, dropped: int, text: str) -> None:
+    result = Result(mode, "native", packets=1, sent=sent, dropped=dropped, loss=100 * dropped / sent)
+    assert text in result.lines()[1]
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])
+def test_plot_of_round_trips_is_a_file_of_the_kind_that_its_name_says(
+    suffix: str, socket_name: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="pip install 'memifrt[plot]'")
+    path = tmp_path / f"plot{suffix}"
+    with bench_at(socket_name, "echo", "master", "--seconds=0"):
+        # A program of its own, because matplotlib keeps its fonts open.
+        done = run("bench", "rr", f"--socket={socket_name}", "-t", "0.3", "--plot", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "round trip" in done.stdout
+    content = path.read_bytes()
+    assert content.startswith({".svg": b"<?xml", ".png": b"\x89PNG", ".pdf": b"%PDF"}[suffix])
+    if suffix == ".svg":
+        assert b"<!-- p50 -->" in content
+        assert b"<!-- Mpps -->" in content
+
+
+def test_plot_without_any_packet_is_still_a_file(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pip install 'memifrt[plot]'")
+    program = "import sys; from memifrt.cli.plots import plot_bench; plot_bench(sys.argv[1], 'nothing', [], [])"
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "nothing.svg")], check=True, timeout=DEADLINE)
+    assert (tmp_path / "nothing.svg").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["-t", "-1"], "argument -t/--seconds: '-1' is not a number of seconds"),
+        (["-i", "0.05"], "argument -i/--interval: '0.05' is not 0, or a number of seconds from 0.1"),
+        (["-i", "x"], "argument -i/--interval: 'x' is not a number of seconds"),
+        (["--plot", "plot.xls"], "'plot.xls' is not the name of a plot; it must end in .svg, .png, .pdf"),
+        (["--plot", "/no/such/plot.svg"], "'/no/such/plot.svg': there is no directory /no/such"),
+        (["--plot", ""], "'' is not the name of a plot"),
+    ],
+)
+def test_bad_interval_or_plot_is_one_line_and_status_2(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "sink", "--socket=@none", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert named in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("cpus", "rx_mode", "peer_rx_mode", "warns"),
+    [
+        ({3}, "polling", "polling", True),
+        ({3, 4}, "polling", "polling", False),
+        ({3}, "interrupt", "polling", False),
+        ({3}, "polling", "interrupt", False),
+    ],
+)
+def test_two_ends_that_poll_on_one_core_are_warned(
+    cpus: set[int],
+    rx_mode: RxModeName,
+    peer_rx_mode: RxModeName,
+    warns: bool,
+    make_pair: Callable[..., Pair],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = make_pair(rx_mode=peer_rx_mode)
+    options = Options("echo", "@unused", rx_mode=rx_mode)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cpus)
+    with monkeypatch.context() as patched:
+        details = pair.slave.details()
+        assert details.peer is not None
+        elsewhere = replace(details, peer=replace(details.peer, pid=1))
+        patched.setattr(type(pair.slave), "details", lambda interface: elsewhere)
+        told = list(core_warnings(options, pair.slave, 1))
+    assert bool(told) is warns
+    if warns:
+        assert told[0].startswith("both ends poll with 2 threads or more on core 3, so they take turns")

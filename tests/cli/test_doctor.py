@@ -155,6 +155,45 @@ def test_permissions_are_said_with_whose_they_are(
     in_child(check, uid=NOBODY)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights")
+@pytest.mark.parametrize("closed", ["file", "directory", "group"])
+def test_fix_hints_are_the_commands_for_this_user_and_path(
+    closed: str, runtime: Runtime, public_directory: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    inner = public_directory / "the inner"
+    inner.mkdir()
+    path = inner / "memif.sock"
+    runtime.create_interface(socket=path, role="master")
+    path.chmod({"file": 0o600, "directory": 0o777, "group": 0o770}[closed])
+    inner.chmod(0o700 if closed == "directory" else 0o755)
+    if closed == "group":
+        os.chown(path, 0, grp.getgrnam("daemon").gr_gid)
+
+    def ask() -> None:
+        assert main(["doctor", "--fix-hints", str(path)]) == 1
+
+    in_child(ask, uid=NOBODY)
+    out = capfd.readouterr().out
+    assert "root or root" not in out
+    hints = [line.strip() for line in out.splitlines() if line.strip().startswith("$ ")]
+    target, letters = (inner, "x") if closed == "directory" else (path, "rw")
+    assert any(hint.startswith(f"$ sudo setfacl -m u:nobody:{letters} '{target}'") for hint in hints)
+    assert any(hint.startswith(f"$ sudo memifrt doctor '{path}'") for hint in hints)
+    gid = grp.getgrnam("daemon").gr_gid if closed == "group" else 0
+    assert any(hint.startswith(f"$ docker run --user 0:{gid} -v '{inner}:{inner}' IMAGE") for hint in hints)
+    assert any(hint.startswith("$ sudo usermod -aG daemon nobody") for hint in hints) is (closed == "group")
+
+
+def test_fix_hints_of_a_missing_directory_make_or_share_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "none"
+    assert main(["doctor", "--fix-hints", f"{folder}/memif.sock"]) == 1
+    out = capsys.readouterr().out
+    assert f"$ sudo mkdir -p {folder}\n" in out
+    assert f"$ docker run -v {folder}:{folder} IMAGE" in out
+    assert main(["doctor", f"{folder}/memif.sock"]) == 1
+    assert "$" not in capsys.readouterr().out
+
+
 # --- who listens ----------------------------------------------------------------------------------------------------
 
 

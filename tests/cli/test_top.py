@@ -32,7 +32,19 @@ from rich.screen import Screen
 from memifrt import Runtime
 from memifrt.cli.command_line import main
 from memifrt.cli.commands import top
-from memifrt.cli.commands.top import ASCII, UNICODE, bar, duration, lines, picture, plain, scaled, sparkline
+from memifrt.cli.commands.top import (
+    ASCII,
+    SORTS,
+    UNICODE,
+    View,
+    bar,
+    duration,
+    lines,
+    picture,
+    plain,
+    scaled,
+    sparkline,
+)
 from memifrt.stats.client import Observer, Program, QueueKey, parse_snapshot, rates
 from memifrt.stats.snapshot import InterfaceStats, QueueStats, Snapshot, snapshot
 from tests.lib.programs import command, end, finish, read_until, run, running
@@ -429,16 +441,140 @@ def test_what_a_peer_calls_itself_is_text_and_nothing_else() -> None:
     assert "\x1b[2J" not in rows
 
 
-def test_little_room_sums_up_queues_first_and_then_leaves_them_out() -> None:
+def test_little_room_folds_headers_first_then_sums_up_queues_and_keeps_the_rates() -> None:
     whole = shown(busy())
-    assert "rx x2" not in whole
-    summed = shown(busy(), height=len(whole.splitlines()) - 1)
+    size = len(whole.splitlines())
+    folded = shown(busy(), height=size - 1)
+    assert "rx 1" in folded
+    assert "memif 0 slave" in folded
+    assert len(folded.splitlines()) < size
+    summed = shown(busy(), height=len(folded.splitlines()) - 1)
     assert "rx x2" in summed
-    assert "rx 1" not in summed
-    bare = shown(busy(), height=8)
-    assert "rx" not in bare
-    assert "memif 8 slave" in bare
-    assert shown(busy(), height=4).endswith("4 lines do not fit into this terminal")
+    assert "rx 1 " not in summed
+    single = shown(busy(), height=len(summed.splitlines()) - 1)
+    (row,) = [line for line in single.splitlines() if "memif 0 slave" in line]
+    assert "97.0 k p/s" in row
+    assert "memif 8 slave" in single
+
+
+def many(count: int = 40) -> Program:
+    """A program with interfaces of rising rates."""
+
+    def at(seconds: int) -> Snapshot:
+        made_ones = [
+            interface(n, queue(packets=n * 10 * seconds, bytes=n * 999 * seconds), name=f"if{count - n:02}")
+            for n in range(count)
+        ]
+        return made(*made_ones, at=100.0 + seconds)
+
+    return program(at(0), at(1))
+
+
+def order_of(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"memif (\d+) slave", text)]
+
+
+def test_what_does_not_fit_is_told_and_scrolled_to() -> None:
+    view = View()
+    first = "\n".join(plain(line) for line in lines([many()], 100, 10, UNICODE, view))
+    assert first.splitlines()[-1] == "… lines 1 to 9 of 41; the arrow keys scroll, / filters"
+    assert order_of(first) == list(range(8))
+    assert not view.press(b"\x1b[B\x1b[B\x1b[A", 8)
+    second = "\n".join(plain(line) for line in lines([many()], 100, 10, UNICODE, view))
+    assert order_of(second) == list(range(9))
+    view.press(b"\x1b[6~", 8)
+    third = shown_with(view, many())
+    assert order_of(third) == list(range(8, 17))
+    view.press(b"G", 8)
+    last = shown_with(view, many())
+    assert order_of(last)[-1] == 39
+    assert "lines 33 to 41 of 41" in last
+    view.press(b"\x1b[A", 8)
+    assert "lines 32 to 40 of 41" in shown_with(view, many())
+    view.press(b"\x1b[H", 8)
+    assert shown_with(view, many()) == first
+
+
+def shown_with(view: View, *programs: Program, height: int | None = 10) -> str:
+    return "\n".join(plain(line) for line in lines(programs, 100, height, UNICODE, view))
+
+
+def test_interfaces_are_sorted_by_rate_or_name() -> None:
+    for sort, first in (("created", 0), ("packets", 39), ("bits", 39), ("name", 39), ("ring", 0), ("full", 0)):
+        assert order_of(shown_with(View(sort), many(), height=None))[0] == first, sort
+    view = View()
+    view.press(b"s", 8)
+    assert view.sort == "packets"
+    view.press(b"s" * (len(SORTS) - 1), 8)
+    assert view.sort == "created"
+
+
+def test_program_with_the_busiest_interface_comes_first_when_sorted() -> None:
+    text = shown_with(View("packets"), program(path="/run/never.stats"), many(3), many(5), height=None)
+    assert order_of(text) == [4, 3, 2, 1, 0, 2, 1, 0]
+    assert text.splitlines()[-2] == "/run/never.stats"
+
+
+def test_filter_shows_what_matches_and_says_what_it_hides() -> None:
+    view = View()
+    assert not view.press(b"/IF0q\x7f3\r", 8)  # in any case; q does not end it while a filter is typed
+    assert (view.filter, view.typing) == ("IF03", False)
+    text = shown_with(view, many(), program(path="/run/other.stats"), height=30)
+    assert order_of(text) == [37]
+    assert text.splitlines()[-1] == (
+        "filter: IF03  (39 of 40 interfaces and 1 of 2 programs are hidden; Esc shows all)"
+    )
+    view.press(b"\x1b", 8)
+    assert len(order_of(shown_with(view, many(), height=None))) == 40
+
+
+def test_filter_that_is_typed_is_shown_and_may_be_cancelled() -> None:
+    view = View()
+    view.press("/ä".encode(), 8)
+    assert "filter: ä_" in shown_with(view, many(), height=30)
+    assert not order_of(shown_with(view, many(), height=30))
+    view.press(b"\x1b", 8)
+    assert (view.filter, view.typing) == ("", False)
+    assert view.press(b"q", 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"role": "master"}, "waiting for a peer"),
+        ({}, "no peer yet: nobody listens"),
+        ({"connects": 2}, "disconnected: nobody listens"),
+    ],
+)
+def test_interface_that_never_had_a_peer_is_not_disconnected(changes: dict[str, Any], words: str) -> None:
+    never = {"state": "disconnected", "connects": 0, "connected_since": None, "peer": None, "error": "nobody listens"}
+    text = shown(program(made(interface(0, **{**never, **changes}))))
+    assert words in text
+    assert "disconnected" in words or "disconnected" not in text
+
+
+def test_peer_without_a_name_is_told_in_words() -> None:
+    text = shown(program(made(interface(peer={"app_name": "", "name": "if", "pid": 1, "uid": 0, "gid": 0}))), width=200)
+    assert "peer without a name (if, pid 1)" in text
+
+
+def test_dead_program_is_dead_for_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = busy()
+    seen._hang_up("the program is gone")
+    assert seen.lost_since is not None
+    later = seen.lost_since + 75.0
+    seen._hang_up("there is no such file")  # asked again: it is not dead for a shorter time
+    monkeypatch.setattr("memifrt.cli.commands.top.time.monotonic", lambda: later)
+    assert "dead for 1 m 15 s: there is no such file" in shown(seen)
+    monkeypatch.undo()
+    seen._take(parse_snapshot(json.dumps(made()).encode()))
+    assert "dead" not in shown(seen)
+
+
+def test_program_that_never_answered_is_not_dead() -> None:
+    never = program(path="/run/never.stats")
+    never._hang_up("there is no such file")
+    assert "dead" not in shown(never)
 
 
 def test_queues_summed_up_have_the_sum_of_their_past() -> None:

@@ -541,7 +541,7 @@ def test_failing_test_leaves_captures_and_its_report_says_where(tmp_path: Path) 
     ] == ["memif-test_in_setup0", "memif-test_bad0"]
     directory = tmp_path / "base" / "memif-test_bad0"
     assert {str(directory)} <= {*found}
-    assert re.search(r"^ +peer: '' of 'memifrt pytest'", done.stdout, re.MULTILINE)
+    assert re.search(r"^ +peer: an interface without a name of 'memifrt pytest'", done.stdout, re.MULTILINE)
     for name in ("port1-master.pcapng", "port2-slave.pcapng"):
         with open_capture(directory / name) as capture:
             assert [packet.data for packet in capture] in ([b"one", b"two"], [b"from the test before"])

@@ -6,17 +6,23 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memifrt.cli.bench import limits
-from memifrt.cli.bench.options import Options, Result
+from memifrt.cli.bench.cores import core_warnings
+from memifrt.cli.bench.options import SHORTEST_INTERVAL, Interval, Options, Result
 from memifrt.cli.bench.turns import TURNS_OF, Gen, RoundTrips, Turn
+from memifrt.cli.program import complain
 from memifrt.cli.run_in_loop import Waiter, run
 from memifrt.errors import ConfigError, Disconnected, PollCancelled
 from memifrt.interface import Interface
 from memifrt.options import parse_rx_mode
 from memifrt.ring import __impl__
 from memifrt.types import QueueCounters, RxMode
+
+#: About how many points a plot has if no interval is given.
+_POINTS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,35 +33,60 @@ class Sample:
     cpu: float = 0.0
     packets: int = 0
     calls: int = 0
+    bytes: int = 0
+    lost: int = 0
 
 
 class Meter:
     """Takes samples of time, CPU time, packets and calls. The rates are measured from the first to the last packet."""
 
-    def __init__(self, live: bool) -> None:
+    def __init__(
+        self, live: bool, interval: float = 0.0, on_interval: Callable[[Interval], object] | None = None
+    ) -> None:
         self.started = False
+        #: The figures of each ``interval`` seconds; ``on_interval`` is called with each.
+        self.intervals: list[Interval] = []
+        self._interval = interval
+        self._on_interval = on_interval
+        self._counted = Sample()
         #: The last sample without packets.
         self._before = Sample(time.monotonic(), time.process_time())
         self._first = self._last = self._shown = Sample()
         self._live = live
 
-    def sample(self, packets: int, calls: int = 0) -> float:
+    def sample(self, packets: int, calls: int = 0, counted_bytes: int = 0, lost: int = 0) -> float:
         """Take a sample; return the seconds since the first packet."""
-        now = Sample(time.monotonic(), time.process_time(), packets, calls)
+        now = Sample(time.monotonic(), time.process_time(), packets, calls, counted_bytes, lost)
         if not self.started:
             if packets:
                 self.started = True
-                self._first = self._last = self._shown = now
+                self._first = self._last = self._shown = self._counted = now
             else:
                 self._before = now
             return 0.0
         if packets > self._last.packets:
             self._last = now
+        if self._interval and now.time - self._counted.time >= self._interval:
+            self._end_interval(now)
         if self._live and now.time - self._shown.time >= 1.0:
             rate = (packets - self._shown.packets) / (now.time - self._shown.time)
             print(f"\r{rate / 1e6:9.3f} Mpps", end="", file=sys.stderr, flush=True)
             self._shown = now
         return now.time - self._first.time
+
+    def _end_interval(self, now: Sample) -> None:
+        before, self._counted = self._counted, now
+        took, start = now.time - before.time, self._first.time
+        interval = Interval(
+            before.time - start,
+            now.time - start,
+            (now.packets - before.packets) / took,
+            8 * (now.bytes - before.bytes) / took,
+            now.lost - before.lost,
+        )
+        self.intervals.append(interval)
+        if self._on_interval is not None:
+            self._on_interval(interval)
 
     def close(self) -> None:
         if self._live:
@@ -108,12 +139,15 @@ class Bench:
         self._gens: list[Gen] = []
         self._interface: Interface | None = None
         self._trips: RoundTrips | None = None
+        #: Called with the figures of each interval.
+        self.on_interval: Callable[[Interval], object] | None = None
+        self._cores_checked = False
 
     def run(self, *, live: bool = False) -> Result:
         options = self.options
         if options.cpu:
             os.sched_setaffinity(0, options.cpu)
-        meter = Meter(live)
+        meter = self._meter(live)
 
         async def main(waiter: Waiter) -> Result:
             interface = self._interface = waiter.runtime.create_interface(
@@ -140,11 +174,35 @@ class Bench:
             except (Disconnected, PollCancelled):  # Ctrl+C, or the peer is gone: report what was measured so far
                 pass
             finally:
-                meter.sample(self._counted().packets, self._calls())
+                self._sample(meter)
                 meter.close()
             return self._result(meter)
 
         return run("bench", main, loop=options.loop, reconnect_interval=0.1, session_options=options.session_options)
+
+    def _meter(self, live: bool) -> Meter:
+        options = self.options
+        if not options.plot or options.interval:
+            return Meter(live and not options.interval, options.interval, self.on_interval)
+        # A plot needs points, but the user has asked for no lines.
+        return Meter(live, max(SHORTEST_INTERVAL, options.seconds / _POINTS))
+
+    def _sample(self, meter: Meter) -> float:
+        """Take a sample of all counters; return the seconds since the first packet."""
+        if meter.started and not self._cores_checked and self._interface is not None:
+            self._cores_checked = True
+            for warning in core_warnings(self.options, self._interface, len(self._turns)):
+                complain(f"memifrt bench: {warning}")
+        counted = self._counted()
+        return meter.sample(counted.packets, self._calls(), counted.bytes, self._lost())
+
+    def _lost(self) -> int:
+        return sum(turn.dropped for turn in self._turns) + (self._trips.dropped if self._trips else 0)
+
+    @property
+    def trips(self) -> Sequence[int]:
+        """The round trips of rr so far, in nanoseconds."""
+        return self._trips.took if self._trips else ()
 
     def _on_connect(self, interface: Interface) -> None:
         rx, tx = interface.rx_queues, interface.tx_queues
@@ -189,7 +247,11 @@ class Bench:
         result.packets = counted.packets - result.corrupted
         result.bytes = counted.bytes
         result.sent = sum_of(self._interface, sends=True).packets
-        result.dropped = sum(turn.dropped for turn in self._turns) + (self._trips.dropped if self._trips else 0)
+        result.dropped = self._lost()
+        # What an echo could not send on is not in its sent packets; what gen and rr lost is.
+        tried = result.sent + (result.dropped if self.options.mode == "echo" else 0)
+        result.loss = 100 * result.dropped / tried if tried else 0.0
+        result.intervals = meter.intervals
         ranked = sorted(self._trips.took) if self._trips else []
         if ranked:
             result.rtt_us = {
@@ -215,9 +277,7 @@ class Bench:
             if now < next_sample and meter.started:
                 continue
             packets = self._counted().packets
-            if meter.sample(packets, self._calls()) >= self.options.seconds > 0 or (
-                not meter.started and now >= gives_up
-            ):
+            if self._sample(meter) >= self.options.seconds > 0 or (not meter.started and now >= gives_up):
                 await self._drain(waiter, interface)
                 return
             if now >= next_sample:
@@ -256,7 +316,7 @@ class Bench:
                 await waiter.run_for(limits.SAMPLE)
                 for worker in workers:
                     worker.check()
-                if meter.sample(self._counted().packets, self._calls()) >= self.options.seconds > 0:
+                if self._sample(meter) >= self.options.seconds > 0:
                     return
         finally:
             stop[0] = 1
@@ -299,7 +359,7 @@ class Bench:
             if now >= next_sample:
                 next_sample = now + limits.SAMPLE
                 trips.write_off()
-                elapsed = meter.sample(len(trips.took))
+                elapsed = self._sample(meter)
                 if elapsed >= self.options.seconds > 0 or (not meter.started and now >= gives_up):
                     trips.stopping = True
 

@@ -23,6 +23,8 @@ ICMP_TARGET = "192.168.1.2"
 IMIX = ((64, 7), (570, 4), (1518, 1))
 #: Modes that may have a thread for each queue.
 THREAD_MODES = ("source", "sink", "echo")
+#: The shortest time between two lines about the rate, in seconds, as in iperf3.
+SHORTEST_INTERVAL = 0.1
 #: Bytes of the number that gen writes into each packet whose content is checked.
 SEQUENCE_BYTES = 8
 #: Ethernet, IPv4 and ICMP headers of an echo request.
@@ -36,6 +38,7 @@ class Options:
     ``size`` is in bytes. With ``imix``, gen sends :data:`IMIX`, and ``size`` is that of the longest packet.
     ``burst`` counts buffers when receiving, and packets when sending. ``window`` is the number of packets of gen that
     may be in flight on each queue; 0 means as many as the ring holds, at most four bursts.
+    ``interval`` is the time in seconds between two lines about the rate; 0 for none. ``plot`` is the file of a plot.
     ``api="loop"`` is an echo by ``TxQueue.forward_from``. It has a thread for each queue, as ``threads`` gives to the
     other levels. ``cpu`` pins the process to these cores, and each thread to one of them.
     """
@@ -60,6 +63,8 @@ class Options:
     threads: bool = False
     cpu: tuple[int, ...] = ()
     loop: str = "internal"
+    interval: float = 0.0
+    plot: str | None = None
     session_options: SessionOptions = field(default_factory=SessionOptions)
 
     def __post_init__(self) -> None:
@@ -83,6 +88,8 @@ class Options:
             )
         self._check_imix()
         self._check_threads()
+        if self.interval and not self.interval >= SHORTEST_INTERVAL:
+            raise ConfigError(f"interval is {self.interval}; it must be 0, or {SHORTEST_INTERVAL} or more")
         if not self.seconds >= 0:
             raise ConfigError(f"seconds is {self.seconds}; it must be 0 or more")
         for cpu in self.cpu:
@@ -118,6 +125,22 @@ class Options:
         return bytes(self.size) if self.payload == "zeros" else _echo_request(self.size)
 
 
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The figures between two moments, in seconds since the first packet. ``lost`` counts packets."""
+
+    start: float
+    end: float
+    pps: float
+    bits_ps: float
+    lost: int
+
+    def line(self) -> str:
+        """Return the figures as a line of text."""
+        rate = f"{self.pps / 1e6:8.3f} Mpps" if self.pps >= 1e5 else f"{self.pps / 1e3:8.3f} kpps"
+        return f"{self.start:7.2f}-{self.end:.2f} s: {rate}, {self.bits_ps / 1e9:7.2f} Gbit/s, lost {self.lost}"
+
+
 @dataclass(slots=True)
 class Result:
     """The result of a measurement.
@@ -126,6 +149,9 @@ class Result:
     ``pps`` is their rate, and ``cpu_ns`` the CPU time of this process for each; both are measured over ``seconds``,
     from the first packets on. ``calls_ps`` is the rate of turns, each of which is one call (or a pair of calls) on a
     queue, whether it finds packets or not; 0 for rr and api=loop, which do not count them.
+    ``dropped`` counts the packets that could not be sent on (echo), or did not come back (gen, rr). ``loss`` is their
+    share in percent.
+    ``intervals`` are the figures of each ``--interval``.
     ``rtt_us`` are percentiles of round trips (rr only), in microseconds.
     """
 
@@ -140,7 +166,9 @@ class Result:
     sent: int = 0
     dropped: int = 0
     corrupted: int = 0
+    loss: float = 0.0
     rtt_us: dict[str, float] = field(default_factory=dict)
+    intervals: list[Interval] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
@@ -150,7 +178,7 @@ class Result:
             f"{self.pps / 1e6:.3f} Mpps, {self.pps * bits / 1e9:.2f} Gbit/s, {self.cpu_ns:.1f} ns of CPU a packet",
         ]
         if self.sent:
-            text.append(f"sent {self.sent}, dropped {self.dropped}, corrupted {self.corrupted}")
+            text.append(f"sent {self.sent}, lost {self.dropped} ({self.loss:.3g} %), corrupted {self.corrupted}")
         if self.rtt_us:
             text.append("round trip: " + ", ".join(f"{name} {value:.1f} us" for name, value in self.rtt_us.items()))
         return text

@@ -14,13 +14,24 @@ from memifrt.cli.arguments import (
     Parser,
     add_loop_argument,
     add_ring_arguments,
+    checked,
     interface_config,
     seconds_or_zero,
     session_options,
     whole,
 )
 from memifrt.cli.bench.measurement import Bench
-from memifrt.cli.bench.options import APIS, CHECKS, ICMP_TARGET, IMIX, MODES, PAYLOADS, Options
+from memifrt.cli.bench.options import (
+    APIS,
+    CHECKS,
+    ICMP_TARGET,
+    IMIX,
+    MODES,
+    PAYLOADS,
+    SHORTEST_INTERVAL,
+    Options,
+)
+from memifrt.cli.plots import SUFFIXES, check_matplotlib, plot_bench, plot_path
 from memifrt.types import MAX_LOG2_RING_SIZE
 
 
@@ -42,6 +53,7 @@ def _add_arguments(parser: Parser) -> None:
         help="packets a call, of this end alone; default 256",
     )
     add(
+        "-t",
         "--seconds",
         type=seconds_or_zero,
         default=3.0,
@@ -62,6 +74,20 @@ def _add_arguments(parser: Parser) -> None:
         metavar="N[,N]",
         help="pin this process to these cores, and each of its threads to one of them",
     )
+    add(
+        "-i",
+        "--interval",
+        type=_interval,
+        default=0.0,
+        metavar="SECONDS",
+        help="print a line about the rate and the loss this often, at least every 0.1 s; 0, the default: none",
+    )
+    add(
+        "--plot",
+        type=checked(plot_path),
+        metavar="FILE",
+        help=f"draw the rate over time and, for rr, the round trips: {', '.join(SUFFIXES)}; needs memifrt[plot]",
+    )
     add("--json", action="store_true", help="print one line of JSON")
     add_loop_argument(parser)
     add_ring_arguments(parser, "polling")
@@ -72,6 +98,13 @@ def _size(text: str) -> int | str:
         return text if text == "imix" else whole(1, 65535)(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, or imix") from error
+
+
+def _interval(text: str) -> float:
+    value = seconds_or_zero(text)
+    if 0 < value < SHORTEST_INTERVAL:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0, or a number of seconds from {SHORTEST_INTERVAL}")
+    return value
 
 
 def _cpus(text: str) -> tuple[int, ...]:
@@ -86,8 +119,16 @@ def _run(arguments: argparse.Namespace) -> int:
     config = interface_config(arguments)
     given |= {name: getattr(config, name) for name in ("num_s2m_rings", "num_m2s_rings", "ring_size")}
     options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
-    result = Bench(options).run(live=sys.stderr.isatty() and not arguments.json)
+    if options.plot:
+        check_matplotlib()
+    bench = Bench(options)
+    if not arguments.json:
+        bench.on_interval = lambda interval: print(interval.line(), flush=True)
+    result = bench.run(live=sys.stderr.isatty() and not arguments.json)
     print(result.json() if arguments.json else "\n".join(result.lines()))
+    if options.plot:
+        title = f"memifrt bench {result.mode} ({result.impl} rings), {arguments.size} bytes"
+        plot_bench(options.plot, title, result.intervals, bench.trips)
     return 0
 
 
@@ -96,7 +137,7 @@ COMMAND = Command(
     "measure packets a second, CPU time for each packet, and round trips",
     """example, in two terminals, with packets sent and echoed:
   memifrt bench echo --role slave --socket @lab --cpu 0 --seconds 0
-  memifrt bench gen --role master --socket @lab --cpu 1
+  memifrt bench gen --role master --socket @lab --cpu 1 -t 10 -i 1
 
 source sends, sink receives, echo sends packets back, gen sends packets and checks the returned ones,
 rr sends one packet at a time and waits for it: p50, p99, p99.9""",

@@ -13,6 +13,7 @@ import json
 import os
 import pwd
 import select
+import shlex
 import signal
 import stat
 import time
@@ -44,12 +45,20 @@ _CONNECTED, _WAITING = 3, 2
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: ``level`` is ok, note or problem, ``check`` names the check, and ``todo`` says what to do."""
+    """One line: ``level`` is ok, note or problem, ``check`` names the check, and ``todo`` says what to do.
+
+    :ivar fixes: shell commands, each of which mends the problem. Text after ``#`` says when.
+    """
 
     level: str
     check: str
     text: str
     todo: str = ""
+    fixes: tuple[str, ...] = ()
+
+    def hints(self) -> list[str]:
+        """Return a line for each of the commands."""
+        return [one_line(f"{'':8} $ {fix}") for fix in self.fixes]
 
     def __str__(self) -> str:
         return one_line(f"{self.level:8} {self.text}" + (f": {self.todo}" if self.todo else ""))
@@ -105,7 +114,7 @@ def _signals_held() -> Iterator[None]:
 
 
 def _file(path: str, sockets: list[UnixSocket]) -> Iterator[Finding]:
-    problem = _directory(os.path.dirname(os.path.abspath(path)))
+    problem = _directory(os.path.dirname(os.path.abspath(path)), path)
     if problem is not None:
         yield problem
         return
@@ -132,25 +141,32 @@ def _file(path: str, sockets: list[UnixSocket]) -> Iterator[Finding]:
         )
     elif not os.access(path, os.W_OK, effective_ids=True):
         yield Finding(
-            PROBLEM, "file", f"{_me()} may not write to {path} ({shown}), which connecting needs", _join(status)
+            PROBLEM,
+            "file",
+            f"{_me()} may not write to {path} ({shown}), which connecting needs",
+            _join(status, stat.S_IWGRP),
+            _permission_fixes(path, path, status, "w"),
         )
     else:
         yield Finding(OK, "file", f"{path} is a socket: {shown}")
 
 
-def _directory(path: str) -> Finding | None:
-    """Return the first problem with a directory or its parents; None if there is none."""
+def _directory(path: str, socket: str) -> Finding | None:
+    """Return the first problem with the directory of a socket, or with its parents; None if there is none."""
     for directory in [*reversed(Path(path).parents), Path(path)]:
         try:
             status = directory.stat()
         except FileNotFoundError:
             todo = f"start the program that makes it (VPP makes /run/vpp), or mkdir -p {path}"
-            return Finding(PROBLEM, "directory", f"the directory {directory} does not exist", todo)
+            make = (f"sudo mkdir -p {shlex.quote(path)}", _docker(path))
+            return Finding(PROBLEM, "directory", f"the directory {directory} does not exist", todo, make)
         if not stat.S_ISDIR(status.st_mode):
             return Finding(PROBLEM, "directory", f"{directory} is not a directory", "correct the path")
         if not os.access(directory, os.X_OK, effective_ids=True):
             shown = f"{stat.filemode(status.st_mode)} {_user(status.st_uid)}:{_group(status.st_gid)}"
-            return Finding(PROBLEM, "directory", f"{_me()} may not enter {directory} ({shown})", _join(status))
+            text = f"{_me()} may not enter {directory} ({shown})"
+            fixes = _permission_fixes(str(directory), socket, status, "x")
+            return Finding(PROBLEM, "directory", text, _join(status, stat.S_IXGRP), fixes)
     return None
 
 
@@ -181,7 +197,8 @@ def _elsewhere(path: str, sockets: list[UnixSocket], check: str, text: str) -> F
             theirs = f"/proc/{pid}/root{os.path.abspath(path)}"
             if _is_another_file(theirs, path):
                 todo = f"a container, or systemd's PrivateTmp: share the directory, or use {theirs} as root"
-                return Finding(PROBLEM, check, f"{text}, but {who} in another file system", todo)
+                fixes = (_docker(os.path.dirname(os.path.abspath(path))), f"sudo memifrt doctor {shlex.quote(theirs)}")
+                return Finding(PROBLEM, check, f"{text}, but {who} in another file system", todo, fixes)
             return Finding(PROBLEM, check, f"{text}, but {who}: its file was removed or replaced", "restart it")
     todo = "in a container, or with systemd's PrivateTmp, share the directory; else restart the program"
     return Finding(PROBLEM, check, f"{text}, but a program listens under that name", todo)
@@ -194,12 +211,47 @@ def _is_another_file(theirs: str, ours: str) -> bool:
         return True
 
 
-def _join(status: os.stat_result) -> str:
-    """Return advice for a file that our permissions do not let us use."""
+def _join(status: os.stat_result, needed: int) -> str:
+    """Return advice for a file that our permissions do not let us use.
+
+    :param needed: the permission that a group needs.
+    """
     group = _group(status.st_gid)
-    if status.st_gid and status.st_mode & stat.S_IWGRP:
+    if status.st_gid and status.st_mode & needed:
         return f"join its group (usermod -aG {group} {_user(os.geteuid())}, and log in again), or run as root"
-    return f"run as {_user(status.st_uid)} or root, or let its owner change the mode"
+    owner = "root" if status.st_uid == 0 else f"{_user(status.st_uid)} or root"
+    return f"run as {owner}, or let its owner change the mode; --fix-hints gives the commands"
+
+
+def _permission_fixes(path: str, socket: str, status: os.stat_result, needed: str) -> tuple[str, ...]:
+    """Return commands that let this user use a file.
+
+    :param path: the file or directory that refuses us.
+    :param socket: the control socket.
+    :param needed: ``w`` or ``x``.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    user, quoted = _user(uid), shlex.quote(path)
+    bit = stat.S_IWGRP if needed == "w" else stat.S_IXGRP
+    fixes = []
+    if status.st_gid and status.st_mode & bit:
+        fixes.append(f"sudo usermod -aG {_group(status.st_gid)} {user}  # then log in again")
+    until = "until its program makes it anew" if needed == "w" else "it stays"
+    letters = "rw" if needed == "w" else "x"
+    fixes.append(f"sudo setfacl -m u:{user}:{letters} {quoted}  # this user alone, {until}")
+    if gid:
+        change = f"sudo chown :{_group(gid)} {quoted} && sudo chmod g+{letters} {quoted}"
+        fixes.append(f"{change}  # the group {_group(gid)}, {until}")
+    owner = "" if status.st_uid == 0 else f"-u {_user(status.st_uid)} "
+    fixes.append(f"sudo {owner}memifrt doctor {shlex.quote(socket)}  # or your program, as the owner")
+    fixes.append(_docker(os.path.dirname(os.path.abspath(socket)), f"--user {status.st_uid}:{status.st_gid} "))
+    return tuple(fixes)
+
+
+def _docker(directory: str, options: str = "") -> str:
+    """Return the command that shares the directory of a socket with a container."""
+    volume = shlex.quote(f"{directory}:{directory}")
+    return f"docker run {options}-v {volume} IMAGE  # if this program runs in a container"
 
 
 _KIND_OF_FILE = {
@@ -550,6 +602,11 @@ def _add_arguments(parser: Parser) -> None:
         metavar="SECONDS",
         help="how long to wait for each answer of the peer; default 2",
     )
+    add(
+        "--fix-hints",
+        action="store_true",
+        help="print commands that mend problems with permissions and directories; it runs none of them",
+    )
     add("--json", action="store_true", help="print one line of JSON")
 
 
@@ -566,7 +623,7 @@ def _run(arguments: argparse.Namespace) -> int:
         for finding in examination:
             findings.append(finding)
             if not arguments.json:
-                print(finding, flush=True)
+                print("\n".join([str(finding), *(finding.hints() if arguments.fix_hints else ())]), flush=True)
     problems = sum(finding.level == PROBLEM for finding in findings)
     if arguments.json:
         report = {"path": address.path, "problems": problems, "findings": [asdict(finding) for finding in findings]}
@@ -580,6 +637,7 @@ COMMAND = Command(
     """example:
   memifrt doctor /run/vpp/memif.sock
   memifrt doctor --probe-id 0 /run/vpp/memif.sock
+  memifrt doctor --fix-hints /run/vpp/memif.sock
 
 It examines the file and the kernel's tables, connects, reads the HELLO, sends DISCONNECT, and closes the connection.
 

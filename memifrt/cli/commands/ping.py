@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import math
 import os
+import re
 import time
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from memifrt.cli.arguments import (
     checked,
     program_interface,
     seconds,
+    seconds_or_zero,
     unicast_ip,
     whole,
 )
@@ -51,6 +53,10 @@ _RECONNECT_INTERVAL = 0.2
 _ROOM_INTERVAL = 0.01
 #: Seconds after which the question for the target's MAC address is repeated, as hosts do.
 _ASK_INTERVAL = 1.0
+#: Seconds between two requests of a flood whose replies do not come back sooner, as in ping.
+FLOOD_INTERVAL = 0.01
+#: The most bytes of a pattern, as in ping.
+_LONGEST_PATTERN = 16
 #: The most seconds to let the peer take packets before the end.
 _DRAIN_LIMIT = 3.0
 #: Bytes of the IP and ICMP headers, by the length of an address. ping adds those of IPv4 to the size in its first line.
@@ -69,6 +75,16 @@ class PingOptions:
 
     ``interval`` and ``wait`` are in seconds. With ``count`` None, ping sends until Ctrl+C. With ``once``, ping ends
     when the connection ends; otherwise it connects again.
+
+    :ivar deadline: seconds after which ping ends. With a deadline ping sends until ``count`` requests are answered.
+    :ivar quiet: print only the first line and the totals.
+    :ivar flood: send the next request with each reply, and at least one in each interval; print a dot for each request
+        that has no reply.
+    :ivar timestamps: print the Unix time before each line.
+    :ivar ttl: the time to live, or the hop limit, of each request.
+    :ivar pattern: bytes that fill the payload, again and again; empty for 0, 1, 2, …
+    :ivar source: the address to send from; None for the first one of the target's protocol.
+    :ivar interface: the text after the source address in the first line; None if ``-I`` is not given.
     """
 
     target: bytes
@@ -77,6 +93,14 @@ class PingOptions:
     size: int = 56
     wait: float = 10.0
     once: bool = False
+    deadline: float | None = None
+    quiet: bool = False
+    flood: bool = False
+    timestamps: bool = False
+    ttl: int = 64
+    pattern: bytes = b""
+    source: bytes | None = None
+    interface: str | None = None
 
     def __post_init__(self) -> None:
         check_range("the size", self.size, 0, MAX_PAYLOAD_IPV6 if self.is_ipv6 else MAX_PAYLOAD)
@@ -103,6 +127,9 @@ class Statistics:
     longest: float = 0.0
     total: float = 0.0
     squares: float = 0.0
+    #: The time of the last request, and the average that favours the latest replies, as ping computes it.
+    last_request: float = 0.0
+    average: float | None = None
 
     @property
     def settled(self) -> int:
@@ -116,9 +143,13 @@ class Statistics:
         self.longest = max(self.longest, trip)
         self.total += trip
         self.squares += trip * trip
+        self.average = trip if self.average is None else self.average + (trip - self.average) / 8
 
-    def text(self, host: str, now: float) -> str:
-        """Return the last lines that ping prints."""
+    def text(self, host: str, now: float, *, flood: bool = False) -> str:
+        """Return the last lines that ping prints.
+
+        :param flood: also print the time between two requests and the moving average.
+        """
         extra = [("duplicates", self.duplicates), ("corrupted", self.corrupted), ("errors", self.errors)]
         line = f"{self.transmitted} packets transmitted, {self.received} received"
         line += "".join(f", +{number} {what}" for what, number in extra if number)
@@ -130,7 +161,11 @@ class Statistics:
             mean = self.total / self.received
             deviation = math.sqrt(max(self.squares / self.received - mean * mean, 0.0))
             times = "/".join(f"{seconds * 1000:.3f}" for seconds in (self.shortest, mean, self.longest, deviation))
-            lines.append(f"rtt min/avg/max/mdev = {times} ms")
+            line = f"rtt min/avg/max/mdev = {times} ms"
+            if flood and self.transmitted > 1 and self.average is not None:
+                gap = (self.last_request - self.started) / (self.transmitted - 1)
+                line += f", ipg/ewma {gap * 1000:.3f}/{self.average * 1000:.3f} ms"
+            lines.append(line)
         return "\n".join(lines)
 
 
@@ -159,13 +194,14 @@ def _own_address(options: PingOptions, program: ProgramInterface) -> bytes:
 
     :raises ConfigError: there is none.
     """
-    for ip in program.ips:
+    for ip in program.ips if options.source is None else (options.source,):
         if len(ip) == len(options.target):
             return ip
+    option, given, too = ("--ip", program.ips[0], " too") if options.source is None else ("-I", options.source, "")
     wanted, example = ("IPv6", "2001:db8::3") if options.is_ipv6 else ("IPv4", "192.168.1.3")
     raise ConfigError(
-        f"the target {format_ip(options.target)} is an {wanted} address, and --ip {format_ip(program.ips[0])} is not; "
-        f"give an {wanted} address too, like --ip {example}"
+        f"the target {format_ip(options.target)} is an {wanted} address, and {option} {format_ip(given)} is not; "
+        f"give an {wanted} address{too}, like {option} {example}"
     )
 
 
@@ -197,7 +233,9 @@ class _Pinger:
         self._answer = answer_for(program)
         self._host = format_ip(options.target)
         self._identifier = os.getpid() & 0xFFFF
-        self._payload = bytes(index & 0xFF for index in range(options.size))
+        pattern = options.pattern or bytes(range(256))
+        self._payload = (pattern * (options.size // len(pattern) + 1))[: options.size]
+        self._deadline = math.inf if options.deadline is None else time.monotonic() + options.deadline
         #: The MAC address of the target, or None until it has told us. IP mode needs none.
         self._mac: bytes | None = None if program.config.mode is Mode.ETHERNET else bytes(6)
         self._sequence = 0
@@ -219,6 +257,8 @@ class _Pinger:
             raise self._interface.last_error
 
     async def run(self) -> None:
+        if self._options.pattern:
+            _print(f"PATTERN: 0x{self._options.pattern.hex()}")
         _print(self._first_line())
         with contextlib.suppress(PollCancelled):
             while not self._finished():
@@ -227,13 +267,24 @@ class _Pinger:
                     poll_queues(self._interface, self._receive)
                 self._on_time(time.monotonic())
         await self._drain()
-        _print(self.statistics.text(self._host, time.monotonic()))
+        _print(self.statistics.text(self._host, time.monotonic(), flood=self._options.flood))
 
     def _first_line(self) -> str:
         size = self._options.size
+        interface = self._options.interface
+        source = "" if interface is None else f"from {format_ip(self._ip)} {interface}: "
         if self._options.is_ipv6:
-            return f"PING {self._host}({self._host}) {size} data bytes"
-        return f"PING {self._host} ({self._host}) {size}({size + _HEADERS[4]}) bytes of data."
+            return f"PING {self._host}({self._host}) {source}{size} data bytes"
+        return f"PING {self._host} ({self._host}) {source}{size}({size + _HEADERS[4]}) bytes of data."
+
+    def _report(self, line: str, mark: str) -> None:
+        """Print what became of a request: a line, or the ``mark`` of a flood."""
+        if self._options.quiet:
+            return
+        if self._options.flood:
+            _write(mark)
+        else:
+            _print(f"[{time.time():.6f}] {line}" if self._options.timestamps else line)
 
     async def _drain(self) -> None:
         """Give the peer time to take what was sent. A second Ctrl+C ends the wait."""
@@ -249,19 +300,24 @@ class _Pinger:
 
     @property
     def _all_requested(self) -> bool:
-        return self._options.count is not None and self._sequence >= self._options.count
+        """Whether no further request is sent. With a deadline it is the replies that count."""
+        options = self._options
+        return options.count is not None and options.deadline is None and self._sequence >= options.count
 
     def _finished(self) -> bool:
+        count, now = self._options.count, time.monotonic()
+        if self._options.deadline is not None:
+            return now >= self._deadline or (count is not None and self.statistics.settled >= count)
         if not self._all_requested:
             return False
-        waited = not self._unresolved and time.monotonic() >= self._last_deadline
+        waited = not self._unresolved and now >= self._last_deadline
         return waited or self.statistics.settled >= self._sequence
 
     def _patience(self) -> float | None:
         """Return the seconds until the next deadline; None if there is none."""
         if self._own.polling and self._interface.connected:
             return 0
-        due = list(self._unresolved.values())
+        due = [*self._unresolved.values(), self._deadline]
         if self._unresolved and self._mac is not None:
             due.append(time.monotonic() + _ROOM_INTERVAL)
         elif self._unresolved and self._interface.connected:
@@ -270,7 +326,8 @@ class _Pinger:
             due.append(self._last_deadline)
         elif self._interface.connected:
             due.append(self._next_request)
-        return max(min(due) - time.monotonic(), 0.0) if due else None
+        first = min(due)
+        return None if first == math.inf else max(first - time.monotonic(), 0.0)
 
     def _on_time(self, now: float) -> None:
         if self._mac is not None:
@@ -279,7 +336,7 @@ class _Pinger:
             del self._unresolved[sequence]
             self.statistics.errors += 1
             what = _UNREACHABLE_IPV6 if self._options.is_ipv6 else _UNREACHABLE
-            _print(f"From {format_ip(self._ip)} icmp_seq={sequence} {what}")
+            self._report(f"From {format_ip(self._ip)} icmp_seq={sequence} {what}", "\bE")
         if self._unresolved and self._mac is None and self._interface.connected and now >= self._next_question:
             self._ask(now)
         if self._interface.connected and not self._all_requested and now >= self._next_request:
@@ -309,7 +366,11 @@ class _Pinger:
         if not self.statistics.transmitted:
             self.statistics.started = now
         self.statistics.transmitted += 1
-        self._next_request = max(self._next_request + self._options.interval, now)
+        self.statistics.last_request = now
+        since = now if self._options.flood else self._next_request
+        self._next_request = max(since + self._options.interval, now)
+        if self._options.flood and not self._options.quiet:
+            _write(".")
         self._last_deadline = now + self._options.wait
         if self._mac is None:
             self._unresolved[self._sequence] = self._last_deadline
@@ -342,6 +403,7 @@ class _Pinger:
             sequence=on_wire,
             payload=self._payload,
             mode=self._own.config.mode,
+            ttl=self._options.ttl,
         )
         self._answered.discard(on_wire)
         self._corrupted.discard(on_wire)
@@ -397,7 +459,7 @@ class _Pinger:
             self.statistics.corrupted += 1
             self.statistics.surplus += reply.sequence in self._answered or reply.sequence in self._corrupted
             self._corrupted.add(reply.sequence)
-            _print(f"{line} (BAD CHECKSUM!){wrong}")
+            self._report(f"{line} (BAD CHECKSUM!){wrong}", "\bC")
             return
         if reply.sequence in self._corrupted:
             self._corrupted.discard(reply.sequence)
@@ -410,7 +472,9 @@ class _Pinger:
         else:
             self.statistics.add(now - sent)
         self._answered.add(reply.sequence)
-        _print(line + wrong)
+        self._report(line + wrong, "\bC" if wrong else "\b \b")
+        if self._options.flood and self._options.interval <= FLOOD_INTERVAL:
+            self._next_request = now  # as fast as the replies come back
 
     # --- the connection -----------------------------------------------------------------------------------------
 
@@ -446,6 +510,10 @@ def _print(line: str) -> None:
     print(line, flush=True)
 
 
+def _write(mark: str) -> None:
+    print(mark, end="", flush=True)
+
+
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -454,18 +522,88 @@ def _add_arguments(parser: Parser) -> None:
     size = f"bytes of payload, at most {MAX_PAYLOAD} over IPv4; default 56"
     add("target", type=checked(unicast_ip), metavar="TARGET", help="IPv4 or IPv6 address to ping")
     add("-c", type=whole(1, MANY), dest="count", metavar="COUNT", help="stop after COUNT requests; default: Ctrl+C")
-    add("-i", type=seconds, default=1.0, dest="interval", metavar="SECONDS", help="between two requests; default 1")
+    add("-i", type=seconds, dest="interval", metavar="SECONDS", help="between two requests; default 1, with -f 0.01")
     add("-s", type=whole(0, MAX_PAYLOAD_IPV6), default=56, dest="size", metavar="SIZE", help=size)
     add(
         "-W",
-        type=seconds,
+        type=seconds_or_zero,
         default=10.0,
         dest="wait",
         metavar="SECONDS",
-        help="how long to wait for the MAC address, and for the last reply; default 10",
+        help="how long to wait for the MAC address, and for the last reply; 0: no limit; default 10",
+    )
+    add(
+        "-w",
+        type=seconds,
+        dest="deadline",
+        metavar="SECONDS",
+        help="end after this time, whatever was sent; with -c: send until COUNT requests are answered, or until then",
+    )
+    add("-q", action="store_true", dest="quiet", help="print only the first line and the totals")
+    add(
+        "-f",
+        action="store_true",
+        dest="flood",
+        help="flood: send as fast as replies come, at least 100 times a second; one dot for each missing reply",
+    )
+    add("-n", action="store_true", dest="numeric", help="never look up names; it is always so")
+    add("-D", action="store_true", dest="timestamps", help="print the Unix time before each line")
+    add("-t", type=whole(1, 255), default=64, dest="ttl", metavar="TTL", help="time to live, or hop limit; default 64")
+    add("-p", type=_pattern, default=b"", dest="pattern", metavar="HEX", help="fill packets with these 1 to 16 bytes")
+    add(
+        "-I",
+        type=checked(_source),
+        dest="source",
+        metavar="ADDRESS",
+        help="send from this own address (it is added to the defaults of --ip), or memifN: --id N",
     )
     add_interface_arguments(parser, "192.168.1.3", "fe80::3")
     add_loop_argument(parser)
+
+
+def _pattern(text: str) -> bytes:
+    """Parse the hexadecimal digits of ``-p``. As in ping, the last byte may have a single digit."""
+    if not re.fullmatch(rf"[0-9A-Fa-f]{{1,{2 * _LONGEST_PATTERN}}}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a pattern; it must be 1 to {2 * _LONGEST_PATTERN} hexadecimal digits, like ff00"
+        )
+    return bytes(int(text[at : at + 2], 16) for at in range(0, len(text), 2))
+
+
+def _source(text: str) -> bytes | int:
+    """Parse ``-I``: an address, or the N of ``memifN``."""
+    interface = re.fullmatch(r"memif([0-9]{1,10})", text)
+    try:
+        return whole(0, 0xFFFFFFFF)(interface[1]) if interface else unicast_ip(text)
+    except (ConfigError, argparse.ArgumentTypeError) as error:
+        raise ConfigError(f"{error}; it must be an own address, or memifN for the interface with --id N") from error
+
+
+def _apply_source(arguments: argparse.Namespace) -> tuple[bytes | None, str | None]:
+    """Let ``-I`` change ``--ip`` or ``--id``. Return the source address, and the name for the first line.
+
+    :raises ConfigError: ``-I`` contradicts ``--ip`` or ``--id``.
+    """
+    source = arguments.source
+    if isinstance(source, int):
+        if arguments.id not in (0, source):
+            raise ConfigError(f"argument -I: memif{source} is not the interface with --id {arguments.id}")
+        arguments.id = source
+        return None, f"memif{source}"
+    if source is None:
+        return None, None
+    if arguments.ip is None:
+        arguments.ip = [source, *(ip for ip in arguments.default_ips if len(ip) != len(source))]
+    elif source not in arguments.ip:
+        own = ", ".join(map(format_ip, arguments.ip))
+        raise ConfigError(f"argument -I: {format_ip(source)} is not an own address; --ip gives {own}")
+    return source, ""
+
+
+def _status(options: PingOptions, statistics: Statistics) -> int:
+    """Return ping's exit status."""
+    enough = options.count if options.count is not None and options.deadline is not None else 1
+    return 0 if statistics.received >= enough else 1
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -474,8 +612,24 @@ def _run(arguments: argparse.Namespace) -> int:
             f"argument -s: '{arguments.size}' is not a whole number from 0 to {MAX_PAYLOAD}, the most that an IPv4 "
             f"packet holds"
         )
-    options = PingOptions(arguments.target, arguments.count, arguments.interval, arguments.size, arguments.wait)
-    return 0 if ping(options, program_interface(arguments), loop=arguments.loop).received else 1
+    source, interface = _apply_source(arguments)
+    interval = FLOOD_INTERVAL if arguments.flood else 1.0
+    options = PingOptions(
+        arguments.target,
+        arguments.count,
+        interval if arguments.interval is None else arguments.interval,
+        arguments.size,
+        arguments.wait or math.inf,
+        deadline=arguments.deadline,
+        quiet=arguments.quiet,
+        flood=arguments.flood,
+        timestamps=arguments.timestamps,
+        ttl=arguments.ttl,
+        pattern=arguments.pattern,
+        source=source,
+        interface=interface,
+    )
+    return _status(options, ping(options, program_interface(arguments), loop=arguments.loop))
 
 
 COMMAND = Command(
@@ -485,7 +639,9 @@ COMMAND = Command(
   memifrt ping --socket @lab -c 5 192.168.1.2
   memifrt ping --socket @lab -c 5 fe80::2
 
-exit status: 0 if any reply came, 1 if none did, 2 on other errors""",
+  memifrt ping --socket @lab -q -c 100 -w 10 -f 192.168.1.2
+
+exit status: 0 if any reply came (with -c and -w: COUNT replies), 1 if not, 2 on other errors""",
     _add_arguments,
     _run,
 )

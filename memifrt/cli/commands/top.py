@@ -11,6 +11,8 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
+import shutil
 import sys
 import termios
 import time
@@ -41,6 +43,8 @@ _BAR = 8
 #: The widths from which the table shows totals, and all columns.
 _WIDE, _WIDER = 110, 150
 _SHORTEST_SPARKLINE, _LONGEST_SPARKLINE = 8, 120
+#: The width of the first column if each interface has one line.
+_TITLE = 18
 #: The share of used slots from which a ring will soon drop packets.
 _FULL = 0.9
 
@@ -243,23 +247,45 @@ class Table:
         return [*name, (up, ""), (f"{dot}{one_line(program.path)}", "dim")]
 
     def trouble(self, program: Program) -> Line:
-        return [(f" {self._symbols.down} ", "bold red"), (one_line(program.error), "red")]
+        error, since = one_line(program.error), program.lost_since
+        if program.snapshot is not None and since is not None and not program.is_silent:
+            error = f"dead for {duration(time.monotonic() - since)}: {error}"
+        return [(f" {self._symbols.down} ", "bold red"), (error, "red")]
 
     def interface(self, snapshot: Snapshot, interface: InterfaceStats) -> list[Line]:
         """Return two lines: the name of an interface, and its state."""
-        symbols, state = self._symbols, _text(interface["state"])
-        dot = f" {symbols.dot} "
-        sign = {"connected": symbols.up, "connecting": symbols.between}.get(state, symbols.down)
-        name = f" ({_text(interface['name'])})" if interface["name"] else ""
-        title: Line = [
-            (f" {sign} ", _STATES.get(state, "")),
-            (f"memif {interface['id']} {_text(interface['role'])}", "bold"),
-            (f"{name}{dot}{_text(interface['mode'])}{dot}{_text(interface['socket'])}", ""),
-        ]
-        return [title, [("   ", ""), *self._state(snapshot, interface, state, dot)]]
+        dot = f" {self._symbols.dot} "
+        about = f"{dot}{_text(interface['mode'])}{dot}{_text(interface['socket'])}"
+        return [[*self._title(interface), (about, "")], [("   ", ""), *self._state(snapshot, interface, dot)]]
 
-    def _state(self, snapshot: Snapshot, interface: InterfaceStats, state: str, dot: str) -> Line:
-        line: Line = [(state, _STATES.get(state, ""))]
+    def folded(self, snapshot: Snapshot, interface: InterfaceStats) -> Line:
+        """Return one line: the name of an interface, its state, and its socket."""
+        dot = f" {self._symbols.dot} "
+        state = self._state(snapshot, interface, dot)
+        return [*self._title(interface), (dot, ""), *state, (f"{dot}{_text(interface['socket'])}", "dim")]
+
+    def one_line(self, program: Program, snapshot: Snapshot, interface: InterfaceStats) -> Line:
+        """Return one line: the id of an interface, its rates, and its state."""
+        line = self._title(interface, with_name=False)
+        width = sum(len(text) for text, _ in line)
+        line.append((" " * (_TITLE - width), ""))
+        for row in _each_direction(program, interface):
+            packets, bits = _rate(row, "packets")[0], _rate(row, "bits")[0]
+            style = "bold red" if row.share is not None and row.share >= _FULL else ""
+            line.append((f"{row.name[:2]} {packets:>6} p/s {bits:>6} bit/s  ", style))
+        dot = f" {self._symbols.dot} "
+        name = f"{_text(interface['name'])}{dot}" if interface["name"] else ""
+        return [*line, (name, "dim"), *self._state(snapshot, interface, dot)]
+
+    def _title(self, interface: InterfaceStats, *, with_name: bool = True) -> Line:
+        symbols, state = self._symbols, interface["state"]
+        sign = {"connected": symbols.up, "connecting": symbols.between}.get(state, symbols.down)
+        name = f" ({_text(interface['name'])})" if interface["name"] and with_name else ""
+        title = f"memif {interface['id']} {_text(interface['role'])}"
+        return [(f" {sign} ", _STATES.get(state, "")), (title, "bold"), (name, "")]
+
+    def _state(self, snapshot: Snapshot, interface: InterfaceStats, dot: str) -> Line:
+        line: Line = [(_state_name(interface), _STATES.get(interface["state"], ""))]
         since, peer = interface["connected_since"], interface["peer"]
         if interface["error"]:
             line.append((f": {_text(interface['error'])}", "red"))
@@ -276,7 +302,7 @@ class Table:
             if count:
                 line.append((f"{dot}{count} {what}{'s' if count > 1 else ''}", style))
         if peer is not None and (peer["app_name"] or peer["name"]):
-            line.append((f"{dot}peer {_text(peer['app_name'])} ", ""))
+            line.append((f"{dot}peer {_text(peer['app_name']) or 'without a name'} ", ""))
             line.append((f"({_text(peer['name']) or 'no name'}, pid {peer['pid']})", "dim"))
         return line
 
@@ -317,33 +343,56 @@ def _text(text: str) -> str:
     return one_line(text if len(text) <= 200 else text[:200])
 
 
-def lines(programs: Sequence[Program], width: int, height: int | None, symbols: Symbols) -> list[Line]:
+def lines(
+    programs: Sequence[Program], width: int, height: int | None, symbols: Symbols, view: View | None = None
+) -> list[Line]:
     """Return all lines, with as much detail as fits into ``height`` lines (None: no limit).
 
-    Each queue has a row, or all queues of a direction share one, or queues are left out.
+    With little room the headers of interfaces get shorter first. Then all queues of a direction share a row. Then each
+    interface has one line, with its rates. What still does not fit can be scrolled to.
+
+    :param view: what to show. Its offset is limited to the last line.
     """
+    view = View() if view is None else view
     table = Table(width, symbols)
+    chosen = view.choose(programs)
+    note = view.note(programs, chosen)
+    room = None if height is None else height - len(note)
     found: list[Line] = []
-    for rows in (_each_queue, _each_direction, _no_queues):
-        found = [] if rows is _no_queues else [table.titles()]
-        for program in programs:
-            found += _program_lines(program, table, rows)
-        if height is None or len(found) <= height:
-            return found
-    last = (height or 1) - 1
-    return [*found[:last], [(f"{symbols.ellipsis} {len(found) - last} lines do not fit into this terminal", "dim")]]
+    for style in (_whole, _folded, _summed_up, _one_line):
+        found = [] if style is _one_line else [table.titles()]
+        for program, interfaces in chosen:
+            found += _program_lines(program, interfaces, table, style)
+        if room is None or len(found) <= room:
+            view.offset = 0
+            return [*found, *note]
+    assert room is not None
+    return [*_scrolled(found, max(room, 2), symbols, view), *note]
+
+
+def _scrolled(found: list[Line], room: int, symbols: Symbols, view: View) -> list[Line]:
+    """Return the lines from the view's offset on, and a line that says what is hidden."""
+    size = room - 1
+    view.offset = max(0, min(view.offset, len(found) - size))
+    end = view.offset + size
+    hidden = f"{symbols.ellipsis} lines {view.offset + 1} to {end} of {len(found)}; the arrow keys scroll, / filters"
+    return [*found[view.offset : end], [(hidden, "dim")]]
+
+
+#: Returns the lines of one interface.
+Style = Callable[["Table", Program, Snapshot, InterfaceStats], "list[Line]"]
 
 
 def _program_lines(
-    program: Program, table: Table, rows: Callable[[Program, InterfaceStats], list[Row]]
+    program: Program, interfaces: Sequence[InterfaceStats], table: Table, style: Style
 ) -> Iterator[Line]:
     yield table.program(program)
     if program.error:
         yield table.trouble(program)
     if program.snapshot is None:
         return
-    for interface in program.snapshot["interfaces"]:
-        shown = [*table.interface(program.snapshot, interface), *map(table.row, rows(program, interface))]
+    for interface in interfaces:
+        shown = style(table, program, program.snapshot, interface)
         # If a program does not answer, show its last snapshot dimmed.
         yield from (_dimmed(line) for line in shown) if program.error else shown
     switch = _switch_lines(program, table)
@@ -359,6 +408,22 @@ def _dimmed(line: Line) -> Line:
     return [(text, "dim") for text, _ in line]
 
 
+def _whole(table: Table, program: Program, snapshot: Snapshot, interface: InterfaceStats) -> list[Line]:
+    return [*table.interface(snapshot, interface), *map(table.row, _each_queue(program, interface))]
+
+
+def _folded(table: Table, program: Program, snapshot: Snapshot, interface: InterfaceStats) -> list[Line]:
+    return [table.folded(snapshot, interface), *map(table.row, _each_queue(program, interface))]
+
+
+def _summed_up(table: Table, program: Program, snapshot: Snapshot, interface: InterfaceStats) -> list[Line]:
+    return [table.folded(snapshot, interface), *map(table.row, _each_direction(program, interface))]
+
+
+def _one_line(table: Table, program: Program, snapshot: Snapshot, interface: InterfaceStats) -> list[Line]:
+    return [table.one_line(program, snapshot, interface)]
+
+
 def _each_queue(program: Program, interface: InterfaceStats) -> list[Row]:
     return [queue_row(program, interface, queue) for queue in interface["queues"]]
 
@@ -367,8 +432,135 @@ def _each_direction(program: Program, interface: InterfaceStats) -> list[Row]:
     return [row for direction in ("rx", "tx") if (row := direction_row(program, interface, direction))]
 
 
-def _no_queues(program: Program, interface: InterfaceStats) -> list[Row]:
-    return []
+# --- what is shown, and in which order --------------------------------------------------------------------------------
+
+#: The orders of interfaces: as they were created, by the highest value, or by name.
+SORTS = ("created", "packets", "bits", "ring", "full", "name")
+
+
+@dataclass(slots=True)
+class View:
+    """What the user wants to see.
+
+    :ivar sort: one of :data:`SORTS`.
+    :ivar filter: show only interfaces with this text, in any case, in their names, paths, peers or states.
+    :ivar offset: the first line to show.
+    :ivar typing: whether the user types the filter.
+    """
+
+    sort: str = SORTS[0]
+    filter: str = ""
+    offset: int = 0
+    typing: bool = False
+
+    def choose(self, programs: Sequence[Program]) -> list[tuple[Program, list[InterfaceStats]]]:
+        """Return the programs and interfaces that the filter lets through, in order."""
+        chosen = []
+        for program in programs:
+            interfaces = list(program.snapshot["interfaces"]) if program.snapshot else []
+            if not self._matches(_program_text(program)):
+                interfaces = [interface for interface in interfaces if self._matches(_interface_text(interface))]
+                if not interfaces:
+                    continue
+            if self.sort != "created":
+                interfaces.sort(key=lambda interface: self._key(program, interface))
+            chosen.append((program, interfaces))
+        if self.sort == "name":
+            chosen.sort(key=lambda pair: pair[0].snapshot["name"] if pair[0].snapshot else pair[0].path)
+        elif self.sort != "created":  # the program of the first interface first; those without interfaces last
+            chosen.sort(key=lambda pair: self._key(pair[0], pair[1][0]) if pair[1] else (1.0, ""))
+        return chosen
+
+    def note(
+        self, programs: Sequence[Program], chosen: Sequence[tuple[Program, Sequence[InterfaceStats]]]
+    ) -> list[Line]:
+        """Return a line that says what the filter hides; none without a filter."""
+        if not self.filter and not self.typing:
+            return []
+        total = sum(len(program.snapshot["interfaces"]) for program in programs if program.snapshot)
+        hidden = total - sum(len(interfaces) for _, interfaces in chosen)
+        text = f"filter: {one_line(self.filter)}{'_' if self.typing else ''}"
+        programs_hidden = len(programs) - len(chosen)
+        what = f"{hidden} of {total} interfaces and {programs_hidden} of {len(programs)} programs are hidden"
+        return [[(text, "bold"), (f"  ({what}; Esc shows all)", "dim")]]
+
+    def press(self, keys: bytes, page: int) -> bool:
+        """Handle the keys that were pressed.
+
+        :param page: the lines of a page.
+        :returns: whether one of them ends the program.
+        """
+        for key in _KEY.findall(keys):
+            if self.typing and not (len(key) > 1 and key.startswith(b"\x1b")):
+                self._type(key)
+            elif key in (b"q", b"Q"):
+                return True
+            elif key == b"/":
+                self.typing, self.filter = True, ""
+            elif key == b"s":
+                self.sort = SORTS[(SORTS.index(self.sort) + 1) % len(SORTS)]
+            elif key == b"\x1b":
+                self.filter = ""
+            else:
+                self.offset = max(0, self.offset + _SCROLLS.get(key, 0) * (page if key in _PAGES else 1))
+        return False
+
+    def _type(self, key: bytes) -> None:
+        if key in (b"\r", b"\n", b"\x1b"):
+            self.typing = False
+            if key == b"\x1b":
+                self.filter = ""
+        elif key in (b"\x7f", b"\b"):
+            self.filter = self.filter[:-1]
+        else:
+            self.filter = (self.filter + key.decode(errors="ignore"))[:_LONGEST_FILTER]
+
+    def _matches(self, text: str) -> bool:
+        return self.filter.casefold() in text.casefold()
+
+    def _key(self, program: Program, interface: InterfaceStats) -> tuple[float, str]:
+        """Return the key to sort by: the highest value comes first."""
+        if self.sort == "name":
+            return 0.0, interface["name"]
+        rows = _each_queue(program, interface)
+        rates = [row.rates for row in rows if row.rates is not None]
+        values = {
+            "packets": sum(rate.packets for rate in rates),
+            "bits": sum(rate.bits for rate in rates),
+            "ring": max((row.share for row in rows if row.share is not None), default=0.0),
+            "full": float(sum(row.ring_full for row in rows)),
+        }
+        return -values[self.sort], ""
+
+
+#: Keys: an escape sequence, a character of UTF-8, or a byte.
+_KEY = re.compile(rb"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Z]|[\xc2-\xf4][\x80-\xbf]+|[\x00-\xff]")
+_PAGES = (b"\x1b[5~", b"\x1b[6~", b" ")
+_FAR = 1 << 30
+_SCROLLS = {
+    b"\x1b[A": -1, b"\x1bOA": -1, b"k": -1, b"\x1b[B": 1, b"\x1bOB": 1, b"j": 1,
+    b"\x1b[5~": -1, b"\x1b[6~": 1, b" ": 1,
+    b"\x1b[H": -_FAR, b"\x1b[1~": -_FAR, b"g": -_FAR, b"\x1b[F": _FAR, b"\x1b[4~": _FAR, b"G": _FAR,
+}  # fmt: skip
+_LONGEST_FILTER = 100
+
+
+def _program_text(program: Program) -> str:
+    return f"{program.snapshot['name'] if program.snapshot else ''} {program.path}"
+
+
+def _interface_text(interface: InterfaceStats) -> str:
+    peer = interface["peer"]
+    words = [f"memif {interface['id']} {interface['role']}", interface["name"], interface["mode"], interface["socket"]]
+    words += [_state_name(interface), interface["error"]]
+    return " ".join(words + ([peer["app_name"], peer["name"]] if peer else []))
+
+
+def _state_name(interface: InterfaceStats) -> str:
+    """Return the state in words. An interface that never had a peer is not called disconnected."""
+    if interface["state"] == "disconnected" and not interface["connects"]:
+        return "waiting for a peer" if interface["role"] == "master" else "no peer yet"
+    return _text(interface["state"])
 
 
 # --- the table and JSON ---------------------------------------------------------------------------------------------
@@ -399,7 +591,9 @@ def _rates_json(program: Program, key: QueueKey) -> dict[str, float] | None:
     return None if rates is None else asdict(rates)
 
 
-def once(observer: Observer, interval: float, stop: int, *, as_lines_of_json: bool, width: int) -> int:
+def once(
+    observer: Observer, interval: float, stop: int, *, as_lines_of_json: bool, width: int, view: View | None = None
+) -> int:
     """Take two snapshots ``interval`` seconds apart and print the result. Return 0 if every program answered."""
     for turn in range(2):
         if turn and observer.pause(interval, stop):
@@ -410,7 +604,7 @@ def once(observer: Observer, interval: float, stop: int, *, as_lines_of_json: bo
         _print(map(as_json, observer.programs))
     else:
         symbols = UNICODE if _speaks_unicode() else ASCII
-        _print(map(plain, lines(observer.programs, width, None, symbols)))
+        _print(map(plain, lines(observer.programs, width, None, symbols, view)))
     return int(any(program.error or program.snapshot is None for program in observer.programs))
 
 
@@ -430,11 +624,12 @@ def _speaks_unicode() -> bool:
 # --- the live screen ------------------------------------------------------------------------------------------------
 
 
-def live(observer: Observer, interval: float, stop: int) -> None:
-    """Draw the screen every ``interval`` seconds, until q is pressed or ``stop`` is readable."""
+def live(observer: Observer, interval: float, stop: int, view: View | None = None) -> None:
+    """Draw the screen every ``interval`` seconds and after each key, until q is pressed or ``stop`` is readable."""
     from rich.console import Console
     from rich.live import Live
 
+    view = View() if view is None else view
     console = Console(highlight=False, markup=False, emoji=False)
     symbols = UNICODE if _speaks_unicode() else ASCII
     with _keys() as keys, Live(console=console, screen=True, auto_refresh=False) as screen:
@@ -443,21 +638,28 @@ def live(observer: Observer, interval: float, stop: int) -> None:
             started = time.monotonic()
             observer.ask()
             ready = observer.wait(min(interval, _PATIENCE), *also)
-            screen.update(picture(observer.programs, interval, console.width, console.height, symbols), refresh=True)
-            while not ready and time.monotonic() < started + interval:
-                ready = observer.pause(started + interval - time.monotonic(), *also)
-            if stop in ready or any(_is_quit(key) for key in keys if key in ready):
-                return
+            left = interval
+            while left > 0:
+                if stop in ready or any(_press(view, key, console.height - 3) for key in keys if key in ready):
+                    return
+                text = picture(observer.programs, interval, console.width, console.height, symbols, view)
+                screen.update(text, refresh=True)
+                left = started + interval - time.monotonic()
+                ready = observer.pause(left, *also)
 
 
-def picture(programs: Sequence[Program], interval: float, width: int, height: int, symbols: Symbols) -> Text:
+def picture(
+    programs: Sequence[Program], interval: float, width: int, height: int, symbols: Symbols, view: View | None = None
+) -> Text:
     """Return the screen as a text of rich."""
     from rich.text import Text
 
+    view = View() if view is None else view
     clock = time.strftime("%H:%M:%S")
-    head: Line = [("memifrt top", "bold"), (f"  {clock}  every {interval:g} s  ", ""), ("q quits", "dim")]
+    keys = f"q quits, s sorts ({view.sort}), / filters"
+    head: Line = [("memifrt top", "bold"), (f"  {clock}  every {interval:g} s  ", ""), (keys, "dim")]
     # Pieces with styles, never markup: the name of a peer must not be read as a style.
-    painted = [Text.assemble(*line) for line in [head, *lines(programs, width, max(height - 1, 2), symbols)]]
+    painted = [Text.assemble(*line) for line in [head, *lines(programs, width, max(height - 1, 2), symbols, view)]]
     return Text("\n", no_wrap=True, overflow="ellipsis" if symbols is UNICODE else "crop").join(painted)
 
 
@@ -476,10 +678,10 @@ def _keys() -> Iterator[tuple[int, ...]]:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-def _is_quit(fd: int) -> bool:
-    """Read the pressed keys; return whether one is q, or the input has ended."""
+def _press(view: View, fd: int, page: int) -> bool:
+    """Read the pressed keys; return whether one of them ends the program, or the input has ended."""
     keys = os.read(fd, 64)
-    return not keys or b"q" in keys.lower()
+    return not keys or view.press(keys, max(page, 1))
 
 
 # --- the page in the browser -----------------------------------------------------------------------------------------
@@ -534,9 +736,28 @@ def _add_arguments(parser: Parser) -> None:
         "* or ?, which also finds programs that start later",
     )
     add("-i", type=seconds, default=1.0, dest="interval", metavar="SECONDS", help="between two snapshots; default 1")
+    add(
+        "--sort",
+        choices=SORTS,
+        default=SORTS[0],
+        metavar="KEY",
+        help=f"the order of interfaces: {', '.join(SORTS)}; default {SORTS[0]}",
+    )
+    add(
+        "--filter",
+        type=_filter,
+        metavar="TEXT",
+        help="show only interfaces and programs with this text in a name, path, peer or state",
+    )
     add("--once", action="store_true", help="print one table, from two snapshots, and exit")
     add("--json", action="store_true", help="print one line of JSON for each program and snapshot")
     add_web_argument(add)
+
+
+def _filter(text: str) -> str:
+    if not 0 < len(text) <= _LONGEST_FILTER:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a filter; it must have 1 to {_LONGEST_FILTER} characters")
+    return text
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -559,9 +780,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _watch(observer: Observer, arguments: argparse.Namespace, stop: int, *, is_live: bool) -> int:
+    view = View(arguments.sort, arguments.filter or "")
     if arguments.once:
-        width = os.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
-        status = once(observer, arguments.interval, stop, as_lines_of_json=arguments.json, width=width)
+        width = shutil.get_terminal_size((_WIDE, 0)).columns  # COLUMNS counts, too
+        status = once(observer, arguments.interval, stop, as_lines_of_json=arguments.json, width=width, view=view)
         if not status and not observer.programs:
             complain(f"memifrt top: nothing matches {' '.join(arguments.paths)}: start a program with --stats PATH")
             return 1
@@ -570,7 +792,7 @@ def _watch(observer: Observer, arguments: argparse.Namespace, stop: int, *, is_l
         serve_page(observer, arguments.web, arguments.interval, stop)
         return 0
     if is_live:
-        live(observer, arguments.interval, stop)
+        live(observer, arguments.interval, stop, view)
         return 0
     while True:
         observer.ask()
@@ -591,7 +813,10 @@ COMMAND = Command(
   memifrt top --web 8080 '/run/*.stats'
 
 ring used: slots that the sender cannot fill; full: calls that found too little room; irq/s: kicks received (rx) or
-sent (tx). q or Ctrl+C ends it.
+sent (tx).
+
+keys: q or Ctrl+C ends it; s changes the order; / filters (Enter ends the input, Esc shows all); the arrow keys,
+Page Up, Page Down, Home and End scroll.
 --web serves the same as a page on http://127.0.0.1:8080/ instead of the screen.
 
 exit status of --once: 0 if every program answered, 1 if one did not, 2 on other errors""",
