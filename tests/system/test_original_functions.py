@@ -30,7 +30,7 @@ print(json.dumps([
     if vars(sys.modules[name]).get(key) is not value
 ]))
 """
-_CORE = """__init__ errors interface options packets queue/* rekick runtime sockets types system/* connection/*
+_CORE = """__init__ errors interface options packets/* queue/* rekick runtime sockets types system/* connection/*
 control/* memory/* ring/* stats/server stats/snapshot stats/prometheus stats/http_server stats/web
 poll/acceptor poll/epoll poll/hook poll/schedule poll/trio"""
 #: Types that are only looked at, and functions that wait for nobody. Of signals, gevent replaces SIGCHLD's alone.
