@@ -6,6 +6,7 @@ Owns the list of commands and the exit statuses. Every error is one line on stan
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import os
 import sys
@@ -13,39 +14,25 @@ from collections.abc import Callable, Sequence
 
 import memifrt
 from memifrt.cli.arguments import Command, Parser, did_you_mean
-from memifrt.cli.commands import (
-    bench,
-    bridge,
-    demo,
-    doctor,
-    dump,
-    extcap,
-    generate,
-    ping,
-    replay,
-    responder,
-    switch,
-    throughput,
-    top,
-)
 from memifrt.cli.program import NoPeerError, complain
 from memifrt.errors import MemifError
 
-#: In the order in which ``memifrt --help`` lists them.
-COMMANDS: tuple[Command, ...] = (
-    demo.COMMAND,
-    responder.COMMAND,
-    ping.COMMAND,
-    dump.COMMAND,
-    replay.COMMAND,
-    generate.COMMAND,
-    throughput.COMMAND,
-    bridge.COMMAND,
-    switch.COMMAND,
-    extcap.COMMAND,
-    top.COMMAND,
-    doctor.COMMAND,
-    bench.COMMAND,
+#: The commands, in the order in which ``memifrt --help`` lists them. Each is a module of ``memifrt.cli.commands``,
+#: which is imported when it is needed: a command that starts loads no other.
+COMMANDS = (
+    "demo",
+    "responder",
+    "ping",
+    "dump",
+    "replay",
+    "generate",
+    "throughput",
+    "bridge",
+    "switch",
+    "extcap",
+    "top",
+    "doctor",
+    "bench",
 )
 
 _EPILOG = """examples:
@@ -58,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     _print_anything()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser, commands = make_parsers(arguments)
     try:
+        parser, commands = make_parsers(arguments)
         _refuse_unknown_names(parser, commands, arguments)
         parsed, unknown = parser.parse_known_args(arguments)
         if unknown:
@@ -110,6 +97,12 @@ def _fail(line: str) -> int:
     return 2
 
 
+def load_command(name: str) -> Command:
+    """Return the command of this name, one of :data:`COMMANDS`."""
+    command: Command = importlib.import_module(f"memifrt.cli.commands.{name}").COMMAND
+    return command
+
+
 class _PrintCompletion(argparse.Action):
     """Prints the script, and ends."""
 
@@ -148,7 +141,9 @@ def make_parsers(arguments: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     parsers: dict[str, Parser] = {}
-    for command in COMMANDS:
+    # Only the command that is called, unless none is, or one that does not exist.
+    called = [name for name in COMMANDS if arguments and name == arguments[0]]
+    for command in map(load_command, called or COMMANDS):
         sub = parsers[command.name] = commands.add_parser(
             command.name,
             help=command.help,

@@ -159,6 +159,17 @@ def test_misspelt_secret_option_does_not_show_the_secret(capsys: pytest.CaptureF
     assert SECRET not in err
 
 
+def test_a_command_loads_only_what_it_needs() -> None:
+    """Each would make the start of all longer."""
+    code = (
+        "import sys; from memifrt.cli.command_line import main; main(['ping', '--help']); "
+        "print(*(name for name in sys.modules if name.startswith('memifrt.cli.commands.')), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE, check=True)
+    # ping answers pings, too, as responder does.
+    assert {*done.stderr.split()} == {"memifrt.cli.commands.ping", "memifrt.cli.commands.responder"}
+
+
 def test_completion_script_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("shtab", reason="pip install shtab")
     assert main(["--print-completion", "bash"]) == 0

@@ -507,10 +507,10 @@ def test_a_client_that_closes_its_sending_side_gets_its_answer(watched: Runtime,
 def test_every_command_with_an_interface_can_be_watched(capsys: pytest.CaptureFixture[str]) -> None:
     deaf = set()
     for command in COMMANDS:
-        assert main([command.name, "--help"]) == 0
+        assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
         if not ("--stats PATH" in text and "--prometheus ADDRESS:PORT" in text and "--web [ADDRESS:]PORT" in text):
-            deaf.add(command.name)
+            deaf.add(command)
     # Those that have none, or for a moment; and the one that Wireshark runs, with arguments of its own.
     assert deaf == {"demo", "doctor", "extcap", "top"}
 
