@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 from typing import TYPE_CHECKING
 
 from memifrt.errors import ConfigError, ForkedError
@@ -40,8 +39,7 @@ class EpollPoller:
         # A cancel in another thread must not write to another file that gets the number of the closed fd. The lock is
         # reentrant because a signal handler may cancel while the same thread closes.
         self._closing = original_functions.RLock()
-        self._cancel_fd = self._cancel.fileno()
-        self._epoll.register(self._cancel_fd, select.EPOLLIN)
+        self._epoll.register(self._cancel.fileno(), select.EPOLLIN)
         #: Events since other greenlets last ran.
         self._unyielding = 0
         #: The waits of greenlets.
@@ -79,12 +77,11 @@ class EpollPoller:
             timeout = -1
         elif timeout > _LONGEST_WAIT:
             timeout = _LONGEST_WAIT
-        # One step, because every wake-up passes here: no function that would only pass the call on.
-        if timeout and "gevent.monkey" in sys.modules and original_functions.is_patched():
+        if timeout and original_functions.is_patched():
             ready = self._wait_cooperatively(timeout)
         else:
             ready = self._epoll.poll(timeout, _MAX_EVENTS)
-        cancel = self._cancel_fd
+        cancel = self._cancel.fileno()
         events = [(fd, _EVENTS[mask & _BITS]) for fd, mask in ready if fd != cancel]
         return events, len(events) < len(ready)
 

@@ -61,7 +61,8 @@ from memifrt.errors import ConfigError
 from memifrt.options import DEFAULT_RECONNECT_INTERVAL
 from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.ports.forwarding import Carry, Direction, Pump, Record, Report, Watch
-from memifrt.ports.port import MemifPort, Port, Traffic
+from memifrt.ports.nowhere import Nowhere
+from memifrt.ports.port import MemifPort
 from memifrt.ring import Burst
 from memifrt.types import Mode, RxMode
 
@@ -442,30 +443,6 @@ class Capture:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-class _Nowhere(Port):
-    """A port that drops every packet."""
-
-    received = sent = Traffic()
-
-    def fileno(self) -> int:
-        return -1
-
-    def room(self, qid: int = 0) -> int:
-        return 1 << 16
-
-    def recv(self, limit: int, *, qid: int = 0) -> list[bytes]:
-        return []
-
-    def send(self, packets: Sequence[bytes], *, qid: int = 0) -> int:
-        return len(packets)
-
-    def discard(self, limit: int, *, qid: int = 0) -> int:
-        return 0
-
-    def close(self) -> None:
-        pass
-
-
 def dump(
     ends: Sequence[MemifEndpoint],
     options: DumpOptions,
@@ -492,7 +469,7 @@ def dump(
         ports = [MemifPort(runtime, end) for end in ends]
         impairments.count_in(runtime)
         with capturing(options, ends, runtime.cancel_poll_event, preparation) as capture:
-            one = [Carry(ports[0], _Nowhere("nowhere"), capture.record)]
+            one = [Carry(ports[0], Nowhere("nowhere"), capture.record)]
             ways: Sequence[Direction] = between(ports, capture, impairments) if len(ports) == 2 else one
             pump = Pump(runtime, ways, polling=polling, on_idle=capture.flush)
             on_ready(impairments.describe())

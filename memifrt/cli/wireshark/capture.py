@@ -24,34 +24,11 @@ from memifrt.errors import MemifError, os_error
 from memifrt.options import DEFAULT_RECONNECT_INTERVAL
 from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.ports.forwarding import Carry, Direction, Pump
-from memifrt.ports.port import MemifPort, Port, Traffic
+from memifrt.ports.nowhere import Nowhere
+from memifrt.ports.port import MemifPort
 from memifrt.types import RxMode
 
 _BUFFER = 1 << 16
-
-
-class _Nowhere(Port):
-    """A port that drops every packet."""
-
-    received = sent = Traffic()
-
-    def fileno(self) -> int:
-        return -1
-
-    def room(self, qid: int = 0) -> int:
-        return 1 << 16
-
-    def recv(self, limit: int, *, qid: int = 0) -> list[bytes]:
-        return []
-
-    def send(self, packets: Sequence[bytes], *, qid: int = 0) -> int:
-        return len(packets)
-
-    def discard(self, limit: int, *, qid: int = 0) -> int:
-        return 0
-
-    def close(self) -> None:
-        pass
 
 
 class _Recorder:
@@ -103,7 +80,7 @@ def capture(ends: Sequence[MemifEndpoint], fifo: str, expression: str, connect_t
 
 def _ways(ports: Sequence[MemifPort], recorder: _Recorder) -> list[Direction]:
     if len(ports) == 1:
-        return [Carry(ports[0], _Nowhere("nowhere"), recorder.record)]
+        return [Carry(ports[0], Nowhere("nowhere"), recorder.record)]
     a, b = ports
     return [
         Carry(a, b, functools.partial(recorder.record, interface=0)),
