@@ -108,7 +108,7 @@ $(VENV)/.docs: $(BUILT) | $(BIN)/python
 	touch $@ $(VENV)/.run
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info memifrt/ring/_native.c memifrt/system/_eventfd.c memifrt/memory/_sigbus.c memifrt/_packets.c memifrt/*.so memifrt/*/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) build dist *.egg-info memifrt/ring/_native.c memifrt/system/_eventfd.c memifrt/memory/_sigbus.c memifrt/poll/_dispatch.c memifrt/_packets.c memifrt/*.so memifrt/*/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . \( -name __pycache__ -o -name .pytest_cache \) -prune -exec rm -rf {} +
 
 help:

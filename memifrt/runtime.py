@@ -41,6 +41,7 @@ from memifrt.options import (
     RuntimeOptions,
     check_name,
 )
+from memifrt.poll.dispatch import make_dispatcher
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.hook import FdRegistry, Hook
 from memifrt.poll.schedule import Schedule
@@ -145,7 +146,6 @@ class Runtime:
         handshake_timeout = _check_seconds("handshake_timeout", handshake_timeout)
         check_range("max_half_open", max_half_open, 1, 0xFFFFFFFF)
         check_callback("on_error", on_error)
-        self._on_error = on_error
         self._pid = os.getpid()
         #: In a forked child: the id of the parent, which owns the runtime.
         self._owner: int | None = None
@@ -153,6 +153,7 @@ class Runtime:
         hook = control_fd_update if self._poller is None else self._poller.update
         assert hook is not None
         self._registry = FdRegistry(hook)
+        self._dispatcher = make_dispatcher(self._registry.handlers, self._poller, on_error)
         self._schedule = Schedule(self._timer)
         self._reconnector = Reconnector(self._schedule, reconnect_interval)
         self._context = RuntimeContext(
@@ -180,7 +181,6 @@ class Runtime:
         #: Describes the switch that joins the interfaces, for snapshots; None if there is none.
         self.switch_stats: Callable[[], SwitchStats] | None = None
         self._servers: list[Server | PageServer] = []
-        self._dispatching = False
         self._closed = False
         abandon_after_fork(self._abandon)
         try:
@@ -327,19 +327,11 @@ class Runtime:
         :raises BaseException: a callback raised it, and there is no ``on_error``. The next poll reports the events that
             were not handled.
         """
-        poller = self._poller
-        if poller is None or self._closed or self._dispatching:
-            poller = self._internal("poll_event")
+        dispatcher = self._dispatcher
+        if self._poller is None or dispatcher.refuses:
+            self._internal("poll_event")
             self._check_not_dispatching()
-        ready, cancelled = poller.wait(timeout)
-        handled = 0
-        for fd, events in ready:
-            handled += self._dispatch(fd, events)
-            if self._closed:
-                return handled
-        if cancelled and poller.consume_cancel():
-            raise PollCancelled
-        return handled
+        return dispatcher.poll(timeout)
 
     def run(self) -> None:
         """Handle events until :meth:`cancel_poll_event` is called or the runtime is closed. Internal mode only.
@@ -421,11 +413,13 @@ class Runtime:
         :raises ConfigError: inside a callback.
         :raises BaseException: a callback raised it, and there is no ``on_error``.
         """
-        if self._closed:
-            self.check_not_forked()
-            return False
-        self._check_not_dispatching()
-        return self._dispatch(fd, FdEvent(events))
+        dispatcher = self._dispatcher
+        if dispatcher.refuses:
+            if self._closed:
+                self.check_not_forked()
+                return False
+            self._check_not_dispatching()
+        return dispatcher.handle(fd, events if type(events) is FdEvent else FdEvent(events))
 
     def fileno(self) -> int:
         """Return one fd to watch instead of many. It is readable while ``poll_event(0)`` has events to handle.
@@ -434,29 +428,8 @@ class Runtime:
         """
         return self._internal("fileno").fileno()
 
-    def _dispatch(self, fd: int, events: FdEvent) -> bool:
-        self._dispatching = True
-        try:
-            return self._registry.dispatch(fd, events)
-        except Exception as error:
-            if self._on_error is None:
-                raise
-            self._report(error)
-            return True
-        finally:
-            self._dispatching = False
-
-    def _report(self, error: Exception) -> None:
-        assert self._on_error is not None
-        try:
-            self._on_error(error)
-        except Exception as failure:
-            # Not raised: the loop might then drop the fd, which on_error is meant to prevent.
-            failure.__context__ = error
-            logger.error("on_error raised an exception itself", exc_info=failure)
-
     def _check_not_dispatching(self) -> None:
-        if self._dispatching:
+        if self._dispatcher.busy:
             raise ConfigError("a callback must not poll: it would be called again while it runs")
 
     def _internal(self, what: str) -> EpollPoller:
@@ -522,6 +495,7 @@ class Runtime:
             except BaseException as error:
                 failure = failure or error
         self._closed = True
+        self._dispatcher.stop()
         self._reconnector.close()
         self._schedule.clear()
         self._timer.close()
@@ -599,7 +573,7 @@ class Runtime:
         self._registry.abandon()
         self._reconnector.close()
         self._schedule.abandon()
-        self._dispatching = False
+        self._dispatcher.abandon()
         for socket in self._sockets.values():
             socket.abandon()
         for interface in self._interfaces:

@@ -12,7 +12,7 @@ for part in memifrt tests examples benchmarks fuzz; do
     rm -rf "${copy:?}/$part"
     [ ! -d "$root/$part" ] || cp -R "$root/$part" "$copy/"
 done
-rm -f "$copy"/memifrt/ring/_native.c "$copy"/memifrt/system/_eventfd.c "$copy"/memifrt/memory/_sigbus.c "$copy"/memifrt/_packets.c "$copy"/memifrt/_*.so "$copy"/memifrt/*/_*.so
+rm -f "$copy"/memifrt/ring/_native.c "$copy"/memifrt/system/_eventfd.c "$copy"/memifrt/memory/_sigbus.c "$copy"/memifrt/poll/_dispatch.c "$copy"/memifrt/_packets.c "$copy"/memifrt/_*.so "$copy"/memifrt/*/_*.so
 cp "$root/setup.py" "$root/memifrt_command.py" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$copy/"
 
 cd "$copy"

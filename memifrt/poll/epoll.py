@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from memifrt.poll.gevent import ReadableWait
 
 #: The most events to take from the kernel in one wait.
-_MAX_EVENTS = 256
+MAX_EVENTS = 256
 #: The longest wait in seconds: epoll_wait takes an int of milliseconds.
-_LONGEST_WAIT = (2**31 - 1) // 1000
+LONGEST_WAIT = (2**31 - 1) // 1000
 
 
 class EpollPoller:
@@ -50,6 +50,10 @@ class EpollPoller:
         """Return the fd of the epoll set. It is readable when a wait would return an event."""
         return self._epoll.fileno()
 
+    def cancel_fileno(self) -> int:
+        """Return the fd that is readable while a cancel waits to be consumed."""
+        return self._cancel.fileno()
+
     def update(self, fd: int, events: FdEvent) -> None:
         """Add, change or remove an fd: this is the hook, ``control_fd_update``."""
         if events & FdEvent.DEL:
@@ -75,14 +79,14 @@ class EpollPoller:
             if timeout != timeout:  # a timer of gevent with NaN would never end
                 raise ConfigError(f"timeout is {timeout!r}; it must be a number of seconds, or None")
             timeout = -1
-        elif timeout > _LONGEST_WAIT:
-            timeout = _LONGEST_WAIT
+        elif timeout > LONGEST_WAIT:
+            timeout = LONGEST_WAIT
         if timeout and original_functions.is_patched():
             ready = self._wait_cooperatively(timeout)
         else:
-            ready = self._epoll.poll(timeout, _MAX_EVENTS)
+            ready = self._epoll.poll(timeout, MAX_EVENTS)
         cancel = self._cancel.fileno()
-        events = [(fd, _EVENTS[mask & _BITS]) for fd, mask in ready if fd != cancel]
+        events = [(fd, EVENTS[mask & _BITS]) for fd, mask in ready if fd != cancel]
         return events, len(events) < len(ready)
 
     def _wait_cooperatively(self, timeout: float) -> list[tuple[int, int]]:
@@ -93,7 +97,7 @@ class EpollPoller:
         from memifrt.poll import gevent  # it is installed, because it has patched the process
 
         if not gevent.can_wait():
-            return self._epoll.poll(timeout, _MAX_EVENTS)
+            return self._epoll.poll(timeout, MAX_EVENTS)
         if self._unyielding >= gevent.DEFAULT_BATCH:
             self._unyielding = 0
             gevent.let_others_run()
@@ -175,9 +179,9 @@ def _events_of(mask: int) -> FdEvent:
 #: The bits of an epoll mask that matter, and the events of each combination. Combining three enum members for every
 #: event would take longer than the system call that reports it (4 us in CPython 3.11).
 _BITS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
-_EVENTS = tuple(_events_of(mask) for mask in range(_BITS + 1))
+EVENTS = tuple(_events_of(mask) for mask in range(_BITS + 1))
 
 
 def from_epoll(mask: int) -> FdEvent:
     """Return the events of an epoll mask. A hang-up becomes ERROR; reading the fd shows the cause."""
-    return _EVENTS[mask & _BITS]
+    return EVENTS[mask & _BITS]

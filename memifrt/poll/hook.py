@@ -12,23 +12,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from memifrt.errors import ConfigError, ErrorCode, MemifError
+from memifrt.poll.dispatch import Handler
 from memifrt.types import FdEvent
 
 #: ``control_fd_update(fd, events)``.
 Hook = Callable[[int, FdEvent], object]
 #: ``control_fd_handler(fd, events)``: a loop calls it with the events that are ready.
 FdHandler = Callable[[int, FdEvent], object]
-#: Called with the events that are ready.
-Handler = Callable[[FdEvent], object]
-
-
-@dataclass(slots=True)
-class _Registration:
-    events: FdEvent
-    handler: Handler
 
 
 class FdRegistry:
@@ -43,13 +35,15 @@ class FdRegistry:
         self._check_caller: Callable[[], object] = getattr(
             getattr(hook, "__self__", None), "check_caller", _allow_any_caller
         )
-        self._registrations: dict[int, _Registration] = {}
+        #: The handler of each fd, for the dispatcher.
+        self.handlers: dict[int, Handler] = {}
+        self._events: dict[int, FdEvent] = {}
 
     def __len__(self) -> int:
-        return len(self._registrations)
+        return len(self.handlers)
 
     def __contains__(self, fd: int) -> bool:
-        return fd in self._registrations
+        return fd in self.handlers
 
     def check_caller(self) -> None:
         """Check that this thread may change the watched fds.
@@ -65,23 +59,23 @@ class FdRegistry:
 
         :raises MemifError: ``CB_FDUPDATE`` if the hook raises; the fd is then not registered.
         """
-        if fd in self._registrations:
+        if fd in self.handlers:
             raise KeyError(f"fd {fd} is registered already")
-        self._registrations[fd] = _Registration(events, handler)
+        self.handlers[fd] = handler
+        self._events[fd] = events
         try:
             self._call_hook(fd, events)
         except BaseException:
-            del self._registrations[fd]
+            self._forget(fd)
             raise
 
     def modify(self, fd: int, events: FdEvent) -> None:
         """Change the events of an fd. Do not call the hook if they stay the same."""
         if self._hook is _ignore_update:
             return
-        registration = self._registrations[fd]
-        if registration.events != events:
+        if self._events[fd] != events:
             self._call_hook(fd, events | FdEvent.MOD)
-            registration.events = events
+            self._events[fd] = events
 
     def remove(self, fd: int) -> None:
         """Remove an fd, before it is closed. This is harmless if the fd is not registered.
@@ -89,9 +83,9 @@ class FdRegistry:
         :raises ConfigError: the loop runs in another thread. Nothing was changed.
         :raises MemifError: ``CB_FDUPDATE`` if the hook raises. The fd is removed all the same.
         """
-        if fd in self._registrations:
+        if fd in self.handlers:
             self._check_caller()
-            del self._registrations[fd]
+            self._forget(fd)
             self._call_hook(fd, FdEvent.DEL)
 
     def remove_all(self) -> None:
@@ -100,7 +94,7 @@ class FdRegistry:
         :raises MemifError: ``CB_FDUPDATE`` if the hook raises: the first such error. All fds are removed all the same.
         """
         failure: MemifError | None = None
-        for fd in list(self._registrations):
+        for fd in list(self.handlers):
             try:
                 self.remove(fd)
             except MemifError as error:
@@ -110,17 +104,22 @@ class FdRegistry:
 
     def dispatch(self, fd: int, events: FdEvent) -> bool:
         """Pass events to the handler of an fd. Return False for a stale event, of an fd that is not registered."""
-        registration = self._registrations.get(fd)
-        if registration is None:
+        handler = self.handlers.get(fd)
+        if handler is None:
             return False
-        registration.handler(events)
+        handler(events)
         return True
 
     def abandon(self) -> None:
         """Forget all fds without calling the hook, in a forked child: the parent shares the poll set."""
-        self._registrations.clear()
+        self.handlers.clear()
+        self._events.clear()
         self._hook = _ignore_update
         self._check_caller = _allow_any_caller
+
+    def _forget(self, fd: int) -> None:
+        del self.handlers[fd]
+        del self._events[fd]
 
     def _call_hook(self, fd: int, events: FdEvent) -> None:
         try:

@@ -1,0 +1,3 @@
+from memifrt.poll.dispatch import PythonDispatcher
+
+class NativeDispatcher(PythonDispatcher): ...
