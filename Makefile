@@ -33,7 +33,8 @@ test: $(VENV)/.dev
 # The tests whose work is in the test's own process, with every patch of gevent. Without xdist: its workers have threads
 # before anything can be patched. Not here: most of the rings' tests, which make no system call and take minutes; and
 # tests of programs (most of cli and examples), because a program that a test starts has no patches.
-PATCHED := $(addprefix tests/,capture connection control faces memory poll ports stats threaded test_errors.py test_events.py \
+PATCHED := $(addprefix tests/,capture connection control faces memory poll ports stats switch testing threaded throughput traffic \
+	test_errors.py test_events.py \
 	test_interface.py test_libmemif.py test_options.py test_packets.py test_packets_ipv6.py test_runtime.py test_types.py \
 	$(addprefix system/test_,faults_system.py fds.py forks.py linear.py received_fds.py strangers.py) \
 	$(addprefix ring/test_,allocations.py derived_views.py pack_into.py vectorized.py) \

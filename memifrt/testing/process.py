@@ -167,7 +167,8 @@ class Peer:
     def _read(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
-        while chunk := os.read(self._process.stdout.fileno(), 65536):
+        # By the pipe's own method: under gevent's patches the fd itself does not block.
+        while chunk := self._process.stdout.read1(65536):  # type: ignore[attr-defined]
             with self._changed:
                 self._output += chunk
                 self._changed.notify_all()
