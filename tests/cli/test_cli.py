@@ -415,6 +415,14 @@ def test_interrupted_demo_prints_its_summary_and_ends_its_responder() -> None:
     assert "Traceback" not in err
 
 
+def test_ctrl_c_in_the_terminal_of_a_demo_reaches_only_the_demo() -> None:
+    with running("demo", "-c1000", "-i0.01") as program:
+        process = responder_pid(read_until(program, "^responder: "))
+        assert os.getpgid(process) != os.getpgid(program.pid)
+        end(program)
+        wait_for_end(process)
+
+
 def test_demo_whose_responder_does_not_start_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
