@@ -578,7 +578,7 @@ def _source(text: str) -> bytes | int:
     try:
         return whole(0, 0xFFFFFFFF)(interface[1]) if interface else unicast_ip(text)
     except (ConfigError, argparse.ArgumentTypeError) as error:
-        raise ConfigError(f"{error}; it must be an own address, or memifN for the interface with --id N") from error
+        raise ConfigError(f"{error}; give an own address, or memifN for the interface with --id N") from error
 
 
 def _apply_source(arguments: argparse.Namespace) -> tuple[bytes | None, str | None]:
