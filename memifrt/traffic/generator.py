@@ -252,10 +252,12 @@ class Generator:
         """
         if duration is not None and not 0 < duration <= 1e7:
             raise ConfigError(f"duration is {duration!r}; it must be above 0 and up to 1e7 seconds")
-        if count is not None and count < 1:
-            raise ConfigError(f"count is {count!r}; it must be at least 1")
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise ConfigError(f"count is {count!r}; it must be a whole number from 1 on")
         if not 0 <= settle <= 3600:
             raise ConfigError(f"settle is {settle!r}; it must be from 0 to 3600 seconds")
+        if sample_interval is not None and not 0 < sample_interval <= 1e7:
+            raise ConfigError(f"sample_interval is {sample_interval!r}; it must be above 0 and up to 1e7 seconds")
         self._ends = self._prepare(size)
         parsed = Rate.of(rate)
         self._run = (self._run + 1) & 0xFFFF
