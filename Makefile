@@ -14,6 +14,10 @@ BIN    := $(VENV)/bin
 # One more than there are cores: many tests wait for programs that they start.
 JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 
+# Bytecode is kept even where the environment says otherwise: the tests start many programs, and each would compile
+# all of memifrt first.
+unexport PYTHONDONTWRITEBYTECODE
+
 # What the installed package is made of; the rest of it is used where it lies.
 BUILT  := pyproject.toml setup.py $(wildcard memifrt/*.pyx memifrt/*/*.pyx memifrt/*/*.pxd memifrt/*/*.pxi memifrt/*/*.h)
 
