@@ -22,7 +22,10 @@ from memifrt.capture import filter as bpf
 from memifrt.capture.pcap import LinkType, Packet, create_capture, open_capture, read_capture
 from memifrt.capture.summary import ethernet_summary, ip_summary, summary
 from memifrt.cli.command_line import main
-from memifrt.cli.commands.dump import Capture, DumpOptions, Files, Lines, Rotation
+from memifrt.cli.dump.capture import Capture
+from memifrt.cli.dump.files import Files
+from memifrt.cli.dump.options import DumpOptions, Rotation
+from memifrt.cli.dump.sink import Lines
 from memifrt.cli.postrotate import parse_command
 from memifrt.cli.progress import Progress
 from memifrt.packets import arp_request, echo_request, parse_ip, parse_mac
