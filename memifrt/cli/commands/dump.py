@@ -227,11 +227,14 @@ def _check_no_memif(arguments: argparse.Namespace) -> None:
         "--between": arguments.between,
         "--stats": arguments.stats,
         "--prometheus": arguments.prometheus,
+        "--web": arguments.web,
         "--connect-timeout": arguments.connect_timeout,
     }
     for name, value in given.items():
         if value is not None:
             raise ConfigError(f"-r reads a file, and {name} is for a memif; give one of them")
+    if impairment_options(arguments):
+        raise ConfigError("-r reads a file, and impairments are for packets between two memifs; give one of them")
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -25,7 +27,11 @@ class Files(Sink):
     :param stop: called when the last file of a limited number is complete.
     :param command: the program to run on each file that is complete, except the last one.
     :param began: when the first file begins, in nanoseconds since 1970; None means now.
+    :param source: the file that the packets come from, which is never written over; None if there is none.
     """
+
+    #: Whether the latest file is complete, and no other is open.
+    _closed = False
 
     def __init__(
         self,
@@ -37,8 +43,10 @@ class Files(Sink):
         stop: Callable[[], None] = lambda: None,
         command: Sequence[str] = (),
         began: int | None = None,
+        source: str | None = None,
     ) -> None:
         self._path = path
+        self._source = source
         self._interfaces = [*interfaces]
         #: The number of the first interface with each link type.
         self._by_link_type = {number: at for at, (_, number) in reversed([*enumerate(interfaces)])}
@@ -110,7 +118,7 @@ class Files(Sink):
 
     def close(self) -> None:
         try:
-            if not self.ended:
+            if not self._closed:
                 self._writer.close()
         finally:
             self._finished.close()
@@ -124,6 +132,7 @@ class Files(Sink):
         time_is_over = bool(rotation.seconds) and passed >= rotation.seconds * _SECOND
         if not time_is_over and not (rotation.bytes and self._writer.size >= rotation.bytes):
             return
+        self._closed = True
         self._writer.close()
         self._earlier += self._writer.size
         self._finished.add(self._writer.name)
@@ -149,10 +158,23 @@ class Files(Sink):
             name = with_number(base, self._number) + suffix  # never write a file of this run anew
         if not self._rotation.files:
             self._names.add(name)
+        if self._source is not None:
+            check_other_file(self._source, name)
         self._finished.wait_for(name)
         self._writer: Writer = create_capture(name, self._interfaces, self._snaplen)
+        self._closed = False
         #: Writes a burst directly from its buffers, if this kind of file can.
         self._write_burst = self._writer.write_burst if isinstance(self._writer, PcapWriter) else _never
+
+
+def check_other_file(source: str, target: str) -> None:
+    """Check that a file to write is not the one that is read.
+
+    :raises ConfigError: they are the same.
+    """
+    with contextlib.suppress(OSError):  # there is no such file yet
+        if source != "-" and target != "-" and os.path.samefile(source, target):
+            raise ConfigError(f"-r {source} and -w {target} are the same file; write to another one")
 
 
 def file_name(path: str, rotation: Rotation, number: int, now: int) -> str:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 
 from memifrt.capture.filter import Matches, compile_filter
 from memifrt.capture.link_layer import link_type_name
 from memifrt.capture.pcap import LinkType, Packet, Reader, check_writable, open_capture
-from memifrt.cli.dump.files import Files, first_name
+from memifrt.cli.dump.files import Files, check_other_file, first_name
 from memifrt.cli.dump.options import DumpOptions
 from memifrt.cli.dump.sink import Lines, Sink, describe
 from memifrt.cli.program import signals_to
 from memifrt.cli.progress import Progress, progress
-from memifrt.errors import ConfigError
 from memifrt.types import Mode
 
 #: Packets of a file between two looks at the progress.
@@ -44,9 +42,11 @@ def dump_file(source: str, options: DumpOptions) -> tuple[int, int]:
         reader.describe()
         chosen = _Chosen(reader, options)
         if options.path is not None:
-            _check_other_file(source, first_name(options, time.time_ns()))
+            name = first_name(options, time.time_ns())
+            check_writable(name)
+            check_other_file(source, name)
         with contextlib.suppress(_Interrupted), signals_to(interrupt):
-            _record_file(reader, chosen, options)
+            _record_file(source, reader, chosen, options)
         return chosen.matched, chosen.read
 
 
@@ -82,14 +82,7 @@ class _Chosen:
                 return
 
 
-def _check_other_file(source: str, target: str) -> None:
-    check_writable(target)
-    with contextlib.suppress(OSError):
-        if source != "-" and target != "-" and os.path.samefile(source, target):
-            raise ConfigError(f"-r {source} and -w {target} are the same file; write to another one")
-
-
-def _record_file(reader: Reader, chosen: _Chosen, options: DumpOptions) -> None:
+def _record_file(source: str, reader: Reader, chosen: _Chosen, options: DumpOptions) -> None:
     packets = iter(chosen)
     first = next(packets, None)
     link_types = [first.link_type] if first is not None else [*reader.link_types[:1]] or [LinkType.ETHERNET.value]
@@ -105,6 +98,7 @@ def _record_file(reader: Reader, chosen: _Chosen, options: DumpOptions) -> None:
             options.snaplen,
             options.rotation,
             command=options.command,
+            source=source,
             began=None if first is None else first.time or 0,
         )
         shown = progress("dump", reader.size)

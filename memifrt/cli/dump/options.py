@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
+from memifrt.capture.compression import without_suffix
 from memifrt.capture.lines import LineStyle
 from memifrt.capture.pcap import MAX_SNAPLEN
 from memifrt.errors import ConfigError
@@ -52,7 +53,7 @@ class DumpOptions:
     command: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.path is not None and not Path(self.path).name:
+        if self.path is not None and os.path.basename(without_suffix(self.path)[0]) in ("", ".", ".."):
             raise ConfigError(f"-w {self.path!r}: it must be the name of a file, or - for standard output")
         if self.rotation and self.path in (None, "-"):
             raise ConfigError("-G and -C start new files: they need -w FILE")
