@@ -525,7 +525,7 @@ WRONG = [
     ("queue", 0, "0 is not a whole number of at least 1"),
     ("queue", "many", "'many' is not a whole number"),
     ("memory", "10", "'10' is not a size"),
-    ("memory", "0kb", "0 is not a whole number of at least 1"),
+    ("memory", "0kb", "'0kb' is not a size"),
     ("seed", -1, "-1 is not a whole number of at least 0"),
     ("match", 5, "5 is not a filter"),
     ("match", "port port", "does not understand the filter 'port port'"),
