@@ -5,6 +5,7 @@
 # make test-patched  the tests that gevent's patches can change, under them
 # make test-asan  the rings' tests under AddressSanitizer and UBSan
 # make test-freethreaded  the rings' tests on a Python without the GIL, which it builds once
+# make test-aarch64  the rings' tests on code that is compiled for aarch64, under QEMU
 # make docs  builds the documentation into build/docs  make man   the man page, into build/man
 # make help  this list
 
@@ -21,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # What the installed package is made of; the rest of it is used where it lies.
 BUILT  := pyproject.toml setup.py $(wildcard memifrt/*.pyx memifrt/*/*.pyx memifrt/*/*.pxd memifrt/*/*.pxi memifrt/*/*.h)
 
-.PHONY: run test test-patched test-asan test-freethreaded lint wheel bench fuzz soak docs man clean help
+.PHONY: run test test-patched test-asan test-freethreaded test-aarch64 lint wheel bench fuzz soak docs man clean help
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -50,6 +51,10 @@ test-asan: $(VENV)/.dev
 # how many steps each thread takes.
 test-freethreaded:
 	tests/freethreaded.sh $(ARGS)
+
+# Tests of rings and memory on native modules that are compiled for aarch64, under QEMU.
+test-aarch64: $(VENV)/.dev
+	PYTHON=$(abspath $(BIN)/python) tests/aarch64.sh $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
