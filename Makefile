@@ -5,6 +5,7 @@
 # make test-patched  the tests that gevent's patches can change, under them
 # make test-asan  the rings' tests under AddressSanitizer and UBSan
 # make test-freethreaded  the rings' tests on a Python without the GIL, which it builds once
+# make test-aarch64  the rings' tests on code that is compiled for aarch64, under QEMU
 # make docs  builds the documentation into build/docs  make man   the man page, into build/man
 # make help  this list
 
@@ -14,10 +15,14 @@ BIN    := $(VENV)/bin
 # One more than there are cores: many tests wait for programs that they start.
 JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 
+# Bytecode is kept even where the environment says otherwise: the tests start many programs, and each would compile
+# all of memifrt first.
+unexport PYTHONDONTWRITEBYTECODE
+
 # What the installed package is made of; the rest of it is used where it lies.
 BUILT  := pyproject.toml setup.py $(wildcard memifrt/*.pyx memifrt/*/*.pyx memifrt/*/*.pxd memifrt/*/*.pxi memifrt/*/*.h)
 
-.PHONY: run test test-patched test-asan test-freethreaded lint wheel bench fuzz soak docs man clean help
+.PHONY: run test test-patched test-asan test-freethreaded test-aarch64 lint wheel bench fuzz soak docs man clean help
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -29,7 +34,8 @@ test: $(VENV)/.dev
 # The tests whose work is in the test's own process, with every patch of gevent. Without xdist: its workers have threads
 # before anything can be patched. Not here: most of the rings' tests, which make no system call and take minutes; and
 # tests of programs (most of cli and examples), because a program that a test starts has no patches.
-PATCHED := $(addprefix tests/,capture connection control faces memory poll ports stats threaded test_errors.py test_events.py \
+PATCHED := $(addprefix tests/,capture connection control faces memory poll ports stats switch testing threaded throughput traffic \
+	test_errors.py test_events.py \
 	test_interface.py test_libmemif.py test_options.py test_packets.py test_packets_ipv6.py test_runtime.py test_types.py \
 	$(addprefix system/test_,faults_system.py fds.py forks.py linear.py received_fds.py strangers.py) \
 	$(addprefix ring/test_,allocations.py derived_views.py pack_into.py vectorized.py) \
@@ -45,6 +51,10 @@ test-asan: $(VENV)/.dev
 # how many steps each thread takes.
 test-freethreaded:
 	tests/freethreaded.sh $(ARGS)
+
+# Tests of rings and memory on native modules that are compiled for aarch64, under QEMU.
+test-aarch64: $(VENV)/.dev
+	PYTHON=$(abspath $(BIN)/python) tests/aarch64.sh $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

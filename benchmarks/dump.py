@@ -24,7 +24,9 @@ from pathlib import Path
 
 from memifrt import Interface, Role, Runtime, RxMode
 from memifrt.capture.pcap import MAX_SNAPLEN
-from memifrt.cli.commands.dump import DumpOptions, between, capturing
+from memifrt.cli.commands.dump import between
+from memifrt.cli.dump.capture import capturing
+from memifrt.cli.dump.options import DumpOptions
 from memifrt.options import InterfaceConfig
 from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.ports.forwarding import Direction, Forward

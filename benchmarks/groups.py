@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import memifrt
-from benchmarks import alternatives, bridge, calls, dump, faces, generate, impair, scale, threads
+from benchmarks import alternatives, bridge, calls, dump, faces, generate, impair, scale, switch, threads
 from benchmarks.cases import BASE, CPUS, DEVICE_CPU, Case, Group, Plan, case, ours, theirs
 from benchmarks.ends import ROOT, Device, Load, PmdDevice, bench_device, program_device
 from memifrt.cli.run_in_loop import LOOPS
@@ -560,6 +560,20 @@ def impairments(plan: Plan) -> list[Group]:
     ]
 
 
+def switches(plan: Plan) -> list[Group]:
+    return [
+        Group(
+            "switch between three memifs: the cost of a 64-byte packet",
+            "ns",
+            [
+                Case(name, functools.partial(switch.nanoseconds, flows, 64, plan.seconds))
+                for name, flows in switch.CASES.items()
+            ],
+            note="The switch's own CPU time. Of 1024 flows, every second packet is for another port.",
+        )
+    ]
+
+
 def bridges(plan: Plan) -> list[Group]:
     """As root, in network namespaces; iperf3's ends, both bridges and the kernel share the cores."""
     cases = [] if namespaces.missing("iperf3", "ping") else bridge.CASES
@@ -597,6 +611,7 @@ GROUPS: dict[str, Callable[[Plan], list[Group]]] = {
     "idle": idle,
     "dump": captures,
     "impair": impairments,
+    "switch": switches,
     "bridge": bridges,
     "crowd-poll": crowd_poll,
     "crowd-connect": crowd_connect,

@@ -19,7 +19,7 @@ from memifrt.capture.link_layer import LinkLayer
 from memifrt.capture.pcap import CaptureFileError, Packet, read_capture
 from memifrt.capture.rewrite import Rewriting, parse_maps
 from memifrt.capture.summary import ethernet_summary, ip_summary
-from memifrt.cli.commands.replay import Pace
+from memifrt.cli.replay.pace import Pace
 from memifrt.types import Mode
 
 #: Bytes that may be copied of a file, for each of its own, and for small files besides. Every packet is copied once

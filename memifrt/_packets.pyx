@@ -1,9 +1,16 @@
 # cython: language_level=3, freethreading_compatible=True
-"""``reply_in_place`` of :mod:`memifrt.packets`, compiled for the usual request; every other packet goes to Python."""
+"""What is done for each packet, compiled.
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+``reply_in_place`` of :mod:`memifrt.packets` for the usual request (every other packet goes to Python), and the marks of
+checked packets: what :mod:`memifrt.traffic` does with NumPy in many passes over arrays is one pass here.
+"""
+
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_CONTIG, PyBUF_CONTIG_RO, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from memifrt.types import Mode
@@ -11,6 +18,9 @@ from memifrt.types import Mode
 cdef extern from "<arpa/inet.h>":
     uint16_t ntohs(uint16_t number) nogil
     uint16_t htons(uint16_t number) nogil
+
+cdef extern from *:
+    int __builtin_clzll(unsigned long long number) nogil
 
 cdef object ETHERNET = Mode.ETHERNET
 cdef uint8_t[16] UNSPECIFIED  # C sets it to zeros
@@ -158,3 +168,286 @@ cdef inline uint16_t number(const uint8_t *at) noexcept nogil:
     cdef uint16_t value
     memcpy(&value, at, 2)
     return ntohs(value)
+
+
+# --- the marks of checked packets -----------------------------------------------------------------------------------
+
+cdef enum:
+    # The layout of a mark, as memifrt/traffic/signature.py has it.
+    MARK = 18
+    SEQUENCE = 4
+    TIME = 8
+    CHECK = 16
+    # The binary logarithm of the unit of time, in nanoseconds.
+    UNIT = 4
+    # The bits of the buckets of latencies, as memifrt/traffic/latency.py has them.
+    BUCKET_BITS = 11
+
+
+@cython.final
+@cython.no_gc
+cdef class Numbers:
+    """A contiguous buffer of the caller's, as long as this object lives."""
+
+    cdef Py_buffer held
+    cdef bint holding
+
+    def __cinit__(self, owner, bint writable):
+        PyObject_GetBuffer(owner, &self.held, PyBUF_CONTIG if writable else PyBUF_CONTIG_RO)
+        self.holding = True
+
+    def __dealloc__(self):
+        if self.holding:
+            PyBuffer_Release(&self.held)
+
+    cdef inline Py_ssize_t count(self, Py_ssize_t width) except -1:
+        """Return how many numbers of ``width`` bytes it has.
+
+        :raises ValueError: its numbers have another width.
+        """
+        if self.held.itemsize != width:
+            raise ValueError(f"the numbers have {self.held.itemsize} bytes, not {width}")
+        return self.held.len // width
+
+
+cdef int require_rows(Numbers rows) except -1:
+    """:raises ValueError: the buffer is not a matrix of bytes."""
+    if rows.held.ndim != 2 or rows.held.itemsize != 1:
+        raise ValueError("the rows must be a matrix of bytes")
+    return 0
+
+
+def write_marks(matrix, lengths, Py_ssize_t first, Py_ssize_t last, uint32_t key, uint32_t sequence, rest, uint64_t time):
+    """Write the marks into some rows.
+
+    :param key: the first 4 bytes of each mark.
+    :param sequence: the number of the packet in row 0; the others follow.
+    :param rest: the sum of the words behind the headers without the mark, and of those of the key: a number, or an
+        array of 32 bits with one for each row. Each is below 2**30.
+    :param time: the 8 bytes of the time.
+    """
+    cdef Numbers rows = Numbers(matrix, True), sizes = Numbers(lengths, False), sums = None
+    cdef uint32_t same = 0
+    require_rows(rows)
+    if not 0 <= first <= last <= min(rows.held.shape[0], sizes.count(4)):
+        raise ValueError(f"there are no rows from {first} to {last}")
+    if isinstance(rest, int):
+        same = rest
+    else:
+        sums = Numbers(rest, False)
+        if sums.count(4) < last:
+            raise ValueError("there are fewer sums than rows")
+    cdef const uint32_t *size = <const uint32_t *> sizes.held.buf
+    cdef const uint32_t *each = NULL if sums is None else <const uint32_t *> sums.held.buf
+    cdef Py_ssize_t width = rows.held.shape[1], row
+    cdef uint8_t *at
+    cdef uint32_t number, total
+    cdef uint16_t check
+    for row in range(first, last):
+        if not MARK <= size[row] <= width:
+            raise ValueError(f"row {row} has {size[row]} bytes of {width}")
+        at = <uint8_t *> rows.held.buf + row * width + size[row] - MARK
+        number = sequence + <uint32_t> row
+        total = same if each is NULL else each[row]
+        check = <uint16_t> (folded(total + (number >> 16) + (number & 0xFFFF)) ^ 0xFFFF)
+        memcpy(at, &key, 4)
+        memcpy(at + SEQUENCE, &number, 4)
+        memcpy(at + TIME, &time, 8)
+        memcpy(at + CHECK, &check, 2)
+
+
+@cython.final
+@cython.no_gc
+cdef class LaneState:
+    """Checks the packets of one lane and counts them. The readable twin is ``LaneCheck`` of memifrt/traffic/receiver.py.
+
+    :param bodies: for each size, in ascending order, four numbers of 64 bits: the size, the bytes behind the headers
+        without the mark, the sum of their words (negative: packets of this size differ), and their sum as numbers of 64
+        bits.
+    :param seen: for each place of the window the number that was seen there last, of 32 bits; a power of two of them.
+    :param buckets: the counts of latencies, of 64 bits.
+    """
+
+    cdef readonly int64_t received, received_bytes, duplicated, reordered, corrupted
+    cdef Numbers bodies, seen, buckets
+    cdef int64_t next
+    cdef uint32_t mask
+    cdef Py_ssize_t sizes
+    cdef int64_t most
+    # The size of the last packet, and its body.
+    cdef int64_t size
+    cdef const int64_t *body
+
+    def __cinit__(self, bodies, seen, buckets):
+        self.bodies, self.seen, self.buckets = Numbers(bodies, False), Numbers(seen, True), Numbers(buckets, True)
+        self.sizes = self.bodies.count(8) // 4
+        self.mask = <uint32_t> (self.seen.count(4) - 1)
+        self.most = self.buckets.count(8) - 1
+        if self.sizes < 1 or self.most < 1 or self.seen.count(4) & self.mask:
+            raise ValueError("the arrays are too small, or the window is no power of two")
+        self.size = -1
+
+    @property
+    def arrived(self):
+        """The packets that came, each counted once."""
+        return self.received - self.duplicated
+
+    cdef inline void take(self, const uint8_t *packet, int64_t size, uint32_t key, uint64_t now) noexcept nogil:
+        """Check and count one packet.
+
+        :param now: when it came, in units of the mark's time.
+        """
+        cdef const uint8_t *mark = packet + size - MARK
+        cdef uint32_t number
+        cdef uint32_t time[2]
+        self.received += 1
+        self.received_bytes += size
+        memcpy(time, mark + TIME, 8)
+        memcpy(&number, mark + SEQUENCE, 4)
+        if time[0] != <uint32_t> ~time[1] or not self.is_whole(mark, size, key, number):
+            self.corrupted += 1
+            return
+        self.count(number)
+        self.record(<uint64_t> (<uint32_t> now - time[0]) << UNIT)
+
+    cdef inline bint is_whole(self, const uint8_t *mark, int64_t size, uint32_t key, uint32_t number) noexcept nogil:
+        """Return whether nothing behind the headers has changed."""
+        cdef uint64_t total = (key >> 16) + (key & 0xFFFF) + (number >> 16) + (number & 0xFFFF)
+        cdef uint16_t check
+        cdef int64_t length
+        if size != self.size:
+            self.size = size
+            self.body = self.nearest(size)
+        length = min(self.body[1], size - MARK)
+        memcpy(&check, mark + CHECK, 2)
+        total += check
+        if self.body[2] < 0:
+            return folded64(total + word_sum(mark - length, length)) == 0xFFFF
+        return folded64(total + <uint64_t> self.body[2]) == 0xFFFF and (
+            not length or long_sum(mark - length, length) == <uint64_t> self.body[3]
+        )
+
+    cdef const int64_t *nearest(self, int64_t size) noexcept nogil:
+        """Return the body of the nearest size that the lane has; the smaller one of two that are as near."""
+        cdef const int64_t *bodies = <const int64_t *> self.bodies.held.buf
+        cdef Py_ssize_t low = 0, high = self.sizes - 1, middle
+        while low < high:
+            middle = (low + high) // 2
+            if bodies[4 * middle] < size:
+                low = middle + 1
+            else:
+                high = middle
+        if low and size - bodies[4 * (low - 1)] <= abs64(bodies[4 * low] - size):
+            low -= 1
+        return &bodies[4 * low]
+
+    cdef inline void count(self, uint32_t number) noexcept nogil:
+        """Tell a lost, duplicated or reordered packet from one in order."""
+        cdef uint32_t *seen = <uint32_t *> self.seen.held.buf
+        cdef int64_t whole = self.next + <int32_t> (number - <uint32_t> self.next)
+        cdef uint32_t *place = &seen[number & self.mask]
+        if place[0] == number:
+            self.duplicated += 1
+        else:
+            place[0] = number
+            if whole < self.next - 1:
+                self.reordered += 1
+        if whole >= self.next:
+            self.next = whole + 1
+
+    cdef inline void record(self, uint64_t latency) noexcept nogil:
+        """Count a latency in its bucket."""
+        cdef int64_t *buckets = <int64_t *> self.buckets.held.buf
+        cdef int shift = 0
+        if latency >> BUCKET_BITS:
+            shift = 64 - BUCKET_BITS - __builtin_clzll(latency)
+        buckets[min(self.most, (<int64_t> shift << (BUCKET_BITS - 1)) + <int64_t> (latency >> shift))] += 1
+
+
+def check_marks(matrix, lengths, Py_ssize_t count, uint32_t run, int64_t now, lanes):
+    """Check the packets in the first rows.
+
+    :param run: the number of the run whose packets count.
+    :param now: when they came, in nanoseconds.
+    :param lanes: by number, objects whose ``state()`` returns the lane's :class:`LaneState`.
+    :returns: how many packets are of no lane or of another run.
+    """
+    cdef Numbers rows = Numbers(matrix, False), sizes = Numbers(lengths, False)
+    require_rows(rows)
+    if not 0 <= count <= min(rows.held.shape[0], sizes.count(4)):
+        raise ValueError(f"there are no {count} rows")
+    cdef const uint8_t *packet = <const uint8_t *> rows.held.buf
+    cdef const uint32_t *size = <const uint32_t *> sizes.held.buf
+    cdef Py_ssize_t width = rows.held.shape[1], row
+    cdef uint64_t units = <uint64_t> now >> UNIT
+    cdef int64_t foreign = 0
+    cdef uint32_t key, known = 0
+    cdef LaneState lane = None
+    for row in range(count):
+        if not MARK <= size[row] <= width:
+            foreign += 1
+        else:
+            memcpy(&key, packet + size[row] - MARK, 4)
+            if key != known or lane is None:
+                known = key
+                found = lanes.get(key >> 16) if key & 0xFFFF == run else None
+                lane = None if found is None else found.state()
+            if lane is None:
+                foreign += 1
+            else:
+                lane.take(packet, size[row], key, units)
+        packet += width
+    return foreign
+
+
+cdef inline uint32_t folded(uint32_t total) noexcept nogil:
+    """Return the one's complement sum of both halves, in 16 bits. Only 0 becomes 0."""
+    total = (total & 0xFFFF) + (total >> 16)
+    return (total & 0xFFFF) + (total >> 16)
+
+
+cdef inline uint32_t folded64(uint64_t total) noexcept nogil:
+    """Return the one's complement sum of four words, in 16 bits. Only 0 becomes 0."""
+    total = <uint64_t> <uint32_t> total + (total >> 32)
+    return folded(folded(<uint32_t> total) + <uint32_t> (total >> 32))
+
+
+cdef inline int64_t abs64(int64_t number) noexcept nogil:
+    return number if number >= 0 else -number
+
+
+cdef inline uint64_t word_sum(const uint8_t *data, int64_t size) noexcept nogil:
+    """Return the sum of the little-endian words, aligned to the end."""
+    cdef uint64_t total = 0
+    cdef uint16_t word
+    if size & 1:
+        total = <uint64_t> data[0] << 8
+        data += 1
+    for _ in range(size // 2):
+        memcpy(&word, data, 2)
+        total += word
+        data += 2
+    return total
+
+
+cdef inline uint64_t long_sum(const uint8_t *data, int64_t size) noexcept nogil:
+    """Return the sum, modulo 2**64, of the bytes as numbers of 8, aligned to the end, and of those before: 4, 2 and 1."""
+    cdef uint64_t total = 0, number
+    cdef uint32_t four
+    cdef uint16_t two
+    if size & 4:
+        memcpy(&four, data, 4)
+        total += four
+        data += 4
+    if size & 2:
+        memcpy(&two, data, 2)
+        total += two
+        data += 2
+    if size & 1:
+        total += data[0]
+        data += 1
+    for _ in range(size // 8):
+        memcpy(&number, data, 8)
+        total += number
+        data += 8
+    return total

@@ -248,6 +248,13 @@ class Interface:
         return State.CONNECTED if self.connection.established else State.CONNECTING
 
     @property
+    def state_name(self) -> str:
+        """The state in words, for people: an interface that never had a peer is ``not connected yet``."""
+        if self.state is State.DISCONNECTED and not self.connects:
+            return "not connected yet"
+        return self.state.value
+
+    @property
     def changes(self) -> tuple[StateChange, ...]:
         """The last changes of :attr:`state` and why they happened, the oldest first; at most 16.
 
@@ -381,7 +388,7 @@ class Interface:
         return f"memif {self.id} ({self.role.name.lower()}) on {self.socket.path}"
 
     def __repr__(self) -> str:
-        state = "deleted" if self.deleted else self.state.value
+        state = "deleted" if self.deleted else self.state_name
         return f"<{self}, {state if self._parent is None else f'belongs to process {self._parent}'}>"
 
     # --- called by the runtime, the connection and the reconnect timer ------------------------------------------

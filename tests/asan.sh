@@ -38,4 +38,5 @@ case "$*" in
     done
     ;;
 esac
-exec "$python" -m pytest -p no:cacheprovider "$@"
+# The sanitizers make the longest tests several times slower: they get more than the usual two minutes.
+exec "$python" -m pytest -p no:cacheprovider -o timeout=900 "$@"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,20 @@ def test_a_disconnect_gives_both_sides_its_reason_and_the_slave_returns(make_pai
         assert str(reason) == ("time for a change" if near else "peer disconnected: time for a change")
         assert reason.code is (ErrorCode.DISCONNECTED if near else ErrorCode.DISCONNECT)
     assert_packets_pass(pair)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_an_interface_that_never_had_a_peer_is_not_called_disconnected(
+    runtime: Runtime, make_pair: MakePair, role: RoleName
+) -> None:
+    alone = runtime.create_interface(socket=f"@{uuid.uuid4()}", role=role)
+    assert "not connected yet" in repr(alone)
+    pair = make_pair()
+    interface = pair.side(role)
+    assert "connected" in repr(interface)
+    interface.disconnect()
+    assert interface.state_name == "disconnected"
+    alone.delete()
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -113,6 +114,39 @@ def test_text_that_is_no_ip_is_named_in_the_error(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_ip(text)
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"source_mac": b"five "}, "b'five '"),
+        ({"target_mac": b""}, "b''"),
+        ({"source_ip": b"five ", "target_ip": b"five "}, "b'five '"),
+        ({"identifier": 0x10000}, "the identifier is 65536"),
+        ({"sequence": -1}, "the sequence is -1"),
+        ({"ttl": 256}, "the ttl is 256"),
+    ],
+)
+def test_echo_request_names_the_wrong_argument(wrong: dict[str, Any], named: str) -> None:
+    right: dict[str, Any] = {
+        "source_mac": bytes(6),
+        "source_ip": bytes(4),
+        "target_mac": bytes(6),
+        "target_ip": bytes(4),
+        "identifier": 1,
+        "sequence": 1,
+        "payload": b"",
+    }
+    with pytest.raises(ConfigError, match=named):
+        echo_request(**{**right, **wrong})
+
+
+@pytest.mark.parametrize(
+    "arguments", [(bytes(5), bytes(4), bytes(4)), (bytes(6), bytes(16), bytes(4)), (bytes(6), bytes(4), b"")]
+)
+def test_arp_request_refuses_addresses_of_another_length(arguments: tuple[bytes, bytes, bytes]) -> None:
+    with pytest.raises(ConfigError, match="is not"):
+        arp_request(*arguments)
 
 
 @given(st.binary())

@@ -432,7 +432,7 @@ class Prompt:
             peer = f" to {details.remote_app_name!r}" if interface.connected else ""
             error = f" ({details.error})" if details.error else ""
             say(
-                f"connection {connection.index}: {interface}, {interface.state.value}{peer}{error}, "
+                f"connection {connection.index}: {interface}, {interface.state_name}{peer}{error}, "
                 f"ip {format_ip(connection.ip)}, mac {format_mac(connection.mac)}"
             )
             for rx in interface.rx_queues if interface.connected else ():

@@ -48,9 +48,14 @@ def control_fd_update(fd: int, events: int, private_ctx: object) -> int:
     return 0
 
 
+#: The connections that have a peer.
+connected: set[m.MemifConnHandle] = set()
+
+
 def on_connect(conn: m.MemifConnHandle, private_ctx: object) -> int:
     # A slave posts its receive buffers here. A master has nothing to post.
     m.memif_refill_queue(conn, 0, -1, 0)
+    connected.add(conn)
     _, details = m.memif_get_details(conn)
     if details is not None:
         print(f"connected to {details.remote_inst_name or '(without a name)'!r}")
@@ -58,8 +63,11 @@ def on_connect(conn: m.MemifConnHandle, private_ctx: object) -> int:
 
 
 def on_disconnect(conn: m.MemifConnHandle, private_ctx: object) -> int:
+    # It is also called for a peer that never connected: one with a wrong secret, for example.
+    what = "disconnected" if conn in connected else "not connected"
+    connected.discard(conn)
     _, details = m.memif_get_details(conn)
-    print(f"disconnected: {details.error if details is not None else ''}")
+    print(f"{what}: {details.error if details is not None else ''}")
     return 0
 
 

@@ -61,6 +61,39 @@ _HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION = 0, 43, 44, 60
 _TCP_FLAGS = ((0x01, "F"), (0x02, "S"), (0x04, "R"), (0x08, "P"), (0x10, "."), (0x20, "U"), (0x40, "E"), (0x80, "W"))
 _SYN_FIN_RST, _ACK, _URG = 0x07, 0x10, 0x20
 _IP_OPTIONS = {0: "EOL", 1: "NOP", 7: "RR", 68: "timestamp", 131: "LSRR", 137: "SSRR", 148: "RA"}
+#: The codes of an ICMP destination unreachable, in tcpdump's words.
+_UNREACHABLE = {
+    0: "net {} unreachable",
+    1: "host {} unreachable",
+    2: "{} protocol {} unreachable",
+    3: "{} port unreachable",
+    5: "{} unreachable - source route failed",
+    6: "net {} unreachable - unknown",
+    7: "host {} unreachable - unknown",
+    8: "{} unreachable - source host isolated",
+    9: "net {} unreachable - admin prohibited",
+    10: "host {} unreachable - admin prohibited",
+    11: "net {} unreachable - tos prohibited",
+    12: "host {} unreachable - tos prohibited",
+    13: "host {} unreachable - admin prohibited filter",
+    14: "host {} unreachable - host precedence violation",
+    15: "host {} unreachable - precedence cutoff",
+}
+_REDIRECTS = (
+    "redirect {} to net {}",
+    "redirect {} to host {}",
+    "redirect-tos {} to net {}",
+    "redirect-tos {} to host {}",
+)
+#: ICMP messages whose type says everything.
+_ICMP_NAMES = {
+    4: "source quench",
+    10: "router solicitation",
+    15: "information request",
+    16: "information reply",
+    17: "address mask request",
+}
+_ECN = ("", ",ECT(1)", ",ECT(0)", ",CE")
 _DIRECTIONS = ("In", "B", "M", "P", "Out")
 _UNPRINTABLE = re.compile(rb"[^\x21-\x7e]")
 #: What ``-A`` replaces: all but printable characters, blanks, and a carriage return that ends a line.
@@ -357,8 +390,8 @@ class _Decoder:
             bits = ((0x2000, "+"), (0x4000, "DF"), (0x8000, "rsvd"))
             flags = ", ".join(sign for bit, sign in bits if fragment & bit) or "none"
             name = _PROTOCOLS.get(protocol, "unknown")
-            text = f"(tos 0x{tos:x}, ttl {ttl}, id {identity}, offset {8 * (fragment & 0x1FFF)}, flags [{flags}], "
-            text += f"proto {name} ({protocol}), length {total}"
+            text = f"(tos 0x{tos:x}{_ECN[tos & 3]}, ttl {ttl}, id {identity}, offset {8 * (fragment & 0x1FFF)}, "
+            text += f"flags [{flags}], proto {name} ({protocol}), length {total}"
             if header > 20:
                 text += f", options ({_ip_options(data[20:header])})"
             if checksum(data[:header]):
@@ -484,10 +517,11 @@ class _Decoder:
         if kind == 3:
             return _unreachable(code, data)
         if kind == 5:
-            return f"redirect {_address(data[24:28])} to host {_address(data[4:8])}"
+            words = _REDIRECTS[code] if code < len(_REDIRECTS) else f"redirect-#{code} {{}} to {{}}"
+            return words.format(_address(data[24:28]), _address(data[4:8]))
         if kind == 11:
             return {0: "time exceeded in-transit", 1: "ip reassembly time exceeded"}.get(code, f"time exceeded-#{code}")
-        return f"type-#{kind}"
+        return _ICMP_NAMES.get(kind, f"type-#{kind}")
 
     def _icmp6(self, ip: _Datagram) -> str:
         data = ip.data
@@ -542,11 +576,8 @@ def _unreachable(code: int, data: bytes) -> str:
     if code == 4:
         mtu = _unpack("!6xH", data)[0]
         return f"{target} unreachable - need to frag" + (f" (mtu {mtu})" if mtu else "")
-    words = {0: "net {}", 1: "host {}", 2: "{} protocol", 3: "{} port"}
-    if code in words:
-        return f"{words[code].format(target)} unreachable"
-    if code == 13:
-        return f"host {target} unreachable - admin prohibited filter"
+    if code in _UNREACHABLE:
+        return _UNREACHABLE[code].format(target, inner[9])
     return f"{target} unreachable - #{code}"
 
 

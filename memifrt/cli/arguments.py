@@ -329,7 +329,7 @@ def seconds(text: str) -> float:
 
 def seconds_or_zero(text: str) -> float:
     try:
-        return 0.0 if text == "0" else seconds(text)
+        return 0.0 if re.fullmatch(r"0+(\.0*)?", text) else seconds(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, or 0") from error
 

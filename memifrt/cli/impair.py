@@ -196,10 +196,12 @@ class Impairments:
 
     def look(self) -> str | None:
         """Return the text of the file; None if it cannot be read now: an editor may be replacing it."""
-        assert self._options.path is not None
+        path = self._options.path
+        assert path is not None
         try:
-            return self._read(self._options.path)
-        except MemifError:
+            # A pipe such as <(echo loss=1%) has been read to its end: it would now be empty, and undo everything.
+            return self._read(path) if Path(path).is_file() else None
+        except (MemifError, OSError):
             return None
 
     def adopt(self, text: str | None) -> bool:

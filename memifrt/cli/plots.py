@@ -34,8 +34,10 @@ def plot_path(text: str) -> str:
         raise ConfigError(f"{text!r} is not the name of a plot; it must end in {', '.join(SUFFIXES)}")
     if not os.path.isdir(folder):
         raise ConfigError(f"{text!r}: there is no directory {folder}")
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{text!r}: permission denied to write into {folder}")
+    if os.path.isdir(text):
+        raise ConfigError(f"{text!r} is a directory; it must be the name of a file")
+    if not os.access(text if os.path.exists(text) else folder, os.W_OK):
+        raise ConfigError(f"{text!r}: permission denied to write it")
     return text
 
 

@@ -31,11 +31,11 @@ def parse_command(text: str) -> tuple[str, ...]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ConfigError(f"-z {text!r}: {error}; it must be a program and its arguments, like: gzip -9") from error
+        raise ConfigError(f"{text!r}: {error}; it must be a program and its arguments, like: gzip -9") from error
     if not words:
-        raise ConfigError(f"-z {text!r}: it must be a program and its arguments, like: gzip -9")
+        raise ConfigError(f"{text!r}: it must be a program and its arguments, like: gzip -9")
     if shutil.which(words[0]) is None:
-        raise ConfigError(f"-z {text!r}: there is no program {words[0]!r}; give its path, or a name that PATH finds")
+        raise ConfigError(f"{text!r}: there is no program {words[0]!r}; give its path, or a name that PATH finds")
     return tuple(words)
 
 

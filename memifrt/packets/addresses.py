@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 from memifrt.errors import ConfigError
+from memifrt.packets.common import check_mac
 
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 #: The address family of an IP address, by its length in bytes.
@@ -27,8 +28,7 @@ def format_mac(mac: bytes) -> str:
 
     :raises ConfigError: ``mac`` does not have 6 bytes.
     """
-    if len(mac) != 6:
-        raise ConfigError(f"{mac!r} is not a MAC address; it must have 6 bytes")
+    check_mac(mac)
     return mac.hex(":")
 
 

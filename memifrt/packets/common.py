@@ -6,6 +6,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from memifrt.errors import ConfigError
+
 if TYPE_CHECKING:
     from memifrt.types import ReadableBuffer
 
@@ -32,6 +34,12 @@ class EchoReply:
     ttl: int
     payload: bytes
     checksum_is_right: bool = True
+
+
+def check_mac(mac: bytes) -> None:
+    """:raises ConfigError: ``mac`` does not have 6 bytes. :mod:`struct` would cut it or fill it up."""
+    if len(mac) != 6:
+        raise ConfigError(f"{mac!r} is not a MAC address; it must have 6 bytes")
 
 
 def checksum(data: ReadableBuffer) -> int:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from memifrt.errors import ConfigError
 from memifrt.packets import ipv4, ipv6
-from memifrt.packets.common import ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TTL, EchoReply
-from memifrt.types import Mode
+from memifrt.packets.addresses import format_ip
+from memifrt.packets.common import ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TTL, EchoReply, check_mac
+from memifrt.types import Mode, check_range
 
 if TYPE_CHECKING:
     from memifrt.types import ReadableBuffer
@@ -29,14 +30,22 @@ def echo_request(
 
     :param mode: in :attr:`Mode.IP` the packet has no Ethernet header, and the MAC addresses are not used.
     :param ttl: the time to live, or the hop limit of IPv6: 0 to 255.
-    :raises ConfigError: the payload is longer than :data:`MAX_PAYLOAD` (IPv6: :data:`MAX_PAYLOAD_IPV6`), or the
-        addresses are not of one protocol.
+    :param identifier: 0 to 65535; so is the sequence.
+    :raises ConfigError: the payload is longer than :data:`MAX_PAYLOAD` (IPv6: :data:`MAX_PAYLOAD_IPV6`), the addresses
+        are not of one protocol, an address has a wrong length, or a number is out of its range.
     """
     if len(source_ip) != len(target_ip):
         raise ConfigError(
             f"a request from an address of {len(source_ip)} bytes to one of {len(target_ip)}; "
             f"both must have 4 bytes (IPv4), or both 16 bytes (IPv6)"
         )
+    check_range("the identifier", identifier, 0, 0xFFFF)
+    check_range("the sequence", sequence, 0, 0xFFFF)
+    check_range("the ttl", ttl, 0, 0xFF)
+    format_ip(target_ip)  # checks the length
+    if mode is not Mode.IP:
+        check_mac(source_mac)
+        check_mac(target_mac)
     if len(target_ip) == 16:
         ethertype, packet = ETHERTYPE_IPV6, ipv6.echo_request(source_ip, target_ip, identifier, sequence, payload, ttl)
     else:

@@ -6,7 +6,17 @@ import struct
 from typing import TYPE_CHECKING
 
 from memifrt.errors import ConfigError
-from memifrt.packets.common import ECHO, ETHERNET, ETHERTYPE_ARP, ETHERTYPE_IPV4, TTL, U16, EchoReply, checksum
+from memifrt.packets.common import (
+    ECHO,
+    ETHERNET,
+    ETHERTYPE_ARP,
+    ETHERTYPE_IPV4,
+    TTL,
+    U16,
+    EchoReply,
+    check_mac,
+    checksum,
+)
 
 if TYPE_CHECKING:
     from memifrt.types import ReadableBuffer
@@ -78,7 +88,15 @@ def answer_arp(packet: memoryview, start: int, ip: bytes, mac: bytes) -> bool:
 
 
 def arp_request(mac: bytes, ip: bytes, target_ip: bytes) -> bytes:
-    """Build the broadcast frame that asks for the MAC address of ``target_ip``."""
+    """Build the broadcast frame that asks for the MAC address of ``target_ip``.
+
+    :param ip: our own address, 4 bytes.
+    :raises ConfigError: an IP address does not have 4 bytes, or the MAC address not 6.
+    """
+    check_mac(mac)
+    for address in (ip, target_ip):
+        if len(address) != 4:
+            raise ConfigError(f"{address!r} is not an IPv4 address; it must have 4 bytes")
     return ETHERNET.pack(_BROADCAST, mac, ETHERTYPE_ARP) + _ARP.pack(
         *_ARP_FIXED, _ARP_REQUEST, mac, ip, _NO_MAC, target_ip
     )

@@ -9,7 +9,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from memifrt.errors import ConfigError
-from memifrt.packets.common import ECHO, ETHERNET, ETHERTYPE_IPV6, TTL, U16, EchoReply, checksum
+from memifrt.packets.common import ECHO, ETHERNET, ETHERTYPE_IPV6, TTL, U16, EchoReply, check_mac, checksum
 
 if TYPE_CHECKING:
     from memifrt.types import ReadableBuffer
@@ -128,8 +128,9 @@ def neighbour_solicitation(mac: bytes, ip: bytes, target_ip: bytes) -> bytes:
     """Build the multicast frame that asks for the MAC address of ``target_ip`` (RFC 4861).
 
     :param ip: our own address, 16 bytes.
-    :raises ConfigError: an address does not have 16 bytes.
+    :raises ConfigError: an IP address does not have 16 bytes, or the MAC address not 6.
     """
+    check_mac(mac)
     for address in (ip, target_ip):
         if len(address) != 16:
             raise ConfigError(f"{address!r} is not an IPv6 address; it must have 16 bytes")

@@ -210,7 +210,9 @@ def _parse_whole(low: int) -> Callable[[int | str], int]:
             return _whole(value, low)
         if not re.fullmatch(r"[0-9]{1,18}", value.strip()):
             raise ConfigError(f"{value!r} is not a whole number of at least {low}")
-        return _whole(int(value), low)
+        if int(value) < low:
+            raise ConfigError(f"{value!r} is not a whole number of at least {low}")
+        return int(value)
 
     return parse
 
@@ -229,7 +231,7 @@ def parse_loss(value: float | str | GilbertElliott) -> float | GilbertElliott:
         words = words[1:]
     elif words[:1] == ["gemodel"] and 2 <= len(words) <= 5:
         return GilbertElliott(*map(parse_percent, words[1:]))
-    if len(words) != 1 or not words[0][:1].isdigit():
+    if len(words) != 1 or not re.match("[.0-9]", words[0]):
         raise ConfigError(f"{value!r} {_NO_LOSS}")
     return parse_percent(words[0])
 
@@ -267,7 +269,10 @@ def parse_size(value: int | str) -> int:
     """
     if not isinstance(value, str):
         return _whole(value, 1)
-    return _whole(int(_number(value, _SIZES, _NO_SIZE)), 1)
+    found = int(_number(value, _SIZES, _NO_SIZE))
+    if not 1 <= found <= _MOST:
+        raise ConfigError(f"{value!r} is not a size from 1b on, like 256mb")
+    return found
 
 
 def _parse_distribution(value: str) -> str:

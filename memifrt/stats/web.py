@@ -192,7 +192,7 @@ class PageServer:
         self._timer: TimerHandle | None = None
         self._streams: list[_Browser] = []
         address = parse_endpoint(endpoint)
-        self._is_local = ipaddress.ip_address(address[0]).is_loopback
+        self._is_local = _is_loopback_address(address[0])
         with open(_HTML, encoding="utf-8") as file:
             #: The page.
             self.html = file.read()
@@ -269,9 +269,19 @@ def _is_loopback(host: str) -> bool:
     if found["name"] is not None and found["name"].lower() == "localhost":
         return True
     try:
-        return ipaddress.ip_address(found["v6"] or found["name"]).is_loopback
+        return _is_loopback_address(found["v6"] or found["name"])
     except ValueError:
         return False
+
+
+def _is_loopback_address(text: str) -> bool:
+    """Return whether an IP address is a loopback address, also as an IPv4 address in IPv6 (``::ffff:127.0.0.1``).
+
+    :raises ValueError: the text is not an IP address.
+    """
+    address = ipaddress.ip_address(text)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _content_security_policy(html: str) -> str:

@@ -88,4 +88,5 @@ class Mirror:
             self._ended = True
             self._incoming.clear()
             self._outgoing.clear()
-            logger.warning("%s; mirroring has ended, the switch goes on", error)
+            what = f"the reader of {self._writer.name} is gone" if isinstance(error, BrokenPipeError) else str(error)
+            logger.warning("%s; mirroring has ended, the switch goes on", what)

@@ -252,6 +252,8 @@ class Switch:
         if self.mirror is not None:
             self.mirror.sent(target.number, packets)
         target.send(packets, qid)
+        if target.failure is not None:
+            self.link_changed(target, False)
 
     # --- whole bursts between memifs ----------------------------------------------------------------------------------
 
@@ -301,6 +303,8 @@ class Switch:
         for port in self.ports:
             if port.queued:
                 moved = port.flush() or moved
+                if port.failure is not None:
+                    self.link_changed(port, False)
         return moved
 
     def expire(self) -> float | None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from typing import Protocol
@@ -65,6 +66,22 @@ class PythonCalls:
                 return os.preadv(self._fd, (self._value,), -1, os.RWF_NOWAIT) > 0
             except BlockingIOError:
                 return False
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                return self._drain_by_read()
+
+    def _drain_by_read(self) -> bool:
+        """Read where preadv2 cannot: see ``memif_drain_by_read`` in ``eventfd_calls.h``."""
+        waiting = poll()
+        waiting.register(self._fd, select.POLLIN)
+        if not waiting.poll(0):
+            return False
+        os.set_blocking(self._fd, False)
+        try:
+            return bool(os.read(self._fd, 8))
+        except BlockingIOError:
+            return False
 
     def is_readable(self) -> bool:
         with self._lock:

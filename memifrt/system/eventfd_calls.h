@@ -66,11 +66,25 @@ static inline int64_t memif_now(void) {
     return (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* Read the counter where preadv2 is missing, or does not read an eventfd without waiting: under QEMU, for one. A peer that
+ * clears O_NONBLOCK and reads in between can make this wait. */
+static inline int memif_drain_by_read(int fd) {
+    struct pollfd one = {fd, POLLIN, 0};
+    uint64_t count;
+    int ready = poll(&one, 1, 0);
+    if (ready < 0) return errno == EINTR ? 0 : -errno;
+    if (!ready) return 0;
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    if (read(fd, &count, sizeof count) > 0) return 1;
+    return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+}
+
 /* Read the counter, which makes the eventfd unreadable. Return whether it was readable; -errno if the read failed. */
 static inline int memif_drain(int fd) {
     uint64_t count;
     struct iovec into = {&count, sizeof count};
     if (syscall(SYS_preadv2, fd, &into, 1L, -1L, -1L, RWF_NOWAIT) > 0) return 1;
+    if (errno == ENOSYS || errno == EOPNOTSUPP) return memif_drain_by_read(fd);
     return errno == EAGAIN || errno == EINTR ? 0 : -errno;
 }
 

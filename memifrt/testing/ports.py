@@ -331,7 +331,7 @@ class MemifPort:
             self._then_disconnect(interface, reason)
 
     def __repr__(self) -> str:
-        return f"<MemifPort {self.interface}, {self.interface.state.value}>"
+        return f"<MemifPort {self.interface}, {self.interface.state_name}>"
 
 
 class PortMaker(Protocol):

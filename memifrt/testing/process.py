@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -60,6 +61,7 @@ class Peer:
         self._process: subprocess.Popen[bytes] | None = None
         self._output = bytearray()
         self._ended = False
+        self._is_closed = False
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, name=f"output of {name}", daemon=True)
 
@@ -71,7 +73,7 @@ class Peer:
         stdin = subprocess.PIPE if self._with_input else subprocess.DEVNULL
         try:
             self._process = subprocess.Popen(
-                self.command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                self.command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
             )
         except OSError as error:
             raise PeerError(f"cannot run {self.command[0]}: {error.strerror}") from error
@@ -142,15 +144,18 @@ class Peer:
         return PeerError("\n".join([f"{self.name} {what}; {self.state}", *lines]))
 
     def close(self) -> None:
-        """End the process, by SIGKILL if SIGTERM does not. A second call is harmless."""
+        """End the process and its children, by SIGKILL if SIGTERM does not. A second call is harmless."""
         process = self._process
-        if process is None:
+        if process is None or self._is_closed:
             return
-        if process.poll() is None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE)
-        process.kill()
+        self._is_closed = True
+        # The command may be a script that runs the program as a child. The child is in the script's process group, and
+        # holds the pipe that the thread reads.
+        self._signal_group(process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
+        self._reader.join(_GRACE)
+        self._signal_group(process, signal.SIGKILL)
         process.wait()
         self._reader.join()
         for pipe in (process.stdin, process.stdout):
@@ -158,16 +163,22 @@ class Peer:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
+    @staticmethod
+    def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+
     def write_log(self, directory: Path, stem: str) -> str:
         """Write the command and the output to a file, and return a line about it."""
         path = directory / f"{stem}.log"
-        path.write_text(f"{' '.join(self.command)}\n{self.log}")
+        path.write_text(f"{' '.join(self.command)}\n{self.log}", encoding="utf-8")
         return f"{self.state}; output: {path}\n"
 
     def _read(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
-        while chunk := os.read(self._process.stdout.fileno(), 65536):
+        # By the pipe's own method: under gevent's patches the fd itself does not block.
+        while chunk := self._process.stdout.read1(65536):  # type: ignore[attr-defined]
             with self._changed:
                 self._output += chunk
                 self._changed.notify_all()

@@ -240,7 +240,7 @@ class Vpp:
         for command in ("show interface", "show memif", "show errors", "show trace", "show logging"):
             said = self.cli(command)
             path = directory / f"{stem}-{command.replace(' ', '-')}.txt"
-            path.write_text(said + "\n")
+            path.write_text(said + "\n", encoding="utf-8")
             text += f"vpp# {command}    ({path})\n{said}\n"
         self.cli("pcap trace off")  # which writes it
         captured = Path("/tmp", self.capture_name)

@@ -17,7 +17,7 @@ from memifrt.queue import RxQueue, TxQueue
 from memifrt.traffic.latency import merged
 from memifrt.traffic.prepare import Lane
 from memifrt.traffic.rate import Rate
-from memifrt.traffic.receiver import LaneCheck, Receiver
+from memifrt.traffic.receiver import LaneCheck, Receiver, make_receiver
 from memifrt.traffic.report import Ending, Report, Sample, StreamReport
 from memifrt.traffic.sender import Flow, Sender
 from memifrt.traffic.signature import MAX_LANES
@@ -106,7 +106,7 @@ class Generator:
 
     :param interfaces: a connected interface, or two: what is sent on one is then expected on the other.
     :param streams: what to send.
-    :param check: whether packets get a mark in their last 16 bytes, and what comes back is checked. Otherwise received
+    :param check: whether packets get a mark in their last 18 bytes, and what comes back is checked. Otherwise received
         packets are counted only.
     :param queues: how many transmit queues to use; None: all that the peer has.
     :param link_speed: the speed in bits a second that rates in per cent are of.
@@ -199,7 +199,7 @@ class Generator:
         if number > MAX_LANES:
             raise ConfigError(f"the streams have {number} lanes (directions and queues); they may have {MAX_LANES}")
         return [
-            _End(interface, Sender(flows[index]), Receiver(width, checks[index]) if self._check else None)
+            _End(interface, Sender(flows[index]), make_receiver(width, checks[index]) if self._check else None)
             for index, interface in enumerate(self._interfaces)
         ]
 
@@ -252,10 +252,12 @@ class Generator:
         """
         if duration is not None and not 0 < duration <= 1e7:
             raise ConfigError(f"duration is {duration!r}; it must be above 0 and up to 1e7 seconds")
-        if count is not None and count < 1:
-            raise ConfigError(f"count is {count!r}; it must be at least 1")
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise ConfigError(f"count is {count!r}; it must be a whole number from 1 on")
         if not 0 <= settle <= 3600:
             raise ConfigError(f"settle is {settle!r}; it must be from 0 to 3600 seconds")
+        if sample_interval is not None and not 0 < sample_interval <= 1e7:
+            raise ConfigError(f"sample_interval is {sample_interval!r}; it must be above 0 and up to 1e7 seconds")
         self._ends = self._prepare(size)
         parsed = Rate.of(rate)
         self._run = (self._run + 1) & 0xFFFF

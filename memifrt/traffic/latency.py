@@ -34,9 +34,10 @@ class LatencyRecorder:
     """Collects latencies in nanoseconds."""
 
     def __init__(self) -> None:
-        self._buffer: Array = np.zeros(_BUFFER, np.uint64)
+        self._buffer: Array = np.empty(_BUFFER, np.uint64)
         self._used = 0
-        self._counts: Array = np.zeros(_BUCKETS, np.int64)
+        #: How many latencies are in each bucket. Compiled code counts here, without :meth:`record`.
+        self.counts: Array = np.zeros(_BUCKETS, np.int64)
 
     def record(self, values: Array) -> None:
         """Record latencies."""
@@ -59,13 +60,13 @@ class LatencyRecorder:
         np.subtract(index, _EXPONENT_OF_FIRST * _HALF, out=index)
         np.maximum(index, np.minimum(values, np.uint64(_HALF)).view(np.int64), out=index)
         counted = np.bincount(index)  # as long as the longest latency needs
-        self._counts[: len(counted)] += counted
+        self.counts[: len(counted)] += counted
 
     def latency(self) -> Latency | None:
         """Return what was recorded; None if nothing was."""
         if self._used:
             self._flush()
-        return Latency(self._counts.copy()) if self._counts.any() else None
+        return Latency(self.counts.copy()) if self.counts.any() else None
 
 
 @dataclass(frozen=True, eq=False)

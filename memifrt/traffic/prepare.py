@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,11 @@ from memifrt.traffic.checksums import fold, fold_words, words, words_of
 from memifrt.traffic.fields import Field, Place, Values, joint_period, period
 from memifrt.traffic.layout import FCS, Checksum, Layout, checksum_value, layout_of, sum_of
 from memifrt.types import Mode
+
+try:
+    from memifrt._packets import write_marks
+except ImportError:  # it is not compiled
+    write_marks = None  # type: ignore[assignment]
 
 #: The rows of a block whose fields are rewritten: enough that the time of the calls of NumPy is small for each packet,
 #: and few enough that the rows stay in the core's cache.
@@ -132,7 +138,10 @@ class Lane:
             for field, places in zip(fields, placed, strict=True)
         ]
         self._writers = _writers(self._matrix, picks, templates, placed, self._values)
-        self._marks = _Marks(self._matrix, picks, templates, placed, self._values) if number is not None else None
+        self._marks: _Marks | None = None
+        if number is not None:
+            kind = _ArrayMarks if write_marks is None else _CompiledMarks
+            self._marks = kind(self._matrix, self.lengths, picks, templates, placed, self._values)
         #: The row to send next, and the packets and bytes sent since the last reset.
         self._next = 0
         self.sent = self.sent_bytes = 0
@@ -476,7 +485,7 @@ def _add(constants: Array, terms: Sequence[tuple[_Column, _Term]], total: Array)
 # --- marks ----------------------------------------------------------------------------------------------------------
 
 
-class _Marks:
+class _Marks(ABC):
     """Writes the marks of :mod:`memifrt.traffic.signature` into all rows."""
 
     def __init__(
@@ -487,11 +496,7 @@ class _Marks:
         placed: Sequence[Sequence[Place | None]],
         values: Sequence[Values],
     ) -> None:
-        count = len(picks)
-        self._count = count
-        self._sequence: Array = np.zeros(count, _U32)
-        self._check: Array = np.zeros(count, _U32)
-        self._scratch: Array = np.zeros(count, _U32)
+        self._count = len(picks)
         #: The sum of the words of the run and the lane.
         self._key_words = 0
         #: What is behind the headers, without fields and mark, as a sum of little-endian words.
@@ -505,14 +510,74 @@ class _Marks:
             for number, each in enumerate(values)
             if (varying := _varying(matrix, picks, template, index, placed[number][index], each)) is not None
         ]
-        sizes = np.array([len(template.data) for template in templates])
+
+    @abstractmethod
+    def begin(self, run: int, lane: int, row: int) -> None:
+        """Number the packets from 0 again, from ``row`` on."""
+
+    @abstractmethod
+    def advance(self) -> None:
+        """Go on to the next packets."""
+
+    @abstractmethod
+    def stamp(self, first: int, last: int, now: int) -> None:
+        """Set the time of the rows from ``first`` to ``last``, in nanoseconds. They are complete now."""
+
+    def _sums(self) -> Array | int:
+        """Return the sums of the words behind the headers and of the key, without the rest of the mark."""
+        rest = self._rest + self._key_words
+        if not self._varying:
+            return rest
+        total = np.zeros(self._count, _U32)
+        total += rest if isinstance(rest, np.ndarray) else _U32(rest)
+        for rows, column, terms in self._varying:
+            column.take()
+            added = np.zeros(len(column.now), _U32)
+            _add(_U32(0), terms, added)
+            fold_words(added, np.zeros_like(added))
+            # The sum is of big-endian words: exchanged, it is that of little-endian ones.
+            total[rows] += (added & _U32(0xFF)) << _U32(8) | added >> _U32(8)
+        return total
+
+
+class _CompiledMarks(_Marks):
+    """Writes whole marks in compiled code, just before their packets are sent."""
+
+    def __init__(self, matrix: Array, lengths: Array, picks: Array, *rest: Any) -> None:
+        super().__init__(matrix, picks, *rest)
+        self._matrix, self._lengths = matrix, lengths
+        self._key = self._sequence = 0
+        self._now: Array | int = 0
+
+    def begin(self, run: int, lane: int, row: int) -> None:
+        self._key_words, self._key = run + lane, signature.key(run, lane)
+        self._sequence = -row & 0xFFFFFFFF
+        self._now = self._sums()
+
+    def advance(self) -> None:
+        self._sequence = (self._sequence + self._count) & 0xFFFFFFFF
+        if self._varying:
+            self._now = self._sums()
+
+    def stamp(self, first: int, last: int, now: int) -> None:
+        time = signature.stamp(now)
+        write_marks(self._matrix, self._lengths, first, last, self._key, self._sequence, self._now, time)
+
+
+class _ArrayMarks(_Marks):
+    """Writes marks with NumPy: their times just before they are sent, the rest into all rows at once."""
+
+    def __init__(self, matrix: Array, lengths: Array, picks: Array, *rest: Any) -> None:
+        super().__init__(matrix, picks, *rest)
+        self._sequence: Array = np.zeros(self._count, _U32)
+        self._check: Array = np.zeros(self._count, _U32)
+        self._scratch: Array = np.zeros(self._count, _U32)
         self._places = [
-            _MarkPlace(matrix, size, slice(None) if (sizes == size).all() else np.flatnonzero(sizes[picks] == size))
-            for size in sorted(set(sizes.tolist()))
+            _MarkPlace(matrix, size, slice(None) if (lengths == size).all() else np.flatnonzero(lengths == size))
+            for size in np.unique(lengths).tolist()
         ]
 
     def begin(self, run: int, lane: int, row: int) -> None:
-        """Number the packets from 0 again, from ``row`` on."""
         self._sequence[:] = (np.arange(self._count, dtype=np.int64) - row) & 0xFFFFFFFF
         self._key_words = run + lane
         for place in self._places:
@@ -520,29 +585,15 @@ class _Marks:
         self._write()
 
     def advance(self) -> None:
-        """Go on to the next packets."""
         np.add(self._sequence, _U32(self._count), out=self._sequence)
         self._write()
 
     def _write(self) -> None:
-        rest = self._rest + self._key_words
-        if self._varying:
-            total = np.zeros(self._count, _U32)
-            total += rest if isinstance(rest, np.ndarray) else _U32(rest)
-            for rows, column, terms in self._varying:
-                column.take()
-                added = np.zeros(len(column.now), _U32)
-                _add(_U32(0), terms, added)
-                fold_words(added, np.zeros_like(added))
-                # The sum is of big-endian words: exchanged, it is that of little-endian ones.
-                total[rows] += (added & _U32(0xFF)) << _U32(8) | added >> _U32(8)
-            rest = total
-        signature.check_values(self._sequence, rest, self._check, self._scratch)
+        signature.check_values(self._sequence, self._sums(), self._check, self._scratch)
         for place in self._places:
             place.write(self._sequence, self._check)
 
     def stamp(self, first: int, last: int, now: int) -> None:
-        """Set the time of the rows from ``first`` to ``last``."""
         time = np.uint64(signature.stamp(now))
         for place in self._places:
             place.stamp(first, last, time)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,14 @@ from memifrt.traffic.checksums import words
 from memifrt.traffic.fields import Field
 from memifrt.traffic.latency import LatencyRecorder
 from memifrt.traffic.prepare import Template
+
+if TYPE_CHECKING:
+    from memifrt._packets import LaneState
+
+try:
+    from memifrt._packets import check_marks
+except ImportError:  # it is not compiled
+    check_marks = None  # type: ignore[assignment]
 
 #: The most packets to take in one call.
 _AT_ONCE = 512
@@ -72,8 +80,7 @@ class Sequence64:
         :returns: how many are duplicated, and how many are reordered.
         """
         if self._seen is None:
-            # What no packet can have at this place: its own number is congruent to the place.
-            self._seen = np.arange(1, WINDOW + 1, dtype=np.uint32)
+            self._seen = _nothing_seen()
         count = len(numbers)
         start = self._next & 0xFFFFFFFF
         if int(numbers[0]) == start and int(numbers[-1]) == (start + count - 1) & 0xFFFFFFFF and count < WINDOW:
@@ -102,6 +109,11 @@ class Sequence64:
         return len(whole) - int(np.count_nonzero(fresh)), reordered
 
 
+def _nothing_seen() -> Array:
+    """Return for each place what no packet can have there: its own number is congruent to the place."""
+    return np.arange(1, WINDOW + 1, dtype=np.uint32)
+
+
 class LaneCheck:
     """Checks the packets of one lane.
 
@@ -110,9 +122,10 @@ class LaneCheck:
     """
 
     def __init__(self, templates: Sequence[Template], varying: Sequence[Field]) -> None:
-        self.tally = Tally()
+        self.tally: Tally | LaneState = Tally()
         self.recorder: LatencyRecorder | None = None
         self._sequence = Sequence64()
+        self._state: LaneState | None = None
         #: For each size, the bytes behind the headers, their sum as words, and their sum as numbers of 64 bits; None if
         #: packets of this size differ.
         self._bodies: dict[int, _Body] = {}
@@ -130,6 +143,18 @@ class LaneCheck:
         self.tally = Tally()
         self.recorder = None
         self._sequence = Sequence64()
+        self._state = None
+
+    def state(self) -> LaneState:
+        """Return what checks and counts the packets of the lane in compiled code: its counts become the tally."""
+        if self._state is None:
+            from memifrt._packets import LaneState
+
+            bodies = [(size, *self._bodies[size].numbers()) for size in sorted(self._bodies)]
+            self.recorder = LatencyRecorder()
+            self._state = LaneState(np.array(bodies, np.uint64), _nothing_seen(), self.recorder.counts)
+            self.tally = self._state
+        return self._state
 
     def _body(self, size: int) -> _Body:
         """Return what is behind the headers of packets of this size.
@@ -153,12 +178,20 @@ class LaneCheck:
             good &= _long_sums(batch.body(length)) == _U64(body.long_sum)
         return good
 
+    def count(self, packets: int, size: int, corrupted: int) -> None:
+        """Count packets of ``size`` bytes together, of which some are corrupted."""
+        assert isinstance(self.tally, Tally)
+        self.tally.received += packets
+        self.tally.received_bytes += size
+        self.tally.corrupted += corrupted
+
     def take(self, sequence: Array, times: Array, now: Array) -> None:
         """Take the marks of whole packets, in the order in which they came.
 
         :param now: the times of their receipt, in nanoseconds.
         """
         duplicated, reordered = self._sequence.take(sequence)
+        assert isinstance(self.tally, Tally)
         self.tally.duplicated += duplicated
         self.tally.reordered += reordered
         if self.recorder is None:
@@ -186,6 +219,10 @@ class _Body:
             return cls(len(data), None, 0)
         row = np.frombuffer(data, np.uint8).reshape(1, -1)
         return cls(len(data), words(data), int(_long_sums(row)[0]) if data else 0)
+
+    def numbers(self) -> tuple[int, int, int]:
+        """Return the numbers that compiled code takes, of 64 bits without a sign."""
+        return self.length, (1 << 64) - 1 if self.word_sum is None else self.word_sum, self.long_sum
 
     def joined(self, other: _Body) -> _Body:
         """Return the body of packets that have either this or the other one."""
@@ -295,16 +332,32 @@ class Receiver:
                 if lane is None:
                     self.foreign += own.count
                     continue
-                lane.tally.received += own.count
-                lane.tally.received_bytes += own.count * own.size
                 good = lane.is_whole(own, key)
                 wrong = own.count - int(np.count_nonzero(good))
-                lane.tally.corrupted += wrong
+                lane.count(own.count, own.count * own.size, wrong)
                 whole.setdefault(key >> 16, []).append(own.chosen(good) if wrong else own)
         for number, parts in whole.items():
             joined = _joined(parts)
             if joined.count:
                 self.lanes[number].take(joined.sequence, joined.times, joined.now)
+
+
+class CompiledReceiver(Receiver):
+    """Checks packets in compiled code, as soon as they are taken: one pass over them while the cache has them."""
+
+    def poll(self, queue: RxQueue) -> int:
+        count = queue.recv_into(self._matrix[:_AT_ONCE], self._lengths[:_AT_ONCE])
+        if count:
+            self.foreign += check_marks(self._matrix, self._lengths, count, self._run, time.monotonic_ns(), self.lanes)
+        return count
+
+    def finish(self) -> None:
+        pass
+
+
+def make_receiver(width: int, lanes: Mapping[int, LaneCheck]) -> Receiver:
+    """Return a compiled receiver, or the readable one if nothing is compiled here."""
+    return Receiver(width, lanes) if check_marks is None else CompiledReceiver(width, lanes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,7 @@ ETHERNET = [
     ETHER + bytes.fromhex("8100 6005") + udp(b"")[:0] + ip4(17, udp(b"data"))[12:],
     ETHER + bytes.fromhex("88a8 0007 8100 1005") + ip4(17, udp(b"data"))[12:],
     ETHER + b"\x88\xb5" + b"q" * 45,
+    *[ip4(17, udp(b"data"), tos=0xB8 | congestion) for congestion in range(4)],
 ]  # fmt: skip
 #: tcpdump looks into an ICMP error with -v, and we do not.
 NOT_VERBOSE = {17, 18, 19}
@@ -162,6 +163,18 @@ def test_lines_are_tcpdump_s(options: list[str], style: dict[str, Any], tmp_path
     for link_type, some in kinds.items():
         path = capture(tmp_path / f"{link_type}.pcap", some, link_type)
         assert ours(path, **style).splitlines() == theirs(path, *options).splitlines()
+
+
+def test_every_code_of_an_icmp_error_has_tcpdump_s_words(tmp_path: Path) -> None:
+    if not shutil.which("tcpdump"):
+        pytest.skip("tcpdump is not installed")
+    errors = [(3, code) for code in range(17)] + [(5, code) for code in range(5)]
+    whole = [(kind, 0) for kind in (4, 10, 15, 16, 17)]
+    path = capture(
+        tmp_path / "x.pcap",
+        [ip4(1, icmp(kind, code, A4 + INNER[:28] + bytes(8))) for kind, code in errors + whole],
+    )
+    assert ours(path).splitlines() == theirs(path).splitlines()
 
 
 def test_a_cut_packet_is_marked_and_keeps_its_length(tmp_path: Path) -> None:

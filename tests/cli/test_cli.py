@@ -16,7 +16,10 @@ import pytest
 
 import memifrt
 import memifrt_command
+from memifrt import ConfigError
+from memifrt.cli.arguments import seconds_or_zero
 from memifrt.cli.command_line import main, make_parser
+from memifrt.cli.plots import plot_path
 from tests.lib.programs import end, finish, read_until, responder, run, running
 from tests.lib.support import DEADLINE
 
@@ -140,6 +143,26 @@ def test_secret_comes_from_an_option_a_file_or_a_variable(tmp_path: Path, monkey
     assert secret() == b"from a variable"
     assert secret("--secret", "given") == b"given"
     assert secret("--secret-file", str(file)) == b"from a file"
+
+
+def test_doctor_takes_the_secret_from_a_file_or_a_variable_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "secret"
+    file.write_text("from a file\n")
+    assert make_parser().parse_args(["doctor", "--secret-file", str(file), "@lab"]).secret == b"from a file"
+    monkeypatch.setenv("MEMIFRT_SECRET", "from a variable")
+    assert make_parser().parse_args(["doctor", "@lab"]).secret == b"from a variable"
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "00.", "0.000"])
+def test_every_zero_is_no_time(text: str) -> None:
+    assert seconds_or_zero(text) == 0
+
+
+def test_plot_that_cannot_be_written_is_refused_before_the_measurement(tmp_path: Path) -> None:
+    (tmp_path / "folder.svg").mkdir()
+    with pytest.raises(ConfigError, match="is a directory"):
+        plot_path(str(tmp_path / "folder.svg"))
+    assert plot_path(str(tmp_path / "new.svg")) == str(tmp_path / "new.svg")
 
 
 def test_secret_of_a_variable_that_is_wrong_is_named_and_not_shown(
@@ -390,6 +413,14 @@ def test_interrupted_demo_prints_its_summary_and_ends_its_responder() -> None:
     assert status == 1
     assert re.search(r"^\d+ of 1000 pings were answered", out, re.M)
     assert "Traceback" not in err
+
+
+def test_ctrl_c_in_the_terminal_of_a_demo_reaches_only_the_demo() -> None:
+    with running("demo", "-c1000", "-i0.01") as program:
+        process = responder_pid(read_until(program, "^responder: "))
+        assert os.getpgid(process) != os.getpgid(program.pid)
+        end(program)
+        wait_for_end(process)
 
 
 def test_demo_whose_responder_does_not_start_is_an_error(

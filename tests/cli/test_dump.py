@@ -17,12 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuzz.work import Counted
-from memifrt import ConfigError, Interface, MemifError, Mode, Runtime
+from memifrt import ConfigError, Interface, MemifError, MemifOSError, Mode, Runtime
 from memifrt.capture import filter as bpf
 from memifrt.capture.pcap import LinkType, Packet, create_capture, open_capture, read_capture
 from memifrt.capture.summary import ethernet_summary, ip_summary, summary
 from memifrt.cli.command_line import main
-from memifrt.cli.commands.dump import Capture, DumpOptions, Files, Lines, Rotation
+from memifrt.cli.dump.capture import Capture
+from memifrt.cli.dump.files import Files
+from memifrt.cli.dump.from_file import dump_file
+from memifrt.cli.dump.options import DumpOptions, Rotation
+from memifrt.cli.dump.sink import Lines
 from memifrt.cli.postrotate import parse_command
 from memifrt.cli.progress import Progress
 from memifrt.packets import arp_request, echo_request, parse_ip, parse_mac
@@ -775,3 +779,38 @@ def test_thousands_of_ipv6_options_are_walked_and_not_copied() -> None:
     Counted.copied = 0
     assert ip_summary(packet).startswith("IP6 :: > ::: ")
     assert Counted.copied < 3 * len(packet)
+
+
+def test_a_next_file_that_cannot_be_created_is_the_only_error(tmp_path: Path) -> None:
+    folder = tmp_path / "captures"
+    folder.mkdir()
+    files = Files(str(folder / "x.pcap"), [("a", 1)], 65535, Rotation(bytes=1000))
+    files.record([bytes(2000)], SECOND, 0)
+    (folder / "x-0001.pcap").unlink()
+    folder.rmdir()
+    with pytest.raises(MemifOSError, match=r"cannot write .*x-0002\.pcap: No such file or directory"):
+        files.record([bytes(2000)], SECOND, 0)
+    files.close()
+
+
+def test_a_later_file_never_replaces_the_one_that_is_read(tmp_path: Path) -> None:
+    source = tmp_path / "lab-0002.pcap"
+    with Files(str(source), [("a", 1)], 65535, Rotation()) as files:
+        files.record([bytes(1000)] * 3, SECOND, 0)
+    before = source.read_bytes()
+    with pytest.raises(ConfigError, match="are the same file; write to another one"):
+        dump_file(str(source), DumpOptions(path=str(tmp_path / "lab.pcap"), rotation=Rotation(bytes=1000)))
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [".gz", "folder/.zst", "folder/", ".."])
+def test_a_capture_needs_a_name_besides_the_suffix_of_a_compression(name: str) -> None:
+    with pytest.raises(ConfigError, match="it must be the name of a file"):
+        DumpOptions(path=name)
+
+
+@pytest.mark.parametrize("options", [["--loss", "1%"], ["--web", "0"], ["--impair", "a-to-b:delay=1ms"]])
+def test_options_of_a_memif_are_refused_with_a_file(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dump", "-r", "lab.pcap", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("memifrt dump: -r reads a file, and ")

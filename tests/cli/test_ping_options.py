@@ -180,7 +180,7 @@ def test_request_has_the_ttl_the_pattern_and_the_source(
         (["-p", "xy"], "argument -p: 'xy' is not a pattern"),
         (["-p", ""], "argument -p: '' is not a pattern"),
         (["-p", "0" * 33], "it must be 1 to 32 hexadecimal digits"),
-        (["-I", "eth0"], "it must be an own address, or memifN"),
+        (["-I", "eth0"], "give an own address, or memifN"),
         (["-I", "memif4294967296"], "argument -I: '4294967296' is not a whole number"),
         (["-I", "224.0.0.1"], "argument -I: '224.0.0.1' is not the address of one host"),
         (["-I", "memif1", "--id", "2"], "memif1 is not the interface with --id 2"),

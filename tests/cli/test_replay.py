@@ -27,8 +27,12 @@ from memifrt.capture.rewrite import Rewriting, parse_maps
 from memifrt.cli.arguments import Parser
 from memifrt.cli.command_line import main
 from memifrt.cli.commands import replay
-from memifrt.cli.commands.replay import Outcome, Pace, Recording
 from memifrt.cli.progress import Progress, progress
+from memifrt.cli.replay import recording as replay_recording
+from memifrt.cli.replay.outcome import Outcome
+from memifrt.cli.replay.pace import Pace
+from memifrt.cli.replay.recording import Recording
+from memifrt.cli.replay.selection import Selection
 from memifrt.ports.endpoint import MemifEndpoint
 from tests.capture.test_lines import ip4, udp
 from tests.lib.programs import command, end, finish, read_until, run, running
@@ -106,7 +110,7 @@ def test_a_file_is_played_as_often_as_asked_for(runtime: Runtime, socket_name: s
 
 
 def test_a_file_too_large_to_keep_is_read_anew_for_each_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "_KEPT", 100)
+    monkeypatch.setattr(replay_recording, "_KEPT", 100)
     with Recording(str(capture(tmp_path / "x.pcap")), again=True) as recording:
         for _ in range(3):
             assert [packet.data for packet in recording] == PACKETS
@@ -318,7 +322,7 @@ def test_one_packet_at_a_time_waits_for_the_user(runtime: Runtime, socket_name: 
 
 def test_a_limit_does_not_wait_for_more_of_a_pipe(tmp_path: Path) -> None:
     with Recording(str(capture(tmp_path / "x.pcap", PACKETS[:3])), again=False) as recording:
-        chosen = replay._Selection(recording, LinkLayer(Mode.ETHERNET), None, Outcome(), limit=2)
+        chosen = Selection(recording, LinkLayer(Mode.ETHERNET), None, Outcome(), limit=2)
         assert [packet.data for packet in chosen.packets()] == PACKETS[:2]
         assert (chosen.left, recording.offset < recording.size) == (0, True)
 
@@ -332,7 +336,7 @@ def test_a_capture_that_is_preloaded_is_checked_before_a_peer_is_waited_for(
     assert main(["replay", str(path), "-K"]) == 2
     assert "the file ends within packet 1000" in capsys.readouterr().err
     path.write_bytes(whole)
-    monkeypatch.setattr(replay, "_KEPT", 100)
+    monkeypatch.setattr(replay_recording, "_KEPT", 100)
     assert main(["replay", str(path), "--preload-pcap"]) == 2
     assert "play it without --preload-pcap" in capsys.readouterr().err
 

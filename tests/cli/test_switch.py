@@ -14,7 +14,8 @@ from memifrt import ConfigError, Runtime
 from memifrt.capture.pcap import open_capture
 from memifrt.cli.command_line import main
 from memifrt.cli.commands.switch import SwitchEnd, mirrored_ports, parse_end, port_names, table_lines
-from memifrt.cli.commands.top import ASCII, lines, plain
+from memifrt.cli.top.drawing import ASCII, plain
+from memifrt.cli.top.table import lines
 from memifrt.ports.endpoint import TapEndpoint
 from memifrt.ports.packet_socket import PacketPort
 from memifrt.stats.client import Program as StatsProgram

@@ -32,19 +32,11 @@ from rich.screen import Screen
 from memifrt import Runtime
 from memifrt.cli.command_line import main
 from memifrt.cli.commands import top
-from memifrt.cli.commands.top import (
-    ASCII,
-    SORTS,
-    UNICODE,
-    View,
-    bar,
-    duration,
-    lines,
-    picture,
-    plain,
-    scaled,
-    sparkline,
-)
+from memifrt.cli.top.drawing import ASCII, UNICODE, bar, duration, plain, scaled, sparkline
+from memifrt.cli.top.rows import direction_row
+from memifrt.cli.top.screen import picture
+from memifrt.cli.top.table import lines
+from memifrt.cli.top.view import SORTS, View
 from memifrt.stats.client import Observer, Program, QueueKey, parse_snapshot, rates
 from memifrt.stats.snapshot import InterfaceStats, QueueStats, Snapshot, snapshot
 from tests.lib.programs import command, end, finish, read_until, run, running
@@ -564,7 +556,7 @@ def test_dead_program_is_dead_for_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
     assert seen.lost_since is not None
     later = seen.lost_since + 75.0
     seen._hang_up("there is no such file")  # asked again: it is not dead for a shorter time
-    monkeypatch.setattr("memifrt.cli.commands.top.time.monotonic", lambda: later)
+    monkeypatch.setattr("memifrt.cli.top.table.time.monotonic", lambda: later)
     assert "dead for 1 m 15 s: there is no such file" in shown(seen)
     monkeypatch.undo()
     seen._take(parse_snapshot(json.dumps(made()).encode()))
@@ -585,13 +577,13 @@ def test_queues_summed_up_have_the_sum_of_their_past() -> None:
         )
     )
     assert seen.snapshot is not None
-    row = top.direction_row(seen, seen.snapshot["interfaces"][0], "rx")
+    row = direction_row(seen, seen.snapshot["interfaces"][0], "rx")
     assert row is not None
     assert list(row.history) == [None, 15, 15, 15]
     assert row.rates is not None
     assert row.rates.packets == 15
     assert (row.packets, row.share) == (45, 1.0)
-    assert top.direction_row(seen, seen.snapshot["interfaces"][0], "tx") is None
+    assert direction_row(seen, seen.snapshot["interfaces"][0], "tx") is None
 
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:

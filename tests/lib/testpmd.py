@@ -212,7 +212,7 @@ class DpdkTestpmd:
     def _read(self) -> None:
         stdout = self._running().stdout
         assert stdout is not None
-        while chunk := os.read(stdout.fileno(), 65536):
+        while chunk := stdout.read1(65536):  # type: ignore[attr-defined]
             with self._changed:
                 self._output += chunk
                 self._changed.notify_all()

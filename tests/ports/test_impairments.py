@@ -14,6 +14,7 @@ from memifrt import ConfigError
 from memifrt.impairments import GilbertElliott, Impairment, Line, Reorder
 from memifrt.ports.impaired import Impaired
 from memifrt.ports.impaired_line import OVERHEAD
+from memifrt.ports.impairment import parse_setting
 from memifrt.ports.port import Port, Traffic
 
 MS = 1_000_000
@@ -524,7 +525,7 @@ WRONG = [
     ("queue", 0, "0 is not a whole number of at least 1"),
     ("queue", "many", "'many' is not a whole number"),
     ("memory", "10", "'10' is not a size"),
-    ("memory", "0kb", "0 is not a whole number of at least 1"),
+    ("memory", "0kb", "'0kb' is not a size"),
     ("seed", -1, "-1 is not a whole number of at least 0"),
     ("match", 5, "5 is not a filter"),
     ("match", "port port", "does not understand the filter 'port port'"),
@@ -701,3 +702,14 @@ def test_a_report_counts_every_packet_once() -> None:
     clock.now += SECOND
     assert way.deliver()
     assert way.report().packets + way.report().dropped == 20_000 + counters.duplicated
+
+
+def test_a_share_may_begin_with_a_point_in_every_setting() -> None:
+    made = Impairment(loss=".5%", duplicate=".5%", corrupt=".5%")
+    assert made.loss == made.duplicate == made.corrupt == 0.005
+
+
+@pytest.mark.parametrize(("name", "text"), [("memory", "0kb"), ("queue", "0")])
+def test_an_error_shows_the_text_that_was_given(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}: '{text}' is not a "):
+        parse_setting(name, text)

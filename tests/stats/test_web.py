@@ -177,6 +177,8 @@ def test_requests_get_a_status(method: str, path: str, status: int, shown: Runti
         ("127.0.0.1:8080", True),
         ("127.1.2.3", True),
         ("[::1]:8080", True),
+        ("[::ffff:127.0.0.1]:8080", True),
+        ("[::ffff:192.0.2.1]:8080", False),
         (" \t localhost \t ", True),
         ("evil.example", False),
         ("evil.example:8080", False),

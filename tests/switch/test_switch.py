@@ -269,6 +269,8 @@ def test_an_interface_that_is_gone_ends_its_port_alone(sends: bool) -> None:
     else:
         assert not lab.switch.step(lab.switch.ports[1])
     assert lab.switch.ports[1].failure is not None
+    assert lab.switch.table.count(1) == 0, "its hosts may come back at another port"
+    assert lab.comes(0, frame(2, 1)) == [[], [], [frame(2, 1)]], "and packets for them are flooded"
     assert lab.comes(0, frame(BROADCAST, 1)) == [[], [], [frame(BROADCAST, 1)]]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from memifrt.system.eventfd import PythonCalls
 from memifrt.system.fds import EventFd, OwnedFd
 from memifrt.system.kick import kick_for
 from tests.lib.forked import beside, in_child
@@ -165,6 +166,20 @@ def test_a_full_counter_still_says_that_there_is_something(event: EventFd) -> No
     event.notify()  # would block, or raise
     assert event.drain()
     assert not event.drain()
+
+
+@pytest.mark.parametrize("refusal", [errno.ENOSYS, errno.EOPNOTSUPP])
+def test_draining_works_where_preadv2_does_not(event: EventFd, monkeypatch: pytest.MonkeyPatch, refusal: int) -> None:
+    def refuse(*arguments: Any) -> int:
+        raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    calls = PythonCalls(event.fileno())
+    assert not calls.drain()
+    event.notify()
+    os.set_blocking(event.fileno(), True)  # as a peer can
+    assert calls.drain()
+    assert not calls.drain()
 
 
 def test_draining_does_not_block_even_if_the_peer_has_made_the_fd_blocking(event: EventFd) -> None:

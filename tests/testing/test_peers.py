@@ -304,3 +304,17 @@ def test_ports_of_a_peer_that_does_not_connect_say_so(stand_in: Path) -> None:
     with pytest.raises(MemifTimeout, match=r"not connected within 0.5 s"):
         vpp.memif(role="master", up=False).port.wait_connected()
     memif.close()
+
+
+def test_a_script_that_runs_the_program_as_a_child_is_ended_with_it(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\nsleep 1000 &\necho child $!\nwait\n")
+    script.chmod(0o755)
+    peer = Peer("script", [str(script)])
+    peer.start()
+    child = int(peer.wait_for("\n", DEADLINE).split()[1])
+    peer.close()
+    peer.close()
+    assert not peer.running
+    stat = Path(f"/proc/{child}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"

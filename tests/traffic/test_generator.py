@@ -383,6 +383,9 @@ def test_a_wrong_argument_is_refused(runtime: Runtime, socket_name: str, streams
     [
         ({"duration": 0}, "duration is 0"),
         ({"count": 0}, "count is 0"),
+        ({"count": 1.5}, "count is 1.5"),
+        ({"count": 1, "sample_interval": 0}, "sample_interval is 0"),
+        ({"count": 1, "sample_interval": float("nan")}, "sample_interval is nan"),
         ({"settle": -1, "count": 1}, "settle is -1"),
         ({"rate": "50%", "count": 1}, "needs the speed of a link"),
         ({"rate": "fast", "count": 1}, "the rate 'fast' must be"),

@@ -40,8 +40,10 @@ def demo(count: int, interval: float, *, loop: str = "internal") -> int:
     command += ["--ip", format_ip(_RESPONDER_IP), "--until-eof", "--loop", loop]
     # The responder ends when its standard input is closed, so it never outlives the demo.
     environment = {**os.environ, "MEMIFRT_RING": rings}  # the same as here; a warning about them is printed here
+    # A session of its own, because Ctrl+C goes to all processes of the terminal's: Python would print a traceback if it
+    # came while the responder starts.
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
     ) as responder:
         try:
             _wait_until_listening(responder)

@@ -21,13 +21,12 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from memifrt.cli.arguments import Command, Parser, checked, seconds, socket_path, whole
+from memifrt.cli.arguments import Command, Parser, add_secret_arguments, checked, seconds, socket_path, whole
 from memifrt.cli.program import one_line, signals_to
 from memifrt.control.address import Address, connect
 from memifrt.control.channel import Channel, ChannelClosed
 from memifrt.control.wire import Ack, Disconnect, Hello, Init, Message
 from memifrt.errors import ErrorCode, MemifError, MemifOSError
-from memifrt.options import TEXT_OPTIONS
 from memifrt.types import VERSION
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -588,13 +587,7 @@ def _add_arguments(parser: Parser) -> None:
         help="ask whether interface N exists and is free; the peer logs a refusal; libmemif and gomemif reserve a free "
         "id for a moment",
     )
-    add(
-        "--secret",
-        type=checked(TEXT_OPTIONS["secret"].parse),
-        default=b"",
-        metavar="S",
-        help="the secret of the interface, for --probe-id",
-    )
+    add_secret_arguments(parser.add_argument_group("for --probe-id"))
     add(
         "--timeout",
         type=seconds,
@@ -617,7 +610,7 @@ def _interrupt() -> None:
 def _run(arguments: argparse.Namespace) -> int:
     address = Address.parse(arguments.path)
     findings = []
-    question = Question(address, arguments.timeout, arguments.probe_id, arguments.secret)
+    question = Question(address, arguments.timeout, arguments.probe_id, arguments.secret or b"")
     # A signal raises inside the examination, so that the peer still gets a DISCONNECT.
     with signals_to(_interrupt), contextlib.closing(examine(question)) as examination:
         for finding in examination:

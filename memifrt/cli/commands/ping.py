@@ -317,7 +317,7 @@ class _Pinger:
         """Return the seconds until the next deadline; None if there is none."""
         if self._own.polling and self._interface.connected:
             return 0
-        due = [*self._unresolved.values(), self._deadline]
+        due = [next(iter(self._unresolved.values()), math.inf), self._deadline]  # the oldest has the first deadline
         if self._unresolved and self._mac is not None:
             due.append(time.monotonic() + _ROOM_INTERVAL)
         elif self._unresolved and self._interface.connected:
@@ -332,7 +332,8 @@ class _Pinger:
     def _on_time(self, now: float) -> None:
         if self._mac is not None:
             self._send_resolved(self._mac, now)
-        for sequence in [sequence for sequence, deadline in self._unresolved.items() if deadline <= now]:
+        while self._unresolved and next(iter(self._unresolved.values())) <= now:
+            sequence = next(iter(self._unresolved))
             del self._unresolved[sequence]
             self.statistics.errors += 1
             what = _UNREACHABLE_IPV6 if self._options.is_ipv6 else _UNREACHABLE
@@ -386,7 +387,8 @@ class _Pinger:
 
     def _send_resolved(self, mac: bytes, now: float) -> None:
         """Send the requests that waited for the MAC address, while there is room."""
-        for sequence in list(self._unresolved):
+        while self._unresolved:
+            sequence = next(iter(self._unresolved))
             if not self._has_room(sequence, now):
                 return
             del self._unresolved[sequence]
@@ -576,7 +578,7 @@ def _source(text: str) -> bytes | int:
     try:
         return whole(0, 0xFFFFFFFF)(interface[1]) if interface else unicast_ip(text)
     except (ConfigError, argparse.ArgumentTypeError) as error:
-        raise ConfigError(f"{error}; it must be an own address, or memifN for the interface with --id N") from error
+        raise ConfigError(f"{error}; give an own address, or memifN for the interface with --id N") from error
 
 
 def _apply_source(arguments: argparse.Namespace) -> tuple[bytes | None, str | None]:
