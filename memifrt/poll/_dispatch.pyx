@@ -5,6 +5,7 @@ It waits in the epoll set itself, unless gevent may have patched the process: th
 greenlets run.
 """
 
+cimport cython
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.ref cimport PyObject
 from libc.errno cimport EINTR, errno
@@ -77,9 +78,9 @@ cdef class NativeDispatcher:
         if timeout is not None:
             if type(timeout) is not int and type(timeout) is not float:
                 return self.poll_slowly(timeout)
-            seconds = timeout
-            if not 0 <= seconds <= longest_wait:
+            if not 0 <= timeout <= longest_wait:
                 return self.poll_slowly(timeout)
+            seconds = timeout
         if seconds and "gevent.monkey" in modules:
             return self.poll_slowly(timeout)
         count = self.wait(ready, seconds)
@@ -108,7 +109,12 @@ cdef class NativeDispatcher:
     cdef object poll_slowly(self, timeout):
         """Wait as the poller waits."""
         cdef int handled = 0
-        ready, cancelled = self.poller.wait(timeout)
+        try:
+            ready, cancelled = self.poller.wait(timeout)
+        except OSError:
+            if self.stopped:  # a signal handler closed the poller during the wait
+                return 0
+            raise
         for fd, events in ready:
             if self.stopped:
                 return handled
@@ -143,10 +149,12 @@ cdef class NativeDispatcher:
 
     cdef bint call_handler(self, fd, events) except -1:
         """Pass events to the handler of an fd; return whether it has one."""
-        cdef PyObject *found = PyDict_GetItemWithError(self.handlers, fd)
-        if found is NULL:
-            return False
-        handler = <object> found
+        cdef PyObject *found
+        with cython.critical_section(self.handlers):  # another thread may take the handler out of them
+            found = PyDict_GetItemWithError(self.handlers, fd)
+            if found is NULL:
+                return False
+            handler = <object> found
         self.busy = True
         try:
             handler(events)

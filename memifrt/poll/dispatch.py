@@ -80,7 +80,12 @@ class PythonDispatcher:
     def poll(self, timeout: float | None) -> int:
         poller = self._poller
         assert poller is not None
-        ready, cancelled = poller.wait(timeout)
+        try:
+            ready, cancelled = poller.wait(timeout)
+        except OSError:
+            if self._stopped:  # a signal handler closed the poller during the wait
+                return 0
+            raise
         handled = 0
         for fd, events in ready:
             if self._stopped:
