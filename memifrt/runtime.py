@@ -41,7 +41,7 @@ from memifrt.options import (
     RuntimeOptions,
     check_name,
 )
-from memifrt.poll.dispatch import make_dispatcher
+from memifrt.poll.dispatchers import make_dispatcher
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.hook import FdRegistry, Hook
 from memifrt.poll.schedule import Schedule

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from memifrt.errors import PollCancelled
+from memifrt.poll.hook import Handler
 from memifrt.types import FdEvent
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("memifrt")
 
-#: Called with the events that are ready.
-Handler = Callable[[FdEvent], object]
 #: Called with an exception that a handler raised.
 OnError = Callable[[Exception], object]
 
@@ -126,14 +125,3 @@ def report_failure(on_error: OnError, error: Exception) -> None:
         # Not raised: the loop might then drop the fd, which on_error is meant to prevent.
         failure.__context__ = error
         logger.error("on_error raised an exception itself", exc_info=failure)
-
-
-def make_dispatcher(
-    handlers: dict[int, Handler], poller: EpollPoller | None = None, on_error: OnError | None = None
-) -> Dispatcher:
-    """Return a dispatcher: the compiled one, if there is one. The parameters are those of :class:`PythonDispatcher`."""
-    try:
-        from memifrt.poll._dispatch import NativeDispatcher
-    except ImportError:
-        return PythonDispatcher(handlers, poller, on_error)
-    return NativeDispatcher(handlers, poller, on_error)

@@ -14,13 +14,14 @@ import sys
 from collections.abc import Callable
 
 from memifrt.errors import ConfigError, ErrorCode, MemifError
-from memifrt.poll.dispatch import Handler
 from memifrt.types import FdEvent
 
 #: ``control_fd_update(fd, events)``.
 Hook = Callable[[int, FdEvent], object]
 #: ``control_fd_handler(fd, events)``: a loop calls it with the events that are ready.
 FdHandler = Callable[[int, FdEvent], object]
+#: Called with the events that are ready.
+Handler = Callable[[FdEvent], object]
 
 
 class FdRegistry:

@@ -12,8 +12,10 @@ import pytest
 
 from memifrt import ConfigError, FdEvent, PollCancelled, Runtime
 from memifrt.poll._dispatch import NativeDispatcher
-from memifrt.poll.dispatch import Dispatcher, Handler, OnError, PythonDispatcher, make_dispatcher
+from memifrt.poll.dispatch import Dispatcher, OnError, PythonDispatcher
+from memifrt.poll.dispatchers import make_dispatcher
 from memifrt.poll.epoll import EpollPoller
+from memifrt.poll.hook import Handler
 from tests.lib.support import DEADLINE
 
 
