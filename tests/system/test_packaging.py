@@ -40,6 +40,8 @@ RING_SOURCES = {
 EVENTFD_SOURCES = {f"memifrt/system/{name}" for name in ("_eventfd.pyx", "_eventfd.pxd", "eventfd_calls.h")}
 #: And the guards of memory that a peer may truncate.
 SIGBUS_SOURCES = {f"memifrt/memory/{name}" for name in ("_sigbus.pyx", "memif_sigbus.h")}
+#: And what passes events to handlers.
+DISPATCH_SOURCES = {"memifrt/poll/_dispatch.pyx"}
 WHICH = "import memifrt.ring; print(memifrt.ring.__impl__)"
 SLOW = "packets go through the rings in Python"
 WITHOUT_NATIVE = "import sys; sys.modules['memifrt.ring._native'] = None; "
@@ -155,7 +157,7 @@ def test_every_source_of_the_compiled_rings_builds_them_anew_when_it_changes() -
     included = [*re.findall(r'include "(.+)"', (PROJECT / "memifrt/ring/_native.pyx").read_text()), "memif_ring.h"]
     assert {f"memifrt/ring/{name}" for name in ["_native.pyx", *included]} == RING_SOURCES
     built = succeeded(run("make", "--silent", "--eval", "show: ; @echo $(BUILT)", "show", cwd=PROJECT)).split()
-    assert set(built) >= RING_SOURCES | EVENTFD_SOURCES | SIGBUS_SOURCES
+    assert set(built) >= RING_SOURCES | EVENTFD_SOURCES | SIGBUS_SOURCES | DISPATCH_SOURCES
 
 
 @pytest.fixture
@@ -163,7 +165,9 @@ def sources(tmp_path: Path) -> Path:
     """A copy of what an sdist is made of; nothing in it is built."""
     copy = tmp_path / "sources"
     copy.mkdir()
-    unbuilt = shutil.ignore_patterns("__pycache__", "*.so", "_native.c", "_eventfd.c", "_sigbus.c", "_packets.c")
+    unbuilt = shutil.ignore_patterns(
+        "__pycache__", "*.so", "_native.c", "_eventfd.c", "_sigbus.c", "_dispatch.c", "_packets.c"
+    )
     for name in SOURCES:
         if (PROJECT / name).is_dir():
             shutil.copytree(PROJECT / name, copy / name, ignore=unbuilt)
@@ -198,7 +202,7 @@ def test_wheel_runs_in_an_empty_environment_without_a_compiler(sources: Path, ve
     (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
     with tarfile.open(sdist) as archive:
         shipped = {name.partition("/")[2] for name in archive.getnames()}
-    package = {*RING_SOURCES, *EVENTFD_SOURCES, *SIGBUS_SOURCES}
+    package = {*RING_SOURCES, *EVENTFD_SOURCES, *SIGBUS_SOURCES, *DISPATCH_SOURCES, "memifrt/poll/_dispatch.pyi"}
     package |= {"memifrt/ring/_native.pyi", "memifrt/memory/_sigbus.pyi", "memifrt/py.typed"}
     assert shipped >= {"LICENSE", "README.md", "pyproject.toml", "setup.py", *package}
     assert not [name for name in shipped if name.endswith((".c", ".so"))]
