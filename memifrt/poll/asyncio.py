@@ -166,9 +166,11 @@ class AsyncioPoller:
 
     def _ready(self, fd: int, event: FdEvent) -> None:
         """Handle an event if this round has a place for it. Otherwise the fd is ready again in the next round."""
-        event &= self._wanted.get(fd, _NOTHING)
-        if not event:  # this event is no longer watched
-            return
+        wanted = self._wanted.get(fd, _NOTHING)
+        if wanted is not event:  # combining enum members takes a microsecond
+            event &= wanted
+            if not event:  # this event is no longer watched
+                return
         if fd in self._reserved:
             self._reserved.discard(fd)
             del self._postponed[fd]
