@@ -2,7 +2,7 @@
 
 Owns the texts of ``-e``, ``-v``, ``-q``, ``-x``, ``-X``, ``-A`` and ``-t``. No content of a packet makes it raise:
 truncated parts are marked ``[|proto]``. Names are never looked up, so ``-n`` changes nothing here. Sequence numbers of
-TCP are absolute, as with tcpdump's ``-S``. What is inside UDP and TCP is not shown.
+TCP are absolute, as with tcpdump's ``-S``. The content of UDP and TCP is not shown.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _SYN_FIN_RST, _ACK, _URG = 0x07, 0x10, 0x20
 _IP_OPTIONS = {0: "EOL", 1: "NOP", 7: "RR", 68: "timestamp", 131: "LSRR", 137: "SSRR", 148: "RA"}
 _DIRECTIONS = ("In", "B", "M", "P", "Out")
 _UNPRINTABLE = re.compile(rb"[^\x21-\x7e]")
-#: What ``-A`` replaces: all but printable characters, blanks, and a carriage return that ends a line.
+#: The characters that ``-A`` replaces: all but printable characters, blanks, and a carriage return that ends a line.
 _NOT_ASCII = re.compile(rb"(?!\r\n)[^\t\n\x20-\x7e]")
 
 
@@ -206,7 +206,7 @@ def _address(raw: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Datagram:
-    """What a transport header needs to know of its IP packet.
+    """The facts that a transport header needs of its IP packet.
 
     :ivar source: the source address as a text; empty if it has been printed already.
     :ivar target: the destination address as a text; empty if it has been printed already.

@@ -79,7 +79,7 @@ _SHORTEST_FRAME = 60
 #: The longest answer of a user to ``--oneatatime``, in bytes.
 _ANSWER = 4096
 
-#: What to do with packets that were cut at capture.
+#: The ways to treat packets that were cut at capture.
 CUT_CHOICES = ("pad", "send", "skip")
 
 

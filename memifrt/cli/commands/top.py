@@ -349,7 +349,7 @@ def lines(
     """Return all lines, with as much detail as fits into ``height`` lines (None: no limit).
 
     With little room the headers of interfaces get shorter first. Then all queues of a direction share a row. Then each
-    interface has one line, with its rates. What still does not fit can be scrolled to.
+    interface has one line, with its rates. The user can scroll to lines that still do not fit.
 
     :param view: what to show. Its offset is limited to the last line.
     """
