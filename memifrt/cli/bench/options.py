@@ -83,9 +83,7 @@ class Options:
         if self.payload == "icmp" and self.mode == "gen" and self.check == "content":
             raise ConfigError("payload is icmp; the reply is another packet, so check must be count")
         if self.mode == "gen" and self.check == "content" and self.size < SEQUENCE_BYTES:
-            raise ConfigError(
-                f"size is {self.size}; a packet that is checked has at least {SEQUENCE_BYTES} bytes"
-            )
+            raise ConfigError(f"size is {self.size}; a packet that is checked has at least {SEQUENCE_BYTES} bytes")
         self._check_imix()
         self._check_threads()
         if self.interval and not self.interval >= SHORTEST_INTERVAL:
