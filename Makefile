@@ -1,4 +1,4 @@
-# make run   sets up .venv and runs the demo          make lint  ruff and mypy --strict
+# make run   sets up .venv and runs the demo          make lint  ruff, mypy --strict, spelling and prose
 # make test  sets up .venv and runs the tests         make wheel builds an sdist and, from it, a manylinux wheel into dist/
 # make bench measures, and writes docs/benchmarks.md   make clean removes what these made
 # make fuzz  hostile peers and memory, TIME=60 seconds  make soak  traffic and killed peers, TIME=600 seconds
@@ -60,6 +60,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/python -m tests.prose
 	$(BIN)/mypy
 
 wheel: $(VENV)/.dev

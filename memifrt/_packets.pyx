@@ -367,9 +367,9 @@ cdef class LaneState:
 def check_marks(matrix, lengths, Py_ssize_t count, uint32_t run, int64_t now, lanes):
     """Check the packets in the first rows.
 
-    :param run: the number of the run whose packets count.
+    :param run: the number of the run that is measured.
     :param now: when they came, in nanoseconds.
-    :param lanes: by number, objects whose ``state()`` returns the lane's :class:`LaneState`.
+    :param lanes: by number, an object for each lane; its ``state()`` returns the :class:`LaneState`.
     :returns: how many packets are of no lane or of another run.
     """
     cdef Numbers rows = Numbers(matrix, False), sizes = Numbers(lengths, False)

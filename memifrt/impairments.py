@@ -35,7 +35,7 @@ _TICK = 0.001
 
 
 class ImpairedLink:
-    """A link between two memifs whose packets are delayed, lost or changed; a thread forwards them.
+    """A link between two memifs that delays, loses or changes packets; a thread forwards them.
 
     It is a context manager that closes itself. Change the impairments while it runs::
 
@@ -50,7 +50,7 @@ class ImpairedLink:
         default, so that both peers are slaves.
     :raises MemifError: an option is wrong, or an interface cannot be created.
 
-    :ivar a_to_b: the impairment in that direction, whose attributes can be changed at any time.
+    :ivar a_to_b: the impairment in that direction; its attributes can be changed at any time.
     :ivar b_to_a: the impairment in the other direction.
     """
 

@@ -64,7 +64,7 @@ class HasFileno(Protocol):
         """Return the fd."""
 
 
-#: What may end :meth:`TxQueue.forward_from`.
+#: The objects that may end :meth:`TxQueue.forward_from`.
 Stop = Union[int, HasFileno, "ReadableBuffer"]
 
 

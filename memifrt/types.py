@@ -60,7 +60,7 @@ class Role(IntEnum):
 
 
 class Mode(IntEnum):
-    """What a packet contains: an Ethernet frame, an IP packet, or VPP's punt/inject."""
+    """The kind of packets: an Ethernet frame, an IP packet, or VPP's punt/inject."""
 
     ETHERNET = 0
     IP = 1

@@ -1,4 +1,4 @@
-"""What a VPP plugin's tests look like: packets go in at one memif and come out, or not, at another.
+"""Test a VPP plugin: packets go in at one memif and come out, or not, at another.
 
 One VPP with two memifs is started for the whole module. Where there is no VPP, DPDK's testpmd takes its place in the
 tests that need no command line: it forwards between two memifs, too. Where there is neither, the tests are skipped, and
@@ -19,7 +19,7 @@ from memifrt.testing.vpp import Vpp
 
 @dataclass
 class Lab:
-    """What goes in at ``west`` comes out at ``east``, and back."""
+    """Two ports: a packet that goes in at ``west`` comes out at ``east``, and back."""
 
     west: MemifPort
     east: MemifPort

@@ -2,7 +2,7 @@
 
 Owns the texts of ``-e``, ``-v``, ``-q``, ``-x``, ``-X``, ``-A`` and ``-t``. No content of a packet makes it raise:
 truncated parts are marked ``[|proto]``. Names are never looked up, so ``-n`` changes nothing here. Sequence numbers of
-TCP are absolute, as with tcpdump's ``-S``. What is inside UDP and TCP is not shown.
+TCP are absolute, as with tcpdump's ``-S``. The content of UDP and TCP is not shown.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ _REDIRECTS = (
     "redirect-tos {} to net {}",
     "redirect-tos {} to host {}",
 )
-#: ICMP messages whose type says everything.
+#: ICMP messages that have no codes.
 _ICMP_NAMES = {
     4: "source quench",
     10: "router solicitation",
@@ -96,7 +96,7 @@ _ICMP_NAMES = {
 _ECN = ("", ",ECT(1)", ",ECT(0)", ",CE")
 _DIRECTIONS = ("In", "B", "M", "P", "Out")
 _UNPRINTABLE = re.compile(rb"[^\x21-\x7e]")
-#: What ``-A`` replaces: all but printable characters, blanks, and a carriage return that ends a line.
+#: The characters that ``-A`` replaces: all but printable characters, blanks, and a carriage return that ends a line.
 _NOT_ASCII = re.compile(rb"(?!\r\n)[^\t\n\x20-\x7e]")
 
 
@@ -239,7 +239,7 @@ def _address(raw: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Datagram:
-    """What a transport header needs to know of its IP packet.
+    """The facts that a transport header needs of its IP packet.
 
     :ivar source: the source address as a text; empty if it has been printed already.
     :ivar target: the destination address as a text; empty if it has been printed already.

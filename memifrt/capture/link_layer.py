@@ -124,7 +124,7 @@ def _as_it_is(data: bytes) -> bytes:
 
 
 def _loopback_to_ip(made: Conversion, data: bytes) -> bytes | None:
-    """Remove the number of the address family, whose byte order and values differ between systems."""
+    """Remove the number of the address family; its byte order and values differ between systems."""
     packet = data[_LOOPBACK_BYTES:]
     return made(packet) if packet and packet[0] >> 4 in (4, 6) else None
 

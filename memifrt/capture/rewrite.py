@@ -24,11 +24,11 @@ _IPV4, _ARP, _IPV6 = 0x0800, 0x0806, 0x86DD
 _ETHERNET_IPV4_ARP = bytes.fromhex("0001 0800 06 04")
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _AUTHENTICATION, _DESTINATION = 0, 43, 44, 51, 60
 _UDP = 17
-#: Where the checksum is in the header of each protocol whose checksum covers the IP addresses: TCP, UDP, UDP-Lite.
+#: Where the checksum is in the header of each protocol with a checksum over the IP addresses: TCP, UDP, UDP-Lite.
 _CHECKSUM_AT = {6: 16, _UDP: 6, 136: 6}
 #: ICMPv6 covers them, too.
 _CHECKSUM_AT_6 = {**_CHECKSUM_AT, 58: 2}
-#: The most addresses whose rewriting is remembered.
+#: The most addresses to remember the rewriting of.
 _REMEMBERED = 1 << 16
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]:\[([^\[\]]*)\]")
 _U16 = struct.Struct("!H")

@@ -171,7 +171,7 @@ def add_secret_arguments(group: argparse._ArgumentGroup) -> None:
         type=lambda path: parse(_first_line(path)),
         default=argparse.SUPPRESS,
         metavar="PATH",
-        help="a file whose first line is the secret; other users of the machine can see --secret",
+        help="a file with the secret in its first line; other users of the machine can see --secret",
     )
 
 

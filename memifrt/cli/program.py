@@ -105,7 +105,7 @@ class ProgramInterface:
 
 
 class _ProgramRuntime(Runtime):
-    """A runtime that tells when it waits for a peer, and whose masters use the listeners of socket activation."""
+    """A runtime that tells when it waits for a peer. Its masters use the listeners of socket activation."""
 
     listeners = InheritedListeners([])
 

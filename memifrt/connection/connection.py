@@ -39,7 +39,7 @@ _MESSAGES_PER_EVENT = 16
 
 
 class ConnectionOwner(Protocol):
-    """What a connection needs of the interface that it belongs to."""
+    """The part of its interface that a connection needs."""
 
     @property
     def config(self) -> InterfaceConfig: ...
@@ -83,7 +83,7 @@ class ConnectionOwner(Protocol):
 
 
 class ConnectionOrigin(Protocol):
-    """What a master's connection needs of the socket on which its peer was accepted."""
+    """The part of a socket that a master's connection needs; its peer was accepted on it."""
 
     @property
     def external_region(self) -> ExternalRegion | None:

@@ -1,4 +1,4 @@
-"""What libmemif's calls take and return: handles, structures of arguments and of details, kinds of callbacks.
+"""The arguments and results of libmemif's calls: handles, structures of arguments and of details, kinds of callbacks.
 
 Owns the names of libmemif.h for them. Adds nothing to the objects behind the handles.
 """

@@ -1,4 +1,4 @@
-/* The SIGBUS handler that maps zero pages over a mapping whose file was truncated, and the table of guarded mappings.
+/* The SIGBUS handler that maps zero pages over a mapping when its file was truncated, and the table of guarded mappings.
  *
  * The handler runs on the thread that touched a lost page, in the middle of a copy, with or without the interpreter's
  * lock. So it may use nothing but atomic loads and stores, and system calls that signal-safety(7) allows or that are bare
@@ -6,14 +6,14 @@
  *
  * A guard that is released while a handler walks the table
  * --------------------------------------------------------
- * A slot of the table is never freed, so a handler can always read it. What must not happen is that a handler acts on a
+ * A slot of the table is never freed, so a handler can always read it. A handler must not act on a
  * guard after its release: its address may then belong to another mapping, and its channel's fd to another file.
  *
  * A handler first adds 1 to `users` of the slot, then loads `state`, and acts only on GUARDING. A release first stores
  * LEAVING, then loads `users`, and waits until it is 0. All four are sequentially consistent: in their one order either
  * the handler's addition comes before the release's load, and the release waits until the handler has finished; or it
  * comes after it, and so after the store, and the handler sees LEAVING (or a later state) and does nothing. If the slot
- * has been taken again in between, the handler sees the new guard, whose address it checks after the load: then this
+ * has been taken again in between, the handler sees the new guard and checks its address after the load: then this
  * guard is meant.
  *
  * The wait ends. A handler holds `users` for two system calls that wait for no peer, and a thread cannot release a guard
@@ -23,7 +23,7 @@
  * The channel's fd
  * ----------------
  * A memif_hangup holds the fd in the same way: a handler adds 1 to its `users`, then loads `fd`; before the fd is closed,
- * memif_hangup_forget stores -1 and waits until `users` is 0. So no handler shuts down an fd that has been closed, whose
+ * memif_hangup_forget stores -1 and waits until `users` is 0. So no handler shuts down an fd that has been closed: its
  * number may be another file's. The memory of a memif_hangup outlives the guards that point to it, because each Guard
  * holds a reference to its HangUp until the guard is released. In a forked child every fd is forgotten: the sockets are
  * the parent's. */

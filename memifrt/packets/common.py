@@ -1,4 +1,4 @@
-"""What IPv4 and IPv6 packets share: the Ethernet header, the echo header, and the internet checksum."""
+"""The common parts of IPv4 and IPv6 packets: the Ethernet header, the echo header, and the internet checksum."""
 
 from __future__ import annotations
 

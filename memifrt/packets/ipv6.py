@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # version, traffic class and flow label; payload length, next header, hop limit, source, destination (RFC 8200)
 _IPV6 = struct.Struct("!IHBB16s16s")
-# what the checksum covers besides the message: source, destination, length, next header (RFC 8200, section 8.1)
+# the checksum also covers: source, destination, length, next header (RFC 8200, section 8.1)
 _PSEUDO_HEADER = struct.Struct("!16s16sII")
 # type, code, checksum, flags, target (RFC 4861, sections 4.3 and 4.4)
 _NEIGHBOUR = struct.Struct("!BBHI16s")
@@ -92,7 +92,7 @@ def answer_echo(packet: memoryview, start: int, ip: bytes) -> bool:
 def answer_solicitation(packet: memoryview, start: int, ip: bytes, mac: bytes, asker: bytes) -> bytes | None:
     """Turn a neighbour solicitation for ``ip`` into the advertisement.
 
-    The advertisement tells ``mac`` where the solicitation has an option in whose place that fits. All multicast
+    The advertisement tells ``mac`` if the solicitation has an option that leaves room for it. All multicast
     solicitations have one, except those that only look for another host with the same address (RFC 4862), for which
     every advertisement is an answer.
 

@@ -21,7 +21,7 @@ from memifrt.system import original_functions
 from memifrt.system.forks import abandon_after_fork
 from memifrt.types import FdEvent, check_range
 
-#: What epoll reports whether or not it was asked for.
+#: The events that epoll reports without being asked.
 _ERRORS = select.EPOLLERR | select.EPOLLHUP
 
 #: The most events to handle before other tasks get a turn; see :data:`memifrt.poll.asyncio.DEFAULT_BATCH`.

@@ -52,7 +52,7 @@ class Report:
     #: Buffers in the target's ring that its peer had not taken at the end, and packets that still waited for room.
     left: int = 0
     waiting: int = 0
-    #: What an impairment did to packets that it did not drop, and the packets that it still delays.
+    #: The number of changes to packets that were not dropped, and the packets that it still delays.
     impaired: dict[str, int] = field(default_factory=dict)
     delayed: int = 0
 
@@ -109,7 +109,7 @@ class Direction:
         return count
 
     def deliver(self) -> bool:
-        """Send delayed packets whose time has come, and take no others; return whether any were sent."""
+        """Send delayed packets that are due, and take no others; return whether any were sent."""
         return False
 
     def wake_at(self) -> float:

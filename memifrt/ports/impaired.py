@@ -1,4 +1,4 @@
-"""A direction of a bridge whose packets are delayed, lost or changed.
+"""A direction of a bridge that delays, loses or changes packets.
 
 Owns the way of packets through a line (``memifrt.ports.impaired_line``) and out of it in time, and what happens to the
 packets in it when the peer of the target goes.
@@ -79,7 +79,7 @@ class Impaired(Carry):
         return len(packets)
 
     def _deliver(self, qid: int) -> bool:
-        """Send the packets of a queue whose time has come, as far as there is room; return whether any were sent."""
+        """Send the packets of a queue that are due, as far as there is room; return whether any were sent."""
         packets: Sequence[bytes] = self._left.pop(qid, ())
         if not packets:
             packets = self._line.take(self._clock(), qid)

@@ -22,7 +22,7 @@ from memifrt.ports.impairment import GilbertElliott, Impairment, Settings
 _SECOND = 1_000_000_000
 #: Packets are kept by the time at which they leave, in slots of 2 ** 17 ns, 131 us.
 _SLOT_BITS = 17
-#: What a delayed packet takes besides its bytes: objects of Python.
+#: The bytes that a delayed packet takes besides its own: objects of Python.
 OVERHEAD = 128
 #: The number of values in a table of a distribution.
 _TABLE = 4096
@@ -33,7 +33,7 @@ _Stage = Callable[[Sequence[bytes]], Sequence[bytes]]
 
 
 class Line:
-    """One direction through an :class:`Impairment`: :meth:`put` packets in, and :meth:`take` those whose time has come.
+    """One direction through an :class:`Impairment`: :meth:`put` packets in, and :meth:`take` those that are due.
 
     :param stream: the number of the direction, so that two with the same seed decide differently.
     """
@@ -98,7 +98,7 @@ class Line:
                 self._let_go([*run], now, qid)
 
     def take(self, now: int, qid: int = 0) -> list[bytes]:
-        """Return the packets of a queue whose time has come, in the order in which they leave."""
+        """Return the packets of a queue that are due, in the order in which they leave."""
         timeline = self._timelines.get(qid)
         if timeline is None:
             return []

@@ -421,7 +421,7 @@ class _Setting(Generic[_G, _S]):
 
 
 class Impairment:
-    """What happens to the packets of one direction. The words and their meaning are those of tc-netem(8).
+    """The settings for the packets of one direction. The words and their meaning are those of tc-netem(8).
 
     Every parameter is also an attribute. Assign to it at any time, from any thread: the next packet meets the new
     value. Packets that are delayed already keep their time. A text has tc's units.
@@ -436,7 +436,7 @@ class Impairment:
     :param corrupt: the probability, or ``"1%"``, that one random bit of a packet is flipped.
     :param rate: bit/s, or ``"100mbit"``; 0 means no limit. A packet counts with its bytes in the memif.
     :param queue: the most packets that wait for ``rate``; further packets are dropped.
-    :param memory: the most bytes of delayed packets, each of which counts with its length and 128 bytes; further
+    :param memory: the most bytes of delayed packets. Each packet counts with its length and 128 bytes; further
         packets are dropped. A number, or ``"256mb"``.
     :param seed: the same seed makes the same decisions for the same packets; None takes a random one.
     :param match: only these packets are impaired: a filter in tcpdump's language, which needs libpcap, or a function
@@ -504,7 +504,7 @@ class Impairment:
         return settings
 
     def changed(self, changes: Mapping[str, object]) -> Settings:
-        """Return the settings after some changes, each of which is checked by itself."""
+        """Return the settings after some changes; each is checked by itself."""
         checked: dict[str, object] = {}
         for name, value in changes.items():
             checked[name] = parse_setting(name, value)

@@ -1,4 +1,4 @@
-"""What a receive and a transmit queue do: the contract that the readable and the compiled queues fulfil."""
+"""Define receive and transmit queues: the contract that the readable and the compiled queues fulfil."""
 
 from __future__ import annotations
 

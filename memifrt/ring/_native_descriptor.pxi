@@ -37,10 +37,10 @@ cdef enum:
     # A flag that exists only in our copies: forward leaves this packet out. A peer cannot set it, because a copy keeps
     # no flag of the peer's but NEXT.
     DROPPED = 0x8000
-    # Buffers ahead whose first cache line is fetched while the present one is copied: a miss across cores costs about
+    # Buffers ahead to fetch the first cache line of, while the present one is copied: a miss across cores costs about
     # as much as copying a few small packets.
     AHEAD = 6
-    # Buffers ahead all of whose cache lines are fetched to copy into. Further ahead, large packets would lose them again.
+    # Buffers ahead to fetch all cache lines of, to copy into. Further ahead, large packets would lose them again.
     NEAR = 3
     # Posted descriptors that are copied at a time, so that a short burst does not copy a long ring.
     CHUNK = 64

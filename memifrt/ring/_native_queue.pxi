@@ -45,7 +45,7 @@ def abandon(thing, pid):
 cdef class Queue:
     """See :class:`memifrt.queue.contract.Queue`."""
 
-    # For who calls abandon() after a fork.
+    # The fork handler refers to it weakly, to call abandon().
     cdef object __weakref__
     cdef readonly int qid
     cdef readonly int ring_size
@@ -204,7 +204,7 @@ cdef class Queue:
 
 @cython.final
 cdef class Loop:
-    """What ``forward_from`` needs of its arguments and of the queues, without Python."""
+    """The state that ``forward_from`` needs of its arguments and of the queues, without Python."""
 
     # Buffers a round; packets in all, or -1; nanoseconds of the clock at the end, or -1.
     cdef int limit
@@ -596,7 +596,7 @@ cdef class TxQueue(Queue):
             finally:
                 self.after_loop(ring)
                 if not queue.polling and queue.ring is not None:
-                    queue.notify()  # packets may be left whose kick was read
+                    queue.notify()  # packets may be left after their kick was read
         except RingViolation as error:
             raise (self.fail(error) if error.sending else queue.fail(error)) from error
         self.await_end()

@@ -1,4 +1,4 @@
-# What all four rings have in common: the header, descriptors, counters, and a slave's record of its buffers.
+# The common parts of all four rings: the header, descriptors, counters, and a slave's record of its buffers.
 # The twin of reference/ring.py: the same names, the same checks, the same order.
 # Read docs/memory-order.md before you change the order of two accesses of shared memory.
 
@@ -6,7 +6,7 @@
 cdef class RingBase:
     """A ring in shared memory, and what we count on it."""
 
-    # For who calls abandon() after a fork.
+    # The fork handler refers to it weakly, to call abandon().
     cdef object __weakref__
     cdef readonly int size
     cdef uint16_t mask

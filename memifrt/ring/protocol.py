@@ -1,4 +1,4 @@
-"""What a ring and a burst do: the Protocols that every ring implementation fulfils.
+"""Define rings and bursts: the Protocols that every ring implementation fulfils.
 
 Owns the types that go in and come out. Knows nothing of sockets, callbacks or configuration.
 
@@ -422,7 +422,7 @@ class Glance:
 
 
 class RingImplementation(Protocol):
-    """What the module of an implementation exports."""
+    """The names that the module of an implementation exports."""
 
     def slave_rx(self, memory: RingMemory, buffers: SlaveBuffers) -> RxRing:
         """Make the slave's end of an M2S ring."""

@@ -224,7 +224,7 @@ class PageServer:
     def admits(self, host: str | None) -> bool:
         """Return whether a request for ``host`` may be answered.
 
-        A page on a loopback address answers only to names of this host. Otherwise a website whose name is made to
+        A page on a loopback address answers only to names of this host. Otherwise a website with a name that is made to
         resolve to 127.0.0.1 could read the page with the user's browser (DNS rebinding). The port does not matter, so
         that a tunnel to another port works.
         """

@@ -2,7 +2,7 @@
 
 Owns the configuration of a port, its text, and the change of tags. Knows nothing of ports or tables.
 
-A frame with a tag of another type, such as 802.1ad (0x88a8), counts as untagged. A frame whose tag has VLAN 0 (a
+A frame with a tag of another type, such as 802.1ad (0x88a8), counts as untagged. A frame with a tag of VLAN 0 (a
 priority tag) counts as untagged, too; its priority is kept if the frame leaves with a tag.
 """
 
@@ -32,7 +32,7 @@ class PortVlans:
 
     :ivar untagged: the VLAN of frames without a tag, the only one of an access port and the native one of a trunk; 0 if
         a trunk has none.
-    :ivar tagged: the VLANs whose frames have a tag. Empty for an access port.
+    :ivar tagged: the VLANs with a tag in their frames. Empty for an access port.
     """
 
     untagged: int = 0

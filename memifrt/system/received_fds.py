@@ -64,7 +64,7 @@ _never.acquire()
 
 
 def is_trusted(uid: int) -> bool:
-    """Return whether this is our own user or root, who could kill this process anyway."""
+    """Return whether this is our own user or root; either could kill this process anyway."""
     return uid in (0, os.geteuid())
 
 

@@ -1,4 +1,4 @@
-"""What a test makes with memifrt: ports, pairs, listeners, responders, and other programs to talk to.
+"""Objects that a test makes with memifrt: ports, pairs, listeners, responders, and other programs to talk to.
 
 Owns the background thread, the directory of the sockets and the programs, and ends them all.
 """

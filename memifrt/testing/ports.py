@@ -335,7 +335,7 @@ class MemifPort:
 
 
 class PortMaker(Protocol):
-    """What makes the ports to a peer: :class:`memifrt.testing.memif.Memif`."""
+    """The maker of the ports to a peer: :class:`memifrt.testing.memif.Memif`."""
 
     def directory(self) -> Path: ...
     def socket(self) -> str: ...

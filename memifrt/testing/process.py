@@ -48,7 +48,7 @@ def find_program(name: str, variable: str, how: str) -> str:
 
 
 class Peer:
-    """A process whose output a thread collects.
+    """A process, and a thread that collects its output.
 
     :param name: its name for messages and files.
     :param with_input: whether its standard input is a pipe, for :meth:`tell`. It ends with us.
@@ -87,7 +87,7 @@ class Peer:
 
     @property
     def state(self) -> str:
-        """What to say about it: that it runs, or how it ended."""
+        """Return a text about it: that it runs, or how it ended."""
         if self._process is None:
             return f"{self.name} is not started"
         status = self._process.poll()

@@ -50,7 +50,7 @@ class TestpmdOptions(PortOptions, total=False):
 
 @dataclass(frozen=True)
 class PortStatistics:
-    """What testpmd has counted on one of its ports since forwarding began."""
+    """The counters of one of testpmd's ports since forwarding began."""
 
     rx_packets: int
     rx_dropped: int

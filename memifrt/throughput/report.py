@@ -48,7 +48,7 @@ class SizeReport:
     :ivar ndr: the highest load without any loss; None if it was not searched.
     :ivar pdr: the highest load that loses at most 0.5 % (or what ``Method.pdr`` says); None if it was not searched.
     :ivar generator: frames a second of the generator against itself, or None.
-    :ivar late: the number of trials whose loss may be the generator's; they were made again, up to twice.
+    :ivar late: the number of trials with loss that may be the generator's; they were made again, up to twice.
     :ivar reason: why the measurement of this size ended early; empty if it did not.
     """
 

@@ -19,7 +19,7 @@ from memifrt.throughput.trial import Trial, TrialResult
 if TYPE_CHECKING:
     from MLRsearch import GoalResult, MeasurementResult
 
-#: What a search needs; see :func:`require`.
+#: The error for a missing library; see :func:`require`.
 _EXTRA = "memifrt throughput needs {name}, which is not installed: pip install 'memifrt[throughput]'"
 #: The smallest ratio of the highest load to the lowest: the library cannot search in less.
 _LEAST_SPAN = 1.1
@@ -29,7 +29,7 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What is known of NDR or PDR, in frames a second.
+    """The bounds of NDR or PDR that are known, in frames a second.
 
     :ivar loss_ratio: the goal: the share of frames that may be lost.
     :ivar lower: the highest load that keeps to the goal; None if even the lowest load loses more.
@@ -50,7 +50,8 @@ class Rate:
 class Found:
     """The result of one search.
 
-    :ivar late: the number of trials whose loss may be the generator's. All but the last at the same load are left out.
+    :ivar late: the number of trials with loss that may be the generator's. All but the last at the same load are
+        left out.
     :ivar reason: why the search ended early; empty if it did not.
     """
 

@@ -1,4 +1,4 @@
-"""What a trial is: frames of one size, offered at one rate for some time, and what came of them.
+"""A trial: frames of one size, offered at one rate for some time, and what came of them.
 
 Owns the contract between the search and the generator. It knows neither of them.
 """

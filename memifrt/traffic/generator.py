@@ -41,7 +41,7 @@ _NAP = 0.0005
 
 
 class TrafficInterface(Protocol):
-    """What the generator needs of an interface: :class:`memifrt.Interface` has it."""
+    """The part of an interface that the generator needs: :class:`memifrt.Interface` has it."""
 
     @property
     def mode(self) -> Mode: ...
@@ -58,7 +58,7 @@ class TrafficInterface(Protocol):
 
 @dataclass
 class _End:
-    """One interface, with what is sent on it and who checks what comes."""
+    """One interface, with the flows that are sent on it and the receiver that checks the packets from it."""
 
     interface: TrafficInterface
     sender: Sender

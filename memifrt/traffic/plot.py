@@ -34,7 +34,7 @@ def check_plot(path: str) -> None:
 
 
 def plot_path(path: str) -> str:
-    """Return a path whose format is known.
+    """Return a path of a known format.
 
     :raises ConfigError: its name does not end with .png or .svg.
     """

@@ -1,4 +1,4 @@
-"""Prepare packets in bulk: a matrix with a row for each packet, whose fields are rewritten in place.
+"""Prepare packets in bulk: a matrix with a row for each packet. Fields are rewritten in place.
 
 A :class:`Lane` is what a stream sends on one queue in one direction. Owns the rows, and how far they are sent. If the
 fields repeat soon, all rows are made once; otherwise the rows are made anew with vector operations after the last one
@@ -30,8 +30,8 @@ try:
 except ImportError:  # it is not compiled
     write_marks = None  # type: ignore[assignment]
 
-#: The rows of a block whose fields are rewritten: enough that the time of the calls of NumPy is small for each packet,
-#: and few enough that the rows stay in the core's cache.
+#: The rows of a block that is rewritten at once: enough that a call of NumPy costs little for each packet, and few enough
+#: that the rows stay in the core's cache.
 _ROWS = 4096
 _LEAST_ROWS = 256
 _BLOCK_BYTES = 2 << 20
@@ -59,7 +59,7 @@ class Template:
 
 
 def marked(templates: Sequence[Template], *, fcs: bool) -> list[Template]:
-    """Return templates whose packets will have a mark. What the mark's check value covers counts 0 in their checksums.
+    """Return templates of packets that will have a mark. Bytes under the mark's check value count 0 in their checksums.
 
     :param fcs: whether sizes in messages count the FCS.
     :raises ConfigError: a packet has no room for the mark.
@@ -263,7 +263,7 @@ def _writers(
     placed: Sequence[Sequence[Place | None]],
     values: Sequence[Values],
 ) -> list[_Writer]:
-    """Return a writer for each group of rows whose templates have the fields and the checksums at the same places."""
+    """Return a writer for each group of rows with the fields and the checksums at the same places."""
     if not values:
         return []
     groups: dict[tuple[object, ...], list[int]] = {}
@@ -464,7 +464,7 @@ class _Sum:
         _add(self._constants, self._terms, total)
         fold_words(total, scratch)
         if self._never_zero:
-            # 0xffff becomes 0, whose complement is sent; anything less becomes huge, and is not the smaller one.
+            # 0xffff becomes 0, and its complement is sent; anything less becomes huge, and is not the smaller one.
             np.subtract(total, _LOW_16, out=scratch)
             np.minimum(total, scratch, out=total)
         np.bitwise_xor(total, _LOW_16, out=total)
@@ -499,7 +499,7 @@ class _Marks(ABC):
         self._count = len(picks)
         #: The sum of the words of the run and the lane.
         self._key_words = 0
-        #: What is behind the headers, without fields and mark, as a sum of little-endian words.
+        #: The bytes behind the headers, without fields and mark, as a sum of little-endian words.
         rest = np.zeros(len(templates), _U32)
         for index, template in enumerate(templates):
             rest[index] = constant_rest(template, [places[index] for places in placed])

@@ -40,7 +40,7 @@ class Rate:
     """A rate.
 
     :param value: the number; no matter for the unit ``"max"``.
-    :param unit: ``"pps"`` packets a second; ``"bps"`` bits a second of layer 2, whose frames have the 4 bytes of the
+    :param unit: ``"pps"`` packets a second; ``"bps"`` bits a second of layer 2, with the 4 bytes of the
         FCS; ``"bps-l1"`` the same with the 20 bytes of preamble and gap; ``"percent"`` of a link's speed, of layer 1;
         ``"max"`` as fast as the peer takes packets.
     """

@@ -40,7 +40,7 @@ except ImportError:  # it is not compiled
 _AT_ONCE = 512
 #: The packets to check together, and the bytes that they may take.
 _ROWS, _LEAST_ROWS, _BLOCK_BYTES = 2048, 256, 2 << 20
-#: What a device may add to a packet, such as tags or a tunnel's headers, in bytes.
+#: The most bytes that a device may add to a packet, such as tags or a tunnel's headers.
 _ROOM = 64
 #: How many numbers back a packet may be late and still be told from a duplicate. A power of two.
 WINDOW = 1 << 16
@@ -179,7 +179,7 @@ class LaneCheck:
         return good
 
     def count(self, packets: int, size: int, corrupted: int) -> None:
-        """Count packets of ``size`` bytes together, of which some are corrupted."""
+        """Count packets of ``size`` bytes together. ``corrupted`` of them are."""
         assert isinstance(self.tally, Tally)
         self.tally.received += packets
         self.tally.received_bytes += size
@@ -201,7 +201,7 @@ class LaneCheck:
 
 @dataclass(frozen=True, slots=True)
 class _Body:
-    """What is behind the headers of packets of one size, without the mark.
+    """The bytes behind the headers of packets of one size, without the mark.
 
     :ivar length: its bytes.
     :ivar word_sum: the sum of its words; None if packets differ.
@@ -267,7 +267,7 @@ class Receiver:
     called: the time of the calls of NumPy is then small for each packet.
 
     :param width: the size of the longest packet that was sent, in bytes.
-    :param lanes: the lanes whose packets come on this interface, by number.
+    :param lanes: the lanes with packets that come on this interface, by number.
     """
 
     def __init__(self, width: int, lanes: Mapping[int, LaneCheck]) -> None:
@@ -364,7 +364,7 @@ def make_receiver(width: int, lanes: Mapping[int, LaneCheck]) -> Receiver:
 class _Batch:
     """Packets of one size, and their marks.
 
-    :ivar data: rows of packets, of which these are some.
+    :ivar data: rows of packets; these are some of them.
     :ivar rows: which rows these are; None: all.
     :ivar now: when each packet came.
     """

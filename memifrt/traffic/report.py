@@ -1,4 +1,4 @@
-"""What a run has sent and what came back: figures for each stream, as objects, JSON, CSV and a table."""
+"""Report what a run has sent and what came back: figures for each stream, as objects, JSON, CSV and a table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StreamReport:
     :ivar lost: sent packets that did not come back.
     :ivar duplicated: packets that came once more.
     :ivar reordered: packets that came after a later one.
-    :ivar corrupted: packets whose content was changed behind the headers.
+    :ivar corrupted: packets with a change behind the headers.
     :ivar latency: the latencies of whole packets; None if none came.
     """
 

@@ -95,7 +95,7 @@ class Sender:
         self._only: Flow | None = None
 
     def begin(self) -> None:
-        """Begin a run whose flows have begun."""
+        """Begin a run of flows that have begun."""
         self._only = self.flows[0] if len(self.flows) == 1 and self.flows[0].pacer.is_max else None
 
     def turn(self, queues: Sequence[TxQueue], elapsed: int) -> int:

@@ -208,7 +208,7 @@ def _line(error: Exception) -> str:
 
 
 def capture_packets(path: str, mode: Mode) -> list[bytes]:
-    """Return the packets of a capture file whose link type a memif of this mode carries.
+    """Return the packets of a capture file, if a memif of this mode carries its link type.
 
     :raises CaptureFileError: the file is not a capture.
     :raises ConfigError: it has no such packet, or too many.

@@ -75,7 +75,7 @@ class AsyncInterface(BaseInterface[S]):
         """Send all packets, wait for room as often as needed, and return their number.
 
         memif has no signal for "the ring has room again". While the ring is full this looks again after pauses that
-        double from 0.1 ms to 5 ms (the timers of trio and of asyncio's own loops make at least 1 ms of the first). So a
+        double from 0.1 ms to 5 ms (trio's and asyncio's own timers make at least 1 ms of the first). So a
         packet leaves up to 5 ms after it could have, and a sender that waits for long costs 200 looks a second, under
         2 % of a core. A larger ring costs less.
 

@@ -1,1 +1,1 @@
-"""What ``memifrt bench`` measures: the options, the work on a pair of queues, and the measurement around it."""
+"""The parts of ``memifrt bench``: the options, the work on a pair of queues, and the measurement around it."""

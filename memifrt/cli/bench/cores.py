@@ -11,7 +11,7 @@ from memifrt.interface import Interface
 from memifrt.options import parse_rx_mode
 from memifrt.types import RxMode
 
-#: The flag of a ring whose receiver polls (docs/protocol.md).
+#: The flag of a ring with a receiver that polls (docs/protocol.md).
 _MASK_INT = 1
 
 

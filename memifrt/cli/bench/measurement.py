@@ -248,7 +248,7 @@ class Bench:
         result.bytes = counted.bytes
         result.sent = sum_of(self._interface, sends=True).packets
         result.dropped = self._lost()
-        # What an echo could not send on is not in its sent packets; what gen and rr lost is.
+        # The packets that an echo could not send on are not in its sent packets; those that gen and rr lost are.
         tried = result.sent + (result.dropped if self.options.mode == "echo" else 0)
         result.loss = 100 * result.dropped / tried if tried else 0.0
         result.intervals = meter.intervals

@@ -25,7 +25,7 @@ IMIX = ((64, 7), (570, 4), (1518, 1))
 THREAD_MODES = ("source", "sink", "echo")
 #: The shortest time between two lines about the rate, in seconds, as in iperf3.
 SHORTEST_INTERVAL = 0.1
-#: Bytes of the number that gen writes into each packet whose content is checked.
+#: Bytes of the number that gen writes into each packet that is checked.
 SEQUENCE_BYTES = 8
 #: Ethernet, IPv4 and ICMP headers of an echo request.
 _ECHO_HEADERS = 14 + 20 + 8
@@ -83,9 +83,7 @@ class Options:
         if self.payload == "icmp" and self.mode == "gen" and self.check == "content":
             raise ConfigError("payload is icmp; the reply is another packet, so check must be count")
         if self.mode == "gen" and self.check == "content" and self.size < SEQUENCE_BYTES:
-            raise ConfigError(
-                f"size is {self.size}; a packet whose content is checked has at least {SEQUENCE_BYTES} bytes"
-            )
+            raise ConfigError(f"size is {self.size}; a packet that is checked has at least {SEQUENCE_BYTES} bytes")
         self._check_imix()
         self._check_threads()
         if self.interval and not self.interval >= SHORTEST_INTERVAL:
@@ -147,7 +145,7 @@ class Result:
 
     ``packets`` counts all packets that were sent (source), received (sink), sent back (echo), or came back (gen, rr).
     ``pps`` is their rate, and ``cpu_ns`` the CPU time of this process for each; both are measured over ``seconds``,
-    from the first packets on. ``calls_ps`` is the rate of turns, each of which is one call (or a pair of calls) on a
+    from the first packets on. ``calls_ps`` is the rate of turns. Each turn is one call (or a pair of calls) on a
     queue, whether it finds packets or not; 0 for rr and api=loop, which do not count them.
     ``dropped`` counts the packets that could not be sent on (echo), or did not come back (gen, rr). ``loss`` is their
     share in percent.

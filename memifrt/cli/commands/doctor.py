@@ -46,7 +46,7 @@ _CONNECTED, _WAITING = 3, 2
 class Finding:
     """One line: ``level`` is ok, note or problem, ``check`` names the check, and ``todo`` says what to do.
 
-    :ivar fixes: shell commands, each of which mends the problem. Text after ``#`` says when.
+    :ivar fixes: shell commands; each mends the problem. Text after ``#`` says when.
     """
 
     level: str

@@ -53,7 +53,7 @@ _RECONNECT_INTERVAL = 0.2
 _ROOM_INTERVAL = 0.01
 #: Seconds after which the question for the target's MAC address is repeated, as hosts do.
 _ASK_INTERVAL = 1.0
-#: Seconds between two requests of a flood whose replies do not come back sooner, as in ping.
+#: Seconds between two requests of a flood if no reply comes back sooner, as in ping.
 FLOOD_INTERVAL = 0.01
 #: The most bytes of a pattern, as in ping.
 _LONGEST_PATTERN = 16
@@ -62,7 +62,7 @@ _DRAIN_LIMIT = 3.0
 #: Bytes of the IP and ICMP headers, by the length of an address. ping adds those of IPv4 to the size in its first line.
 _HEADERS = {4: 28, 16: 48}
 _ETHERNET_HEADER = 14
-#: What ping prints for a target that does not tell its MAC address, by protocol.
+#: The text that ping prints for a target that does not tell its MAC address, by protocol.
 _UNREACHABLE = "Destination Host Unreachable"
 _UNREACHABLE_IPV6 = "Destination unreachable: Address unreachable"
 #: Bytes of the ICMP header, which ping adds to the size in each line.

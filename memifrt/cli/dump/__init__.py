@@ -1,1 +1,1 @@
-"""What ``memifrt dump`` consists of: its options, the lines, the files, live packets, and packets of a file."""
+"""The parts of ``memifrt dump``: its options, the lines, the files, live packets, and packets of a file."""

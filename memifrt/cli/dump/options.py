@@ -1,4 +1,4 @@
-"""What to do with captured packets, as values that are checked."""
+"""The options of ``memifrt dump`` for captured packets, as checked values."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What ``memifrt replay`` consists of: the capture, the choice of its packets, their times, and the sending."""
+"""The parts of ``memifrt replay``: the capture, the choice of its packets, their times, and the sending."""

@@ -19,7 +19,7 @@ from memifrt.errors import ConfigError
 #: The bytes of the shortest Ethernet frame, without its check sequence.
 SHORTEST_FRAME = 60
 
-#: What to do with packets that were cut at capture.
+#: The ways to treat packets that were cut at capture.
 CUT_CHOICES = ("pad", "send", "skip")
 
 

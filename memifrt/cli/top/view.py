@@ -1,4 +1,4 @@
-"""What the user of ``memifrt top`` wants to see, in which order, and the keys that change it."""
+"""The choice and order of what ``memifrt top`` shows, and the keys that change them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What ``memifrt extcap`` consists of: the memifs that Wireshark lists, the capture, and the installation."""
+"""The parts of ``memifrt extcap``: the memifs that Wireshark lists, the capture, and the installation."""

@@ -1,7 +1,7 @@
 """The memifs that Wireshark lists: those of a configuration file, and sockets found in the usual places.
 
 Owns the file's format and the search. The search reads the kernel's table of sockets. It connects only to a socket
-whose name does not say that it is memif's: it waits for the HELLO, and says DISCONNECT before it closes.
+without ``memif`` in its name: it waits for the HELLO, and says DISCONNECT before it closes.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _configured(path: Path, name: str, value: object) -> CaptureInterface:
 def discovered(is_memif: Callable[[Address], bool]) -> Iterator[CaptureInterface]:
     """Iterate over the sockets on which a memif master listens, as far as they are in the usual places.
 
-    :param is_memif: asks a socket whose name does not contain ``memif``.
+    :param is_memif: asks a socket without ``memif`` in its name.
     """
     seen: set[str] = set()
     asked = 0

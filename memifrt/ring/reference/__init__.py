@@ -5,8 +5,8 @@ Read the modules in this order: ``descriptor`` (the layout of shared memory), ``
 names and the same checks in a ``_native_*.pxi`` beside this folder.
 
 Nothing in shared memory is trusted. The peer can write to all of it at any moment. So a descriptor is copied once, the
-copy is checked, and only the copy is used. What we must remember (which buffer sits in which slot, how far we are) is
-kept in memory of our own. docs/memory-order.md says in which order shared memory is read and written, and why.
+copy is checked, and only the copy is used. Our own state (which buffer sits in which slot, how far we are) is
+kept in private memory. docs/memory-order.md says in which order shared memory is read and written, and why.
 
 The classes have attributes and methods beyond those of :mod:`memifrt.ring.protocol`. They are for the modules of this
 folder alone; those of the compiled rings cannot be reached from Python.

@@ -1,7 +1,7 @@
 """A burst: buffers of one ring, as checked copies of their descriptors.
 
 The twin of ``_native_burst.pxi``. It owns the views that a burst hands out and how they end. It never reads or writes a
-descriptor in shared memory; what it needs of its ring is :class:`BurstRing`.
+descriptor in shared memory; the part of its ring that it needs is :class:`BurstRing`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class BurstRing(Protocol):
-    """What a burst needs of the ring that it belongs to."""
+    """The part of its ring that a burst needs."""
 
     mask: int
     regions: Regions

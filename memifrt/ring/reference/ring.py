@@ -1,4 +1,4 @@
-"""What all four rings have in common: the header, descriptors, counters, and a slave's record of its buffers.
+"""The common parts of all four rings: the header, descriptors, counters, and a slave's record of its buffers.
 
 The twin of ``_native_ring.pxi``. Read docs/memory-order.md before you change the order of two accesses of shared
 memory.
