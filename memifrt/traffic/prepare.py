@@ -30,8 +30,8 @@ try:
 except ImportError:  # it is not compiled
     write_marks = None  # type: ignore[assignment]
 
-#: The rows of a block that is rewritten at once: enough that a call of NumPy costs little for each packet, and few enough
-#: that the rows stay in the core's cache.
+#: The rows of a block that is rewritten at once: enough that a call of NumPy costs little for each packet, and so few
+#: that they stay in the core's cache.
 _ROWS = 4096
 _LEAST_ROWS = 256
 _BLOCK_BYTES = 2 << 20
