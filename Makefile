@@ -6,6 +6,7 @@
 # make test-asan  the rings' tests under AddressSanitizer and UBSan
 # make test-freethreaded  the rings' tests on a Python without the GIL, which it builds once
 # make test-aarch64  the rings' tests on code that is compiled for aarch64, under QEMU
+# make test-debian PYTHON=3.15  the tests on a Python of Debian testing, in a chroot (root, debootstrap)
 # make docs  builds the documentation into build/docs  make man   the man page, into build/man
 # make help  this list
 
@@ -22,7 +23,8 @@ unexport PYTHONDONTWRITEBYTECODE
 # What the installed package is made of; the rest of it is used where it lies.
 BUILT  := pyproject.toml setup.py $(wildcard memifrt/*.pyx memifrt/*/*.pyx memifrt/*/*.pxd memifrt/*/*.pxi memifrt/*/*.h)
 
-.PHONY: run test test-patched test-asan test-freethreaded test-aarch64 lint wheel bench fuzz soak docs man clean help
+.PHONY: run test test-patched test-asan test-freethreaded test-aarch64 test-debian clean-debian lint wheel bench fuzz soak docs man clean \
+	help
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -55,6 +57,14 @@ test-freethreaded:
 # Tests of rings and memory on native modules that are compiled for aarch64, under QEMU.
 test-aarch64: $(VENV)/.dev
 	PYTHON=$(abspath $(BIN)/python) tests/aarch64.sh $(ARGS)
+
+# The tests on a Python that this system need not have, in a chroot of Debian's testing, or of another SUITE. PYTHON=3.15.
+test-debian:
+	tests/debian-python.sh '$(patsubst python%,%,$(PYTHON))' $(or $(ARGS),-n $(JOBS) --dist worksteal)
+
+# The chroots, which make clean leaves, as it leaves whatever is outside of the checkout.
+clean-debian:
+	rm -rf --one-file-system "$${XDG_CACHE_HOME:-$$HOME/.cache}"/memifrt/debian-*
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
