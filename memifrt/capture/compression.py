@@ -185,8 +185,8 @@ class DecompressedFile(io.RawIOBase):
     """
 
     def __init__(self, file: BinaryIO, name: str, kind: Compression, start: bytes) -> None:
+        self._file = file  # first: what cannot be read is closed, too
         check_library(kind)
-        self._file = file
         self._name = name
         self._kind = kind
         self._input = start

@@ -10,7 +10,7 @@ import os
 import select
 from typing import Protocol
 
-from memifrt.system.original_functions import Lock, poll
+from memifrt.system.original_functions import Lock, poll, read
 
 
 class EventFdCalls(Protocol):
@@ -79,7 +79,7 @@ class PythonCalls:
             return False
         os.set_blocking(self._fd, False)
         try:
-            return bool(os.read(self._fd, 8))
+            return bool(read(self._fd, 8))
         except BlockingIOError:
             return False
 
