@@ -43,6 +43,7 @@ _EPILOG = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    _open_missing_streams()
     _print_anything()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -69,6 +70,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"memifrt {parsed.command}: {error}")
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT: outside the part that handles signals
+
+
+def _open_missing_streams() -> None:
+    """Replace standard streams that were closed (``memifrt ping … >&-``) by the null device.
+
+    Otherwise the next files and sockets would get their numbers, and printing would fail.
+    """
+    for fd, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, closefd=False))
 
 
 def _print_anything() -> None:

@@ -19,6 +19,7 @@ import memifrt_command
 from memifrt import ConfigError
 from memifrt.cli.arguments import seconds_or_zero
 from memifrt.cli.command_line import main, make_parser
+from memifrt.cli.commands.replay import positive
 from memifrt.cli.plots import plot_path
 from tests.lib.programs import end, finish, read_until, responder, run, running
 from tests.lib.support import DEADLINE
@@ -528,3 +529,40 @@ def test_ctrl_c_during_any_import_ends_both_commands_quietly(tmp_path: Path, how
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+# --- standard streams -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("arguments", "status"), [("--help", 0), ("doctor --socket @nobody --nonsense", 2)])
+def test_a_closed_standard_stream_is_the_null_device(closed: str, arguments: str, status: int) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m memifrt {arguments} {closed}"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+
+
+def test_sockets_do_not_take_the_numbers_of_closed_streams() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m memifrt demo -c 2 <&- >&-"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ["1_0", "1_000.5", "_1"])
+def test_numbers_with_underscores_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(repr(text))):
+        seconds_or_zero(text)
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(repr(text))):
+        positive(text)

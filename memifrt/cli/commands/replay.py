@@ -163,7 +163,7 @@ def _be_punctual() -> None:
 def positive(text: str) -> float:
     """Parse a number above 0 for argparse."""
     try:
-        value = float(text)
+        value = math.nan if "_" in text else float(text)
     except ValueError:
         value = math.nan
     if not _LEAST <= value <= MANY:
