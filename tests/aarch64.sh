@@ -84,17 +84,17 @@ chmod +x "$arm"
 rm -rf "$copy"
 mkdir -p "$copy"
 (cd "$root" && tar -cf - --exclude='__pycache__' --exclude='_native.c' --exclude='_sigbus.c' --exclude='_eventfd.c' \
-    --exclude='_packets.c' --exclude='*.so' setup.py pyproject.toml README.md LICENSE memifrt_command.py memifrt tests examples \
+    --exclude='_packets.c' --exclude='_dispatch.c' --exclude='*.so' setup.py pyproject.toml README.md LICENSE memifrt_command.py memifrt tests examples \
     benchmarks fuzz) | tar -xf - -C "$copy"
 cd "$copy"
 say "compiling"
 quietly cython.log "$python" -m cython -3 memifrt/ring/_native.pyx memifrt/system/_eventfd.pyx memifrt/memory/_sigbus.pyx \
-    memifrt/_packets.pyx
+    memifrt/poll/_dispatch.pyx memifrt/_packets.pyx
 # The compiler is this machine's own. The kernel starts it, because QEMU passes execve on.
 CFLAGS="--sysroot=$system/root -I$(echo "$system"/root/usr/include/python3.*)" quietly build.log "$arm" setup.py build_ext --inplace
 "$arm" -c '
 import platform, sys
-import memifrt._packets, memifrt.memory._sigbus, memifrt.ring._native, memifrt.system._eventfd
+import memifrt._packets, memifrt.memory._sigbus, memifrt.poll._dispatch, memifrt.ring._native, memifrt.system._eventfd
 sys.exit(None if platform.machine() == "aarch64" else "not aarch64: " + platform.machine())'
 case "$*" in
 *tests/*) ;;

@@ -73,7 +73,8 @@ make_venv() {
 # A copy: what this Python builds never comes near the rings that are installed in the checkout.
 rm -rf "$copy"
 mkdir -p "$copy/source" "$copy/tests"
-(cd "$root" && tar -cf - --exclude='__pycache__' --exclude='_native.c' --exclude='_sigbus.c' --exclude='*.so' \
+(cd "$root" && tar -cf - --exclude='__pycache__' --exclude='_native.c' --exclude='_sigbus.c' \
+    --exclude='_eventfd.c' --exclude='_packets.c' --exclude='_dispatch.c' --exclude='*.so' \
     setup.py pyproject.toml README.md LICENSE memifrt_command.py memifrt) | tar -xf - -C "$copy/source"
 (cd "$root" && tar -cf - --exclude='__pycache__' tests examples benchmarks fuzz pyproject.toml) | tar -xf - -C "$copy"
 say "installing memifrt"

@@ -15,6 +15,8 @@ from memifrt.system.original_functions import Lock, poll, read
 
 class EventFdCalls(Protocol):
     """The calls of one eventfd. None of them waits, whatever the peer has done to the file.
+    There is one exception: on a kernel without ``preadv2`` for an eventfd, a drain may wait if the peer clears
+    ``O_NONBLOCK`` and reads the eventfd meanwhile.
 
     One thread may call them while another calls :meth:`forget`: the kernel reuses the number of a closed fd, and no
     call reaches the next file with that number.

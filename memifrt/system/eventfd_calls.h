@@ -1,4 +1,5 @@
-/* The system calls of an eventfd that is shared with a peer: none of them waits, whatever the peer has done to the file.
+/* The system calls of an eventfd that is shared with a peer: none of them waits, whatever the peer has done to the file,
+ * except on a kernel without preadv2 for an eventfd (eventfd.py).
  * The twin of kick.py and of SharedCalls in eventfd.py, which say why each call is the one that it is. */
 
 #ifndef MEMIF_EVENTFD_CALLS_H
