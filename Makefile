@@ -105,9 +105,9 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "memifrt needs Python 3.10 or newer; this is " + sys.version.split()[0] + ": run make PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python's venv module is missing: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
 
-# pip says what it does here, because compiling the rings takes half a minute.
+# pip says what it does here, because compiling the rings takes about a minute.
 $(VENV)/.run: $(BUILT) | $(BIN)/python
-	@echo "compiling the rings into $(VENV), once: about half a minute"
+	@echo "compiling the rings into $(VENV), once: about a minute"
 	$(BIN)/python -m pip install --disable-pip-version-check --editable .
 	touch $@
 
