@@ -139,7 +139,7 @@ class Testpmd:
         for _ in self.ports:
             start += self._peer.wait_for(_CONNECTED, self._timeout, start).index(_CONNECTED) + len(_CONNECTED)
         self._peer.tell("start")
-        self._peer.wait_for("packet forwarding", self._timeout, start)
+        self._wait_for_prompt_behind("packet forwarding", start)
 
     def _make_ports(self) -> None:
         for path in self._sockets:
@@ -167,7 +167,15 @@ class Testpmd:
         __tracebackhide__ = True
         start = self._peer.said()
         self._peer.tell(command)
-        return self._peer.wait_for(end, self._timeout, start).removesuffix(_PROMPT)
+        if end != _PROMPT:
+            return self._wait_for_prompt_behind(end, start)
+        return self._peer.wait_for(_PROMPT, self._timeout, start).removesuffix(_PROMPT)
+
+    def _wait_for_prompt_behind(self, text: str, start: int) -> str:
+        """Wait for a text and for the next prompt, so that the next command does not take it for its own."""
+        said = self._peer.wait_for(text, self._timeout, start)
+        self._peer.wait_for(_PROMPT, self._timeout, start + said.index(text))
+        return said
 
     def statistics(self) -> list[PortStatistics]:
         """Return what it has counted on each port. Its counters are 0 after a disconnect."""
