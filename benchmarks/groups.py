@@ -82,8 +82,8 @@ def burst_sizes(plan: Plan) -> list[Group]:
         "Mpps",
         cases,
         note="How many packets the device takes at most in one call: `forward(rx, N)`, and testpmd's `--burst=N`, "
-        "which is 32 in the other tables. What faces it sends and takes up to 256 at a time, so that the device's "
-        "bursts are what is measured.",
+        "which is 32 in the other tables. The process that faces it sends and takes up to 256 at a "
+        "time, so that the device's bursts are measured.",
         x="burst",
         plot="burst-sizes",
     )
@@ -160,7 +160,7 @@ def call_times(plan: Plan) -> list[Group]:
             "Calls: one call on a polling queue, both ends in one process",
             "ns",
             cases,
-            note="In a Python loop whose own time is in the figure. The memory stays in the core's cache, which a real "
+            note="In a Python loop; its own time is in the figure. The memory stays in the core's cache, which a real "
             "peer would take from it.",
         )
     ]
@@ -187,7 +187,7 @@ def thread_curves(plan: Plan) -> list[Group]:
         note="Thread N runs on core N; testpmd has as many threads with `--nb-cores`. One process on the last core "
         "faces all of them, so it is the bound where they are faster than it. In the last row the last thread shares "
         "its core with that process, and they wait for each other's time slices: with two cores, that is the row of "
-        "two threads. What threads can do without such a bound stands in the next table.",
+        "two threads. The next table shows threads without such a bound.",
         x="threads",
         plot="threads",
     )
