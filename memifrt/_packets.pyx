@@ -241,12 +241,13 @@ def write_marks(matrix, lengths, Py_ssize_t first, Py_ssize_t last, uint32_t key
     cdef const uint32_t *each = NULL if sums is None else <const uint32_t *> sums.held.buf
     cdef Py_ssize_t width = rows.held.shape[1], row
     cdef uint8_t *at
-    cdef uint32_t number, total
+    cdef uint32_t number, total, length
     cdef uint16_t check
     for row in range(first, last):
-        if not MARK <= size[row] <= width:
-            raise ValueError(f"row {row} has {size[row]} bytes of {width}")
-        at = <uint8_t *> rows.held.buf + row * width + size[row] - MARK
+        length = size[row]  # read once: another thread may change it
+        if not MARK <= length <= width:
+            raise ValueError(f"row {row} has {length} bytes of {width}")
+        at = <uint8_t *> rows.held.buf + row * width + length - MARK
         number = sequence + <uint32_t> row
         total = same if each is NULL else each[row]
         check = <uint16_t> (folded(total + (number >> 16) + (number & 0xFFFF)) ^ 0xFFFF)
@@ -286,6 +287,7 @@ cdef class LaneState:
         if self.sizes < 1 or self.most < 1 or self.seen.count(4) & self.mask:
             raise ValueError("the arrays are too small, or the window is no power of two")
         self.size = -1
+        self.body = self.nearest(0)  # never NULL, whatever threads do
 
     @property
     def arrived(self):
@@ -381,13 +383,14 @@ def check_marks(matrix, lengths, Py_ssize_t count, uint32_t run, int64_t now, la
     cdef Py_ssize_t width = rows.held.shape[1], row
     cdef uint64_t units = <uint64_t> now >> UNIT
     cdef int64_t foreign = 0
-    cdef uint32_t key, known = 0
+    cdef uint32_t key, length, known = 0
     cdef LaneState lane = None
     for row in range(count):
-        if not MARK <= size[row] <= width:
+        length = size[row]  # read once: another thread may change it
+        if not MARK <= length <= width:
             foreign += 1
         else:
-            memcpy(&key, packet + size[row] - MARK, 4)
+            memcpy(&key, packet + length - MARK, 4)
             if key != known or lane is None:
                 known = key
                 found = lanes.get(key >> 16) if key & 0xFFFF == run else None
@@ -395,7 +398,7 @@ def check_marks(matrix, lengths, Py_ssize_t count, uint32_t run, int64_t now, la
             if lane is None:
                 foreign += 1
             else:
-                lane.take(packet, size[row], key, units)
+                lane.take(packet, length, key, units)
         packet += width
     return foreign
 

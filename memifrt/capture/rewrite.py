@@ -28,7 +28,7 @@ _UDP = 17
 _CHECKSUM_AT = {6: 16, _UDP: 6, 136: 6}
 #: ICMPv6 covers them, too.
 _CHECKSUM_AT_6 = {**_CHECKSUM_AT, 58: 2}
-#: The most addresses to remember the rewriting of.
+#: The most addresses to remember in their old and new form.
 _REMEMBERED = 1 << 16
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]:\[([^\[\]]*)\]")
 _U16 = struct.Struct("!H")

@@ -317,11 +317,16 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def seconds(text: str) -> float:
+def number(text: str) -> float:
+    """Return a decimal number; NaN if the text is none. Python's underscores are not part of one."""
     try:
-        value = math.nan if "_" in text else float(text)
+        return math.nan if "_" in text else float(text)
     except ValueError:
-        value = math.nan
+        return math.nan
+
+
+def seconds(text: str) -> float:
+    value = number(text)
     if not _SHORTEST <= value <= _LONGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from {_SHORTEST} to {_LONGEST}")
     return value

@@ -52,7 +52,7 @@ class Report:
     #: Buffers in the target's ring that its peer had not taken at the end, and packets that still waited for room.
     left: int = 0
     waiting: int = 0
-    #: The number of changes to packets that were not dropped, and the packets that it still delays.
+    #: Packets that an impairment changed and did not drop, by kind of change, and the packets that it still delays.
     impaired: dict[str, int] = field(default_factory=dict)
     delayed: int = 0
 

@@ -179,7 +179,7 @@ class LaneCheck:
         return good
 
     def count(self, packets: int, size: int, corrupted: int) -> None:
-        """Count packets of ``size`` bytes together. ``corrupted`` of them are."""
+        """Count packets that have ``size`` bytes together; ``corrupted`` is how many of them are damaged."""
         assert isinstance(self.tally, Tally)
         self.tally.received += packets
         self.tally.received_bytes += size

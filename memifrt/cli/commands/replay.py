@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import ctypes
 import itertools
-import math
 import re
 from collections.abc import Callable
 
@@ -22,6 +21,7 @@ from memifrt.cli.arguments import (
     Parser,
     add_peer_arguments,
     checked,
+    number,
     own_mac,
     seconds,
     session_options,
@@ -162,10 +162,7 @@ def _be_punctual() -> None:
 
 def positive(text: str) -> float:
     """Parse a number above 0 for argparse."""
-    try:
-        value = math.nan if "_" in text else float(text)
-    except ValueError:
-        value = math.nan
+    value = number(text)
     if not _LEAST <= value <= MANY:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 (from {_LEAST:g} on) and up to {MANY}")
     return value
