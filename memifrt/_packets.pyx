@@ -455,12 +455,13 @@ def write_fields(matrix, columns, sums):
 
     The readable twin is ``_Writer`` of memifrt/traffic/prepare.py.
 
-    :param columns: for each field its values, an array of 32 or 64 bits with one for each row, and four numbers: where
-        its bytes begin, how many they are (1 to 8), how far a value is shifted to the left, and which bits it gets.
+    :param columns: for each field its values, an array of 32 or 64 bits with one for each row, and four numbers. They
+        are: where its bytes begin, how many there are (1 to 8), how far a value is shifted to the left, and the bits
+        that are set in each.
     :param sums: for each checksum where it is, the sum of the words that do not change (a number, or an array of 32
         bits with one for each row; below 2**30), whether 0 is written as 0xffff, and its terms. A term has four numbers:
-        which field, how far its value is shifted to the right, which bits are left then, and how far they are shifted
-        to the left: 0 or 8.
+        the index of a field, how far its value is shifted to the right, and the mask of the bits that count. The last
+        one is how far the result is shifted to the left: 0 or 8.
     :returns: whether they are written: False if there are more fields, checksums or terms than this function takes.
     :raises ValueError: a number does not fit into the rows.
     """
