@@ -18,6 +18,8 @@ from memifrt.packets import parse_mac
 from memifrt.types import Mode
 
 VLAN_MODES = ("add", "del")
+#: 32-bit words of the shortest IPv4 header.
+_LEAST_WORDS = 5
 VLAN_PROTOCOLS = {"802.1q": 0x8100, "802.1ad": 0x88A8}
 _VLAN_TYPES = (0x8100, 0x88A8)
 _IPV4, _ARP, _IPV6 = 0x0800, 0x0806, 0x86DD
@@ -96,9 +98,9 @@ class Rewriting:
     :ivar mac_pairs: addresses to replace, as source and destination, with their replacements.
     :ivar vlan: ``add`` puts a tag in front of all others, ``del`` removes the first one, None changes none.
     :ivar vlan_id: the number of the VLAN to add, 0 to 4095.
-    :ivar vlan_priority: the priority of the tag, 0 to 7.
-    :ivar vlan_cfi: the drop eligible bit of the tag, formerly CFI.
-    :ivar vlan_protocol: ``802.1q`` or ``802.1ad``.
+    :ivar vlan_priority: the priority of the tag, 0 to 7; None means 0.
+    :ivar vlan_cfi: the drop eligible bit of the tag, formerly CFI; None means 0.
+    :ivar vlan_protocol: ``802.1q`` or ``802.1ad``; None means ``802.1q``.
     :ivar sources: maps for source addresses of IP, and senders of ARP.
     :ivar targets: maps for destination addresses of IP, and targets of ARP.
     """
@@ -108,17 +110,24 @@ class Rewriting:
     mac_pairs: tuple[tuple[bytes, bytes], ...] = ()
     vlan: str | None = None
     vlan_id: int | None = None
-    vlan_priority: int = 0
-    vlan_cfi: int = 0
-    vlan_protocol: str = "802.1q"
+    vlan_priority: int | None = None
+    vlan_cfi: int | None = None
+    vlan_protocol: str | None = None
     sources: tuple[AddressMap, ...] = ()
     targets: tuple[AddressMap, ...] = ()
 
     def __post_init__(self) -> None:
         if self.vlan == "add" and self.vlan_id is None:
             raise ConfigError("--enet-vlan=add needs the number of the VLAN: --enet-vlan-tag=N")
-        if self.vlan != "add" and (self.vlan_id is not None or self.vlan_priority or self.vlan_cfi):
-            raise ConfigError("--enet-vlan-tag, --enet-vlan-pri and --enet-vlan-cfi are for --enet-vlan=add")
+        parts = {
+            "--enet-vlan-tag": self.vlan_id,
+            "--enet-vlan-pri": self.vlan_priority,
+            "--enet-vlan-cfi": self.vlan_cfi,
+            "--enet-vlan-proto": self.vlan_protocol,
+        }
+        for option, value in parts.items():
+            if self.vlan != "add" and value is not None:
+                raise ConfigError(f"{option} describes the tag to add; it needs --enet-vlan=add")
 
     def edit(self, mode: Mode) -> Edit | None:
         """Return the function that rewrites a packet; None if nothing is to be rewritten.
@@ -146,8 +155,9 @@ class Rewriting:
         edits: list[Edit] = []
         target, source, pairs = self.target_mac, self.source_mac, dict(self.mac_pairs)
         if self.vlan == "add":
-            word = self.vlan_priority << 13 | self.vlan_cfi << 12 | (self.vlan_id or 0)
-            edits.append(_adding(struct.pack("!HH", VLAN_PROTOCOLS[self.vlan_protocol], word)))
+            word = (self.vlan_priority or 0) << 13 | (self.vlan_cfi or 0) << 12 | (self.vlan_id or 0)
+            protocol = VLAN_PROTOCOLS[self.vlan_protocol or "802.1q"]
+            edits.append(_adding(struct.pack("!HH", protocol, word)))
         elif self.vlan == "del":
             edits.append(_without_tag)
         if pairs:
@@ -236,6 +246,8 @@ class _IpEdit:
         between, end = first + size, first + 2 * size
         if version not in (4, 6) or len(data) < end or data[at] >> 4 != version:
             return data
+        if version == 4 and data[at] & 0xF < _LEAST_WORDS:
+            return data  # its header ends before the addresses do: it is no packet
         source, target = data[first:between], data[between:end]
         new_source, new_target = self._source(source), self._target(target)
         if new_source == source and new_target == target:

@@ -11,9 +11,10 @@ import itertools
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
 from memifrt.cli.program import ProgramInterface, SessionOptions, default_mac, one_line
 from memifrt.cli.run_in_loop import LOOPS
@@ -29,6 +30,9 @@ from memifrt.options import (
 )
 from memifrt.packets import format_mac, parse_ip, parse_mac
 from memifrt.stats.prometheus import parse_endpoint
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _T = TypeVar("_T")
 
@@ -78,6 +82,19 @@ class Parser(argparse.ArgumentParser):
             if name.startswith("--") and name not in known:
                 options = [option for option in known if option.startswith("--")]
                 self.error(f"unknown argument {name}{did_you_mean(name, options)}")
+
+    def options_given(self, parsed: argparse.Namespace) -> list[str]:
+        """Return the long names of the options that have another value than by default."""
+        return [
+            action.option_strings[-1]
+            for action in self._actions
+            if action.option_strings and getattr(parsed, action.dest, action.default) != action.default
+        ]
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """Print help. argparse would ignore that it cannot be written."""
+        if message:
+            (sys.stderr if file is None else file).write(message)
 
     def error(self, message: str) -> NoReturn:
         secrets = set(_secrets(self.given))

@@ -11,11 +11,15 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 import memifrt
 from memifrt.cli.arguments import Command, Parser, did_you_mean
 from memifrt.cli.program import NoPeerError, complain
-from memifrt.errors import MemifError
+from memifrt.errors import MemifError, os_error
+
+if TYPE_CHECKING:
+    from memifrt.types import ReadableBuffer
 
 #: The commands, in the order in which ``memifrt --help`` lists them. Each is a module of ``memifrt.cli.commands``,
 #: which is imported when it is needed: a command that starts loads no other.
@@ -35,6 +39,9 @@ COMMANDS = (
     "bench",
 )
 
+#: The name of standard output in errors.
+_STDOUT = "standard output"
+
 _EPILOG = """examples:
   memifrt demo
   memifrt responder --role master --socket @lab &
@@ -46,6 +53,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_missing_streams()
     _print_anything()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    name = f"memifrt {arguments[0]}" if arguments and not arguments[0].startswith("-") else "memifrt"
+    before = sys.stdout
+    sys.stdout = _named(before)
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+        return status
+    except NoPeerError as error:
+        complain(f"{name}: {error}")
+        return 3
+    except MemifError as error:
+        return _fail(f"{name}: {error}")
+    except BrokenPipeError:  # the reader of our output is gone (memifrt ping … | head)
+        _discard_output()
+        return 1
+    except OSError as error:
+        if error.filename == _STDOUT:
+            _discard_output()
+            error = os_error(f"cannot write {_STDOUT}", error)
+        return _fail(f"{name}: {error}")
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT: outside the part that handles signals
+    finally:
+        sys.stdout = before
+
+
+def _run(arguments: list[str]) -> int:
     try:
         parser, commands = make_parsers(arguments)
         _refuse_unknown_names(parser, commands, arguments)
@@ -56,20 +90,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(parsed)
     except SystemExit as error:  # argparse has printed
         return error.code if isinstance(error.code, int) else 2
-    except NoPeerError as error:
-        complain(f"memifrt {parsed.command}: {error}")
-        return 3
-    except MemifError as error:
-        return _fail(f"memifrt {parsed.command}: {error}")
-    except BrokenPipeError:
-        # The reader of our output is gone (memifrt ping … | head). The flush at exit must not fail again.
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        return _fail(f"memifrt {parsed.command}: {error}")
-    except KeyboardInterrupt:
-        return 130  # 128 + SIGINT: outside the part that handles signals
+
+
+class _StandardOutput(io.FileIO):
+    """Standard output, which its errors name."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk
+            raise OSError(error.errno, error.strerror, _STDOUT) from None
+
+
+def _named(stream: TextIO) -> TextIO:
+    """Return standard output so that its errors name it. Return what somebody has put in its place as it is."""
+    if stream is not sys.__stdout__ or not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.flush()
+    file: Any = _StandardOutput(stream.fileno(), "w", closefd=False)
+    if not stream.write_through:  # python -u has no buffer
+        file = io.BufferedWriter(file)
+    return io.TextIOWrapper(
+        file,
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _discard_output() -> None:
+    """Send what is still buffered nowhere: the flush at exit must not fail again."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _open_missing_streams() -> None:

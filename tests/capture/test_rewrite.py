@@ -185,8 +185,10 @@ def test_ip_packets_are_rewritten_in_mode_ip_and_mac_addresses_are_an_error() ->
         (lambda: parse_maps("[fe80::/16]:[10.0.0.0/8]"), "maps IPv6 to IPv4"),
         (lambda: parse_mac_pair("02:00:00:00:00:01"), "must be two MAC addresses, OLD,NEW"),
         (lambda: Rewriting(vlan="add"), "--enet-vlan=add needs the number"),
-        (lambda: Rewriting(vlan="del", vlan_id=1), "are for --enet-vlan=add"),
-        (lambda: Rewriting(vlan_priority=1), "are for --enet-vlan=add"),
+        (lambda: Rewriting(vlan="del", vlan_id=1), "--enet-vlan-tag describes the tag to add"),
+        (lambda: Rewriting(vlan_priority=0), "--enet-vlan-pri describes the tag to add"),
+        (lambda: Rewriting(vlan="del", vlan_cfi=0), "--enet-vlan-cfi describes the tag to add"),
+        (lambda: Rewriting(vlan_protocol="802.1ad"), "--enet-vlan-proto describes the tag to add"),
     ],
 )
 def test_what_makes_no_sense_is_said(call: Callable[[], object], words: str) -> None:
@@ -237,6 +239,14 @@ def test_flows_are_counted_by_addresses_protocol_ports_and_vlan() -> None:
         flows.add(frame)
     assert (flows.count, flows.packets, flows.others) == (5, 6, 3)
     assert flows.line(2.0) == "5 flows, 2.50 flows/s, 6 packets of flows, 3 other packets"
+
+
+@pytest.mark.parametrize("words", range(5))
+def test_an_ipv4_header_that_ends_before_its_addresses_is_left_alone(words: int) -> None:
+    frame = bytearray(RIGHT["udp"])
+    assert PNAT(bytes(frame)) != frame
+    frame[14] = 0x40 | words
+    assert PNAT(bytes(frame)) == frame
 
 
 def test_flows_of_ip_packets() -> None:

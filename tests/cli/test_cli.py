@@ -17,6 +17,7 @@ import pytest
 import memifrt
 import memifrt_command
 from memifrt import ConfigError
+from memifrt.capture.pcap import LinkType, create_capture
 from memifrt.cli.arguments import seconds_or_zero
 from memifrt.cli.command_line import main, make_parser
 from memifrt.cli.commands.replay import positive
@@ -558,6 +559,33 @@ def test_sockets_do_not_take_the_numbers_of_closed_streams() -> None:
     )
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
+
+
+FULL = {
+    "help": ["ping", "--help"],
+    "lines, once a file is read": ["dump", "-r", "{capture}"],
+    "a capture": ["dump", "-r", "{capture}", "-w", "-"],
+    "ping in it": ["demo", "-c", "1"],
+}
+
+
+@pytest.mark.parametrize("arguments", FULL.values(), ids=FULL)
+def test_a_full_standard_output_is_named(arguments: list[str], tmp_path: Path) -> None:
+    capture = str(tmp_path / "x.pcap")
+    with create_capture(capture, [("x", LinkType.ETHERNET)]) as writer:
+        writer.write([bytes(60)], 0)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "memifrt", *(argument.format(capture=capture) for argument in arguments)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+    assert done.returncode == 2
+    *_, last = done.stderr.splitlines()
+    assert last == f"memifrt {arguments[0]}: cannot write standard output: No space left on device [ENOSPC]"
 
 
 @pytest.mark.parametrize("text", ["1_0", "1_000.5", "_1"])

@@ -88,6 +88,7 @@ WRONG = {
     "tap:a tap:b --limit-broadcast x": ["--limit-broadcast", "'x'"],
     "--show /nowhere/stats": ["/nowhere/stats", "no such file"],
     "tap:a --show /nowhere/stats": ["--show", "no ports"],
+    "--show /nowhere/stats --queue 5": ["--show", "no --queue"],
 }
 
 

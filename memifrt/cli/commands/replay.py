@@ -271,18 +271,16 @@ def _add_rewriting(parser: Parser) -> None:
     )
     add("--enet-vlan", choices=VLAN_MODES, help="add a VLAN tag in front of others, or delete the first one")
     add("--enet-vlan-tag", type=whole(0, 4095), metavar="N", help="number of the VLAN to add")
-    add("--enet-vlan-pri", type=whole(0, 7), default=0, metavar="N", help="priority of the tag to add; default 0")
+    add("--enet-vlan-pri", type=whole(0, 7), metavar="N", help="priority of the tag to add; default 0")
     add(
         "--enet-vlan-cfi",
         type=whole(0, 1),
-        default=0,
         metavar="N",
         help="drop eligible bit (CFI) of the tag; default 0",
     )
     add(
         "--enet-vlan-proto",
         choices=tuple(VLAN_PROTOCOLS),
-        default=next(iter(VLAN_PROTOCOLS)),
         help="kind of the tag to add; default 802.1q",
     )
     syntax = "OLD:NEW,…, networks like 10.0.0.0/8:192.168.0.0/16 or [2001:db8::/32]:[fd00::/32]"
@@ -323,6 +321,8 @@ def _conduct(arguments: argparse.Namespace) -> Conduct:
     report_every = None
     if arguments.stats is not None and re.fullmatch("[0-9]{1,6}", arguments.stats):
         report_every, arguments.stats = float(arguments.stats), None
+    elif arguments.stats is not None and re.fullmatch(r"[-+]?[0-9.]+", arguments.stats):
+        raise ConfigError(f"--stats {arguments.stats}: a number must be whole seconds, 0 to 999999; ./ marks a path")
     return Conduct(arguments.duration, report_every, arguments.oneatatime, arguments.quiet)
 
 

@@ -383,6 +383,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.show is not None:
         if arguments.ports:
             raise ConfigError("--show asks a running switch: give no ports")
+        given = arguments.parser.options_given(arguments)
+        if given != ["--show"]:
+            other = next(option for option in given if option != "--show")
+            raise ConfigError(f"--show asks a running switch: give no {other}")
         return show(arguments.show)
     options = SwitchOptions(
         arguments.ageing,
