@@ -37,7 +37,7 @@ NEEDS = {
 #: Seconds that a program has to start or to end.
 PATIENCE = 60.0
 MEMIFRT = (sys.executable, "-m", "memifrt")
-#: What moves the cursor or erases: every control sequence but colours. A screen is drawn between two of these.
+#: Moves of the cursor, and erasing: every control sequence but colours. A screen is drawn between two of these.
 _MOVES = re.compile(r"\x1b\[[0-9;?]*[A-Za-ln-z]|\r(?!\n)")
 #: The window around a terminal's screen, without the font that rich would load from the network.
 _WINDOW = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
@@ -210,8 +210,8 @@ def picture_top() -> None:
 def picture_generate() -> None:
     """Draw the live view of ``memifrt generate``."""
     with bridge():
-        screen = last_screen(generate_command(10), 110, 20, 8)
-    draw("generate", "memifrt generate, while it runs", screen, 110)
+        screen = last_screen(generate_command(10), 116, 20, 8)
+    draw("generate", "memifrt generate, while it runs", screen, 116)
 
 
 # --- Wireshark ------------------------------------------------------------------------------------------------------
