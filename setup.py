@@ -34,7 +34,7 @@ setup(
             optional=True,
         ),
         Extension("memifrt.poll._dispatch", ["memifrt/poll/_dispatch.pyx"], extra_compile_args=O2, optional=True),
-        Extension("memifrt._packets", ["memifrt/_packets.pyx"], extra_compile_args=O2, optional=True),
+        Extension("memifrt._packets", ["memifrt/_packets.pyx"], extra_compile_args=O3, optional=True),
         Extension(
             "memifrt.ring._native",
             ["memifrt/ring/_native.pyx"],

@@ -1,6 +1,6 @@
 """Types of the compiled packet functions; memifrt.packets and memifrt.traffic have the contracts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 class _Lane(Protocol):
@@ -23,6 +23,11 @@ class LaneState:
 
 def compiled(readable: Callable[..., bool], reply: Callable[..., bool]) -> Callable[..., bool]: ...
 def check_marks(matrix: Any, lengths: Any, count: int, run: int, now: int, lanes: Mapping[int, _Lane]) -> int: ...
+def write_fields(
+    matrix: Any,
+    columns: Sequence[tuple[Any, int, int, int, int]],
+    sums: Sequence[tuple[int, Any, bool, Sequence[tuple[int, int, int, int]]]],
+) -> bool: ...
 def write_marks(
     matrix: Any, lengths: Any, first: int, last: int, key: int, sequence: int, rest: Any, time: int
 ) -> None: ...

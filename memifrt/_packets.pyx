@@ -19,6 +19,10 @@ cdef extern from "<arpa/inet.h>":
     uint16_t ntohs(uint16_t number) nogil
     uint16_t htons(uint16_t number) nogil
 
+cdef extern from "<endian.h>":
+    uint32_t htobe32(uint32_t number) nogil
+    uint64_t htobe64(uint64_t number) nogil
+
 cdef extern from *:
     int __builtin_clzll(unsigned long long number) nogil
 
@@ -401,6 +405,225 @@ def check_marks(matrix, lengths, Py_ssize_t count, uint32_t run, int64_t now, la
                 lane.take(packet, length, key, units)
         packet += width
     return foreign
+
+
+# --- fields that vary --------------------------------------------------------------------------------------------------
+
+cdef enum:
+    # Rows that are done at a time: their numbers stay in the nearest cache, and each loop is long enough for vectors.
+    CHUNK = 64
+    MOST_COLUMNS = 16
+    MOST_SUMS = 8
+    MOST_TERMS = 64
+
+cdef struct Column:
+    # The values, of 32 or of 64 bits: the other one is NULL.
+    const uint32_t *narrow
+    const uint64_t *wide
+    Py_ssize_t at
+    int width, shift
+    uint64_t fixed
+
+cdef struct Term:
+    int column, right, left
+    uint64_t mask
+    # Whether all bits of the value count.
+    bint whole
+
+cdef struct Sum:
+    Py_ssize_t at
+    # The sum of the words that do not change, for each row; NULL: ``same`` for all.
+    const uint32_t *each
+    uint32_t same
+    bint never_zero
+    # Which terms are its own.
+    int first, stop
+
+# Columns, terms and sums, and the numbers of one chunk.
+cdef struct Work:
+    Column columns[MOST_COLUMNS]
+    Term terms[MOST_TERMS]
+    Sum sums[MOST_SUMS]
+    int column_count, term_count, sum_count
+    uint64_t values[MOST_COLUMNS][CHUNK]
+    uint32_t words[MOST_COLUMNS][CHUNK]
+    uint32_t total[CHUNK]
+
+
+def write_fields(matrix, columns, sums):
+    """Write the values of fields into all rows, and the checksums that cover them.
+
+    The readable twin is ``_Writer`` of memifrt/traffic/prepare.py.
+
+    :param columns: for each field its values, an array of 32 or 64 bits with one for each row, and four numbers. They
+        are: where its bytes begin, how many there are (1 to 8), how far a value is shifted to the left, and the bits
+        that are set in each.
+    :param sums: for each checksum where it is, the sum of the words that do not change (a number, or an array of 32
+        bits with one for each row; below 2**30), whether 0 is written as 0xffff, and its terms. A term has four numbers:
+        the index of a field, how far its value is shifted to the right, and the mask of the bits that count. The last
+        one is how far the result is shifted to the left: 0 or 8.
+    :returns: whether they are written: False if there are more fields, checksums or terms than this function takes.
+    :raises ValueError: a number does not fit into the rows.
+    """
+    cdef Numbers rows = Numbers(matrix, True), held
+    cdef list keep = []  # the arrays, until the end
+    cdef Py_ssize_t count, width, first = 0
+    cdef Column *column
+    cdef Term *term
+    cdef Sum *total
+    cdef Work work
+    require_rows(rows)
+    count, width = rows.held.shape[0], rows.held.shape[1]
+    if len(columns) > MOST_COLUMNS or len(sums) > MOST_SUMS or sum([len(each[3]) for each in sums]) > MOST_TERMS:
+        return False
+    work.column_count = work.term_count = work.sum_count = 0
+    for values, start, size, shift, fixed in columns:
+        held = Numbers(values, False)
+        keep.append(held)
+        column = &work.columns[work.column_count]
+        column.at, column.width, column.shift, column.fixed = start, size, shift, fixed
+        column.narrow = <const uint32_t *> held.held.buf if held.held.itemsize == 4 else NULL
+        column.wide = NULL if held.held.itemsize == 4 else <const uint64_t *> held.held.buf
+        if held.count(4 if column.wide is NULL else 8) < count:
+            raise ValueError("there are fewer values than rows")
+        if not (
+            1 <= column.width <= 8
+            and 0 <= column.at <= width - column.width
+            and 0 <= column.shift < 8 * held.held.itemsize
+        ):
+            raise ValueError(f"a field of {size} bytes at {start} is not in rows of {width}")
+        work.column_count += 1
+    for start, constant, never_zero, terms in sums:
+        total = &work.sums[work.sum_count]
+        total.at, total.never_zero, total.first = start, never_zero, work.term_count
+        total.each, total.same = NULL, 0
+        if not 0 <= total.at <= width - 2:
+            raise ValueError(f"a checksum at {start} is not in rows of {width}")
+        if isinstance(constant, int):
+            total.same = constant
+        else:
+            held = Numbers(constant, False)
+            keep.append(held)
+            if held.count(4) < count:
+                raise ValueError("there are fewer sums than rows")
+            total.each = <const uint32_t *> held.held.buf
+        for which, right, mask, left in terms:
+            term = &work.terms[work.term_count]
+            term.column, term.right, term.mask, term.left = which, right, mask, left
+            if not (0 <= term.column < work.column_count and 0 <= term.right < 64 and 0 <= term.left <= 8):
+                raise ValueError(f"there is no field {which}, or its bits are not there")
+            size = work.columns[term.column].width
+            term.whole = not term.right and mask >= (1 << 8 * size) - 1
+            work.term_count += 1
+        total.stop = work.term_count
+        work.sum_count += 1
+    with nogil:
+        while first < count:
+            write_chunk(
+                &work, <uint8_t *> rows.held.buf + first * width, width, first, <int> min(count - first, <Py_ssize_t> CHUNK)
+            )
+            first += CHUNK
+    return True
+
+
+cdef void write_chunk(Work *work, uint8_t *rows, Py_ssize_t width, Py_ssize_t first, int count) noexcept nogil:
+    """Do as ``write_fields`` for some rows.
+
+    :param rows: the first of them, which has the number ``first``.
+    """
+    cdef uint64_t *values
+    cdef uint32_t *words
+    cdef uint32_t *total = work.total
+    cdef const uint32_t *narrow
+    cdef const uint32_t *each
+    cdef const uint64_t *wide
+    cdef uint64_t fixed
+    cdef uint32_t same
+    cdef uint16_t sum_
+    cdef int i, number, shift
+    cdef Column *column
+    cdef Sum *checksum
+    for number in range(work.column_count):
+        column = &work.columns[number]
+        values, words = work.values[number], work.words[number]
+        shift, fixed = column.shift, column.fixed
+        if column.wide is NULL:
+            narrow = column.narrow + first
+            for i in range(count):
+                values[i] = <uint32_t> (narrow[i] << shift | <uint32_t> fixed)
+            for i in range(count):
+                words[i] = (<uint32_t> values[i] >> 16) + (<uint32_t> values[i] & 0xFFFF)
+        else:
+            wide = column.wide + first
+            for i in range(count):
+                values[i] = wide[i] << shift | fixed
+            for i in range(count):
+                words[i] = sum_of_four(values[i])
+        write_column(rows + column.at, width, column.width, values, count)
+    for number in range(work.sum_count):
+        checksum = &work.sums[number]
+        same = checksum.same
+        if checksum.each is NULL:
+            for i in range(count):
+                total[i] = same
+        else:
+            each = checksum.each + first
+            for i in range(count):
+                total[i] = each[i]
+        for shift in range(checksum.first, checksum.stop):
+            add_term(work, &work.terms[shift], total, count)
+        for i in range(count):
+            total[i] = folded(total[i])
+        if checksum.never_zero:
+            for i in range(count):
+                total[i] = 0 if total[i] == 0xFFFF else total[i]
+        rows += checksum.at
+        for i in range(count):
+            sum_ = htons(<uint16_t> (total[i] ^ 0xFFFF))
+            memcpy(rows + i * width, &sum_, 2)
+        rows -= checksum.at
+
+
+cdef inline uint32_t sum_of_four(uint64_t value) noexcept nogil:
+    """Return the sum of the 16-bit words of a number."""
+    return <uint32_t> ((value >> 48) + (value >> 32 & 0xFFFF) + (value >> 16 & 0xFFFF) + (value & 0xFFFF))
+
+
+cdef void add_term(Work *work, const Term *term, uint32_t *total, int count) noexcept nogil:
+    """Add what a checksum adds for a field."""
+    cdef const uint64_t *values = work.values[term.column]
+    cdef const uint32_t *words = work.words[term.column]
+    cdef int i, right = term.right, left = term.left
+    cdef uint64_t mask = term.mask
+    if term.whole:
+        for i in range(count):
+            total[i] += words[i] << left
+    else:
+        for i in range(count):
+            total[i] += sum_of_four(values[i] >> right & mask) << left
+
+
+cdef void write_column(uint8_t *at, Py_ssize_t stride, int width, const uint64_t *values, int count) noexcept nogil:
+    """Write the lowest ``width`` bytes of numbers, the highest first."""
+    cdef int i
+    cdef uint64_t moved
+    cdef uint32_t narrow
+    cdef uint16_t short
+    if width == 4:
+        for i in range(count):
+            narrow = htobe32(<uint32_t> values[i])
+            memcpy(at + i * stride, &narrow, 4)
+    elif width == 2:
+        for i in range(count):
+            short = htons(<uint16_t> values[i])
+            memcpy(at + i * stride, &short, 2)
+    elif width == 1:
+        for i in range(count):
+            at[i * stride] = <uint8_t> values[i]
+    else:
+        for i in range(count):
+            moved = htobe64(values[i] << (64 - 8 * width))
+            memcpy(at + i * stride, &moved, width)
 
 
 cdef inline uint32_t folded(uint32_t total) noexcept nogil:

@@ -26,6 +26,8 @@ from memifrt.packets import (
     reply,
     reply_in_place,
 )
+from memifrt.ring import RingImplementation
+from tests.lib.rings import IMPLEMENTATIONS, Ends, name_of
 
 ASKER_IP, ASKER_MAC = parse_ip("192.168.1.1"), parse_mac("02:fe:00:00:00:01")
 OUR_IP, OUR_MAC = parse_ip("192.168.1.2"), parse_mac("02:fe:00:00:00:02")
@@ -207,6 +209,26 @@ def test_echo_request_becomes_its_reply_with_right_checksums(
     assert sum_of_words(header[:10] + bytes(2) + header[12:]) == int.from_bytes(header[10:12], "big")
     assert sum_of_words(echo) == 0
     assert parse_echo_reply(packet, mode) == EchoReply(OUR_IP, identifier, sequence, 64, payload)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=name_of)
+def test_packets_of_a_burst_are_answered_where_they_lie(implementation: RingImplementation) -> None:
+    ends = Ends(implementation, log2_size=4, buffer_size=64)
+    requests = [request(bytes(10)), request(bytes(range(200))), bytearray(b"\xff" * 150)]
+    assert ends.s2m.tx.send(requests) == 3
+    with ends.s2m.rx.burst(16) as burst:
+        packets = list(burst.packets())
+        assert [len(packet.views) for packet in packets] == [1, 4, 3]
+        assert [reply_in_place(packet, OUR_IP, OUR_MAC) for packet in packets] == [True, True, False]
+        expected = [bytearray(each) for each in requests]
+        assert [reply(memoryview(each), OUR_IP, OUR_MAC, Mode.ETHERNET, True) for each in expected] == [
+            True,
+            True,
+            False,
+        ]
+        assert [bytes(packet) for packet in packets] == expected
+    with pytest.raises(ValueError, match="has ended"):
+        reply_in_place(packets[0], OUR_IP, OUR_MAC)
 
 
 @modes

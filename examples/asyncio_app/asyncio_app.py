@@ -44,7 +44,7 @@ async def answer_pings(interface: AsyncioInterface, ip: bytes) -> None:
     """Answer pings until cancelled. With ``reconnect`` the loop continues with the next peer."""
     async for burst in interface.bursts():
         for packet in burst.packets():
-            if not reply_in_place(packet.views[0], ip, MAC):  # writes the reply over the request
+            if not reply_in_place(packet, ip, MAC):  # writes the reply over the request
                 packet.drop()
         with contextlib.suppress(Disconnected):  # on_disconnect reports it
             interface.tx_queues[0].forward(burst)  # if the ring is full, replies are lost, as on a wire

@@ -38,7 +38,7 @@ def answer_pings(interface: GeventInterface, qid: int, ip: bytes) -> None:
         try:
             for burst in interface.bursts(qid):
                 for packet in burst.packets():
-                    if not reply_in_place(packet.views[0], ip, MAC):  # writes the reply over the request
+                    if not reply_in_place(packet, ip, MAC):  # writes the reply over the request
                         packet.drop()
                 # If the ring is full, the remaining replies are lost, as on a wire.
                 interface.tx_queues[qid].forward(burst)

@@ -38,9 +38,8 @@ class Responder:
     def on_interrupt(self, interface: Interface, qid: int) -> None:
         with interface.rx_queues[qid].burst() as burst:
             for packet in burst.packets():
-                # The reply is written over the request. A packet that is longer than one buffer has several views: this
-                # example does not answer it.
-                if not reply_in_place(packet.views[0], self.ip, MAC):
+                # The reply is written over the request.
+                if not reply_in_place(packet, self.ip, MAC):
                     packet.drop()
             # If the ring is full, the remaining replies are lost, as on a wire.
             interface.tx_queues[self.tx_queue].forward(burst)

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 
-from memifrt import Disconnected, Interface, MemifError, Runtime, RxMode, RxQueue, TxQueue
+from memifrt import Disconnected, Interface, MemifError, Packet, Runtime, RxMode, RxQueue, TxQueue
 from memifrt.cli.commands.responder import send_back
 from memifrt.packets import parse_ip, parse_mac, reply_in_place
 
@@ -79,7 +79,7 @@ class Workers:
             return taken
         return 0
 
-    def _reply(self, packet: memoryview) -> bool:
+    def _reply(self, packet: Packet) -> bool:
         return reply_in_place(packet, self._ip, MAC)
 
 

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Protocol, cast
+
 from memifrt.packets import ipv4, ipv6
 from memifrt.packets.common import ETHERNET, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6
 from memifrt.types import Mode
 
 
-def reply_in_place(packet: memoryview, ip: bytes, mac: bytes, *, mode: Mode = Mode.ETHERNET, icmp: bool = True) -> bool:
+class InBuffers(Protocol):
+    """A packet of a burst, as far as it matters here."""
+
+    @property
+    def views(self) -> tuple[memoryview, ...]:
+        """Writable views of the packet's buffers."""
+        raise NotImplementedError
+
+    def __bytes__(self) -> bytes:
+        raise NotImplementedError
+
+
+def reply_in_place(
+    packet: memoryview | InBuffers, ip: bytes, mac: bytes, *, mode: Mode = Mode.ETHERNET, icmp: bool = True
+) -> bool:
     """Turn an echo request to ``ip``, or a question for its MAC address, into its reply.
 
     With an IPv4 address these are ICMP echo and ARP requests; with an IPv6 address, ICMPv6 echo requests and neighbour
@@ -15,7 +31,8 @@ def reply_in_place(packet: memoryview, ip: bytes, mac: bytes, *, mode: Mode = Mo
     updated, not computed: a wrong one stays wrong, so that the sender of the request can see it. A solicitation with a
     wrong checksum is not answered (RFC 4861).
 
-    :param packet: a writable view of bytes. Each field is read once, because the peer may change it meanwhile.
+    :param packet: a packet of :meth:`Burst.packets`, in one buffer or in several, or a writable view of bytes. Each
+        field is read once, because the peer may change it meanwhile.
     :param ip: 4 bytes (IPv4) or 16 bytes (IPv6). For several addresses, call this once for each.
     :param mac: 6 bytes; not used in :attr:`Mode.IP`.
     :param icmp: False to answer questions for the MAC address only.
@@ -24,8 +41,23 @@ def reply_in_place(packet: memoryview, ip: bytes, mac: bytes, *, mode: Mode = Mo
     return reply(packet, ip, mac, mode, icmp)
 
 
-def reply(packet: memoryview, ip: bytes, mac: bytes, mode: Mode, icmp: bool) -> bool:
+def reply(packet: memoryview | InBuffers, ip: bytes, mac: bytes, mode: Mode, icmp: bool) -> bool:
     """Do as :func:`reply_in_place`. The compiled one answers the usual request itself, and calls this for the rest."""
+    views = getattr(packet, "views", None)  # a NumPy row and a bytearray are as good as a view
+    if views is None:
+        return _reply(cast(memoryview, packet), ip, mac, mode, icmp)
+    if len(views) == 1:
+        return _reply(views[0], ip, mac, mode, icmp)
+    whole = memoryview(bytearray(bytes(packet)))
+    if not _reply(whole, ip, mac, mode, icmp):
+        return False
+    for view in views:
+        view[:], whole = whole[: len(view)], whole[len(view) :]
+    return True
+
+
+def _reply(packet: memoryview, ip: bytes, mac: bytes, mode: Mode, icmp: bool) -> bool:
+    """Do as :func:`reply_in_place` with a packet that lies in one piece."""
     if mode is Mode.IP:
         return icmp and (ipv6 if len(ip) == 16 else ipv4).answer_echo(packet, 0, ip)
     if mode is not Mode.ETHERNET or len(packet) < ETHERNET.size:

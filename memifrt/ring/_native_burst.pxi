@@ -328,7 +328,9 @@ cdef class RingBurst:
         :raises BufferError: something still uses it.
         """
         if self.views is not None and self.views[position] is not None:
-            self.views[position].release()
+            # To drop a view that nobody else knows releases it, without the call.
+            if not memif_only_reference(PyList_GET_ITEM(self.views, position)):
+                self.views[position].release()
             self.views[position] = None
 
     cdef bint release_views(self, int stop) except -1:
@@ -358,21 +360,47 @@ cdef class RingBurst:
 @cython.final
 @cython.freelist(64)
 cdef class Packet:
-    """A whole packet of a burst: the views of its buffers, and where it starts."""
+    """A whole packet of a burst: where it starts and stops. The views are the burst's."""
 
     cdef RingBurst burst
     cdef int start
-    cdef readonly tuple views
+    cdef int stop
+
+    @property
+    def views(self):
+        if self.stop == self.start + 1:
+            return (self.burst.view_if_left(self.start),)
+        return tuple([self.burst.view_if_left(i) for i in range(self.start, self.stop)])
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        cdef RingBurst burst = self.burst
+        cdef RingBase ring = burst.ring
+        cdef memif_descriptor *entry
+        with cython.critical_section(ring):
+            burst.check_left(self.start)
+            if self.stop != self.start + 1:
+                raise in_several(self.stop - self.start)
+            entry = &burst.entries[self.start]
+            # The burst is the owner of this memory and counts its exports, those of its views and these.
+            PyBuffer_FillInfo(buffer, burst, ring.regions.at(entry), entry.length, 0, flags)
+            memif_count(&burst.exports, 1)
 
     def __bytes__(self):
-        if len(self.views) == 1:
-            return bytes(self.views[0])
-        return b"".join([bytes(view) for view in self.views])  # join alone would not say that a view has ended
+        cdef RingBurst burst = self.burst
+        cdef RingBase ring = burst.ring
+        with cython.critical_section(ring):
+            burst.check_left(self.start)
+            return joined(ring.regions, burst.entries, self.start, self.stop)
 
     def __len__(self):
+        cdef RingBurst burst = self.burst
+        cdef RingBase ring = burst.ring
         cdef Py_ssize_t total = 0
-        for view in self.views:
-            total += len(view)
+        cdef int i
+        with cython.critical_section(ring):
+            burst.check_left(self.start)
+            for i in range(self.start, self.stop):
+                total += burst.entries[i].length
         return total
 
     def drop(self):
@@ -389,7 +417,7 @@ cdef class Packet:
         return self.views[index]
 
     def __repr__(self):
-        return f"<packet in {len(self.views)} buffers>"
+        return f"<packet in {self.stop - self.start} buffers>"
 
 
 @cython.final
@@ -415,16 +443,21 @@ cdef class Packets:
 
 
 cdef Packet new_packet(RingBurst burst, int start, int stop):
-    """Return the packet in these buffers."""
+    """Return the packet in these buffers, which must be left."""
     cdef Packet packet = Packet.__new__(Packet)
+    cdef RingBase ring = burst.ring
     cdef int i
+    with cython.critical_section(ring):
+        for i in range(start, stop):
+            burst.check_left(i)
     packet.burst = burst
     packet.start = start
-    if stop == start + 1:
-        packet.views = (burst.view_if_left(start),)
-    else:
-        packet.views = tuple([burst.view_if_left(i) for i in range(start, stop)])
+    packet.stop = stop
     return packet
+
+
+cdef object in_several(int buffers):
+    return BufferError(f"the packet lies in {buffers} buffers: take packet.views, or bytes(packet) for a copy")
 
 
 cdef object still_exported():

@@ -31,6 +31,7 @@ cdef extern from "memif_ring.h":
     void memif_move(void *into, const void *source, size_t size) nogil
     uint64_t memif_this_thread() nogil
     void memif_count(int *counter, int number) nogil
+    bint memif_only_reference(PyObject *object)
     uint64_t memif_sum(const memif_descriptor *entries, int count, uint64_t *octets) nogil
 
 cdef enum:

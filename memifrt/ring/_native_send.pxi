@@ -400,7 +400,19 @@ cdef class TxRingBase(RingBase):
     ) except -1 nogil:
         """Copy one of the caller's packets into free buffers and stage it; return how many, 0 if it does not fit."""
         cdef int count, i
-        cdef memif_descriptor *entry
+        cdef memif_descriptor *entry = &self.staged[used]
+        # The common case, without a call: a packet that fits into one buffer. The code below does the rest.
+        if (
+            used < self.rooms_staged
+            and 0 < size <= min(entry.length, <uint32_t> MAX_PACKET_SIZE)
+            and (self.buffers_are_ours or self.regions.holds(entry))
+        ):
+            entry.flags = 0
+            entry.length = <uint32_t> size
+            memif_move(self.regions.at(entry), data, size)
+            if used + 2 < self.rooms_staged:  # most packets are as long as the one before
+                self.prefetch_room(entry + 2, size)
+            return 1
         if not 0 < size <= MAX_PACKET_SIZE:
             with gil:
                 if not size:

@@ -17,10 +17,14 @@ static inline uint64_t memif_this_thread(void) { return (uint64_t) PyThread_get_
 
 /* Add to a counter that several threads may change. */
 static inline void memif_count(int *counter, int number) { __atomic_add_fetch(counter, number, __ATOMIC_RELAXED); }
+
+/* Return whether an object is known to have one reference: it cannot be known here. */
+#define memif_only_reference(object) 0
 #else
 /* The GIL keeps other threads away. */
 #define memif_this_thread() 0
 #define memif_count(counter, number) (*(counter) += (number))
+#define memif_only_reference(object) (Py_REFCNT(object) == 1)
 #endif
 
 /* --- layout ---------------------------------------------------------------------------------------------------- */

@@ -58,7 +58,21 @@ class Packet(Protocol):
 
     @property
     def views(self) -> tuple[memoryview, ...]:
-        """Writable views into shared memory, one for each buffer of the packet. A chain has several."""
+        """Writable views into shared memory, one for each buffer of the packet. A chain has several.
+
+        :raises ValueError: the burst has ended, or the packet has been sent.
+        """
+        raise NotImplementedError
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        """Give the memory of the packet, if it lies in one buffer.
+
+        So ``struct.unpack_from(">H", packet, 12)`` and ``numpy.frombuffer(packet, "u1")`` work, and are quicker than
+        with the view. Packets of the readable rings can do this from Python 3.12 on (PEP 688).
+
+        :raises BufferError: it lies in several buffers: use :attr:`views`.
+        :raises ValueError: the burst has ended, or the packet has been sent.
+        """
         raise NotImplementedError
 
     def __bytes__(self) -> bytes:

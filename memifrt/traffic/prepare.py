@@ -26,9 +26,9 @@ from memifrt.traffic.layout import FCS, Checksum, Layout, checksum_value, layout
 from memifrt.types import Mode
 
 try:
-    from memifrt._packets import write_marks
-except ImportError:  # it is not compiled
-    write_marks = None  # type: ignore[assignment]
+    from memifrt._packets import write_fields, write_marks
+except ImportError:  # they are not compiled
+    write_fields = write_marks = None  # type: ignore[assignment]
 
 #: The rows of a block that is rewritten at once: enough that a call of NumPy costs little for each packet, and so few
 #: that they stay in the core's cache.
@@ -299,6 +299,7 @@ class _Writer:
         index: int,
         fields: Sequence[tuple[Place | None, Values]],
     ) -> None:
+        self._matrix = matrix
         self._rows = rows
         count = len(picks[rows])
         self._fields = []
@@ -322,6 +323,9 @@ class _Writer:
                     np.uint32,
                 )
                 self._sums.append(_Sum(matrix, rows, checksum, constants[picks[rows]], terms))
+        #: Whether compiled code writes the rows: it writes all of them, or none.
+        self._compiled = write_fields is not None and isinstance(rows, slice)
+        self._compiled_sums = [each.compiled(self._fields) for each in self._sums]
 
     def _constant(self, template: Template, number: int) -> int:
         """Return the sum of the words of a template that do not change."""
@@ -333,6 +337,10 @@ class _Writer:
         return fold(sum_of(checksum, blank))
 
     def write(self) -> None:
+        if self._compiled and write_fields(
+            self._matrix, [column.compiled() for column in self._fields], self._compiled_sums
+        ):
+            return
         for column in self._fields:
             column.take()
             column.write()
@@ -382,6 +390,11 @@ class _Column:
             np.left_shift(source, self._kind(place.shift), out=now)
             np.bitwise_or(now, self._kind(place.fixed), out=now)
         self._fresh = False
+
+    def compiled(self) -> tuple[Array, int, int, int, int]:
+        """Return the present values and their place, as ``write_fields`` takes them."""
+        place = self._place
+        return self._values.now, place.at, place.width, place.shift, place.fixed
 
     def write(self) -> None:
         """Write the values into the rows."""
@@ -450,6 +463,7 @@ class _Sum:
         constants: Array,
         terms: Sequence[tuple[_Column, _Term]],
     ) -> None:
+        self._at = checksum.at
         self._never_zero = checksum.never_zero
         self._constants = constants[0] if (constants == constants[0]).all() else constants
         self._terms = terms
@@ -458,6 +472,15 @@ class _Sum:
         self._target = matrix[:, checksum.at : checksum.at + 2].view(">u2")[:, 0]
         self._rows = rows
         self._all = isinstance(rows, slice)
+
+    def compiled(self, columns: Sequence[_Column]) -> tuple[int, Array | int, bool, list[tuple[int, int, int, int]]]:
+        """Return what ``write_fields`` takes.
+
+        :param columns: the fields, in the order in which it gets them.
+        """
+        constants = self._constants if isinstance(self._constants, np.ndarray) else int(self._constants)
+        terms = [(columns.index(column), term.right, term.mask, term.left) for column, term in self._terms]
+        return self._at, constants, self._never_zero, terms
 
     def write(self) -> None:
         total, scratch = self._total, self._scratch

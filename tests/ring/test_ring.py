@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import struct
+import sys
 from array import array
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ import pytest
 
 from memifrt import ConfigError, ErrorCode
 from memifrt.errors import RingViolation
-from memifrt.ring import Burst, RingImplementation, RingMemory
+from memifrt.ring import Burst, RingImplementation, RingMemory, load
 from memifrt.types import COOKIE, BufferFlag, QueueCounters
 from tests.lib.rings import IMPLEMENTATIONS, NEXT, Ends, Lane, fill, name_of, pass_packets
 
@@ -689,8 +691,72 @@ def test_packets_of_a_burst_are_whole_and_can_be_dropped(ends: Ends, role: str) 
         assert list(burst.packets()) == []
         with pytest.raises(ValueError, match="has been sent"):
             found[1].drop()
-    with pytest.raises(ValueError, match="released"):
+    with pytest.raises(ValueError, match="has ended"):
         bytes(found[1])
+
+
+def test_a_packet_asks_its_burst_each_time(lane: Lane) -> None:
+    assert lane.tx.send([bytes(range(150)), b"short"]) == 2
+    with lane.rx.burst(256) as burst:
+        long, short = burst.packets()
+        burst.set_length(3, 4)
+        assert (len(short), bytes(short)) == (4, b"shor")
+        assert short.views[0] is burst[3]
+        assert repr(long) == "<packet in 3 buffers>"
+    for use in (len, bytes, lambda packet: packet.views):
+        with pytest.raises(ValueError, match="has ended"):
+            use(long)
+
+
+#: Python code can give memory of its own from Python 3.12 on (PEP 688); compiled code always could.
+GIVING = IMPLEMENTATIONS if sys.version_info >= (3, 12) else [load("native")]
+
+
+@pytest.fixture(params=GIVING, ids=name_of)
+def giving(request: pytest.FixtureRequest) -> Ends:
+    """Ends whose packets give their memory."""
+    return Ends(request.param)
+
+
+def test_a_packet_in_one_buffer_gives_its_memory(giving: Ends) -> None:
+    assert giving.s2m.tx.send([bytes(range(60))]) == 1
+    with giving.s2m.rx.burst(256) as burst:
+        (packet,) = burst.packets()
+        assert struct.unpack_from(">H", packet, 12) == (0x0C0D,)
+        struct.pack_into(">H", packet, 12, 0xABCD)
+        assert bytes(burst[0][12:14]) == b"\xab\xcd"
+        with memoryview(packet) as view:
+            assert (view.nbytes, view.format, view.readonly) == (60, "B", False)
+    with pytest.raises(ValueError, match="has ended"):
+        memoryview(packet)
+
+
+def test_memory_of_a_packet_that_outlives_the_burst_is_reported(giving: Ends) -> None:
+    assert giving.s2m.tx.send([bytes(60)]) == 1
+    burst = giving.s2m.rx.burst(256)
+    view = memoryview(next(burst.packets()))
+    part = view[:10]
+    with pytest.raises(BufferError, match="still exported"):
+        burst.close()
+    del view, part
+
+
+def test_a_packet_in_several_buffers_gives_none(giving: Ends) -> None:
+    assert giving.s2m.tx.send([bytes(range(150))]) == 1
+    with giving.s2m.rx.burst(256) as burst:
+        (packet,) = burst.packets()
+        with pytest.raises(BufferError, match=r"lies in 3 buffers: take packet\.views, or bytes\(packet\)"):
+            memoryview(packet)
+        assert bytes(packet) == bytes(range(150))
+
+
+def test_a_sent_packet_gives_none(giving: Ends) -> None:
+    assert giving.s2m.tx.send([b"one", b"two"]) == 2
+    with giving.s2m.rx.burst(256) as burst:
+        one, _ = burst.packets()
+        assert giving.m2s.tx.forward(burst) == 2
+        with pytest.raises(ValueError, match="has been sent"):
+            memoryview(one)
 
 
 def test_a_packet_is_still_a_sequence_of_views_and_says_that_this_is_deprecated(lane: Lane) -> None:

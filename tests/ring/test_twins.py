@@ -90,7 +90,6 @@ ONLY_NATIVE = {
         "RingBurst.fill",
         "RingBurst.pack_entries",
         "RingBurst.pack",
-        "RingBurst.view_if_left",
         "RingBurst.write_flags",
         "joined",
         "new_burst",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
@@ -13,9 +15,12 @@ from scapy.packet import Raw
 
 from memifrt import ConfigError
 from memifrt.packets import parse_mac
-from memifrt.traffic import Stream, signature
+from memifrt.traffic import Stream, prepare, signature
 from memifrt.traffic.prepare import Lane
 from memifrt.types import Mode
+
+if TYPE_CHECKING or importlib.util.find_spec("memifrt._packets") is not None:
+    from memifrt import _packets
 
 
 def lane(stream: Stream, *, mark: bool = False, mode: Mode = Mode.ETHERNET, **options: Any) -> Lane:
@@ -164,6 +169,58 @@ def test_packets_of_an_ip_memif_have_no_ethernet_header() -> None:
     for index, data in enumerate(lane(stream, mode=Mode.IP, mark=True).packets(50)):
         assert IP(data).src == f"10.0.0.{1 + index % 9}"
         assert rebuilt(data, IP) == data
+
+
+# --- the compiled writer --------------------------------------------------------------------------------------------
+
+compiled = pytest.mark.skipif(
+    importlib.util.find_spec("memifrt._packets") is None,
+    reason="memifrt._packets is not compiled here: install memifrt where there is a C compiler",
+)
+MANY = [f"@{at}:1=0..250 random seed {at}" for at in range(50, 70)]
+
+
+@compiled
+@pytest.mark.parametrize("size", [160, (161, 500)], ids=str)
+@pytest.mark.parametrize("name", [*CASES, "more fields than it takes"])
+def test_readable_and_compiled_code_write_the_same(name: str, size: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    packet, fields = CASES.get(name, ("Ether()/IP()/UDP()", MANY))
+    stream = Stream(packet, size=size, fields=fields)
+    written = []
+
+    def write_fields(*arguments: Any) -> bool:
+        written.append(_packets.write_fields(*arguments))
+        return written[-1]
+
+    monkeypatch.setattr(prepare, "write_fields", write_fields)
+    fast = lane(stream, start=7).packets(9000)
+    assert set(written) == {name in CASES}
+    monkeypatch.setattr(prepare, "write_fields", None)
+    assert lane(stream, start=7).packets(9000) == fast
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("columns", "sums", "part"),
+    [
+        ([(np.zeros(9, np.uint32), 0, 4, 0, 0)], [], "there are fewer values than rows"),
+        ([(np.zeros(10, np.uint16), 0, 2, 0, 0)], [], "the numbers have 2 bytes, not 8"),
+        ([(np.zeros(10, np.uint32), 61, 4, 0, 0)], [], "a field of 4 bytes at 61 is not in rows of 64"),
+        ([(np.zeros(10, np.uint64), 0, 9, 0, 0)], [], "a field of 9 bytes at 0 is not in rows of 64"),
+        ([(np.zeros(10, np.uint32), -1, 4, 0, 0)], [], "a field of 4 bytes at -1 is not in rows of 64"),
+        ([(np.zeros(10, np.uint32), 0, 4, 32, 0)], [], "a field of 4 bytes at 0 is not in rows of 64"),
+        ([], [(63, 0, False, [])], "a checksum at 63 is not in rows of 64"),
+        ([], [(10, np.zeros(9, np.uint32), False, [])], "there are fewer sums than rows"),
+        ([], [(10, 0, False, [(0, 0, 65535, 0)])], "there is no field 0"),
+    ],
+)
+def test_the_compiled_writer_refuses_what_is_not_in_the_rows(columns: Any, sums: Any, part: str) -> None:
+    matrix = np.zeros((10, 64), np.uint8)
+    with pytest.raises(ValueError, match=part):
+        _packets.write_fields(matrix, columns, sums)
+    assert not matrix.any()
+    with pytest.raises(ValueError, match="the rows must be a matrix of bytes"):
+        _packets.write_fields(np.zeros(64, np.uint8), columns, sums)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

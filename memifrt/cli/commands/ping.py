@@ -45,6 +45,7 @@ from memifrt.packets import (
 )
 from memifrt.ports.drain import INTERVAL, Drain
 from memifrt.queue import TxQueue
+from memifrt.ring import Packet
 from memifrt.types import Mode, Role, check_range
 
 #: Seconds between two attempts to connect. It is short because a user waits at the terminal.
@@ -432,7 +433,7 @@ class _Pinger:
     def _receive(self, interface: Interface, qid: int) -> None:
         serve(interface, qid, self._take)
 
-    def _take(self, packet: memoryview) -> bool:
+    def _take(self, packet: Packet) -> bool:
         """Handle a received packet. Return True if it was a request to us and is now its reply."""
         data = bytes(packet)  # a copy, because the peer may change the packet at any time
         reply = parse_echo_reply(data, self._own.config.mode, any_checksum=True)

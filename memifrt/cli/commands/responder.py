@@ -17,10 +17,10 @@ from memifrt.interface import Interface
 from memifrt.options import DEFAULT_RECONNECT_INTERVAL
 from memifrt.packets import format_ip, format_mac, reply_in_place
 from memifrt.queue import TxQueue
-from memifrt.ring import Burst
+from memifrt.ring import Burst, Packet
 
 #: Turns a packet into its reply, in place; returns False if it needs no reply.
-Answer = Callable[[memoryview], bool]
+Answer = Callable[[Packet], bool]
 
 
 def respond(options: ProgramInterface, *, until_eof: bool = False, loop: str = "internal") -> None:
@@ -82,14 +82,7 @@ def serve(interface: Interface, qid: int, answer: Answer) -> None:
 def send_back(burst: Burst, tx: TxQueue, answer: Answer) -> None:
     """Send the replies to the packets of a burst. Drop all other packets, and replies for which there is no room."""
     for packet in burst.packets():
-        if len(packet.views) == 1:
-            answered = answer(packet.views[0])
-        else:  # join the packet, answer it, and write it back
-            whole = memoryview(bytearray(bytes(packet)))
-            answered = answer(whole)
-            for view in packet.views:
-                view[:], whole = whole[: len(view)], whole[len(view) :]
-        if not answered:
+        if not answer(packet):
             packet.drop()
     tx.forward(burst)
 

@@ -94,15 +94,13 @@ class RingBurst:
         return self._views.get(position) or self.view(position)
 
     def __iter__(self) -> Iterator[memoryview]:
-        for position in range(self.sent, len(self.entries)):
-            self.check_left(position)
-            yield self.view(position)
+        yield from map(self.view_if_left, range(self.sent, len(self.entries)))
 
     def packets(self) -> Iterator[Packet]:
         for start, stop in self.packet_bounds():
             for position in range(start, stop):
                 self.check_left(position)
-            yield Packet(self, start, tuple(map(self.view, range(start, stop))))
+            yield Packet(self, start, stop)
 
     def length(self, index: int) -> int:
         return self.entries[self.position(index)][2]
@@ -200,6 +198,11 @@ class RingBurst:
             whole = self._wholes.get(region) or self.whole(region)
             view = self._views[position] = whole[offset : offset + length]
         return view
+
+    def view_if_left(self, position: int) -> memoryview:
+        """Return the view of a buffer, if it may still be used."""
+        self.check_left(position)
+        return self.view(position)
 
     def whole(self, region: int) -> memoryview:
         """Return a new view of a whole region. The burst makes its views of single buffers from it.
@@ -311,22 +314,33 @@ class RingBurst:
 
 
 class Packet:
-    """A whole packet of a burst: the views of its buffers, and where it starts."""
+    """A whole packet of a burst: where it starts and stops. The views are the burst's."""
 
-    __slots__ = ("_burst", "_start", "views")
+    __slots__ = ("_burst", "_start", "_stop")
 
-    def __init__(self, burst: RingBurst, start: int, views: tuple[memoryview, ...]) -> None:
+    def __init__(self, burst: RingBurst, start: int, stop: int) -> None:
         self._burst = burst
         self._start = start
-        self.views = views
+        self._stop = stop
+
+    @property
+    def views(self) -> tuple[memoryview, ...]:
+        return tuple(map(self._burst.view_if_left, range(self._start, self._stop)))
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        """Return the view of the packet's only buffer. Python calls this from 3.12 on."""
+        self._burst.check_left(self._start)
+        if self._stop != self._start + 1:
+            raise in_several(self._stop - self._start)
+        return self._burst.view(self._start)
 
     def __bytes__(self) -> bytes:
-        if len(self.views) == 1:
-            return bytes(self.views[0])
-        return b"".join([bytes(view) for view in self.views])  # join alone would not say that a view has ended
+        self._burst.check_left(self._start)
+        return bytes(self._burst.joined(self._start, self._stop))
 
     def __len__(self) -> int:
-        return sum(map(len, self.views))
+        self._burst.check_left(self._start)
+        return sum(entry[2] for entry in self._burst.entries[self._start : self._stop])
 
     def drop(self) -> None:
         self._burst.drop_at(self._start)
@@ -340,7 +354,11 @@ class Packet:
         return self.views[index]
 
     def __repr__(self) -> str:
-        return f"<packet in {len(self.views)} buffers>"
+        return f"<packet in {self._stop - self._start} buffers>"
+
+
+def in_several(buffers: int) -> BufferError:
+    return BufferError(f"the packet lies in {buffers} buffers: take packet.views, or bytes(packet) for a copy")
 
 
 def is_dropped(entries: list[Entry], start: int, stop: int) -> bool:
