@@ -8,6 +8,7 @@
 # make test-aarch64  the rings' tests on code that is compiled for aarch64, under QEMU
 # make test-debian PYTHON=3.15  the tests on a Python of Debian testing, in a chroot (root, debootstrap)
 # make docs  builds the documentation into build/docs  make man   the man page, into build/man
+# make screenshots  the site's pictures of terminals and of Wireshark, into docs/pictures (Wireshark, Xvfb)
 # make help  this list
 
 PYTHON ?= python3
@@ -23,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # What the installed package is made of; the rest of it is used where it lies.
 BUILT  := pyproject.toml setup.py $(wildcard memifrt/*.pyx memifrt/*/*.pyx memifrt/*/*.pxd memifrt/*/*.pxi memifrt/*/*.h)
 
-.PHONY: run test test-patched test-asan test-freethreaded test-aarch64 test-debian clean-debian lint wheel bench fuzz soak docs man clean \
+.PHONY: run test test-patched test-asan test-freethreaded test-aarch64 test-debian clean-debian lint wheel bench fuzz soak docs screenshots man clean \
 	help
 .DELETE_ON_ERROR:
 
@@ -94,6 +95,10 @@ soak: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -q -E -a -b html docs build/docs
 	@echo build/docs/index.html
+
+# ARGS may name pictures: top, generate, wireshark.
+screenshots: $(VENV)/.dev
+	$(BIN)/python docs/screenshots.py $(ARGS)
 
 man: $(VENV)/.dev
 	mkdir -p build/man

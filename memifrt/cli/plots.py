@@ -42,7 +42,7 @@ def plot_path(text: str) -> str:
 
 
 def check_matplotlib() -> None:
-    """:raises ConfigError: matplotlib is not installed."""
+    """Raise ConfigError if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("--plot needs matplotlib, which is not installed: pip install 'memifrt[plot]'")
 

@@ -37,7 +37,7 @@ class EchoReply:
 
 
 def check_mac(mac: bytes) -> None:
-    """:raises ConfigError: ``mac`` does not have 6 bytes. :mod:`struct` would cut it or fill it up."""
+    """Raise ConfigError if ``mac`` does not have 6 bytes: :mod:`struct` would cut it or fill it up."""
     if len(mac) != 6:
         raise ConfigError(f"{mac!r} is not a MAC address; it must have 6 bytes")
 

@@ -102,7 +102,7 @@ class ForwardThreads:
             source.set_watched(True)
 
     def check(self) -> None:
-        """:raises MemifError: a thread has failed, other than by the end of a connection."""
+        """Raise the error of a thread that has failed, other than by the end of a connection."""
         if self._failure is not None:
             raise self._failure
 

@@ -536,7 +536,7 @@ class _Marks(ABC):
 
     @abstractmethod
     def begin(self, run: int, lane: int, row: int) -> None:
-        """Number the packets from 0 again, from ``row`` on."""
+        """Start the numbers of the packets at 0 again, from ``row`` on."""
 
     @abstractmethod
     def advance(self) -> None:

@@ -69,6 +69,7 @@ def test_the_options_of_an_interface_have_its_values_as_defaults_but_no_secret(
     assert "{value=ip}{display=ip}{default=true}" in out
     assert "{call=--secret}{display=Secret}{type=password}" in out
     assert "{call=--between}" in out
+    assert "{type=double}" not in out  # Wireshark shows and saves an empty one as 0: no limit
     assert "hunter2" not in out
     assert main(["extcap", "--extcap-dlts", "--extcap-interface", "memif-lab"]) == 0
     assert capsys.readouterr().out == "dlt {number=101}{name=RAW}{display=Raw IP}\n"
@@ -208,6 +209,12 @@ def test_a_wrong_argument_is_one_line_and_status_2(
     assert err[:-1].isprintable()
     assert [word for word in WRONG[arguments] if word not in err] == []
     assert "hunter2" not in err
+
+
+def test_an_empty_field_of_the_dialogue_is_not_given(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = [word for option in ("socket", "secret", "between", "connect-timeout") for word in (f"--{option}", "")]
+    assert main(["extcap", "--capture", "--extcap-interface", "memif", "--fifo", "/nowhere/x", *empty]) == 2
+    assert "cannot write /nowhere/x" in capsys.readouterr().err
 
 
 def test_a_filter_is_checked_and_its_fault_is_on_standard_output(

@@ -125,7 +125,7 @@ class Worker(threading.Thread):
             self._error = error
 
     def check(self) -> None:
-        """:raises BaseException: the exception that ended the thread."""
+        """Raise the exception that ended the thread, if there is one."""
         if self._error is not None:
             raise self._error
 

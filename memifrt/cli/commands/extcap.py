@@ -26,6 +26,8 @@ from memifrt.types import Mode, Role, printable
 
 #: Seconds that a slave has for its first connection: without a peer, Wireshark would wait in silence.
 _CONNECT_TIMEOUT = 5.0
+#: The page that the dialogue's Help button opens.
+_HELP = "https://memifrt.github.io/memifrt/wireshark.html"
 #: The options of an interface that Wireshark's dialogue has.
 _OPTIONS = ("role", "id", "secret", "mode")
 
@@ -35,7 +37,7 @@ _OPTIONS = ("role", "id", "secret", "mode")
 
 def interface_lines(found: list[CaptureInterface]) -> Iterator[str]:
     """Return the list of interfaces."""
-    yield f"extcap {{version={memifrt.__version__}}}{{display=memif}}"
+    yield f"extcap {{version={memifrt.__version__}}}{{help={_HELP}}}{{display=memif}}"
     for interface in found:
         yield f"interface {{value={interface.value}}}{{display={_text(interface.display)}}}"
 
@@ -74,9 +76,11 @@ def option_lines(interface: CaptureInterface) -> Iterator[str]:
             "{placeholder=/run/vpp/memif.sock,role=slave,id=1}"
             "{tooltip=Capture between this memif and a second one: both are forwarded to each other}"
         )
+    # A string: Wireshark shows and saves an empty number as 0, which is no limit.
     yield (
-        "arg {number=6}{call=--connect-timeout}{display=Seconds to wait for a peer}{type=double}"
-        f"{{tooltip=0 waits without a limit, which is the default of a master; a slave waits {_CONNECT_TIMEOUT:g} s}}"
+        "arg {number=6}{call=--connect-timeout}{display=Seconds to wait for a peer}{type=string}"
+        rf"{{placeholder={_CONNECT_TIMEOUT:g} for a slave, no limit for a master}}{{validation=^([0-9]+(\.[0-9]*)?)?$}}"
+        "{tooltip=0 waits without a limit}"
     )
 
 
@@ -158,7 +162,7 @@ def _add_arguments(parser: Parser) -> None:
     )
     options(
         "--connect-timeout",
-        type=seconds_or_zero,
+        type=_unless_empty(seconds_or_zero),
         metavar="SECONDS",
         help=f"how long to wait for the first peer, 0 for no limit; default: {_CONNECT_TIMEOUT:g} for a slave, else 0",
     )

@@ -183,13 +183,13 @@ class TxRingBase(RingBase):
             self.allocated = (newest.first + newest.sent) & U16
 
     def require_nothing_open(self) -> None:
-        """:raises ConfigError: allocated buffers are not sent yet, or a ``send`` is under way."""
+        """Raise ConfigError if allocated buffers are not sent yet, or a ``send`` is under way."""
         if self.open:
             raise ConfigError("buffers allocated earlier must be transmitted or given back first")
         self.require_not_sending()
 
     def require_not_sending(self) -> None:
-        """:raises ConfigError: a ``send`` on this ring is under way."""
+        """Raise ConfigError if a ``send`` on this ring is under way."""
         if self.sending:
             raise ConfigError("a send is not finished: the iterator of its packets must not use the ring")
 

@@ -1,0 +1,61 @@
+"""The built site on a phone: no page is wider than the screen, and every picture has a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.lib.browser import browser
+
+ROOT = Path(__file__).parent.parent
+DOCS, SITE = ROOT / "docs", ROOT / "build" / "docs"
+#: The width of a small phone, in CSS pixels.
+PHONE = 390
+
+#: The faults of a page: elements that are cut off, and pictures whose text is missing or a file's name. The theme cuts
+#: off what is too wide, and the page does not scroll: each element must end on the screen, or be in one that scrolls.
+FAULTS = """
+const faults = [], width = document.documentElement.clientWidth;
+const scrolls = (element) => ["auto", "scroll"].includes(getComputedStyle(element).overflowX);
+function scrollsWith(element) {
+  for (; element.tagName !== "ARTICLE"; element = element.parentElement) if (scrolls(element)) return true;
+  return false;
+}
+if (document.documentElement.scrollWidth > width) faults.push("the page scrolls sideways");
+for (const element of document.querySelectorAll("article *")) {
+  const right = element.getBoundingClientRect().right;
+  if (right > width + 1 && !scrollsWith(element)) {
+    faults.push(`${element.tagName} to ${Math.round(right)} pixels: ${element.textContent.trim().slice(0, 40)}`);
+  }
+}
+for (const image of document.querySelectorAll("article img")) {
+  const name = image.getAttribute("src");
+  if (!image.complete || !image.naturalWidth) faults.push(`${name} is not shown`);
+  if (!image.alt.trim() || image.alt === name) faults.push(`${name} has no text`);
+}
+return faults;
+"""
+
+
+def skip_without_site() -> None:
+    built = SITE / "index.html"
+    if not built.exists():
+        pytest.skip("there is no build/docs: make docs")
+    sources = (path for path in DOCS.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    if max(path.stat().st_mtime for path in sources) > max(
+        path.stat().st_mtime for path in SITE.rglob("*") if path.is_file()
+    ):
+        pytest.skip("build/docs is older than docs: make docs")
+
+
+def test_pages_fit_a_phone_and_pictures_have_texts(tmp_path: Path) -> None:
+    skip_without_site()
+    faults = {}
+    with browser(tmp_path) as window:
+        window.size(PHONE, 800)
+        for page in sorted(SITE.rglob("*.html")):
+            window.open(page.as_uri())
+            if found := window.run(FAULTS):
+                faults[str(page.relative_to(SITE))] = found
+    assert faults == {}
