@@ -26,9 +26,12 @@ from collections.abc import Callable, Iterable, Sized
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-import gevent
-from gevent._hub_local import get_hub_if_exists
-from gevent.hub import Waiter
+from memifrt.system.optional import Needs
+
+with Needs("memifrt.gevent", "memifrt[gevent]"):
+    import gevent
+    from gevent._hub_local import get_hub_if_exists
+    from gevent.hub import Waiter
 
 from memifrt.errors import ConfigError, ForkedError
 from memifrt.options import DEFAULT_APP_NAME, RuntimeOptions

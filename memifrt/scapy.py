@@ -16,14 +16,17 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
-from scapy.config import conf
-from scapy.data import MTU
-from scapy.error import log_runtime
-from scapy.layers.inet import IP
-from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import Ether
-from scapy.packet import Packet
-from scapy.supersocket import SuperSocket
+from memifrt.system.optional import Needs
+
+with Needs("memifrt.scapy", "memifrt[scapy]"):
+    from scapy.config import conf
+    from scapy.data import MTU
+    from scapy.error import log_runtime
+    from scapy.layers.inet import IP
+    from scapy.layers.inet6 import IPv6
+    from scapy.layers.l2 import Ether
+    from scapy.packet import Packet
+    from scapy.supersocket import SuperSocket
 
 from memifrt.errors import ConfigError, Disconnected, ErrorCode, ForkedError, MemifError, packet_bytes
 from memifrt.interface import Interface

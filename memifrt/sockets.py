@@ -235,7 +235,7 @@ class Socket:
                 admitted = False
                 channel.say_goodbye(reason)
                 channel.close()
-                self._warn(f"{self} (peer pid {peer.pid}): {reason}")
+                self._warn(f"{self} ({peer.process}): {reason}")
         return admitted
 
     def _greet(self, channel: Channel) -> None:

@@ -15,7 +15,10 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, TypeVar
 
-import trio
+from memifrt.system.optional import Needs
+
+with Needs("memifrt.trio", "memifrt[trio]"):
+    import trio
 
 from memifrt.options import DEFAULT_APP_NAME, RuntimeOptions
 from memifrt.poll.trio import DEFAULT_BATCH as DEFAULT_EVENTS

@@ -510,7 +510,7 @@ class Connection(ABC):
         self._memory.close()
 
     def __str__(self) -> str:
-        return f"{self.owner} (peer pid {self.credentials.pid})"
+        return f"{self.owner} ({self.credentials.process})"
 
 
 class SlaveConnection(Connection):
@@ -616,7 +616,7 @@ class MasterConnection(Connection):
         super()._release()
 
     def __str__(self) -> str:
-        return f"{self.owner or self._origin} (peer pid {self.credentials.pid})"
+        return f"{self.owner or self._origin} ({self.credentials.process})"
 
 
 def _as_error(failure: BaseException) -> MemifError:

@@ -35,11 +35,19 @@ _UNWANTED = (socket.SO_PASSCRED, socket.SO_PASSSEC, 76)  # SO_PASSPIDFD
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The process, user and group of the peer, as the kernel saw them at connect (``SO_PEERCRED``)."""
+    """The process, user and group of the peer, as the kernel saw them at connect (``SO_PEERCRED``).
+
+    ``pid`` is 0 if our process namespace has no number for the peer: it runs in another container, or outside ours.
+    """
 
     pid: int
     uid: int
     gid: int
+
+    @property
+    def process(self) -> str:
+        """Return the peer's process in words, for messages."""
+        return f"peer pid {self.pid}" if self.pid else "peer in another process namespace"
 
 
 class ChannelClosed(Exception):

@@ -20,8 +20,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import eventlet
-from eventlet import hubs
+from memifrt.system.optional import Needs
+
+with Needs("memifrt.poll.eventlet", "eventlet"):
+    import eventlet
+    from eventlet import hubs
 
 from memifrt.errors import ConfigError
 from memifrt.poll.hook import FdHandler, report

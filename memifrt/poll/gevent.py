@@ -14,9 +14,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import NoReturn, Protocol
 
-import gevent
-from gevent._hub_local import get_hub_if_exists
-from gevent.event import Event
+from memifrt.system.optional import Needs
+
+with Needs("memifrt.poll.gevent", "memifrt[gevent]"):
+    import gevent
+    from gevent._hub_local import get_hub_if_exists
+    from gevent.event import Event
 
 from memifrt.errors import ConfigError, ForkedError
 from memifrt.poll.hook import FdHandler

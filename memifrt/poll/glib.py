@@ -20,7 +20,10 @@ import select
 import threading
 from collections.abc import Callable
 
-from gi.repository import GLib
+from memifrt.system.optional import Needs
+
+with Needs("memifrt.poll.glib", "PyGObject"):
+    from gi.repository import GLib
 
 from memifrt.errors import ConfigError
 from memifrt.poll.hook import FdHandler, call_excepthook, report

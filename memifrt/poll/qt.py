@@ -18,7 +18,10 @@ import contextlib
 import threading
 from collections.abc import Callable
 
-from PySide6.QtCore import QAbstractEventDispatcher, QSocketNotifier
+from memifrt.system.optional import Needs
+
+with Needs("memifrt.poll.qt", "PySide6"):
+    from PySide6.QtCore import QAbstractEventDispatcher, QSocketNotifier
 
 from memifrt.errors import ConfigError
 from memifrt.poll.hook import FdHandler, call_excepthook, report

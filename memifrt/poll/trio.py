@@ -12,7 +12,10 @@ import contextlib
 import select
 import threading
 
-import trio
+from memifrt.system.optional import Needs
+
+with Needs("memifrt.poll.trio", "memifrt[trio]"):
+    import trio
 
 from memifrt.errors import ConfigError
 from memifrt.poll.epoll import from_epoll, to_epoll

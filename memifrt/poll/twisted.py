@@ -18,10 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from twisted.internet.interfaces import IReadWriteDescriptor
-from twisted.python import log, threadable
-from twisted.python.failure import Failure
-from zope.interface import implementer
+from memifrt.system.optional import Needs
+
+with Needs("memifrt.poll.twisted", "twisted"):
+    from twisted.internet.interfaces import IReadWriteDescriptor
+    from twisted.python import log, threadable
+    from twisted.python.failure import Failure
+    from zope.interface import implementer
 
 from memifrt.errors import ConfigError
 from memifrt.poll.hook import FdHandler, report

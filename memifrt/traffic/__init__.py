@@ -11,12 +11,15 @@ Needs the extra ``memifrt[traffic]``::
 
 from __future__ import annotations
 
-from memifrt.traffic.fields import Field
-from memifrt.traffic.file import load_streams
-from memifrt.traffic.generator import Generator
-from memifrt.traffic.latency import Latency
-from memifrt.traffic.rate import Rate
-from memifrt.traffic.report import Report, Sample, StreamReport
-from memifrt.traffic.stream import Stream
+from memifrt.system.optional import Needs
+
+with Needs("memifrt.traffic", "memifrt[traffic]"):
+    from memifrt.traffic.fields import Field
+    from memifrt.traffic.file import load_streams
+    from memifrt.traffic.generator import Generator
+    from memifrt.traffic.latency import Latency
+    from memifrt.traffic.rate import Rate
+    from memifrt.traffic.report import Report, Sample, StreamReport
+    from memifrt.traffic.stream import Stream
 
 __all__ = ["Field", "Generator", "Latency", "Rate", "Report", "Sample", "Stream", "StreamReport", "load_streams"]

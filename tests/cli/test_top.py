@@ -550,6 +550,11 @@ def test_peer_without_a_name_is_told_in_words() -> None:
     assert "peer without a name (if, pid 1)" in text
 
 
+def test_peer_in_another_container_has_no_pid() -> None:
+    peer = {"app_name": "vpp", "name": "if", "pid": 0, "uid": 0, "gid": 0}
+    assert "peer vpp (if, in another process namespace)" in shown(program(made(interface(peer=peer))), width=200)
+
+
 def test_dead_program_is_dead_for_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = busy()
     seen._hang_up("the program is gone")

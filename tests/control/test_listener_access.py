@@ -322,6 +322,11 @@ def test_the_credentials_are_those_of_the_peer(runtime: Runtime, socket_name: st
         os.waitpid(pid, 0)
 
 
+def test_a_peer_in_another_process_namespace_has_no_pid_in_messages() -> None:
+    assert Credentials(42, 0, 0).process == "peer pid 42"
+    assert Credentials(0, 0, 0).process == "peer in another process namespace"
+
+
 def test_what_accept_peer_raises_refuses_and_comes_out_once(
     runtime: Runtime, peer_runtime: Runtime, socket_name: str
 ) -> None:

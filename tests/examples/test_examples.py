@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -254,6 +255,20 @@ def test_signal_with_a_peer_ends_it_with_0_and_a_goodbye(
     wait_until(lambda: peer.reason, runtime)
     assert "interface deleted" in str(peer.reason)
     assert os.path.exists(socket_path) == (ours == "master")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_peer_that_never_connected_is_not_called_disconnected(
+    start: Callable[..., Program], runtime: Runtime, socket_path: str, name: str
+) -> None:
+    listener = Peer(runtime, socket_path, "master", id=7)
+    program = start(name, "--socket", socket_path)
+    if name == "custom_fd":
+        program.tell("conn 0 0")
+    program.line("not connected: ", runtime)
+    assert [line for line in program.lines if re.search("(^|: )disconnected", line)] == []
+    listener.interface.delete()
+    program.interrupt()
 
 
 @pytest.mark.parametrize("name", ["icmp_responder", "libmemif_responder", "multithread"])

@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 import pytest
 
 import memifrt.stats
-from memifrt import ConfigError, FdEvent, MemifOSError, Runtime
+from memifrt import ConfigError, FdEvent, MemifOSError, Runtime, sockets
 from memifrt.cli.command_line import main
+from memifrt.control.channel import Credentials
 from memifrt.stats import web
 from memifrt.stats.client import parse_snapshot
 from memifrt.stats.server import MAX_CLIENTS
@@ -461,6 +462,44 @@ def test_the_page_shows_state_peer_queues_rates_and_the_handshake_log(
             window.media(prefers_color_scheme=scheme)
             colour = window.run("return getComputedStyle(document.body).backgroundColor")
             assert (sum(map(int, re.findall(r"\d+", colour))) < 3 * 128) == dark
+
+
+def test_an_interface_that_never_had_a_peer_is_not_called_disconnected(
+    window: Browser, shown: Runtime, peer_runtime: Runtime, socket_name: str
+) -> None:
+    rows = "[...document.querySelectorAll('details.interface')].map((row) => row.querySelector('.state').innerText)"
+    logs = "[...document.querySelectorAll('details.interface')].map((row) => row.querySelector('.log').innerText)"
+    shown.create_interface(socket=f"{socket_name}-waits", role="master", id=1)
+    shown.create_interface(socket=f"{socket_name}-tries", id=2)
+    pair = connect(shown, peer_runtime, socket_name, id=3)
+    with running_in_thread(shown):
+        window.open(shown.web_url)
+        window.wait_for(f"{rows}.length === 3 && {logs}[1].includes('not connected')")
+        waiting, trying, up = window.run(f"return {rows}")
+        assert waiting.startswith("waiting for a peer")
+        assert trying.startswith("no peer yet")
+        assert up.startswith("connected")
+        assert "disconnected" not in window.text()
+        pair.slave.disconnect("enough")
+        peer_runtime.close()
+        window.wait_for(f"{rows}[2].startsWith('disconnected') && {logs}[2].includes('disconnected')")
+        assert "disconnected" not in "".join(window.run(f"return [...{rows}, ...{logs}].filter((_, i) => i % 3 < 2)"))
+
+
+def test_a_peer_of_another_process_namespace_has_no_pid(
+    window: Browser, shown: Runtime, peer_runtime: Runtime, socket_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def channel(sock: socket.socket) -> Any:
+        made = make(sock)
+        made.credentials = Credentials(0, 1000, 1000)
+        return made
+
+    make = sockets.Channel  # type: ignore[attr-defined]
+    monkeypatch.setattr(sockets, "Channel", channel)
+    connect(shown, peer_runtime, socket_name)
+    with running_in_thread(shown):
+        window.open(shown.web_url)
+        window.wait_for("document.querySelector('.facts').innerText.includes('in another process namespace')")
 
 
 def test_the_page_shows_a_switch_and_the_counters_of_the_application(window: Browser, shown: Runtime) -> None:

@@ -150,7 +150,8 @@ class Table:
                 line.append((f"{dot}{count} {what}{'s' if count > 1 else ''}", style))
         if peer is not None and (peer["app_name"] or peer["name"]):
             line.append((f"{dot}peer {safe_text(peer['app_name']) or 'without a name'} ", ""))
-            line.append((f"({safe_text(peer['name']) or 'no name'}, pid {peer['pid']})", "dim"))
+            process = f"pid {peer['pid']}" if peer["pid"] else "in another process namespace"
+            line.append((f"({safe_text(peer['name']) or 'no name'}, {process})", "dim"))
         return line
 
     def switch(self, switch: SwitchStats) -> list[Line]:
