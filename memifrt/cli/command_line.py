@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 import memifrt
-from memifrt.cli.arguments import Command, Parser, did_you_mean
+from memifrt.cli.arguments import Command, Parser
 from memifrt.cli.program import NoPeerError, complain
-from memifrt.errors import MemifError
+from memifrt.errors import MemifError, did_you_mean
 
 #: The commands, in the order in which ``memifrt --help`` lists them. Each is a module of ``memifrt.cli.commands``,
 #: which is imported when it is needed: a command that starts loads no other.

@@ -149,10 +149,6 @@ class Lane:
 
     def _count_rows(self, width: int, repeat: int, marked: bool) -> int:
         pattern = len(self._templates)
-        if pattern * width > _MOST_BYTES:
-            raise ConfigError(
-                f"{pattern} packets of up to {width} bytes need more than {_MOST_BYTES >> 20} MiB; use fewer packets"
-            )
         least = -(-_LEAST_ROWS // pattern) * pattern
         if repeat and not marked:
             whole = math.lcm(pattern, repeat)
@@ -224,6 +220,18 @@ class Lane:
             writer.write()
 
 
+def check_room(templates: Sequence[Template]) -> None:
+    """Check that the packets are not too large to prepare.
+
+    :raises ConfigError: they are.
+    """
+    pattern, width = len(templates), max(len(template.data) for template in templates)
+    if pattern * width > _MOST_BYTES:
+        raise ConfigError(
+            f"{pattern} packets of up to {width} bytes need more than {_MOST_BYTES >> 20} MiB; use fewer packets"
+        )
+
+
 def places_of(templates: Sequence[Template], fields: Sequence[Field], *, mark: bool) -> list[list[Place | None]]:
     """Return the place of each field in each template.
 
@@ -243,7 +251,7 @@ def places_of(templates: Sequence[Template], fields: Sequence[Field], *, mark: b
                 )
     for index in range(len(templates)):
         spans = sorted(
-            (place.at, place.at + place.width, field.name)
+            (*place.span, field.name)
             for field, places in zip(fields, placed, strict=True)
             if (place := places[index]) is not None
         )

@@ -6,6 +6,7 @@ Owns the arguments, the line that says what is tried, and where the report goes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import math
@@ -15,6 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from memifrt.capture.pcap import check_writable
+from memifrt.capture.whole_file import write_whole
 from memifrt.cli.arguments import Command, Parser, add_session_arguments, checked, seconds, session_options
 from memifrt.cli.endpoint import MEMIF_SYNTAX, check_pair, parse_memif_endpoint
 from memifrt.cli.program import SessionOptions, complain, session
@@ -83,16 +86,16 @@ def throughput(
     """
     require_search()
     require_generator()
-    # The generator's own memifs come first: a wrong packet is then known before the device is connected.
-    with (
-        SelfTrial(
-            setup.ends[0].config,
-            packet=setup.packet,
-            fields=setup.fields,
-            direction=setup.direction if len(setup.ends) == 2 else "forward",
-        ) as generator,
-        session("throughput", reconnect_interval=_RECONNECT_INTERVAL, session_options=session_options) as runtime,
-    ):
+    # The generator's own memifs come first: a wrong packet or size is then known before the device is connected.
+    with contextlib.ExitStack() as stack:
+        generator = stack.enter_context(
+            SelfTrial(setup.ends[0].config, packet=setup.packet, fields=setup.fields, direction=setup.direction)
+        )
+        for size in setup.sizes:
+            generator.check_size(size)
+        runtime = stack.enter_context(
+            session("throughput", reconnect_interval=_RECONNECT_INTERVAL, session_options=session_options)
+        )
         interfaces = [_interface(runtime, end) for end in setup.ends]
         _wait_for_peers(runtime, interfaces)
         poll = generator.poll = functools.partial(runtime.poll_event, 0)
@@ -277,18 +280,6 @@ def _method(arguments: argparse.Namespace) -> Method:
     return dataclasses.replace(method, **changes)
 
 
-def _check_file(path: str) -> None:
-    """Check that a file can be written, before hours of measuring.
-
-    :raises OSError: it cannot.
-    """
-    new = not os.path.lexists(path)
-    with open(path, "ab"):
-        pass
-    if new:
-        os.unlink(path)
-
-
 def _run(arguments: argparse.Namespace) -> int:
     ends = (arguments.a,) if arguments.b is None else (arguments.a, arguments.b)
     setup = Setup(
@@ -302,9 +293,11 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     if arguments.plot is not None:
         require_plot()
-        _check_file(arguments.plot)
-    if arguments.json not in (None, "-"):
-        _check_file(arguments.json)
+        check_writable(arguments.plot)
+    if arguments.json is not None:
+        check_writable(arguments.json)
+        if arguments.plot is not None and os.path.realpath(arguments.json) == os.path.realpath(arguments.plot):
+            raise ConfigError(f"--json and --plot have the same file {arguments.plot}; each needs one of its own")
     with progress("throughput", plain=True) as shown:
         display = _Display(shown)
         try:
@@ -320,15 +313,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _write(report: Report, arguments: argparse.Namespace) -> None:
-    if arguments.json == "-":
-        print(report.json(), flush=True)
-    else:
-        print(report.table(), flush=True)
-    if arguments.json not in (None, "-"):
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            file.write(report.json() + "\n")
-    if arguments.plot is not None:
-        plot(report, arguments.plot)
+    """Print and write the report. After hours of measuring, one that fails must not take the others with it."""
+    with contextlib.ExitStack() as stack:  # it goes on behind an error, and raises it at its end
+        if arguments.plot is not None:
+            stack.callback(plot, report, arguments.plot)
+        if arguments.json not in (None, "-"):
+            stack.callback(write_whole, arguments.json, report.json().encode() + b"\n")
+        stack.callback(print, report.json() if arguments.json == "-" else report.table(), flush=True)
 
 
 COMMAND = Command(
