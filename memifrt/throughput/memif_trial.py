@@ -111,7 +111,10 @@ class MemifTrial:
 
         :raises ConfigError: it does not.
         """
-        self._generator.check_size(_traffic_size(size))
+        try:
+            self._generator.check_size(_traffic_size(size))
+        except ConfigError as error:
+            raise ConfigError(f"frames of {size}: {error}") from error
 
     def measure(self, rate: float, duration: float, size: FrameSize, *, latency: bool = False) -> TrialResult:
         """Run one trial.

@@ -73,7 +73,7 @@ def marked(templates: Sequence[Template], *, fcs: bool) -> list[Template]:
             least = covered + signature.SIZE + (FCS if fcs else 0)
             raise ConfigError(
                 f"a packet of {size} bytes has {max(size - covered, 0)} behind the headers, and the mark of a checked "
-                f"packet needs {signature.SIZE}; give it a size of at least {least}, or do not check what comes back"
+                f"packet needs {signature.SIZE}; give it a size of at least {least}"
             )
         data = bytearray(template.data)
         checksums = tuple(_without(checksum, covered) for checksum in template.layout.checksums)
@@ -220,12 +220,13 @@ class Lane:
             writer.write()
 
 
-def check_room(templates: Sequence[Template]) -> None:
-    """Check that the packets are not too large to prepare.
+def check_room(pattern: int, width: int) -> None:
+    """Check that packets are not too large to prepare.
 
-    :raises ConfigError: they are.
+    :param pattern: how many packets there are before they repeat.
+    :param width: the bytes of the longest one.
+    :raises ConfigError: they are too large.
     """
-    pattern, width = len(templates), max(len(template.data) for template in templates)
     if pattern * width > _MOST_BYTES:
         raise ConfigError(
             f"{pattern} packets of up to {width} bytes need more than {_MOST_BYTES >> 20} MiB; use fewer packets"

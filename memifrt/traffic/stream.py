@@ -159,6 +159,7 @@ class Stream:
                     f"{len(packets)} packets in {len(self.sizes)} sizes make a pattern of {length}; "
                     f"it may have {_LONGEST_PATTERN}"
                 )
+            check_room(length, max([*map(len, packets), *self.sizes]))
             made = []
             sizes: Sequence[int | None] = self.sizes or (None,)
             pairs = zip(itertools.cycle(packets), itertools.cycle(sizes), strict=False)
@@ -168,7 +169,6 @@ class Stream:
             if mark:
                 made = marked(made, fcs=self.fcs and mode is not Mode.IP)
             places_of(made, self.varied, mark=mark)
-            check_room(made)
             return made
         except ConfigError as error:
             raise ConfigError(f"stream {self.name}: {error}") from error

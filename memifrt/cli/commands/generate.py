@@ -27,7 +27,7 @@ from memifrt.cli.arguments import (
     whole,
 )
 from memifrt.cli.endpoint import MEMIF_SYNTAX, check_pair, memif_endpoint, parse_memif_endpoint
-from memifrt.cli.program import SessionOptions, complain, session
+from memifrt.cli.program import SessionOptions, complain, print_whole, session
 from memifrt.errors import ConfigError, PollCancelled
 from memifrt.interface import Interface
 from memifrt.ports.drain import INTERVAL, Drain
@@ -337,7 +337,7 @@ def _print(report: Report, arguments: argparse.Namespace) -> None:
             text = report.csv()
         else:
             text = page(report, shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE) + "\n"
-        print(text, end="", flush=True)
+        print_whole(text)
 
 
 COMMAND = Command(

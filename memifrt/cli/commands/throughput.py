@@ -20,7 +20,7 @@ from memifrt.capture.pcap import check_writable
 from memifrt.capture.whole_file import write_whole
 from memifrt.cli.arguments import Command, Parser, add_session_arguments, checked, seconds, session_options
 from memifrt.cli.endpoint import MEMIF_SYNTAX, check_pair, parse_memif_endpoint
-from memifrt.cli.program import SessionOptions, complain, session
+from memifrt.cli.program import SessionOptions, complain, print_whole, session
 from memifrt.cli.progress import Progress, progress
 from memifrt.errors import ConfigError, PollCancelled
 from memifrt.interface import Interface
@@ -306,20 +306,20 @@ def _run(arguments: argparse.Namespace) -> int:
             )
         except PollCancelled:  # before the device was there
             return _INTERRUPTED
-    _write(report, arguments)
+    write_report(report, arguments)
     if report.error is not None:
         raise report.error
     return _INTERRUPTED if report.reason else 0
 
 
-def _write(report: Report, arguments: argparse.Namespace) -> None:
+def write_report(report: Report, arguments: argparse.Namespace) -> None:
     """Print and write the report. After hours of measuring, one that fails must not take the others with it."""
     with contextlib.ExitStack() as stack:  # it goes on behind an error, and raises it at its end
         if arguments.plot is not None:
             stack.callback(plot, report, arguments.plot)
         if arguments.json not in (None, "-"):
             stack.callback(write_whole, arguments.json, report.json().encode() + b"\n")
-        stack.callback(print, report.json() if arguments.json == "-" else report.table(), flush=True)
+        stack.callback(print_whole, (report.json() if arguments.json == "-" else report.table()) + "\n")
 
 
 COMMAND = Command(
