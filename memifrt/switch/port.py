@@ -90,6 +90,10 @@ class SwitchPort:
         #: Decisions for packets from this port, by their headers, and the groups that the decisions share.
         self.flows: dict[bytes, Flow] = {}
         self.groups: dict[tuple[str, int, Classified | None, str], Group] = {}
+        #: Decisions that were checked a moment ago: they hold until a time, and while the table has the same version.
+        self.checked: dict[bytes, Group] = {}
+        self.checked_until = 0.0
+        self.checked_version = -1
         #: Whether the last burst went to one memif as a whole.
         self.uniform = True
         self.queued = 0
@@ -115,6 +119,7 @@ class SwitchPort:
     def forget_flows(self) -> None:
         self.flows.clear()
         self.groups.clear()
+        self.checked.clear()
 
     # --- sending ----------------------------------------------------------------------------------------------------
 

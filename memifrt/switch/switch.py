@@ -154,36 +154,51 @@ class Switch:
         now = self._clock()
         if self.mirror is not None:
             self.mirror.received(port.number, packets)
-        size = self._header
-        headers = [packet[:size] for packet in packets]
-        groups = self._groups(port, set(headers), now)
-        distinct = set(groups.values())
+        size, checked = self._header, self._checked(port, now)
+        groups = [checked.get(packet[:size]) for packet in packets]
+        distinct = set(groups)
+        if None in distinct:
+            decided = self._groups(port, {packet[:size] for packet in packets}, now)
+            groups = [decided[packet[:size]] for packet in packets]
+            distinct = set(groups)
         if len(distinct) == 1:
             group = distinct.pop()
+            assert group is not None
             port.uniform = group.target is not None and isinstance(group.target.port, MemifPort)
             self._dispatch(port, group, packets, qid, now)
             return
         port.uniform = False
-        members: dict[Group, list[bytes]] = {group: [] for group in distinct}
-        add = {header: members[group].append for header, group in groups.items()}
-        for header, packet in zip(headers, packets, strict=True):
-            add[header](packet)
+        members: dict[Group | None, list[bytes]] = {group: [] for group in distinct}
+        for group, packet in zip(groups, packets, strict=True):
+            members[group].append(packet)
         for group, part in members.items():
+            assert group is not None
             self._dispatch(port, group, part, qid, now)
+
+    def _checked(self, port: SwitchPort, now: float) -> dict[bytes, Group]:
+        """Return the decisions of a port that need no check now."""
+        if now >= port.checked_until or port.checked_version != self.table.version:
+            port.checked.clear()
+            port.checked_until, port.checked_version = now + self._lag / 2, self.table.version
+        return port.checked
 
     def _groups(self, port: SwitchPort, headers: set[bytes], now: float) -> dict[bytes, Group]:
         """Return the group of each header, and learn the sources."""
-        flows, number, stale = port.flows, port.number, now - self._lag
+        checked = self._checked(port, now)
         groups: dict[bytes, Group] = {}
         for header in headers:
-            flow = flows.get(header)
-            if flow is None or flow.source.port != number or flow.destination.port != flow.port:
-                groups[header] = self._decide(port, header, now)
-                continue
-            if flow.source.seen <= stale:
-                self.table.refresh(flow.source, now)
-            groups[header] = flow.group
+            groups[header] = checked.get(header) or self._group(port, header, now)
         return groups
+
+    def _group(self, port: SwitchPort, header: bytes, now: float) -> Group:
+        """Return the group of packets with this header, and learn their source."""
+        flow = port.flows.get(header)
+        if flow is None or flow.source.port != port.number or flow.destination.port != flow.port:
+            return self._decide(port, header, now)
+        if flow.source.seen <= now - self._lag / 2:
+            self.table.refresh(flow.source, now)
+        port.checked[header] = flow.group
+        return flow.group
 
     def _decide(self, port: SwitchPort, header: bytes, now: float) -> Group:
         """Decide about packets with this header, and learn their source."""

@@ -49,6 +49,7 @@ class ForwardingTable:
     :ivar moved: how often an address came to another port.
     :ivar expired: the number of addresses that were removed because of their age.
     :ivar evicted: the number of addresses that each port lost because of a limit.
+    :ivar version: another number after each removal. Decisions that used the addresses hold while it is the same.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class ForwardingTable:
         self.ageing = ageing
         self.limit = limit
         self.port_limit = port_limit
-        self.learned = self.moved = self.expired = 0
+        self.learned = self.moved = self.expired = self.version = 0
         self.evicted: Counter[int] = Counter()
         self._entries: dict[_Key, Entry] = {}
         #: The addresses of each port, the one that was seen longest ago first.
@@ -112,6 +113,7 @@ class ForwardingTable:
         for key, entry in self._by_port.pop(port, OrderedDict()).items():
             del self._entries[key]
             entry.port = NOWHERE
+        self.version += 1
 
     def expire(self, now: float) -> None:
         """Remove the addresses that are too old."""
@@ -137,3 +139,4 @@ class ForwardingTable:
         del self._entries[key]
         del self._by_port[entry.port][key]
         entry.port = NOWHERE
+        self.version += 1

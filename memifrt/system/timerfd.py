@@ -17,6 +17,8 @@ from memifrt.system.original_functions import read
 _TFD_NONBLOCK = os.O_NONBLOCK
 _TFD_CLOEXEC = os.O_CLOEXEC
 _TFD_TIMER_ABSTIME = 1
+#: A time in the past: 0 ns would disarm the timer.
+_AT_ONCE = 1e-9
 
 
 class TimerFd(OwnedFd):
@@ -41,18 +43,16 @@ class TimerFd(OwnedFd):
     def arm(self, due: float) -> None:
         """Make the fd readable at ``due`` (by ``time.monotonic()``), or at once if that is past."""
         if due != self._due:
-            _set(self.fileno(), max(due, 1e-9))  # a value that rounds to 0 ns would disarm it
+            _set(self.fileno(), max(due, _AT_ONCE))
             self._due = due
 
-    def hasten(self, due: float) -> None:
-        """Make the fd readable at ``due`` if that is earlier. May be called from any thread.
+    def expire(self) -> None:
+        """Make the fd readable now. May be called from any thread.
 
-        If the owner's thread sets the timer at the same time, this may delay it, but never beyond ``due``.
+        This leaves :attr:`due` to the owner's thread: a second writer could hide that the timer is not set. If the
+        owner's thread sets the timer at the same time, the fd may become readable only then.
         """
-        armed = self._due
-        if armed is None or due < armed:
-            _set(self.fileno(), max(due, 1e-9))
-            self._due = due
+        _set(self.fileno(), _AT_ONCE)
 
     def disarm(self) -> None:
         """Make the fd unreadable until it is armed again."""

@@ -76,6 +76,7 @@ def on_alarm(handler: Callable[..., object]) -> Iterator[None]:
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
@@ -254,9 +255,12 @@ def test_what_came_before_the_disconnect_is_forwarded(make_pair: MakePair, rx_mo
     forwarded = tx.counters.packets
     tx.disconnect(Disconnected("gone"))
     thread.join()
-    assert rx.counters.packets == tx.counters.packets == len(pair.master.rx_queues[0].recv())
-    if not isinstance(rx, reference.RxQueue):  # in Python, a disconnect does not wait for the loop
-        assert forwarded == 200
+    counted = rx.counters.packets, tx.counters.packets, len(pair.master.rx_queues[0].recv())
+    if isinstance(rx, reference.RxQueue):
+        # In Python, a disconnect does not wait for the loop: it may come before, after, or between any two of these.
+        assert {*counted} <= {0, 200}
+    else:
+        assert counted == (forwarded, forwarded, forwarded) == (200, 200, 200)
 
 
 def _until_disconnected(tx: TxQueue, rx: RxQueue) -> None:
@@ -295,8 +299,8 @@ def test_an_exception_of_a_signal_handler_ends_it_and_the_queues_go_on(make_pair
 
     with on_alarm(handler):
         for _ in range(3):
-            signal.setitimer(signal.ITIMER_REAL, 0.02)
-            with pytest.raises(ZeroDivisionError):
+            with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the machine may be slow
+                signal.setitimer(signal.ITIMER_REAL, 0.02)
                 tx.forward_from(rx, timeout=DEADLINE)
             pair.master.tx_queues[0].send([b"x"])
             assert tx.forward_from(rx, packets=1, timeout=DEADLINE) == 1
@@ -307,7 +311,7 @@ def test_a_handler_cannot_use_its_queues(make_pair: MakePair) -> None:
     pair = make_pair()
     rx, tx = pair.slave.rx_queues[0], pair.slave.tx_queues[0]
     with on_alarm(lambda *_: tx.forward_from(rx, timeout=0)):
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)  # again and again, because the first may come too early
         with pytest.raises(ConfigError, match=r"or called this one"):
             tx.forward_from(rx, timeout=DEADLINE)
 

@@ -135,11 +135,17 @@ def test_a_burst_for_several_ports_is_divided_in_order() -> None:
     assert len(left[1]) + len(left[2]) == 302
 
 
-def test_an_address_that_moves_is_followed_at_once() -> None:
+#: How often packets have come with the same headers: their decision is new, kept, or was checked a moment ago.
+repeated = pytest.mark.parametrize("times", [1, 2, 3])
+
+
+@repeated
+def test_an_address_that_moves_is_followed_at_once(times: int) -> None:
     lab = Lab()
     lab.comes(0, frame(9, 1))
     to_it = frame(1, 5)
-    assert lab.comes(2, to_it) == [[to_it], [], []]
+    for _ in range(times):
+        assert lab.comes(2, to_it) == [[to_it], [], []]
     lab.comes(1, frame(9, 1))
     assert lab.comes(2, to_it) == [[], [to_it], []]
     assert lab.switch.table.moved == 1
@@ -189,11 +195,37 @@ def test_an_address_is_forgotten_after_the_ageing_time_and_traffic_keeps_it() ->
     assert lab.comes(0, there) == [[], [there], [there]]
 
 
-def test_a_decision_that_was_kept_ends_with_its_address() -> None:
+@repeated
+def test_a_source_that_moves_is_learned_again(times: int) -> None:
+    lab = Lab()
+    lab.comes(1, frame(9, 2))
+    for _ in range(times):
+        lab.comes(0, frame(2, 1))
+    lab.comes(2, frame(2, 1))
+    assert lab.comes(1, frame(1, 2)) == [[], [], [frame(1, 2)]]
+    lab.comes(0, frame(2, 1))
+    assert lab.comes(1, frame(1, 2)) == [[frame(1, 2)], [], []]
+
+
+def test_steady_traffic_keeps_an_address_and_its_age_small() -> None:
+    lab = Lab(table=ForwardingTable(ageing=10))
+    lab.comes(1, frame(9, 2))
+    for _ in range(300):
+        lab.now += 0.1
+        lab.comes(1, frame(9, 2))
+        lab.comes(0, frame(2, 1))
+        lab.switch.expire()
+        assert all(lab.now - entry.seen < 0.5 for entry in lab.switch.table), "within 5 % of the ageing time"
+    assert len(lab.switch.table) == 2
+
+
+@repeated
+def test_a_decision_that_was_kept_ends_with_its_address(times: int) -> None:
     lab = Lab(table=ForwardingTable(ageing=300))
     there, back = frame(2, 1), frame(1, 2)
     lab.comes(1, back)
-    lab.comes(0, there)
+    for _ in range(times):
+        lab.comes(0, there)
     lab.switch.link_changed(lab.switch.ports[1], False)
     assert lab.comes(0, there) == [[], [there], [there]]
 
@@ -205,6 +237,7 @@ def test_decisions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(100, 1100):
         lab.comes(0, frame(5, number))
         assert len(lab.switch.ports[0].flows) <= 50
+        assert len(lab.switch.ports[0].checked) <= 50
     assert len(lab.switch.ports[0].groups) <= 4
 
 

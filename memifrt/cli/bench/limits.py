@@ -11,3 +11,5 @@ PATIENCE = 10.0
 LOST = 1.0
 #: Seconds that gen waits for its last packets.
 LINGER = 1.0
+#: Bursts that one event takes at most. To come back to a loop costs as much as a burst, and more in asyncio and trio.
+AT_ONCE = 8

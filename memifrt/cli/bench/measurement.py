@@ -226,8 +226,12 @@ class Bench:
         if self._trips is not None:
             self._trips()
         elif self.options.mode in ("sink", "echo"):
-            self._turns[qid]()
-            self._turns[qid].calls += 1
+            turn = self._turns[qid]
+            for _ in range(limits.AT_ONCE):
+                turn()
+                turn.calls += 1
+                if not turn.rx.pending():
+                    break
 
     def _counted(self) -> QueueCounters:
         """Return the counters behind ``Result.packets``. Queues count packets, not buffers."""
