@@ -12,7 +12,6 @@ import importlib
 import json
 import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,21 +26,17 @@ from memifrt.cli.arguments import (
     whole,
 )
 from memifrt.cli.endpoint import MEMIF_SYNTAX, check_pair, memif_endpoint, parse_memif_endpoint
+from memifrt.cli.generator_memifs import RECONNECT_INTERVAL, create, polling, wait_for_peers
 from memifrt.cli.program import SessionOptions, complain, print_whole, session
 from memifrt.errors import ConfigError, PollCancelled
 from memifrt.interface import Interface
 from memifrt.ports.drain import INTERVAL, Drain
 from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.runtime import Runtime
-from memifrt.types import RxMode
 
 if TYPE_CHECKING:
     from memifrt.traffic import Rate, Report, Stream
 
-#: Seconds between two attempts to connect. It is short because a user waits at the terminal.
-_RECONNECT_INTERVAL = 0.2
-#: Seconds to wait for the first buffers of a slave. VPP offers them when its interface is up.
-_BUFFERS_WAIT = 3.0
 #: The columns of a table that is not printed on a terminal.
 _WIDE = 200
 #: The texts of --direction; :mod:`memifrt.traffic.stream` has them, too.
@@ -81,11 +76,11 @@ def generate(
     from memifrt.traffic.view import View
 
     check_streams(streams, [end.mode for end in ends], check=check)  # before anybody waits for a peer
-    with session("generate", reconnect_interval=_RECONNECT_INTERVAL, session_options=session_options) as runtime:
-        interfaces = [_created(runtime, end) for end in ends]
+    with session("generate", reconnect_interval=RECONNECT_INTERVAL, session_options=session_options) as runtime:
+        interfaces = [create(runtime, end) for end in ends]
         on_ready()
         try:
-            _wait_for_peers(runtime, interfaces)
+            wait_for_peers(runtime, interfaces)
         except PollCancelled:
             return None
         generator = Generator(
@@ -103,22 +98,6 @@ def generate(
         with contextlib.suppress(PollCancelled):  # a second signal also ends this
             _drain(runtime, interfaces)
         return report
-
-
-def _created(runtime: Runtime, end: MemifEndpoint) -> Interface:
-    config = end.config.replace(name=end.config.name or f"memif{end.config.id}")
-    return runtime.create_interface(socket=end.socket, **config.options())
-
-
-def _wait_for_peers(runtime: Runtime, interfaces: Sequence[Interface]) -> None:
-    while not all(interface.connected for interface in interfaces):
-        runtime.poll_event()
-    # A slave posts its buffers after it is connected. Wait for them, so that the first packets are not late.
-    deadline = time.monotonic() + _BUFFERS_WAIT
-    while time.monotonic() < deadline:
-        if all(queue.free() for interface in interfaces for queue in interface.tx_queues):
-            return
-        runtime.poll_event(INTERVAL)
 
 
 def _drain(runtime: Runtime, interfaces: Sequence[Interface]) -> None:
@@ -226,9 +205,7 @@ def _run_with_packages(arguments: argparse.Namespace) -> int:
     end = memif_endpoint(arguments)
     ends = [end]
     if arguments.to is not None:
-        to = arguments.to
-        if to.config.rx_mode is RxMode.ADAPTIVE:  # the default of endpoints
-            to = MemifEndpoint(to.socket, to.config.replace(rx_mode=RxMode.POLLING))
+        to = polling(arguments.to)
         check_pair(end, to)
         ends.append(to)
     elif arguments.direction not in (None, "forward"):

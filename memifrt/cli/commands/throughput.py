@@ -13,20 +13,18 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from memifrt.capture.pcap import check_writable
 from memifrt.capture.whole_file import write_whole
 from memifrt.cli.arguments import Command, Parser, add_session_arguments, checked, seconds, session_options
 from memifrt.cli.endpoint import MEMIF_SYNTAX, check_pair, parse_memif_endpoint
+from memifrt.cli.generator_memifs import RECONNECT_INTERVAL, create, polling, wait_for_peers
 from memifrt.cli.program import SessionOptions, complain, print_whole, session
 from memifrt.cli.progress import Progress, progress
 from memifrt.errors import ConfigError, PollCancelled
-from memifrt.interface import Interface
-from memifrt.ports.drain import INTERVAL
 from memifrt.ports.endpoint import MemifEndpoint
-from memifrt.runtime import Runtime
 from memifrt.throughput import METHODS, FrameSize, Method, Rate, Report, SizeReport, Step, parse_sizes
 from memifrt.throughput import throughput as run_throughput
 from memifrt.throughput.memif_trial import DIRECTIONS, Direction, MemifTrial, SelfTrial
@@ -35,12 +33,7 @@ from memifrt.throughput.plot import picture_path, plot
 from memifrt.throughput.plot import require as require_plot
 from memifrt.throughput.report import pps
 from memifrt.throughput.search import require as require_search
-from memifrt.types import RxMode
 
-#: Seconds between two attempts to connect. It is short because a user waits at the terminal.
-_RECONNECT_INTERVAL = 0.2
-#: Seconds to wait for the first buffers of a slave. VPP offers them when its interface is up.
-_BUFFERS_WAIT = 3.0
 #: The exit status after Ctrl+C: 128 and the number of SIGINT.
 _INTERRUPTED = 130
 _DEFAULT_SIZES = "64,512,1518,9000,imix"
@@ -94,10 +87,10 @@ def throughput(
         for size in setup.sizes:
             generator.check_size(size)
         runtime = stack.enter_context(
-            session("throughput", reconnect_interval=_RECONNECT_INTERVAL, session_options=session_options)
+            session("throughput", reconnect_interval=RECONNECT_INTERVAL, session_options=session_options)
         )
-        interfaces = [_interface(runtime, end) for end in setup.ends]
-        _wait_for_peers(runtime, interfaces)
+        interfaces = [create(runtime, polling(end)) for end in setup.ends]
+        wait_for_peers(runtime, interfaces)
         poll = generator.poll = functools.partial(runtime.poll_event, 0)
         trial = MemifTrial(
             interfaces,
@@ -110,26 +103,6 @@ def throughput(
         return run_throughput(
             trial, generator=generator, sizes=setup.sizes, method=setup.method, on_step=on_step, on_size=on_size
         )
-
-
-def _interface(runtime: Runtime, end: MemifEndpoint) -> Interface:
-    config = end.config
-    # The generator looks at its queues all the time. Interrupts would only cost the device kicks.
-    if config.rx_mode is RxMode.ADAPTIVE:
-        config = config.replace(rx_mode=RxMode.POLLING)
-    name = str(config.name or f"memif{config.id}")
-    return runtime.create_interface(socket=end.socket, **config.replace(name=name).options())
-
-
-def _wait_for_peers(runtime: Runtime, interfaces: Sequence[Interface]) -> None:
-    while not all(interface.connected for interface in interfaces):
-        runtime.poll_event()
-    # A slave posts its buffers after it is connected. The first trial would find no room.
-    deadline = time.monotonic() + _BUFFERS_WAIT
-    while time.monotonic() < deadline:
-        if all(queue.free() for interface in interfaces for queue in interface.tx_queues):
-            return
-        runtime.poll_event(INTERVAL)
 
 
 # --- what is shown while it runs --------------------------------------------------------------------------------------
