@@ -295,6 +295,12 @@ def test_an_unchecked_run_counts_what_comes(runtime: Runtime, socket_name: str) 
     assert report.total.lost == report.total.received == 0
 
 
+def test_an_unchecked_run_waits_as_long_as_it_is_told(runtime: Runtime, socket_name: str) -> None:
+    report = generator(runtime, socket_name, Peer(), check=False).run(count=5, settle=0.3)
+    assert report.samples[-1].seconds >= 0.3
+    assert report.seconds < report.samples[-1].seconds
+
+
 def test_an_ip_memif_carries_ip_packets(runtime: Runtime, socket_name: str) -> None:
     peer = Peer()
     ours = runtime.create_interface(socket=socket_name, role="master", mode="ip", rx_mode="polling")
