@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +112,8 @@ def _yaml_loader() -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             if isinstance(node, yaml.MappingNode):
                 keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-                for key in keys:
-                    if keys.count(key) > 1:
+                for key, count in Counter(keys).items():
+                    if count > 1:
                         line = node.start_mark.line + 1
                         raise _BrokenFile(f"the key {key!r} is given twice in the mapping of line {line}")
             return super().construct_mapping(node, deep)
@@ -148,6 +150,8 @@ def _check_extent(content: Any) -> None:
             raise ConfigError(f"it has more than {_MOST_VALUES} values, too many for a list of streams")
         if isinstance(each, int) and each.bit_length() > _LONGEST_NUMBER:
             raise ConfigError(f"it has a number of {each.bit_length()} bits; {_LONGEST_NUMBER} are the most")
+        if each == math.inf:  # also 1e400
+            raise ConfigError("it has a number that is infinite or too large; the fastest rate is max")
         if isinstance(each, Mapping):
             waiting += [*each, *each.values()]
         elif isinstance(each, list | tuple):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -179,10 +180,10 @@ def check_names(streams: Sequence[Stream]) -> None:
 
     :raises ConfigError: one has not.
     """
-    names = [stream.name for stream in streams]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{names.count(name)} streams have the name {name!r}; each needs a name of its own")
+    names = Counter(stream.name for stream in streams)
+    for name, count in names.items():
+        if count > 1:
+            raise ConfigError(f"{count} streams have the name {name!r}; each needs a name of its own")
         if back_name(name) in names:
             raise ConfigError(
                 f"a stream has the name {back_name(name)!r}, which the opposite direction of {name!r} has in reports; "

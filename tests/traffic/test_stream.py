@@ -131,6 +131,8 @@ def test_a_capture_is_found_beside_the_file_that_names_it(tmp_path: Path) -> Non
         ("streams: [{packet: Ether(), fields: {5: 1}}]", "5 is not a field"),
         ("streams: [{packet: Ether(), rate: true}]", "the rate True must be"),
         ("streams: [{packet: Ether(), rate: .nan}]", "the rate nan must be"),
+        ("streams: [{packet: Ether(), rate: .inf}]", "it has a number that is infinite or too large"),
+        ("streams: [{packet: Ether(), rate: 1e400}]", "it has a number that is infinite or too large"),
         ("streams: [{packet: Ether(), rate: -.inf}]", "the rate -inf must be"),
         (f"streams: [{{packet: Ether(), rate: {10**38}}}]", "must be from 0.001 to 1e+15 pps"),
         (f"streams: [{{packet: Ether(), rate: {10**400}}}]", "it has a number of 1329 bits; 128 are the most"),
