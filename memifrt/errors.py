@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import TypeVar
 
@@ -276,3 +276,11 @@ def os_error(what: str, cause: OSError, *, path: str | None = None, code: ErrorC
     error = MemifOSError(code, message, cause, path)
     error.__cause__ = cause
     return error
+
+
+def did_you_mean(word: str, choices: Sequence[str]) -> str:
+    """Return ``; did you mean CHOICE?`` for the choice that is most like a word, or nothing if none is."""
+    import difflib  # only for the message of an error
+
+    close = difflib.get_close_matches(word, choices, 1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -88,6 +88,7 @@ LIBRARY_NAMES = {
     "argparse._ArgumentGroup",
     "asyncio._get_running_loop",
     "ctypes._Pointer",
+    "inner._find_fld_pkt_val",
     "listener._accept",
     "os._exit",
     "packet._replace",

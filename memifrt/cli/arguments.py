@@ -6,7 +6,6 @@ A command is a :class:`Command` value in its own module; ``memifrt.cli.command_l
 from __future__ import annotations
 
 import argparse
-import difflib
 import itertools
 import math
 import os
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 from memifrt.cli.program import ProgramInterface, SessionOptions, default_mac, one_line
 from memifrt.cli.run_in_loop import LOOPS
 from memifrt.control.address import Address
-from memifrt.errors import ConfigError
+from memifrt.errors import ConfigError, did_you_mean
 from memifrt.options import (
     DEFAULT_BUFFER_SIZE,
     DEFAULT_RING_SIZE,
@@ -108,12 +107,6 @@ class Parser(argparse.ArgumentParser):
                 else:
                     message = re.sub(rf"(?<!\w){re.escape(shown)}(?!\w)", "***", message)
         self.exit(2, one_line(f"{self.prog}: {message} (see {self.prog} --help)") + "\n")
-
-
-def did_you_mean(word: str, choices: Sequence[str]) -> str:
-    """Return ``; did you mean CHOICE?`` for the choice that is most like a word, or nothing if none is."""
-    close = difflib.get_close_matches(word, choices, 1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _secrets(arguments: Sequence[str]) -> list[str]:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import memifrt
-from memifrt.cli.arguments import Command, Parser, did_you_mean
+from memifrt.cli.arguments import Command, Parser
 from memifrt.cli.program import NoPeerError, complain
-from memifrt.errors import MemifError, os_error
+from memifrt.errors import MemifError, did_you_mean, os_error
 
 if TYPE_CHECKING:
     from memifrt.types import ReadableBuffer
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename == _STDOUT:
             _discard_output()
-            error = os_error(f"cannot write {_STDOUT}", error)
+            error = os_error(f"cannot write to {_STDOUT}", error)
         return _fail(f"{name}: {error}")
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT: outside the part that handles signals

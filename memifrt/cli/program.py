@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from memifrt.cli.listen_fds import InheritedListeners
-from memifrt.errors import ErrorCode, MemifError, PollCancelled
+from memifrt.errors import ErrorCode, MemifError, PollCancelled, os_error
 from memifrt.interface import Interface, InterfaceSocket, OnConnect, OnDisconnect, OnInterrupt
 from memifrt.options import DEFAULT_SOCKET, InterfaceConfig, InterfaceOptions
 from memifrt.poll.hook import Hook
@@ -234,6 +234,23 @@ def complain(text: str) -> None:
     with contextlib.suppress(OSError):  # the reader of standard error is gone
         sys.stderr.write(one_line(text) + "\n")  # in one write: other processes write to the same terminal
         sys.stderr.flush()
+
+
+def print_whole(text: str) -> None:
+    """Print text that ends with a newline on standard output, at once.
+
+    :raises BrokenPipeError: its reader is gone.
+    :raises MemifOSError: it takes no more, as on a full disk.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with open(os.devnull, "w") as nowhere:  # the flush at exit must not fail again
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise os_error("cannot write to standard output", error) from error
 
 
 def one_line(text: str) -> str:

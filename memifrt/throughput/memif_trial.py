@@ -106,6 +106,16 @@ class MemifTrial:
         self._pauses = Pauses(poll)
         self._generator: Generator = Generator(interfaces, stream, poll=self._pauses)
 
+    def check_size(self, size: FrameSize) -> None:
+        """Check that the packet fits into frames of a size.
+
+        :raises ConfigError: it does not.
+        """
+        try:
+            self._generator.check_size(_traffic_size(size))
+        except ConfigError as error:
+            raise ConfigError(f"frames of {size}: {error}") from error
+
     def measure(self, rate: float, duration: float, size: FrameSize, *, latency: bool = False) -> TrialResult:
         """Run one trial.
 
@@ -216,6 +226,11 @@ class SelfTrial:
 
     def __exit__(self, *error: object) -> None:
         self._runtime.close()
+
+    def check_size(self, size: FrameSize) -> None:
+        """Check that the packet fits into frames of a size; see :meth:`MemifTrial.check_size`."""
+        assert self._trial is not None, "it is used outside of its with block"
+        self._trial.check_size(size)
 
     def _connect(self) -> None:
         deadline = time.monotonic() + _CONNECT_LIMIT

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memifrt.capture.whole_file import write_whole
 from memifrt.errors import ConfigError
 from memifrt.throughput.report import Report, SizeReport
 from memifrt.throughput.search import Rate
@@ -43,7 +45,7 @@ def plot(report: Report, path: str) -> None:
     """Write a picture: NDR and PDR by frame size, and below it the latencies by percentile, size and load.
 
     :raises ConfigError: matplotlib is not installed.
-    :raises OSError: the file cannot be written.
+    :raises MemifOSError: the file cannot be written.
     """
     require()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -58,7 +60,9 @@ def plot(report: Report, path: str) -> None:
     _draw_rates(axes[0], report.sizes)
     for below, size in zip(axes[1:], measured, strict=True):
         _draw_latencies(below, size)
-    figure.savefig(path, dpi=120)
+    data = io.BytesIO()
+    figure.savefig(data, format=Path(path).suffix[1:].lower(), dpi=120)
+    write_whole(path, data.getvalue())
 
 
 def _draw_rates(axes: Axes, sizes: list[SizeReport]) -> None:

@@ -200,13 +200,21 @@ def _latency_row(report: SizeReport, found: LoadLatency) -> Sequence[str]:
     if latency is not None:
         nanoseconds = (latency.minimum, *(latency.at(percentile) for percentile in _SHOWN), latency.maximum)
         cells = [_microseconds(value) for value in nanoseconds]
-    lost = f"{100 * found.trial.loss_ratio:.2g} %" if found.trial.lost else "0"
+    percent = 100 * found.trial.loss_ratio
+    lost = "0" if not percent else f"{percent:.2g} %" if percent >= 0.01 else "<0.01 %"
     return (str(report.size), f"{100 * found.share:.0f} %", pps(found.rate), *cells, lost)
 
 
 def _microseconds(nanoseconds: int) -> str:
+    """Return a latency in at most 5 characters: the table must fit into 80 columns."""
     value = nanoseconds / 1000
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    if value < 100:
+        return f"{value:.3g}"
+    for unit in ("", "k"):
+        if value < 9999.5 or (not unit and value < 99_999.5):
+            return f"{value:.0f}{unit}"
+        value /= 1000
+    return f"{value:.0f}M"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memifrt.errors import ConfigError, MemifError, PollCancelled
-from memifrt.throughput.method import NDR, Method
+from memifrt.throughput.method import Method
 from memifrt.throughput.report import LoadLatency, Report, SizeReport, pps
-from memifrt.throughput.search import ATTEMPTS, Found, Rate, Search, estimate, require
+from memifrt.throughput.search import ATTEMPTS, Found, Rate, Search, require
 from memifrt.throughput.sizes import DEFAULT_SIZES, FrameSize
 from memifrt.throughput.trial import Trial
 
@@ -141,9 +141,9 @@ class _Measurement:
 
     def _before_trial(self, rate: float, duration: float) -> None:
         assert self._search is not None
-        results = self._search.results
-        ndr, pdr = estimate(NDR, results), estimate(self._method.pdr, results)
-        self._on_step(Step(self._report.size, "search", len(results) + 1, rate, duration, ndr, pdr))
+        ndr, pdr = self._search.estimates()
+        number = len(self._search.results) + 1
+        self._on_step(Step(self._report.size, "search", number, rate, duration, ndr, pdr))
 
     def _measure_latencies(self, report: SizeReport) -> None:
         if report.pdr is None or report.pdr.throughput is None:

@@ -169,14 +169,24 @@ class Search:
 
     def so_far(self, reason: str) -> Found:
         """Return what the trials so far say."""
-        ndr, pdr = (estimate(loss_ratio, self._results) for loss_ratio in (NDR, self._method.pdr))
+        ndr, pdr = self.estimates()
         return Found(ndr, pdr, tuple(self._results), self.late, reason)
 
+    def estimates(self) -> tuple[Rate, Rate]:
+        """Return NDR and PDR as the trials so far show them."""
+        method = self._method
+        return (
+            estimate(NDR, self._results, method.exceed_ratio),
+            estimate(method.pdr, self._results, method.exceed_ratio),
+        )
 
-def estimate(loss_ratio: float, trials: Iterable[TrialResult]) -> Rate:
+
+def estimate(loss_ratio: float, trials: Iterable[TrialResult], exceed_ratio: float = 0.5) -> Rate:
     """Return the bounds that some trials show: the highest load below the first that lost more than ``loss_ratio``.
 
-    A load that was tried more than once counts as its longest trials do; the majority of these decides.
+    A load that was tried more than once counts as its longest trials do.
+
+    :param exceed_ratio: the share of these that may lose too much; see :class:`Method`.
     """
     good: dict[float, list[TrialResult]] = {}
     for trial in trials:
@@ -188,7 +198,7 @@ def estimate(loss_ratio: float, trials: Iterable[TrialResult]) -> Rate:
     lower: float | None = None
     for rate in sorted(good):
         results = good[rate]
-        if 2 * sum(result.loss_ratio <= loss_ratio for result in results) < len(results):
+        if sum(result.loss_ratio > loss_ratio for result in results) > exceed_ratio * len(results):
             return Rate(loss_ratio, lower, rate, _forwarded(lower, loss_ratio, good))
         lower = rate
     return Rate(loss_ratio, lower, None, _forwarded(lower, loss_ratio, good))

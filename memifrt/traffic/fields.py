@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from memifrt.errors import ConfigError
+from memifrt.errors import ConfigError, did_you_mean
 from memifrt.packets import parse_mac
 from memifrt.traffic.arrays import Array
 from memifrt.traffic.layout import Layout
@@ -31,6 +31,7 @@ SYNTAX = """\
             bytes, like @42:4"""
 
 _WIDEST = 8
+_NUMBER = re.compile(r"\s*([0-9]{1,40}|0[xX][0-9a-fA-F]{1,32})\s*")
 _U64 = np.uint64
 #: Names that mean the same place in both directions, with source and destination exchanged.
 _OPPOSITE = {"src": "dst", "dst": "src"}
@@ -96,9 +97,14 @@ class Field:
 
     def __post_init__(self) -> None:
         kind = self._kind()
+        if isinstance(self.values, str) or not isinstance(self.values, Sequence):
+            raise ConfigError(f"field {self.name}: values is {self.values!r}; it must be a list")
         if self.values:
-            if self.last is not None or self.first != 0 or self.step != 1 or self.order != "increment":
-                raise ConfigError(f"field {self.name}: it has a list of values, so it takes no range, step or order")
+            alone = self.first == 0 and self.last is None and self.step == 1
+            if not alone or self.order != "increment" or self.seed is not None:
+                raise ConfigError(
+                    f"field {self.name}: it has a list of values, so it takes no range, step, order or seed"
+                )
             for value in self.values:
                 self._number(kind, value)
             return
@@ -111,7 +117,9 @@ class Field:
             raise ConfigError(f"field {self.name}: the order {self.order!r} must be one of {', '.join(ORDERS)}")
         if isinstance(self.step, bool) or not isinstance(self.step, int) or self.step < 1:
             raise ConfigError(f"field {self.name}: the step {self.step!r} must be a whole number from 1 on")
-        if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 64):
+        if self.seed is not None and (
+            isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 64
+        ):
             raise ConfigError(f"field {self.name}: the seed {self.seed!r} must be a whole number from 0 to 2**64 - 1")
         if self.seed is not None and self.order != "random":
             raise ConfigError(f"field {self.name}: a seed needs the order random, not {self.order}")
@@ -155,10 +163,11 @@ class Field:
         kind = _KINDS.get(self.name)
         if kind is not None:
             return kind
-        match = re.fullmatch(r"@([0-9]{1,5}):([0-9]{1,2})", self.name)
+        match = re.fullmatch(r"@([0-9]{1,5}):([0-9]{1,2})", str(self.name))
         if not match:
             raise ConfigError(
                 f"{self.name!r} is not a field; it must be one of {', '.join(_KINDS)}, or @OFFSET:WIDTH like @42:4"
+                f"{did_you_mean(str(self.name), tuple(_KINDS))}"
             )
         offset, width = int(match[1]), int(match[2])
         if not 1 <= width <= _WIDEST:
@@ -173,10 +182,10 @@ class Field:
                 number = int.from_bytes(parse_mac(value), "big")
             elif isinstance(value, str) and kind.values == "ipv4" and "." in value:
                 number = int(ipaddress.IPv4Address(value))
-            elif isinstance(value, str) and kind.values == "ipv6" and ":" in value:
+            elif isinstance(value, str) and kind.values == "ipv6" and ":" in value and "%" not in value:
                 number = int(ipaddress.IPv6Address(value))
             elif isinstance(value, str):
-                number = int(value, 0)
+                number = int(value, 0) if _NUMBER.fullmatch(value) else None
             elif isinstance(value, int) and not isinstance(value, bool):
                 number = value
         except ValueError:  # ConfigError is one
@@ -232,6 +241,11 @@ class Place:
     fixed: int
     prefix: bytes
     base: int
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The offsets of the field's first byte, and of the byte behind its last one."""
+        return self.at - len(self.prefix), self.at + self.width
 
 
 def _narrowed(at: int, kind: _Kind, present: bytes, numbers: Sequence[int]) -> Place:
@@ -297,7 +311,10 @@ def _of_mapping(given: Mapping[str, Any]) -> Field:
         raise ConfigError(f"a field needs a name, like ipv4.src; this is {dict(given)!r}")
     for key in given:
         if key not in _KEYS:
-            raise ConfigError(f"field {name}: {key!r} is not a key; it must be one of {', '.join(_KEYS)}")
+            raise ConfigError(
+                f"field {name}: {key!r} is not a key; it must be one of {', '.join(_KEYS)}"
+                f"{did_you_mean(str(key), _KEYS)}"
+            )
     made = dict(given)
     for key in ("step", "seed"):
         if isinstance(made.get(key), str):

@@ -15,13 +15,15 @@ from typing import Protocol
 from memifrt.errors import ConfigError, Disconnected, PollCancelled
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.traffic.latency import merged
+from memifrt.traffic.layout import FCS
 from memifrt.traffic.prepare import Lane
-from memifrt.traffic.rate import Rate
+from memifrt.traffic.rate import MAX_SPEED, Rate
 from memifrt.traffic.receiver import LaneCheck, Receiver, make_receiver
 from memifrt.traffic.report import Ending, Report, Sample, StreamReport
 from memifrt.traffic.sender import Flow, Sender
 from memifrt.traffic.signature import MAX_LANES
-from memifrt.traffic.stream import Stream
+from memifrt.traffic.stream import Stream, back_name, check_names, check_streams, directions_of
+from memifrt.traffic.template import Sizes, parse_sizes
 from memifrt.types import Mode
 
 _SECOND = 1_000_000_000
@@ -31,9 +33,12 @@ _EVENTS, _SAMPLES = 1_000_000, 100_000_000
 _MANY_SAMPLES = 2000
 #: Packets that are not checked are only taken from the ring, so many at a time.
 _TAKEN = 512
-#: The most nanoseconds to wait at the end if packets are not checked: nobody knows how many are to come.
-#: And how often to look at the runtime's events before we believe that none comes: we may have been kept from them.
-_UNCHECKED_SETTLE, _QUIET = 100_000_000, 3
+#: The seconds to wait at the end for the next packet. If packets are not checked, nobody knows how many are to come.
+_SETTLE, _UNCHECKED_SETTLE = 0.5, 0.1
+#: How often to look at the runtime's events before we believe that none comes: we may have been kept from them.
+_QUIET = 3
+#: How often to take packets of earlier runs. It is enough for the largest ring, and a peer that never stops ends it.
+_DRAINS = 128
 #: The most nanoseconds to send longer than the duration, to catch up.
 _GRACE = 50_000_000
 #: The longest sleep while packets are not checked, in seconds.
@@ -132,7 +137,7 @@ class Generator:
         self._link_speed = link_speed
         self._poll = poll
         self._run = int.from_bytes(os.urandom(2), "little")
-        self._prepared: dict[object, list[_End]] = {}
+        self._prepared: dict[tuple[int, ...], list[_End]] = {}
         self._check_arguments()
         self._ends = self._prepare(None)
 
@@ -141,10 +146,9 @@ class Generator:
             raise ConfigError(f"a generator has 1 or 2 interfaces, not {len(self._interfaces)}")
         if not self._streams:
             raise ConfigError("there is no stream; a generator needs at least one")
-        names = [stream.name for stream in self._streams]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"{names.count(name)} streams have the name {name!r}; each needs a name of its own")
+        check_names(self._streams)
+        if self._link_speed is not None and not 0 < self._link_speed <= MAX_SPEED:
+            raise ConfigError(f"link_speed is {self._link_speed!r}; it must be above 0 and up to {MAX_SPEED:g} bit/s")
         for interface in self._interfaces:
             if not interface.connected:
                 raise ConfigError(f"{interface} has no peer; wait until it is connected")
@@ -153,14 +157,26 @@ class Generator:
 
     # --- preparing ----------------------------------------------------------------------------------------------
 
-    def _prepare(self, size: object) -> list[_End]:
+    def _prepare(self, size: Sizes) -> list[_End]:
         """Return the ends with packets of this size; None: of the streams' own sizes."""
-        found = self._prepared.get(size)
+        sizes = parse_sizes(size)
+        found = self._prepared.get(sizes)
         if found is not None:
             return found
-        ends = self._make_ends([stream if size is None else stream.with_(size=size) for stream in self._streams])
-        self._prepared[size] = ends
+        ends = self._make_ends([stream.with_(size=sizes) if sizes else stream for stream in self._streams])
+        self._prepared[sizes] = ends
         return ends
+
+    def check_size(self, size: Sizes) -> None:
+        """Check that the packets of all streams can have a size, without preparing them.
+
+        :raises ConfigError: a packet is longer, or has no room for the mark.
+        """
+        check_streams(
+            [stream.with_(size=parse_sizes(size)) for stream in self._streams],
+            [interface.mode for interface in self._interfaces],
+            check=self._check,
+        )
 
     def _make_ends(self, streams: Sequence[Stream]) -> list[_End]:
         flows: list[list[Flow]] = [[] for _ in self._interfaces]
@@ -168,7 +184,7 @@ class Generator:
         number = 0
         width = 0
         for stream in streams:
-            for index in self._directions(stream):
+            for index in directions_of(stream, len(self._interfaces)):
                 interface = self._interfaces[index]
                 there = stream if index == 0 else stream.opposite()
                 templates = there.templates(interface.mode, mark=self._check, backward=index == 1)
@@ -194,7 +210,7 @@ class Generator:
                         checks[-1 - index][number] = LaneCheck(templates, there.varied)
                     number += 1
                     width = max(width, lane.width)
-                name = stream.name if index == 0 else f"{stream.name} (back)"
+                name = stream.name if index == 0 else back_name(stream.name)
                 flows[index].append(Flow(name, stream, lanes))
         if number > MAX_LANES:
             raise ConfigError(f"the streams have {number} lanes (directions and queues); they may have {MAX_LANES}")
@@ -203,15 +219,9 @@ class Generator:
             for index, interface in enumerate(self._interfaces)
         ]
 
-    def _directions(self, stream: Stream) -> list[int]:
-        direction = stream.direction or ("both" if len(self._interfaces) == 2 else "forward")
-        if direction != "forward" and len(self._interfaces) == 1:
-            raise ConfigError(f"stream {stream.name}: direction is {direction!r}, which needs a second interface")
-        return {"forward": [0], "backward": [1], "both": [0, 1]}[direction]
-
     # --- running ------------------------------------------------------------------------------------------------
 
-    def send_trial(self, rate: float, duration: float, size: int | str | None = None) -> Report:
+    def send_trial(self, rate: float, duration: float, size: Sizes = None) -> Report:
         """Send for some seconds at a rate, as a search for a device's throughput does, and return the report.
 
         No connection is made, and packets of a size are prepared once, so a trial costs little besides its time.
@@ -229,9 +239,9 @@ class Generator:
         duration: float | None = None,
         rate: Rate | str | float = "max",
         count: int | None = None,
-        size: int | str | None = None,
+        size: Sizes = None,
         own_rates: bool = True,
-        settle: float = 0.5,
+        settle: float | None = None,
         on_sample: Callable[[Report], object] | None = None,
         sample_interval: float | None = None,
     ) -> Report:
@@ -242,7 +252,8 @@ class Generator:
         :param count: the packets of all streams together, in each direction.
         :param size: another size of the packets of all streams; None: their own.
         :param own_rates: False: streams with rates of their own share ``rate``, too.
-        :param settle: the most seconds to wait for packets that are still on their way, since the last one came.
+        :param settle: the most seconds to wait for packets that are still on their way, since the last one came, and
+            1 second and ten times as long in all; None: 0.5, or 0.1 if packets are not checked.
         :param on_sample: called with a report of what is known so far, about every ``sample_interval`` seconds. In it,
             packets that are still on their way count as lost.
         :param sample_interval: seconds between two samples; None: 0.1.
@@ -254,6 +265,8 @@ class Generator:
             raise ConfigError(f"duration is {duration!r}; it must be above 0 and up to 1e7 seconds")
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
             raise ConfigError(f"count is {count!r}; it must be a whole number from 1 on")
+        if settle is None:
+            settle = _SETTLE if self._check else _UNCHECKED_SETTLE
         if not 0 <= settle <= 3600:
             raise ConfigError(f"settle is {settle!r}; it must be from 0 to 3600 seconds")
         if sample_interval is not None and not 0 < sample_interval <= 1e7:
@@ -282,9 +295,10 @@ class Generator:
             else:
                 pps = rate.pps(size, mode, self._link_speed) * stream.weight / weights
             limits = [limit for limit in (stream.count, share) if limit is not None]
-            if duration is not None and pps != math.inf:
-                limits.append(max(round(pps * duration), 1))
-            flow.begin(self._run, pps, stream.burst, min(limits, default=None))
+            due = math.inf if duration is None or pps == math.inf else max(round(pps * duration), 1)
+            limit = min([*limits, due])
+            flow.begin(self._run, pps, stream.burst, None if limit == math.inf else int(limit))
+            flow.timed = limit == due != math.inf
         end.sender.begin()
 
 
@@ -321,15 +335,17 @@ class _Run:
         self._error = ""
         self._samples: list[Sample] = []
         self._start = time.monotonic_ns()
-        #: Nanoseconds for which packets were sent.
+        #: Nanoseconds for which packets were sent, and whether that time is over.
         self._sending = 0
+        self._sent_all = False
         self._next_events = self._next_sample = 0
 
     def report(self) -> Report:
         """Run to the end, and return the report."""
         for end in self._ends:
-            while end.drain():  # packets of earlier runs must not take the place of ours
-                pass
+            for _ in range(_DRAINS):  # packets of earlier runs must not take the place of ours
+                if not end.drain():
+                    break
             if end.receiver is not None:
                 end.receiver.finish()
                 end.receiver.foreign = 0
@@ -339,6 +355,7 @@ class _Run:
             try:
                 self._send()
             finally:
+                self._sent_all = True
                 self._sending = time.monotonic_ns() - self._start
                 if self._duration is not None:
                     self._sending = min(self._sending, self._duration)
@@ -349,7 +366,7 @@ class _Run:
         except Disconnected as error:
             self._ended = "disconnected"
             self._error = str(error)
-        self._sample(self._sending)
+        self._last_sample(time.monotonic_ns() - self._start)
         return self._made()
 
     def _send(self) -> None:
@@ -358,6 +375,8 @@ class _Run:
         busy = self._check  # sleeping would make latencies longer
         turns = [(end.sender.turn, end.interface.tx_queues) for end in ends if end.sender.flows]
         drains = [end.drain for end in ends]
+        # A rate is packets over time: the time of the last packet belongs to it.
+        ended_by_count = not any(flow.timed for end in ends for flow in end.sender.flows)
         while True:
             elapsed = time.monotonic_ns() - self._start
             if elapsed >= duration:
@@ -366,7 +385,7 @@ class _Run:
             sent = received = 0
             for turn, queues in turns:
                 sent += turn(queues, elapsed)
-            if not sent and all(end.sender.done for end in ends):
+            if not sent and ended_by_count and all(end.sender.done for end in ends):
                 return
             for drain in drains:
                 received += drain()
@@ -413,15 +432,16 @@ class _Run:
     def _wait_for_the_rest(self) -> None:
         """Wait until all packets have come back, or none has come for the time to settle."""
         last = begin = time.monotonic_ns()
-        settle = self._settle if self._check else min(self._settle, _UNCHECKED_SETTLE)
-        quiet = 0
+        settle, quiet = self._settle, 0
+        known = -1
         while True:
             progress = sum(end.drain() for end in self._ends)
             now = time.monotonic_ns()
-            if progress:
-                last, quiet = now, 0
-            else:
-                self._finish()
+            self._finish()
+            # Packets of others do not let us wait for ours.
+            received = self._received()[0]
+            if received != known:
+                last, quiet, known = now, 0, received
             if self._check and self._has_all():
                 return
             if (quiet >= _QUIET and now - last >= settle) or now - begin >= 10 * settle + _SECOND:
@@ -459,7 +479,8 @@ class _Run:
             self._next_sample = elapsed + self._interval
             self._sample(elapsed)
             if self._on_sample is not None:
-                self._sending = elapsed
+                if not self._sent_all:
+                    self._sending = elapsed
                 self._on_sample(self._made())
 
     def _finish(self) -> None:
@@ -485,6 +506,12 @@ class _Run:
             del self._samples[1::2]
             self._interval *= 2
 
+    def _last_sample(self, elapsed: int) -> None:
+        """Take a sample instead of one that is so close that the rate between both would mean nothing."""
+        if len(self._samples) > 1 and elapsed - self._samples[-1].seconds * _SECOND < self._interval / 2:
+            del self._samples[-1]
+        self._sample(elapsed)
+
     def _received(self) -> tuple[int, int]:
         if not self._check:
             taken = [end.taken() for end in self._ends]
@@ -498,7 +525,8 @@ class _Run:
         for index, end in enumerate(self._ends):
             facing = self._ends[-1 - index].receiver
             for flow in end.sender.flows:
-                streams[flow.name] = self._stream(flow, facing)
+                fcs = 0 if end.interface.mode is Mode.IP else FCS
+                streams[flow.name] = self._stream(flow, facing, fcs)
         foreign = sum(end.receiver.foreign for end in self._ends if end.receiver)
         return Report(
             self._sending / _SECOND,
@@ -512,10 +540,10 @@ class _Run:
             self._error,
         )
 
-    def _stream(self, flow: Flow, receiver: Receiver | None) -> StreamReport:
+    def _stream(self, flow: Flow, receiver: Receiver | None, fcs: int) -> StreamReport:
         offered = flow.offered(self._sending)
         if receiver is None:
-            return StreamReport(flow.name, offered, flow.sent, flow.sent_bytes)
+            return StreamReport(flow.name, offered, flow.sent, flow.sent_bytes, fcs=fcs)
         lanes = [receiver.lanes[lane.number] for lane in flow.lanes if lane.number is not None]
         tallies = [lane.tally for lane in lanes]
         return StreamReport(
@@ -530,4 +558,5 @@ class _Run:
             sum(tally.reordered for tally in tallies),
             sum(tally.corrupted for tally in tallies),
             merged(lane.recorder.latency() for lane in lanes if lane.recorder is not None),
+            fcs,
         )

@@ -17,6 +17,9 @@ _MAC_HEADER, _TAG = 14, 4
 _TAG_TYPES = (0x8100, 0x88A8, 0x9100)
 _IPV4, _IPV6 = 0x0800, 0x86DD
 _IPV6_HEADER = 40
+#: The extension headers of IPv6: hop-by-hop options, routing, fragment, destination options. 59 is no next header.
+_ROUTING, _FRAGMENT, _NOTHING = 43, 44, 59
+_EXTENSIONS = (0, _ROUTING, _FRAGMENT, 60)
 _ICMP, _TCP, _UDP, _ICMPV6 = 1, 6, 17, 58
 #: The bytes of each header without options, and where its checksum is.
 _LAYER_4 = {_UDP: (8, 6), _TCP: (20, 16), _ICMP: (8, 2), _ICMPV6: (8, 2)}
@@ -96,8 +99,38 @@ def _ip_layout(data: bytes, ethernet: bool, tags: tuple[int, ...], at: int, vers
         end = at + _IPV6_HEADER + _U16.unpack_from(data, at + 4)[0]
         if end > size:
             return nothing
-        return _with_layer_4(data, nothing, 6, at, at + _IPV6_HEADER, end, data[at + 6], ())
+        found = _behind_extensions(data, at, end)
+        if found is None:
+            return Layout(ethernet, tags, 6, at, None, None, at + _IPV6_HEADER, end, ())
+        layer_4, protocol, destination = found
+        return _with_layer_4(data, nothing, 6, at, layer_4, end, protocol, (), destination)
     return nothing
+
+
+def _behind_extensions(data: bytes, at: int, end: int) -> tuple[int, int | None, int] | None:
+    """Follow the extension headers of an IPv6 packet (RFC 8200).
+
+    :param at: the offset of the IPv6 header.
+    :returns: the offset behind them; the protocol that is there, None in a fragment; and the offset of the destination
+        that counts for the checksum, which a routing header may have. None if a header is cut short.
+    """
+    kind, place, destination = data[at + 6], at + _IPV6_HEADER, at + 24
+    while kind in _EXTENSIONS:
+        if place + 8 > end:
+            return None
+        if kind == _FRAGMENT:
+            kind, size = (data[place] if not _U16.unpack_from(data, place + 2)[0] & 0xFFF9 else _NOTHING), 8
+        else:
+            if kind == _ROUTING and data[place + 3]:  # segments left
+                final = {0: place + 8 * data[place + 1] - 8, 2: place + 8, 4: place + 8}.get(data[place + 2])
+                if final is None or data[place + 1] < 2:
+                    return None
+                destination = final
+            kind, size = data[place], 8 * (data[place + 1] + 1)
+        place += size
+        if place > end:
+            return None
+    return place, None if kind == _NOTHING else kind, destination
 
 
 def _with_layer_4(
@@ -109,6 +142,7 @@ def _with_layer_4(
     end: int,
     protocol: int | None,
     checksums: tuple[Checksum, ...],
+    destination: int = 0,
 ) -> Layout:
     header, place = _LAYER_4.get(protocol or 0, (0, 0))
     if protocol == _TCP and end >= at + header:
@@ -118,8 +152,10 @@ def _with_layer_4(
     covers: tuple[tuple[int, int], ...] = ((at, end),)
     constant = 0
     if protocol != _ICMP:
-        addresses = (layer_3 + 12, layer_3 + 20) if version == 4 else (layer_3 + 8, layer_3 + 40)
-        covers = (addresses, (at, end))
+        addresses: tuple[tuple[int, int], ...] = ((layer_3 + 12, layer_3 + 20),)
+        if version == 6:
+            addresses = ((layer_3 + 8, layer_3 + 24), (destination, destination + 16))
+        covers = (*addresses, (at, end))
         constant = (protocol or 0) + end - at
     absent = protocol == _UDP and data[at + place : at + place + 2] == b"\0\0"
     if not absent:

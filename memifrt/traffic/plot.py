@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 from memifrt.capture.pcap import check_writable
-from memifrt.errors import ConfigError, os_error
+from memifrt.capture.whole_file import write_whole
+from memifrt.errors import ConfigError
 from memifrt.traffic.latency import Latency
 from memifrt.traffic.report import Report, intervals
 
@@ -61,10 +62,10 @@ def plot(report: Report, path: str) -> None:
     _plot_rates(rate, report)
     if latencies:
         axes = figure.add_subplot(1, 2, 2)
-        for name, latency in latencies.items():
+        for latency in latencies.values():
             percents = _shown(latency)
             values = [max(latency.percentile(p), 1e-3) for p in percents]
-            axes.plot([1 / (1 - p / 100) for p in percents], values, marker=".", label=name)
+            axes.plot([1 / (1 - p / 100) for p in percents], values, marker=".")
         axes.set_xscale("log")
         axes.set_yscale("log")
         highest = max(p for latency in latencies.values() for p in _shown(latency))
@@ -74,11 +75,14 @@ def plot(report: Report, path: str) -> None:
         axes.set_title("latency by percentile")
         axes.set_ylabel("us")
         axes.grid(True, alpha=0.3)
-        axes.legend(fontsize="small")
-    try:
-        figure.savefig(os.fspath(path))
-    except OSError as error:
-        raise os_error(f"cannot write {path}", error, path=path) from error
+        # Names are text, not formulas in dollars. matplotlib leaves out labels that begin with an underscore.
+        lines = axes.get_lines()
+        legend = axes.legend(lines, [f" {name}" for name in latencies], fontsize="small")
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    data = io.BytesIO()
+    figure.savefig(data, format=Path(path).suffix[1:].lower())
+    write_whole(path, data.getvalue())
 
 
 def _shown(latency: Latency) -> list[float]:

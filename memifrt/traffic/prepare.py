@@ -73,7 +73,7 @@ def marked(templates: Sequence[Template], *, fcs: bool) -> list[Template]:
             least = covered + signature.SIZE + (FCS if fcs else 0)
             raise ConfigError(
                 f"a packet of {size} bytes has {max(size - covered, 0)} behind the headers, and the mark of a checked "
-                f"packet needs {signature.SIZE}; give it a size of at least {least}, or do not check what comes back"
+                f"packet needs {signature.SIZE}; give it a size of at least {least}"
             )
         data = bytearray(template.data)
         checksums = tuple(_without(checksum, covered) for checksum in template.layout.checksums)
@@ -149,10 +149,6 @@ class Lane:
 
     def _count_rows(self, width: int, repeat: int, marked: bool) -> int:
         pattern = len(self._templates)
-        if pattern * width > _MOST_BYTES:
-            raise ConfigError(
-                f"{pattern} packets of up to {width} bytes need more than {_MOST_BYTES >> 20} MiB; use fewer packets"
-            )
         least = -(-_LEAST_ROWS // pattern) * pattern
         if repeat and not marked:
             whole = math.lcm(pattern, repeat)
@@ -224,6 +220,19 @@ class Lane:
             writer.write()
 
 
+def check_room(pattern: int, width: int) -> None:
+    """Check that packets are not too large to prepare.
+
+    :param pattern: how many packets there are before they repeat.
+    :param width: the bytes of the longest one.
+    :raises ConfigError: they are too large.
+    """
+    if pattern * width > _MOST_BYTES:
+        raise ConfigError(
+            f"{pattern} packets of up to {width} bytes need more than {_MOST_BYTES >> 20} MiB; use fewer packets"
+        )
+
+
 def places_of(templates: Sequence[Template], fields: Sequence[Field], *, mark: bool) -> list[list[Place | None]]:
     """Return the place of each field in each template.
 
@@ -243,7 +252,7 @@ def places_of(templates: Sequence[Template], fields: Sequence[Field], *, mark: b
                 )
     for index in range(len(templates)):
         spans = sorted(
-            (place.at, place.at + place.width, field.name)
+            (*place.span, field.name)
             for field, places in zip(fields, placed, strict=True)
             if (place := places[index]) is not None
         )

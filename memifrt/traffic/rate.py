@@ -29,8 +29,13 @@ _UNITS: dict[str, Unit] = {
     "bpsl1": "bps-l1",
     "%": "percent",
 }
+_KNOWN: tuple[Unit, ...] = ("pps", "bps", "bps-l1", "percent", "max")
 _RATE = re.compile(r"([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([kmgt]?)(pps|bit/s|bit|bpsl1|bpsl2|bps|%|)", re.IGNORECASE)
 _LEAST, _MOST = 1e-3, 1e15
+#: The fastest link in bits a second.
+MAX_SPEED = _MOST
+#: Whole numbers above it may not fit into a float. NaN is not larger than it.
+_TOO_MUCH = 10**30
 _TIME = re.compile(r"([0-9]*\.?[0-9]+)\s*(ns|us|ms|s|m|h|)")
 _TIMES = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -49,6 +54,8 @@ class Rate:
     unit: Unit = "max"
 
     def __post_init__(self) -> None:
+        if self.unit not in _KNOWN:
+            raise ConfigError(f"the unit of a rate is {self.unit!r}; it must be one of {', '.join(_KNOWN)}")
         if self.unit != "max" and not _LEAST <= self.value <= _MOST:
             raise ConfigError(f"the rate {self.value!r} must be from {_LEAST:g} to {_MOST:g} {self.unit}")
 
@@ -61,7 +68,7 @@ class Rate:
         if isinstance(given, Rate):
             return given
         if isinstance(given, int | float) and not isinstance(given, bool):
-            return cls() if given == math.inf else cls(float(given), "pps")
+            return cls() if given == math.inf else cls(float(min(given, _TOO_MUCH)), "pps")
         if isinstance(given, str):
             return parse_rate(given)
         raise ConfigError(f"the rate {given!r} must be a number of packets a second, or text like 1Mpps, 10Gbps or max")

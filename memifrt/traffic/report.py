@@ -29,6 +29,7 @@ class StreamReport:
     :ivar reordered: packets that came after a later one.
     :ivar corrupted: packets with a change behind the headers.
     :ivar latency: the latencies of whole packets; None if none came.
+    :ivar fcs: the bytes of a frame check sequence, which a frame has besides its bytes in a buffer: 4, or 0 in mode ip.
     """
 
     name: str
@@ -42,6 +43,12 @@ class StreamReport:
     reordered: int = 0
     corrupted: int = 0
     latency: Latency | None = None
+    fcs: int = 0
+
+    @property
+    def sent_bits(self) -> int:
+        """The bits of layer 2 that were sent: a rate in bits counts the same."""
+        return 8 * (self.sent_bytes + self.fcs * self.sent)
 
     @property
     def lost(self) -> int:
@@ -114,7 +121,9 @@ class Report:
         streams = self.streams.values()
         names = ("offered", "sent", "sent_bytes", "received", "received_bytes", "duplicated", "reordered", "corrupted")
         sums = {name: sum(getattr(each, name) for each in streams) for name in names}
-        return StreamReport("total", checked=self.checked, latency=merged(each.latency for each in streams), **sums)
+        latency = merged(each.latency for each in streams)
+        fcs = max((each.fcs for each in streams), default=0)
+        return StreamReport("total", checked=self.checked, latency=latency, fcs=fcs, **sums)
 
     @property
     def sent_pps(self) -> float:
@@ -126,6 +135,7 @@ class Report:
         return {
             "seconds": round(self.seconds, 6),
             "ended": self.ended,
+            "error": self.error,
             "checked": self.checked,
             "foreign": self.foreign,
             "received": self.received,

@@ -33,6 +33,8 @@ class Flow:
         self.pacer = Pacer(math.inf)
         #: The number of packets of this run; None: no limit.
         self.limit: int | None = None
+        #: Whether the number is that of a rate and a duration.
+        self.timed = False
         self.sent = 0
         #: For a flow as fast as it goes: the packets that it may send before the others have sent theirs.
         self.credit = 0.0

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from memifrt.errors import ConfigError
+from memifrt.errors import ConfigError, did_you_mean
 from memifrt.traffic.fields import Field
 from memifrt.traffic.layout import reversed_packet
-from memifrt.traffic.prepare import Template, marked, places_of
+from memifrt.traffic.prepare import Template, check_room, marked, places_of
 from memifrt.traffic.rate import Rate
 from memifrt.traffic.template import Sizes, capture_packets, packet_bytes, parse_sizes, sized
 from memifrt.types import Mode
@@ -123,7 +124,10 @@ class Stream:
         shown = given.get("name", name)
         for key in given:
             if key not in KEYS:
-                raise ConfigError(f"stream {shown}: {key!r} is not a key; it must be one of {', '.join(KEYS)}")
+                raise ConfigError(
+                    f"stream {shown}: {key!r} is not a key; it must be one of {', '.join(KEYS)}"
+                    f"{did_you_mean(str(key), KEYS)}"
+                )
         return cls(**{"name": name, **given})
 
     def with_(self, **changes: Any) -> Stream:
@@ -156,6 +160,7 @@ class Stream:
                     f"{len(packets)} packets in {len(self.sizes)} sizes make a pattern of {length}; "
                     f"it may have {_LONGEST_PATTERN}"
                 )
+            check_room(length, max([*map(len, packets), *self.sizes]))
             made = []
             sizes: Sequence[int | None] = self.sizes or (None,)
             pairs = zip(itertools.cycle(packets), itertools.cycle(sizes), strict=False)
@@ -168,6 +173,53 @@ class Stream:
             return made
         except ConfigError as error:
             raise ConfigError(f"stream {self.name}: {error}") from error
+
+
+def check_names(streams: Sequence[Stream]) -> None:
+    """Check that each stream has a name of its own, also beside those of opposite directions in a report.
+
+    :raises ConfigError: one has not.
+    """
+    names = Counter(stream.name for stream in streams)
+    for name, count in names.items():
+        if count > 1:
+            raise ConfigError(f"{count} streams have the name {name!r}; each needs a name of its own")
+        if back_name(name) in names:
+            raise ConfigError(
+                f"a stream has the name {back_name(name)!r}, which the opposite direction of {name!r} has in reports; "
+                "it needs another name"
+            )
+
+
+def directions_of(stream: Stream, interfaces: int) -> list[int]:
+    """Return the interfaces that a stream is sent on, by number.
+
+    :param interfaces: how many there are, 1 or 2.
+    :raises ConfigError: the stream needs a second one.
+    """
+    direction = stream.direction or ("both" if interfaces == 2 else "forward")
+    if direction != "forward" and interfaces == 1:
+        raise ConfigError(f"stream {stream.name}: direction is {direction!r}, which needs a second interface")
+    return {"forward": [0], "backward": [1], "both": [0, 1]}[direction]
+
+
+def check_streams(streams: Sequence[Stream], modes: Sequence[Mode], *, check: bool) -> None:
+    """Check all of the streams that needs no peer.
+
+    :param modes: the mode of each interface.
+    :param check: whether the packets get a mark.
+    :raises ConfigError: a packet cannot be made, names are given twice, or a stream needs a second interface.
+    """
+    check_names(streams)
+    for stream in streams:
+        for index in directions_of(stream, len(modes)):
+            there = stream if index == 0 else stream.opposite()
+            there.templates(modes[index], mark=check, backward=index == 1)
+
+
+def back_name(name: str) -> str:
+    """Return what the opposite direction of a stream is called in a report."""
+    return f"{name} (back)"
 
 
 #: The keys of a stream in a file.

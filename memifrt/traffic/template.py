@@ -7,10 +7,11 @@ scapy's layers get when none are given, and sizes: one, a list, or a mix.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memifrt.capture.pcap import LinkType, open_capture
@@ -164,9 +165,10 @@ class _Evaluator:
         for keyword in keywords:
             if keyword.arg is None or keyword.arg not in names:
                 raise ConfigError(f"{name} has no field {keyword.arg!r}; it has {', '.join(names) or 'none'}")
-            value = self.value(keyword.value, depth + 1)
-            _check_address(name, names[keyword.arg], value)
-            given[keyword.arg] = value
+            given[keyword.arg] = self.value(keyword.value, depth + 1)
+        for key, value in given.items():
+            others = {other: each for other, each in given.items() if other != key}
+            _check_value(name, names[key], value, functools.partial(layer, **others))
         values = [self.value(argument, depth + 1) for argument in arguments]
         if values and (name not in ("Raw", "Padding") or len(values) > 1 or not isinstance(values[0], bytes | str)):
             raise ConfigError(f"{name} takes its fields by name, like {name}({next(iter(names), 'load')}=...)")
@@ -186,21 +188,61 @@ def _layer_class(name: str) -> Any:
     raise ConfigError(f"{name!r} is not a layer of scapy, such as Ether, Dot1Q, IP, IPv6, UDP, TCP, ICMP and Raw")
 
 
-def _check_address(layer: str, field: Any, value: Any) -> None:
-    """Check that an address is one: scapy would look up a name, and make many packets of a network."""
+def _check_value(layer: str, field: Any, value: Any, probe: Callable[[], Any]) -> None:
+    """Check that an address is one, and that a field has one value.
+
+    scapy would look up any other text as a name, and it would make many packets of a network or a list.
+
+    :param probe: makes the layer with its other fields, for a field whose kind depends on them.
+    :raises ConfigError: it is not.
+    """
+    from scapy.fields import FieldListField, IP6Field, IPField, MACField, MultipleTypeField, StrFixedLenField
+    from scapy.layers.inet6 import IP6ListField
+
+    # A field of several types gives the attributes of one of them.
+    inner = field if isinstance(field, MultipleTypeField) else getattr(field, "fld", field)
+    if isinstance(inner, FieldListField):
+        inner = inner.field
+    elif isinstance(inner, IP6ListField):
+        inner = IP6Field(field.name, None)
+    elif isinstance(value, list | tuple) and not inner.islist:
+        raise ConfigError(f"{layer}: {field.name} is {value!r}; it must be one value (fields vary it)")
+    values = value if isinstance(value, list | tuple) else [value]
+    for each in values:
+        if not isinstance(each, str):
+            continue
+        chosen = inner
+        kinds = [inner]
+        if isinstance(inner, MultipleTypeField):
+            kinds = [kind for kind, _ in inner.flds]
+            if any(_is_address(kind, each) for kind in kinds):
+                continue
+            chosen = inner._find_fld_pkt_val(probe(), each)[0]
+        addresses = [kind for kind in kinds if isinstance(kind, MACField | IPField | IP6Field)]
+        if not addresses or _is_address(chosen, each):
+            continue
+        if chosen in addresses or isinstance(chosen, StrFixedLenField):
+            kind = chosen if chosen in addresses else addresses[0]
+            what = "a MAC" if isinstance(kind, MACField) else "an IPv4" if isinstance(kind, IPField) else "an IPv6"
+            raise ConfigError(f"{layer}: {field.name} is {each!r}; it must be {what} address (fields vary it)")
+
+
+def _is_address(field: Any, text: str) -> bool:
+    """Return whether a text is an address of the kind that a field has."""
     from scapy.fields import IP6Field, IPField, MACField
 
-    inner = getattr(field, "fld", field)
-    if isinstance(value, str) and isinstance(inner, MACField):
-        parse_mac(value)
-    if not isinstance(value, str) or not isinstance(inner, IPField | IP6Field):
-        return
-    kind = ipaddress.IPv4Address if isinstance(inner, IPField) else ipaddress.IPv6Address
     try:
-        kind(value)
+        if isinstance(field, MACField):
+            parse_mac(text)
+        elif isinstance(field, IPField):
+            ipaddress.IPv4Address(text)
+        elif isinstance(field, IP6Field):
+            ipaddress.IPv6Address(text)
+        else:
+            return False
     except ValueError:
-        what = "an IPv4" if kind is ipaddress.IPv4Address else "an IPv6"
-        raise ConfigError(f"{layer}: {field.name} is {value!r}; it must be {what} address (fields vary it)") from None
+        return False
+    return True
 
 
 def _line(error: Exception) -> str:

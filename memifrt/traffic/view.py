@@ -164,17 +164,17 @@ def _row(now: StreamReport, report: Report, earlier: Report | None) -> _Row:
         before = before or earlier.streams.get(now.name)
         seconds = report.seconds - earlier.seconds if before is not None else seconds
     seconds = max(seconds, 1e-9)
-    sent, size, received = now.sent, now.sent_bytes, now.received
+    sent, bits, received = now.sent, now.sent_bits, now.received
     if before is not None:
-        sent, size, received = sent - before.sent, size - before.sent_bytes, received - before.received
-    return _Row(now, sent / seconds, 8 * size / seconds, received / seconds)
+        sent, bits, received = sent - before.sent, bits - before.sent_bits, received - before.received
+    return _Row(now, sent / seconds, bits / seconds, received / seconds)
 
 
 def summary(report: Report) -> str:
     """Return the whole run in one line."""
     total = report.total
     seconds = max(report.seconds, 1e-9)
-    bits = 8 * total.sent_bytes / seconds
+    bits = total.sent_bits / seconds
     text = f"{total.sent} packets sent in {report.seconds:.3f} s ({si(report.sent_pps)} packets/s, {si(bits)}bit/s)"
     if total.unsent:
         text += f", {total.unsent} more were due"

@@ -585,7 +585,8 @@ def test_a_full_standard_output_is_named(arguments: list[str], tmp_path: Path) -
         )
     assert done.returncode == 2
     *_, last = done.stderr.splitlines()
-    assert last == f"memifrt {arguments[0]}: cannot write standard output: No space left on device [ENOSPC]"
+    assert last.startswith(f"memifrt {arguments[0]}: cannot write ")
+    assert last.endswith("standard output: No space left on device [ENOSPC]")
 
 
 @pytest.mark.parametrize("text", ["1_0", "1_000.5", "_1"])

@@ -185,6 +185,8 @@ def test_a_peer_that_leaves_ends_it_with_a_report(runtime: Runtime, socket_name:
         ((*PACKET, "--plot", "x.gif"), "argument --plot: 'x.gif' must end with .png or .svg"),
         ((*PACKET, "--plot", "/none/x.png"), "cannot write /none/x.png: No such file"),
         ((*PACKET, "--queues", "0"), "argument --queues"),
+        ((*PACKET, "--burst", "4"), "stream stream: a burst of 4 has no effect as fast as it goes; it needs a rate"),
+        ((*PACKET, "--link-speed", "1Gbps", "--rate", "5"), "--link-speed has no effect"),
         (("--packet", "Ether()/IP()/TCP()", "--field", "udp.src=1..2"), "the packet has no such bytes"),
     ],
 )
@@ -206,6 +208,25 @@ def test_options_that_the_file_decides_are_refused(
     (tmp_path / "x.yaml").write_text("streams: [{packet: Ether()}]")
     assert main(["generate", "--file", str(tmp_path / "x.yaml"), *option]) == 2
     assert "the file says it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stream", "option", "part"),
+    [
+        ("rate: 5", ("--rate", "6"), "--rate 6 pps has no effect: each stream of"),
+        ("burst: 5", (), "stream a: a burst of 5 has no effect as fast as it goes"),
+        ("direction: both", (), "stream a: direction is 'both', which needs a second interface"),
+        ("direction: both", ("--direction", "forward"), "the file says direction both, and --direction says forward"),
+    ],
+)
+def test_what_would_have_no_effect_in_a_file_is_refused_before_a_peer_is_there(
+    stream: str, option: tuple[str, ...], part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.yaml").write_text(f"streams: [{{name: a, packet: Ether(), {stream}}}]")
+    assert main(["generate", "--file", str(tmp_path / "x.yaml"), *option]) == 2
+    err = capsys.readouterr().err
+    assert part in err
+    assert err.count("\n") == 1
 
 
 def test_a_missing_package_is_one_line_that_says_how_to_install_it(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
+import io
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,9 +16,9 @@ from typing import Any
 import pytest
 
 from memifrt.cli import command_line
-from memifrt.cli.commands.throughput import Setup, size_line, step_line
+from memifrt.cli.commands.throughput import Setup, size_line, step_line, write_report
 from memifrt.cli.program import SessionOptions
-from memifrt.errors import Disconnected
+from memifrt.errors import Disconnected, MemifOSError
 from memifrt.throughput import IMIX, METHODS, FrameSize, Rate, Report, SizeReport, Step
 from memifrt.throughput import throughput as run_throughput
 from tests.lib.programs import end, read_until, running
@@ -180,8 +184,10 @@ def test_a_device_that_goes_away_is_one_line_and_status_2_after_the_table(
         (["--field", "nothing=1..2"], "nothing"),
         (["--field", "tcp.src=1..2"], "tcp.src"),
         (["--plot", "x.txt"], "'x.txt' is not the name of a picture"),
-        (["--plot", "/nowhere/x.png"], "No such file or directory: '/nowhere/x.png'"),
-        (["--json", "/nowhere/x.json"], "No such file or directory: '/nowhere/x.json'"),
+        (["--plot", "/nowhere/x.png"], "cannot write /nowhere/x.png: No such file"),
+        (["--json", "/nowhere/x.json"], "cannot write /nowhere/x.json: No such file"),
+        (["--sizes", "1518,64", "--packet", "Ether()/IP()/TCP()"], "frames of 64 bytes: stream throughput: a packet"),
+        (["--json", "x.svg", "--plot", "./x.svg"], "--json and --plot have the same file"),
         (["--connect-timeout", "0"], "'0' is not a number of seconds"),
         (["--prometheus", "x"], "'x'"),
         (["memif:@b,role=first"], "role is 'first'"),
@@ -231,6 +237,29 @@ def test_a_file_that_was_there_is_kept_until_there_are_results(tmp_path: Path) -
         assert command_line.main(["throughput", "memif:@a", "--json", str(path), "--packet", "?"]) == 2
     assert results.read_text() == "before"
     assert not other.exists()
+
+
+class Full(io.StringIO):
+    """Standard output on a full disk."""
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_results_are_written_even_if_standard_output_takes_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    report = Report(METHODS["quick"], [SizeReport(FrameSize.of(64))])
+    arguments = argparse.Namespace(json=str(tmp_path / "x.json"), plot=str(tmp_path / "x.svg"))
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    full = Full()
+    monkeypatch.setattr(full, "fileno", lambda: nowhere)
+    monkeypatch.setattr(sys, "stdout", full)
+    with pytest.raises(MemifOSError, match="cannot write to standard output: No space left on device"):
+        write_report(report, arguments)
+    os.close(nowhere)
+    assert json.loads((tmp_path / "x.json").read_text())["complete"]
+    assert (tmp_path / "x.svg").read_text().startswith("<?xml")
 
 
 # --- what is shown while it runs --------------------------------------------------------------------------------------

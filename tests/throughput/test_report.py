@@ -9,9 +9,23 @@ from pathlib import Path
 import pytest
 
 from memifrt.errors import ConfigError
-from memifrt.throughput import DEFAULT_SIZES, IMIX, METHODS, FrameSize, Latency, Method, Report, parse_sizes, throughput
+from memifrt.throughput import (
+    DEFAULT_SIZES,
+    IMIX,
+    METHODS,
+    FrameSize,
+    Latency,
+    LoadLatency,
+    Method,
+    Report,
+    SizeReport,
+    TrialResult,
+    parse_sizes,
+    throughput,
+)
 from memifrt.throughput.plot import picture_path, plot
 from memifrt.throughput.report import pps
+from memifrt.throughput.trial import PERCENTILES
 from tests.throughput.devices import by_length, hard_limit, lossy
 
 QUICK = METHODS["quick"]
@@ -42,6 +56,20 @@ def test_imix_is_the_mix_of_csit() -> None:
 def test_a_wrong_size_is_an_error_that_names_it(text: str) -> None:
     with pytest.raises(ConfigError, match="frame size"):
         parse_sizes(text)
+
+
+@pytest.mark.parametrize("nanoseconds", [16, 99_999_499, 123_456_789, 68_719_476_720])
+def test_any_latency_and_loss_fits_into_80_columns(nanoseconds: int) -> None:
+    percentiles = tuple((percentile, nanoseconds) for percentile in PERCENTILES)
+    latency = Latency(10**8, nanoseconds, nanoseconds, nanoseconds, percentiles)
+    size = FrameSize.of(16384)
+    trial = TrialResult(
+        size=size, rate=1e5, duration=1e3, offered=10**8, sent=10**8, received=10**8 - 1, latency=latency
+    )
+    found = SizeReport(size, latencies=[LoadLatency(0.9, 123_456.0, trial)])
+    text = Report(QUICK, [found]).table()
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.splitlines()[-1].endswith("<0.01 %")
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,10 @@ def test_an_estimate_follows_the_longest_trials_of_a_load_and_their_majority() -
     rate = estimate(0, [trial(1e6, 1, 0), trial(2e6, 1, 0.1), trial(3e6, 1, 0)])
     assert (rate.lower, rate.upper) == (1e6, 2e6)
     assert estimate(0.2, [trial(1e6, 1, 0.1)]).throughput == pytest.approx(0.9e6)
+    # RFC 2544 lets no trial of a load fail.
+    trials = [trial(1e6, 1, 0), trial(1e6, 1, 0), trial(1e6, 1, 0.1)]
+    assert estimate(0, trials).lower == 1e6
+    assert estimate(0, trials, exceed_ratio=0.0).upper == 1e6
 
 
 # --- all of a measurement ---------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,11 @@ def test_a_file_may_give_a_field_as_a_mapping_a_list_a_number_or_text() -> None:
         ("udp.src=1..9 random random", "field udp.src: order is given twice"),
         ("udp.src=1..9 upwards", "field udp.src: 'upwards' must be one of increment, decrement, random"),
         ("udp.src=1,x", "field udp.src: 'x' must be a whole number"),
+        ("udp.source=1", "did you mean udp.src?"),
+        ("udp.src=1_0", "field udp.src: '1_0' must be a whole number"),
+        ("udp.src=-1", "field udp.src: '-1' must be a whole number"),
+        ("udp.src=1,2 seed 3", "field udp.src: it has a list of values, so it takes no range, step, order or seed"),
+        ("ipv6.src=fe80::1%eth0", "field ipv6.src: 'fe80::1%eth0' must be an IPv6 address"),
         ("@1:9=0..1", "field @1:9: it is 9 bytes wide; it must be 1 to 8"),
         ("@:1=0..1", "'@:1' is not a field"),
         ("ipv6.src=::1..1::1", "field ipv6.src: the range ::1..1::1 has more than 2**64 values"),
@@ -81,6 +88,25 @@ def test_a_wrong_field_is_refused_in_one_line_that_names_it(text: str, part: str
         parse_field(text)
     assert part in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "part"),
+    [
+        (5, 1, "5 is not a field; it must be one of"),
+        ("udp.src", True, "True must be text like"),
+        ("udp.src", {"first": True}, "True must be a whole number"),
+        ("udp.src", {"first": 1.5}, "1.5 must be a whole number"),
+        ("udp.src", {"first": 1, "last": 9, "order": "random", "seed": True}, "the seed True must be a whole number"),
+        ("udp.src", {"first": 1, "step": True}, "the step True must be a whole number"),
+        ("udp.src", {"values": "12"}, "values is '12'; it must be a list"),
+        ("udp.src", {"frist": 1}, "did you mean first?"),
+    ],
+)
+def test_a_wrong_value_of_a_file_is_refused(name: Any, given: Any, part: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Field.of(given, name)
+    assert part in str(error.value)
 
 
 # --- values ---------------------------------------------------------------------------------------------------------

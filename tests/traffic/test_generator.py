@@ -13,6 +13,8 @@ from scapy.layers.l2 import Ether
 from memifrt import ConfigError, Interface, Runtime
 from memifrt.errors import PollCancelled
 from memifrt.traffic import Generator, Report, Stream
+from memifrt.traffic import generator as module
+from memifrt.traffic.view import summary, table
 from tests.lib.support import wait_until
 
 FIELDS = ["ipv4.src=10.0.0.1..10.0.3.254", "udp.src=1024..65535 random seed 1"]
@@ -267,7 +269,7 @@ def test_a_stream_with_its_own_rate_keeps_it_unless_told_otherwise(runtime: Runt
 def test_trials_of_other_sizes_need_no_new_generator(runtime: Runtime, socket_name: str) -> None:
     peer = Peer()
     made = generator(runtime, socket_name, peer)
-    for size, length in ((64, {60}), (512, {508}), ("imix", {60, 566, 1514}), (64, {60})):
+    for size, length in ((64, {60}), (512, {508}), ("imix", {60, 566, 1514}), ([64, 65], {60, 61}), ("64", {60})):
         peer.received.clear()
         report = made.send_trial(2000, 0.05, size)
         assert (report.total.offered, report.total.lost, report.foreign) == (100, 0, 0)
@@ -291,6 +293,12 @@ def test_an_unchecked_run_counts_what_comes(runtime: Runtime, socket_name: str) 
     report = generator(runtime, socket_name, Peer(), check=False).run(count=700)
     assert (report.total.sent, report.received, report.checked) == (700, 700, False)
     assert report.total.lost == report.total.received == 0
+
+
+def test_an_unchecked_run_waits_as_long_as_it_is_told(runtime: Runtime, socket_name: str) -> None:
+    report = generator(runtime, socket_name, Peer(), check=False).run(count=5, settle=0.3)
+    assert report.samples[-1].seconds >= 0.3
+    assert report.seconds < report.samples[-1].seconds
 
 
 def test_an_ip_memif_carries_ip_packets(runtime: Runtime, socket_name: str) -> None:
@@ -346,6 +354,39 @@ def test_a_cancelled_poll_ends_the_run_with_a_report(runtime: Runtime, socket_na
     assert report.total.sent >= report.total.received > 0
 
 
+def test_the_time_of_the_last_packet_belongs_to_a_rate(runtime: Runtime, socket_name: str) -> None:
+    report = generator(runtime, socket_name, Peer()).run(rate=20, duration=0.1)
+    assert (report.total.sent, report.seconds) == (2, 0.1)
+    assert report.sent_pps == 20
+
+
+def test_the_wait_for_packets_on_their_way_is_not_part_of_the_time(runtime: Runtime, socket_name: str) -> None:
+    reports: list[Report] = []
+    made = generator(runtime, socket_name, Peer(lambda packets: packets[1:]))
+    report = made.run(rate=1000, duration=0.1, settle=0.1, on_sample=reports.append, sample_interval=0.01)
+    assert report.total.lost > 0
+    assert report.seconds == 0.1
+    assert reports[-1].seconds == 0.1
+    assert report.samples[-1].seconds >= 0.2
+    assert report.samples[-1].received == report.total.received
+    assert report.total.unsent == 0
+
+
+def test_a_peer_that_never_stops_sending_does_not_keep_a_run_from_its_begin_and_end(
+    runtime: Runtime, socket_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = generator(runtime, socket_name, Peer(), check=False)
+    monkeypatch.setattr(module._End, "drain", lambda end: 1)
+    assert made.run(count=5, settle=0).total.sent == 5
+
+
+def test_bits_count_the_frame_check_sequence_as_a_rate_does(runtime: Runtime, socket_name: str) -> None:
+    report = generator(runtime, socket_name, Peer(), STREAM.with_(size=72)).run(rate="57600bps", duration=0.1)
+    assert (report.total.sent, report.total.sent_bytes, report.total.sent_bits) == (10, 680, 5760)
+    assert "57.6k" in table(report, 200)[1].split()
+    assert "57.6kbit/s" in summary(report)
+
+
 def test_samples_grow_and_reports_come_meanwhile(runtime: Runtime, socket_name: str) -> None:
     reports: list[Report] = []
     made = generator(runtime, socket_name, Peer())
@@ -368,6 +409,8 @@ def test_samples_grow_and_reports_come_meanwhile(runtime: Runtime, socket_name: 
         (STREAM.with_(direction="both"), {}, "stream stream: direction is 'both', which needs a second interface"),
         (STREAM, {"queues": 5}, "queues is 5"),
         (STREAM, {"queues": 0}, "queues is 0"),
+        (STREAM, {"link_speed": 0}, "link_speed is 0"),
+        (STREAM, {"link_speed": float("nan")}, "link_speed is nan"),
         (STREAM.with_(fields=["tcp.src=1..2"]), {}, "stream stream: field tcp.src: the packet has no such bytes"),
         (STREAM.with_(size=60), {}, "stream stream: a packet of 56 bytes has 14 behind the headers"),
     ],

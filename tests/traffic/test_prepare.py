@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
@@ -15,7 +17,8 @@ from scapy.packet import Raw
 
 from memifrt import ConfigError
 from memifrt.packets import parse_mac
-from memifrt.traffic import Stream, prepare, signature
+from memifrt.traffic import Field, Stream, prepare, signature
+from memifrt.traffic.layout import layout_of
 from memifrt.traffic.prepare import Lane
 from memifrt.types import Mode
 
@@ -54,6 +57,12 @@ CASES = {
         ["tcp.src=0..65535 random seed 1"],
     ),
     "ipv6": ("Ether()/IPv6()/UDP()", ["ipv6.src=::1..::ffff:ffff", "ipv6.dst=1::fffe..1::1:5", "udp.dst=0..9"]),
+    "ipv6 options": ("Ether()/IPv6()/IPv6ExtHdrHopByHop()/IPv6ExtHdrDestOpt()/UDP()", ["ipv6.dst=::1..::ffff"]),
+    "ipv6 atomic fragment": ("Ether()/IPv6()/IPv6ExtHdrFragment()/TCP()", ["tcp.src=0..65535", "ipv6.src=::1..::ffff"]),
+    "ipv6 segments": (
+        'Ether()/IPv6()/IPv6ExtHdrSegmentRouting(addresses=["2001::9", "2001::8"], segleft=1, lastentry=1)/UDP()',
+        ["ipv6.src=::1..::ffff", "ipv6.dst=::1..::7777 step 3", "@80:2=0..65535"],
+    ),
     "vlan": (
         "Ether()/Dot1Q(prio=5)/Dot1Q(vlan=9)/IP()/UDP()",
         ["vlan.id=0..4095", "ipv4.ttl=1..255"],
@@ -79,6 +88,7 @@ def test_every_packet_has_the_lengths_and_checksums_that_scapy_computes(name: st
     if size is None and name in ("odd bytes", "payload", "across headers"):
         size = 120
     size = (92, 570, 64 + 28, 1518) if size == "imix" else size
+    size = 131 if size is not None and name == "ipv6 segments" else size
     stream = Stream(packet, size=size, fields=fields)
     packets = lane(stream).packets(9000)
     chosen = [*range(12), *random.Random(1).sample(range(9000), 25)]
@@ -145,23 +155,23 @@ def test_sizes_take_turns_and_count_the_fcs() -> None:
 def test_a_capture_s_packets_take_turns_and_have_the_fields_that_their_headers_have(tmp_path: Any) -> None:
     from memifrt.capture.pcap import LinkType, create_capture
 
-    given = [
+    captured = [
         bytes(Ether() / IP(src="1.1.1.1", dst="2.2.2.2") / UDP() / Raw(b"x" * 50)),
         bytes(Ether() / Dot1Q(vlan=3) / IP(src="1.1.1.1", dst="2.2.2.2") / TCP() / Raw(b"y" * 70)),
         bytes(Ether() / IPv6(src="::1", dst="::2") / UDP() / Raw(b"z" * 20)),
     ]
     with create_capture(str(tmp_path / "x.pcap"), [("x", LinkType.ETHERNET)]) as writer:
-        writer.write(given, 0)
+        writer.write(captured, 0)
     stream = Stream(pcap=str(tmp_path / "x.pcap"), fields=["ipv4.src=10.0.0.1..10.0.0.7", "udp.dst=1..65535 random"])
     for mark in (False, True):
         for index, data in enumerate(lane(stream, mark=mark).packets(120)):
             packet = Ether(data)
             assert rebuilt(data) == data
-            assert len(data) == len(given[index % 3])
+            assert len(data) == len(captured[index % 3])
             if index % 3 < 2:
                 assert packet[IP].src == f"10.0.0.{1 + index % 7}"
             if not mark:
-                assert bytes(packet.lastlayer()) == bytes(Ether(given[index % 3]).lastlayer())
+                assert bytes(packet.lastlayer()) == bytes(Ether(captured[index % 3]).lastlayer())
 
 
 def test_packets_of_an_ip_memif_have_no_ethernet_header() -> None:
@@ -169,6 +179,64 @@ def test_packets_of_an_ip_memif_have_no_ethernet_header() -> None:
     for index, data in enumerate(lane(stream, mode=Mode.IP, mark=True).packets(50)):
         assert IP(data).src == f"10.0.0.{1 + index % 9}"
         assert rebuilt(data, IP) == data
+
+
+#: The fields of one packet that do not overlap, with the largest value of each.
+RANGES = {
+    "eth.src": 48,
+    "vlan.id": 12,
+    "ipv4.ttl": 8,
+    "ipv4.src": 32,
+    "udp.dst": 16,
+    "@46:8": 64,
+    "@54:5": 40,
+    "@61:3": 24,
+}
+
+
+@st.composite
+def varied(draw: st.DrawFn) -> Field:
+    """A field with a range, a step and an order of any size, its edges among them."""
+    name = draw(st.sampled_from(sorted(RANGES)))
+    most = (1 << RANGES[name]) - 1
+    ends = st.integers(0, most) | st.sampled_from([0, most, most - 1, most // 2])
+    first, last = sorted((draw(ends), draw(ends)))
+    step = draw(st.integers(1, 300) | st.integers(1, most + 5))
+    return Field(name, first, last, step, draw(st.sampled_from(["increment", "decrement"])))
+
+
+@given(st.lists(varied(), min_size=1, unique_by=lambda field: field.name), st.integers(88, 131), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_any_ranges_give_their_values_and_right_checksums(fields: list[Field], size: int, mark: bool) -> None:
+    stream = Stream("Ether()/Dot1Q(prio=5)/IP()/UDP()", size=size, fields=fields)
+    packets = lane(stream, mark=mark).packets(600)
+    for index in (0, 1, 2, 255, 256, 257, 599):
+        data = packets[index]
+        assert rebuilt(data) == data
+        for field in fields:
+            first, last = field.range()
+            count = (last - first) // field.step + 1
+            number = index % count if field.order == "increment" else count - 1 - index % count
+            place = field.place(layout_of(data, Mode.ETHERNET), data)
+            assert place is not None
+            begin, end = place.span
+            value = int.from_bytes(data[begin:end], "big")
+            assert (value & 0xFFF if field.name == "vlan.id" else value) == first + number * field.step
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["ipv4.src=10.0.0.1..10.0.0.9", "@26:1=0..255"],
+        ["@26:1=0..255", "ipv4.src=10.0.0.1..10.0.0.9"],
+        ["ipv4.src=10.0.0.1", "ipv4.src=10.0.0.2"],
+        ["vlan.id=1..2", "vlan.priority=1..2"],
+    ],
+)
+def test_fields_that_share_bytes_are_refused_even_if_these_bytes_are_always_the_same(fields: list[str]) -> None:
+    packet = "Ether()/Dot1Q()/IP()/UDP()" if "vlan" in fields[0] else "Ether()/IP()/UDP()"
+    with pytest.raises(ConfigError, match="vary the same bytes"):
+        Stream(packet, size=64, fields=fields).templates(Mode.ETHERNET, mark=False)
 
 
 # --- the compiled writer --------------------------------------------------------------------------------------------

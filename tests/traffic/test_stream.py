@@ -13,8 +13,11 @@ from memifrt import ConfigError, MemifOSError
 from memifrt.traffic import Field, Rate, Stream, load_streams
 from memifrt.traffic.file import load_file
 from memifrt.traffic.rate import Pacer, parse_speed, parse_time
+from memifrt.traffic.stream import check_streams
 from memifrt.types import Mode
 
+#: Few characters that make 10**7 values.
+ALIASES = "a0: &a0 1\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 8))
 YAML = """\
 rate: 2Mpps
 duration: 30s
@@ -120,6 +123,27 @@ def test_a_capture_is_found_beside_the_file_that_names_it(tmp_path: Path) -> Non
         ("streams: [{packet: Ether()}]\nduration: long", "the time 'long' must be"),
         ("streams: [{packet: Ether()}]\ncount: 0", "count is 0"),
         ("streams: [{packet: Ether()}]\nlink_speed: 10pps", "the speed '10pps' must be like 10Gbps"),
+        ("streams: [{packet: Ether(), sizes: 64}]", "did you mean size?"),
+        ("streems: []", "did you mean streams?"),
+        ("streams: [{packet: Ether(), size: 64, size: 65}]", "the key 'size' is given twice in the mapping of line 1"),
+        ("streams: [{packet: Ether(), name: a}, {packet: Ether(), name: a}]", "2 streams have the name 'a'"),
+        ("streams: [{packet: Ether(), name: a}, {packet: Ether(), name: a (back)}]", "it needs another name"),
+        ("streams: [{packet: Ether(), fields: {5: 1}}]", "5 is not a field"),
+        ("streams: [{packet: Ether(), rate: true}]", "the rate True must be"),
+        ("streams: [{packet: Ether(), rate: .nan}]", "the rate nan must be"),
+        ("streams: [{packet: Ether(), rate: .inf}]", "it has a number that is infinite or too large"),
+        ("streams: [{packet: Ether(), rate: 1e400}]", "it has a number that is infinite or too large"),
+        ("streams: [{packet: Ether(), rate: -.inf}]", "the rate -inf must be"),
+        (f"streams: [{{packet: Ether(), rate: {10**38}}}]", "must be from 0.001 to 1e+15 pps"),
+        (f"streams: [{{packet: Ether(), rate: {10**400}}}]", "it has a number of 1329 bits; 128 are the most"),
+        (f"streams: [{{packet: Ether(), count: 0x{'f' * 5000}}}]", "it has a number of 20000 bits"),
+        ("streams: [{packet: Ether(), weight: .nan}]", "weight is nan; it must be a number"),
+        ("streams: [{packet: Ether()}]\nduration: 1:30", "the time '1:30' must be"),
+        ("streams: [{packet: Ether()}]\ncount: 0080", "count is '0080'"),
+        ("streams: [{packet: Ether()}]\ncount: true", "count is True"),
+        (ALIASES, "it has more than 1048576 values"),
+        ("streams: &a [*a]", "it has more than 1048576 values"),
+        ("? [1]\n: 2", "is not YAML"),
         ("a: [", "is not YAML"),
         ("!!python/object/apply:os.system [true]", "is not YAML"),
         ("\x00", "is not YAML"),
@@ -133,6 +157,35 @@ def test_a_wrong_file_is_refused_in_one_line_that_names_it(tmp_path: Path, text:
     assert "\n" not in str(error.value)
 
 
+def test_numbers_of_yaml_are_those_that_people_mean(tmp_path: Path) -> None:
+    """YAML 1.1 reads a MAC address without letters as a number of base 60."""
+    text = "streams: [{packet: Ether(), weight: 1e3, rate: 5e3, fields: {eth.src: 22:33:44:55:11:22}}]"
+    (stream,) = load_streams(written(tmp_path, "x.yaml", text))
+    assert stream.varied == (Field("eth.src", "22:33:44:55:11:22"),)
+    assert (stream.weight, stream.own_rate) == (1000.0, Rate(5000, "pps"))
+
+
+def test_streams_may_share_keys_by_an_anchor_of_yaml(tmp_path: Path) -> None:
+    text = "streams: [&a {name: a, packet: Ether(), size: 64}, {<<: *a, name: b}, {<<: *a, name: c, size: 65}]"
+    streams = load_streams(written(tmp_path, "x.yaml", text))
+    assert [(stream.name, stream.sizes) for stream in streams] == [("a", (64,)), ("b", (64,)), ("c", (65,))]
+
+
+@pytest.mark.parametrize(
+    ("streams", "modes", "part"),
+    [
+        ([Stream("Ether()"), Stream("Ether()")], [Mode.ETHERNET], "2 streams have the name 'stream'"),
+        ([Stream("Ether()", direction="both")], [Mode.ETHERNET], "direction is 'both', which needs a second interface"),
+        ([Stream("Ether()", fields=["udp.src=1"])], [Mode.ETHERNET] * 2, "the packet has no such bytes"),
+        ([Stream("Ether()", size=[65535] * 5000)], [Mode.ETHERNET], "need more than 256 MiB"),
+    ],
+)
+def test_what_needs_no_peer_is_checked_without_one(streams: list[Stream], modes: list[Mode], part: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_streams(streams, modes, check=False)
+    assert part in str(error.value)
+
+
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MemifOSError, match=r"cannot read .*none.yaml: No such file"):
         load_streams(tmp_path / "none.yaml")
@@ -140,6 +193,8 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         load_streams(written(tmp_path, "x.json", json.dumps({})))
     with pytest.raises(ConfigError, match="is not TOML"):
         load_streams(written(tmp_path, "x.toml", "a = "))
+    with pytest.raises(ConfigError, match="is not TOML: Exceeds the limit"):
+        load_streams(written(tmp_path, "x.toml", f"a = {'1' * 5000}"))
     (tmp_path / "y.yaml").write_bytes(b"\xff\xff")
     with pytest.raises(ConfigError, match="is not UTF-8"):
         load_streams(tmp_path / "y.yaml")
@@ -174,7 +229,9 @@ def test_rates(text: Any, rate: Rate) -> None:
     assert Rate.of(text) == rate
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "0", "1Xpps", "1e99", "5k%", "1 pps pps", "nan", True, None, [1]])
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "0", "1Xpps", "1e99", "5k%", "1 pps pps", "nan", True, None, [1], 10**400]
+)
 def test_wrong_rates_are_refused(text: Any) -> None:
     with pytest.raises(ConfigError, match="rate"):
         Rate.of(text)

@@ -94,6 +94,44 @@ def test_anything_else_is_refused_in_one_line(text: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "IP(dst='www.example.com')",
+        "IP(dst=['www.example.com'])",
+        "IP(dst=('10.0.0.1', 'www.example.com'))",
+        "IPv6(dst=['www.example.com'])",
+        "Ether(dst=['www.example.com'])",
+        "ARP(pdst='www.example.com')",
+        "ARP(hwdst='www.example.com')",
+        "DNSRR(type='A', rdata='www.example.com')",
+        "IPOption_RR(routers=['www.example.com'])",
+        "IPv6ExtHdrRouting(addresses=['www.example.com'])",
+        "ICMPv6ND_NS(tgt='www.example.com')",
+    ],
+)
+def test_a_name_is_no_address_and_nothing_looks_it_up(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def getaddrinfo(host: str, *arguments: Any) -> None:
+        asked.append(host)
+        raise OSError("no name is looked up here")
+
+    asked: list[str] = []
+    packet_bytes("Ether()/IP()/UDP()/DNS()")  # scapy's own modules ask for numeric addresses
+    monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
+    with pytest.raises(ConfigError, match=r"it must be (an? \w+ address|one value)"):
+        packet_bytes(text)
+    assert asked == []
+
+
+def test_fields_that_may_hold_names_or_several_values_hold_them() -> None:
+    assert b"\3www" in packet_bytes("DNSRR(type='CNAME', rdata='www.example.com')")
+    assert packet_bytes("DNSRR(type='A', rdata='10.0.0.1')").endswith(b"\x0a\0\0\1")
+    assert packet_bytes("ARP(psrc='10.0.0.1')")[14:18] == b"\x0a\0\0\1"
+    assert packet_bytes("IPOption_RR(routers=['10.0.0.1', '10.0.0.2'])").endswith(b"\x0a\0\0\1\x0a\0\0\2")
+    with pytest.raises(ConfigError, match=r"UDP: dport is \[5, 6\]; it must be one value"):
+        packet_bytes("UDP(dport=[5, 6])")
+
+
 @pytest.mark.parametrize("packet", [None, 5, [b"x"], b""])
 def test_what_is_no_packet_is_refused(packet: Any) -> None:
     with pytest.raises(ConfigError, match="the packet is"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,15 @@ def test_a_plot_is_drawn(tmp_path: Path, name: str, start: bytes, checked: bool)
     path = str(tmp_path / name)
     plot(report(checked=checked), path)
     assert Path(path).read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("name", ["_x", "$\\\\nonsense$", "100 $", "a_b^c"])
+def test_a_plot_shows_any_name_of_a_stream(name: str, tmp_path: Path) -> None:
+    made = report(1)
+    (stream,) = made.streams.values()
+    plot(replace(made, streams={name: replace(stream, name=name)}), str(tmp_path / "x.svg"))
+    # Each text stands as a comment beside its shapes.
+    assert f"<!--  {name} -->" in (tmp_path / "x.svg").read_text()
 
 
 def test_a_run_without_samples_can_be_drawn(tmp_path: Path) -> None:

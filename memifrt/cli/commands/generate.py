@@ -12,7 +12,6 @@ import importlib
 import json
 import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,21 +26,17 @@ from memifrt.cli.arguments import (
     whole,
 )
 from memifrt.cli.endpoint import MEMIF_SYNTAX, check_pair, memif_endpoint, parse_memif_endpoint
-from memifrt.cli.program import SessionOptions, complain, session
+from memifrt.cli.generator_memifs import RECONNECT_INTERVAL, create, polling, wait_for_peers
+from memifrt.cli.program import SessionOptions, complain, print_whole, session
 from memifrt.errors import ConfigError, PollCancelled
 from memifrt.interface import Interface
 from memifrt.ports.drain import INTERVAL, Drain
 from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.runtime import Runtime
-from memifrt.types import RxMode
 
 if TYPE_CHECKING:
     from memifrt.traffic import Rate, Report, Stream
 
-#: Seconds between two attempts to connect. It is short because a user waits at the terminal.
-_RECONNECT_INTERVAL = 0.2
-#: Seconds to wait for the first buffers of a slave. VPP offers them when its interface is up.
-_BUFFERS_WAIT = 3.0
 #: The columns of a table that is not printed on a terminal.
 _WIDE = 200
 #: The texts of --direction; :mod:`memifrt.traffic.stream` has them, too.
@@ -63,28 +58,29 @@ def generate(
     count: int | None = None,
     check: bool = False,
     link_speed: float | None = None,
-    settle: float = 0.5,
+    settle: float | None = None,
     session_options: SessionOptions = SessionOptions(),  # noqa: B008 - it is frozen
     on_ready: Callable[[], object] = lambda: None,
 ) -> Report | None:
     """Wait for the peers, send streams, and return the report; None if a signal ended it before a packet was sent.
 
     :param ends: one memif, or two: what is sent on one is expected on the other.
+    :param settle: see :meth:`memifrt.traffic.Generator.run`.
     :param on_ready: called when the interfaces are created.
     :raises ConfigError: a stream is wrong.
     :raises MemifError: an interface cannot be created.
     """
     from memifrt.traffic import Generator
+    from memifrt.traffic.stream import check_streams
     from memifrt.traffic.view import INTERVAL as VIEW_INTERVAL
     from memifrt.traffic.view import View
 
-    for stream in streams:  # before anybody waits for a peer
-        stream.templates(ends[0].mode, mark=check)
-    with session("generate", reconnect_interval=_RECONNECT_INTERVAL, session_options=session_options) as runtime:
-        interfaces = [_created(runtime, end) for end in ends]
+    check_streams(streams, [end.mode for end in ends], check=check)  # before anybody waits for a peer
+    with session("generate", reconnect_interval=RECONNECT_INTERVAL, session_options=session_options) as runtime:
+        interfaces = [create(runtime, end) for end in ends]
         on_ready()
         try:
-            _wait_for_peers(runtime, interfaces)
+            wait_for_peers(runtime, interfaces)
         except PollCancelled:
             return None
         generator = Generator(
@@ -102,22 +98,6 @@ def generate(
         with contextlib.suppress(PollCancelled):  # a second signal also ends this
             _drain(runtime, interfaces)
         return report
-
-
-def _created(runtime: Runtime, end: MemifEndpoint) -> Interface:
-    config = end.config.replace(name=end.config.name or f"memif{end.config.id}")
-    return runtime.create_interface(socket=end.socket, **config.options())
-
-
-def _wait_for_peers(runtime: Runtime, interfaces: Sequence[Interface]) -> None:
-    while not all(interface.connected for interface in interfaces):
-        runtime.poll_event()
-    # A slave posts its buffers after it is connected. Wait for them, so that the first packets are not late.
-    deadline = time.monotonic() + _BUFFERS_WAIT
-    while time.monotonic() < deadline:
-        if all(queue.free() for interface in interfaces for queue in interface.tx_queues):
-            return
-        runtime.poll_event(INTERVAL)
 
 
 def _drain(runtime: Runtime, interfaces: Sequence[Interface]) -> None:
@@ -194,9 +174,8 @@ def _add_arguments(parser: Parser) -> None:
     add(
         "--settle",
         type=seconds_or_zero,
-        default=0.5,
         metavar="SECONDS",
-        help="how long to wait at the end for packets that are on their way; default 0.5",
+        help="how long to wait at the end for the next packet on its way; default 0.5, without --signed 0.1",
     )
     add(
         "--to",
@@ -226,9 +205,7 @@ def _run_with_packages(arguments: argparse.Namespace) -> int:
     end = memif_endpoint(arguments)
     ends = [end]
     if arguments.to is not None:
-        to = arguments.to
-        if to.config.rx_mode is RxMode.ADAPTIVE:  # the default of endpoints
-            to = MemifEndpoint(to.socket, to.config.replace(rx_mode=RxMode.POLLING))
+        to = polling(arguments.to)
         check_pair(end, to)
         ends.append(to)
     elif arguments.direction not in (None, "forward"):
@@ -237,7 +214,7 @@ def _run_with_packages(arguments: argparse.Namespace) -> int:
     for each in (rate, *(stream.own_rate for stream in streams)):
         if each is not None and each.unit == "percent" and link_speed is None:
             raise ConfigError(f"the rate {each} needs the speed of a link: --link-speed 10Gbps")
-
+    _refuse_without_effect(arguments, streams, rate)
     if arguments.plot:
         _traffic("plot", "check_plot")(arguments.plot)
 
@@ -264,6 +241,23 @@ def _run_with_packages(arguments: argparse.Namespace) -> int:
     if report.error:
         complain(f"memifrt generate: {report.error}; the report ends here")
     return 0 if report.ended != "disconnected" and report.total.sent else 1
+
+
+def _refuse_without_effect(arguments: argparse.Namespace, streams: Sequence[Stream], rate: Rate | None) -> None:
+    """Refuse options that nothing in this run would look at.
+
+    :raises ConfigError: there is one.
+    """
+    rates = [stream.own_rate or rate for stream in streams]
+    if arguments.rate is not None and all(stream.own_rate is not None for stream in streams):
+        raise ConfigError(f"--rate {rate} has no effect: each stream of {arguments.file} has a rate of its own")
+    if arguments.link_speed is not None and not any(each is not None and each.unit == "percent" for each in rates):
+        raise ConfigError("--link-speed has no effect: no rate is in per cent of it, like --rate 50%")
+    for stream, each in zip(streams, rates, strict=True):
+        if stream.burst > 1 and (each is None or each.unit == "max"):
+            raise ConfigError(
+                f"stream {stream.name}: a burst of {stream.burst} has no effect as fast as it goes; it needs a rate"
+            )
 
 
 def _what_to_send(
@@ -298,23 +292,29 @@ def _what_to_send(
 
 
 def _directed(stream: Stream, direction: str | None) -> Stream:
-    return stream if direction is None or stream.direction is not None else stream.with_(direction=direction)
+    if direction is None:
+        return stream
+    if stream.direction not in (None, direction):
+        raise ConfigError(
+            f"stream {stream.name}: the file says direction {stream.direction}, and --direction says {direction}; "
+            "leave one of them out"
+        )
+    return stream.with_(direction=direction)
 
 
 def _print(report: Report, arguments: argparse.Namespace) -> None:
     from memifrt.traffic.view import page
 
-    if arguments.json:
-        print(json.dumps(report.as_dict()), flush=True)
-    elif arguments.csv:
-        print(report.csv(), end="", flush=True)
-    else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
-        print(page(report, width), flush=True)
-    if arguments.plot:
-        from memifrt.traffic.plot import plot
-
-        plot(report, arguments.plot)
+    with contextlib.ExitStack() as stack:
+        if arguments.plot:  # also if standard output takes nothing
+            stack.callback(_traffic("plot", "plot"), report, arguments.plot)
+        if arguments.json:
+            text = json.dumps(report.as_dict()) + "\n"
+        elif arguments.csv:
+            text = report.csv()
+        else:
+            text = page(report, shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE) + "\n"
+        print_whole(text)
 
 
 COMMAND = Command(

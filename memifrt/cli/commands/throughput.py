@@ -6,24 +6,25 @@ Owns the arguments, the line that says what is tried, and where the report goes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import math
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from memifrt.capture.pcap import check_writable
+from memifrt.capture.whole_file import write_whole
 from memifrt.cli.arguments import Command, Parser, add_session_arguments, checked, seconds, session_options
 from memifrt.cli.endpoint import MEMIF_SYNTAX, check_pair, parse_memif_endpoint
-from memifrt.cli.program import SessionOptions, complain, session
+from memifrt.cli.generator_memifs import RECONNECT_INTERVAL, create, polling, wait_for_peers
+from memifrt.cli.program import SessionOptions, complain, print_whole, session
 from memifrt.cli.progress import Progress, progress
 from memifrt.errors import ConfigError, PollCancelled
-from memifrt.interface import Interface
-from memifrt.ports.drain import INTERVAL
 from memifrt.ports.endpoint import MemifEndpoint
-from memifrt.runtime import Runtime
 from memifrt.throughput import METHODS, FrameSize, Method, Rate, Report, SizeReport, Step, parse_sizes
 from memifrt.throughput import throughput as run_throughput
 from memifrt.throughput.memif_trial import DIRECTIONS, Direction, MemifTrial, SelfTrial
@@ -32,12 +33,7 @@ from memifrt.throughput.plot import picture_path, plot
 from memifrt.throughput.plot import require as require_plot
 from memifrt.throughput.report import pps
 from memifrt.throughput.search import require as require_search
-from memifrt.types import RxMode
 
-#: Seconds between two attempts to connect. It is short because a user waits at the terminal.
-_RECONNECT_INTERVAL = 0.2
-#: Seconds to wait for the first buffers of a slave. VPP offers them when its interface is up.
-_BUFFERS_WAIT = 3.0
 #: The exit status after Ctrl+C: 128 and the number of SIGINT.
 _INTERRUPTED = 130
 _DEFAULT_SIZES = "64,512,1518,9000,imix"
@@ -83,18 +79,18 @@ def throughput(
     """
     require_search()
     require_generator()
-    # The generator's own memifs come first: a wrong packet is then known before the device is connected.
-    with (
-        SelfTrial(
-            setup.ends[0].config,
-            packet=setup.packet,
-            fields=setup.fields,
-            direction=setup.direction if len(setup.ends) == 2 else "forward",
-        ) as generator,
-        session("throughput", reconnect_interval=_RECONNECT_INTERVAL, session_options=session_options) as runtime,
-    ):
-        interfaces = [_interface(runtime, end) for end in setup.ends]
-        _wait_for_peers(runtime, interfaces)
+    # The generator's own memifs come first: a wrong packet or size is then known before the device is connected.
+    with contextlib.ExitStack() as stack:
+        generator = stack.enter_context(
+            SelfTrial(setup.ends[0].config, packet=setup.packet, fields=setup.fields, direction=setup.direction)
+        )
+        for size in setup.sizes:
+            generator.check_size(size)
+        runtime = stack.enter_context(
+            session("throughput", reconnect_interval=RECONNECT_INTERVAL, session_options=session_options)
+        )
+        interfaces = [create(runtime, polling(end)) for end in setup.ends]
+        wait_for_peers(runtime, interfaces)
         poll = generator.poll = functools.partial(runtime.poll_event, 0)
         trial = MemifTrial(
             interfaces,
@@ -107,26 +103,6 @@ def throughput(
         return run_throughput(
             trial, generator=generator, sizes=setup.sizes, method=setup.method, on_step=on_step, on_size=on_size
         )
-
-
-def _interface(runtime: Runtime, end: MemifEndpoint) -> Interface:
-    config = end.config
-    # The generator looks at its queues all the time. Interrupts would only cost the device kicks.
-    if config.rx_mode is RxMode.ADAPTIVE:
-        config = config.replace(rx_mode=RxMode.POLLING)
-    name = str(config.name or f"memif{config.id}")
-    return runtime.create_interface(socket=end.socket, **config.replace(name=name).options())
-
-
-def _wait_for_peers(runtime: Runtime, interfaces: Sequence[Interface]) -> None:
-    while not all(interface.connected for interface in interfaces):
-        runtime.poll_event()
-    # A slave posts its buffers after it is connected. The first trial would find no room.
-    deadline = time.monotonic() + _BUFFERS_WAIT
-    while time.monotonic() < deadline:
-        if all(queue.free() for interface in interfaces for queue in interface.tx_queues):
-            return
-        runtime.poll_event(INTERVAL)
 
 
 # --- what is shown while it runs --------------------------------------------------------------------------------------
@@ -277,18 +253,6 @@ def _method(arguments: argparse.Namespace) -> Method:
     return dataclasses.replace(method, **changes)
 
 
-def _check_file(path: str) -> None:
-    """Check that a file can be written, before hours of measuring.
-
-    :raises OSError: it cannot.
-    """
-    new = not os.path.lexists(path)
-    with open(path, "ab"):
-        pass
-    if new:
-        os.unlink(path)
-
-
 def _run(arguments: argparse.Namespace) -> int:
     ends = (arguments.a,) if arguments.b is None else (arguments.a, arguments.b)
     setup = Setup(
@@ -302,9 +266,11 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     if arguments.plot is not None:
         require_plot()
-        _check_file(arguments.plot)
-    if arguments.json not in (None, "-"):
-        _check_file(arguments.json)
+        check_writable(arguments.plot)
+    if arguments.json is not None:
+        check_writable(arguments.json)
+        if arguments.plot is not None and os.path.realpath(arguments.json) == os.path.realpath(arguments.plot):
+            raise ConfigError(f"--json and --plot have the same file {arguments.plot}; each needs one of its own")
     with progress("throughput", plain=True) as shown:
         display = _Display(shown)
         try:
@@ -313,22 +279,20 @@ def _run(arguments: argparse.Namespace) -> int:
             )
         except PollCancelled:  # before the device was there
             return _INTERRUPTED
-    _write(report, arguments)
+    write_report(report, arguments)
     if report.error is not None:
         raise report.error
     return _INTERRUPTED if report.reason else 0
 
 
-def _write(report: Report, arguments: argparse.Namespace) -> None:
-    if arguments.json == "-":
-        print(report.json(), flush=True)
-    else:
-        print(report.table(), flush=True)
-    if arguments.json not in (None, "-"):
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            file.write(report.json() + "\n")
-    if arguments.plot is not None:
-        plot(report, arguments.plot)
+def write_report(report: Report, arguments: argparse.Namespace) -> None:
+    """Print and write the report. After hours of measuring, one that fails must not take the others with it."""
+    with contextlib.ExitStack() as stack:  # it goes on behind an error, and raises it at its end
+        if arguments.plot is not None:
+            stack.callback(plot, report, arguments.plot)
+        if arguments.json not in (None, "-"):
+            stack.callback(write_whole, arguments.json, report.json().encode() + b"\n")
+        stack.callback(print_whole, (report.json() if arguments.json == "-" else report.table()) + "\n")
 
 
 COMMAND = Command(
