@@ -193,7 +193,7 @@ def _check_value(layer: str, field: Any, value: Any, probe: Callable[[], Any]) -
 
     scapy would look up any other text as a name, and it would make many packets of a network or a list.
 
-    :param probe: makes the layer with its other fields, for a field whose kind depends on them.
+    :param probe: makes the layer with its other fields: the kind of this field may depend on them.
     :raises ConfigError: it is not.
     """
     from scapy.fields import FieldListField, IP6Field, IPField, MACField, MultipleTypeField, StrFixedLenField
