@@ -92,8 +92,9 @@ fuzz: $(VENV)/.dev
 soak: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.soak $(or $(TIME),600) $(ARGS)
 
-docs: $(VENV)/.docs
+docs: $(VENV)/.docs $(VENV)/.dev
 	$(BIN)/python -m sphinx -W --keep-going -q -E -a -b html docs build/docs
+	$(BIN)/python -m pytest -q tests/site.py
 	@echo build/docs/index.html
 
 # ARGS may name pictures: top, generate, wireshark.
