@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import struct
 from typing import Any
@@ -209,6 +210,18 @@ def test_echo_request_becomes_its_reply_with_right_checksums(
     assert sum_of_words(header[:10] + bytes(2) + header[12:]) == int.from_bytes(header[10:12], "big")
     assert sum_of_words(echo) == 0
     assert parse_echo_reply(packet, mode) == EchoReply(OUR_IP, identifier, sequence, 64, payload)
+
+
+@pytest.mark.parametrize("answer", [reply_in_place, functools.partial(reply, mode=Mode.ETHERNET, icmp=True)])
+def test_an_answer_with_an_address_of_another_length_is_refused(answer: Any) -> None:
+    packet = request()
+    before = bytes(packet)
+    with pytest.raises(ConfigError, match="is not a MAC address; it must have 6 bytes"):
+        answer(packet, OUR_IP, OUR_MAC[:5])
+    with pytest.raises(ConfigError, match=r"is not an IP address; it must have 4 bytes \(IPv4\) or 16 bytes"):
+        answer(packet, OUR_IP + b"x", OUR_MAC)
+    assert packet == before
+    assert reply_in_place(memoryview(bytearray(60)), OUR_IP, b"", mode=Mode.IP) is False
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=name_of)

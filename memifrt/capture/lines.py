@@ -100,6 +100,11 @@ _UNPRINTABLE = re.compile(rb"[^\x21-\x7e]")
 _NOT_ASCII = re.compile(rb"(?!\r\n)[^\t\n\x20-\x7e]")
 
 
+def tcp_flags(flags: int) -> str:
+    """Return the flags of a TCP header as tcpdump shows them, such as ``P.``."""
+    return "".join(sign for bit, sign in _TCP_FLAGS if flags & bit) or "none"
+
+
 class _Cut(Exception):
     """The packet is shorter than its headers need."""
 
@@ -474,7 +479,7 @@ class _Decoder:
             return f"tcp {max(payload, 0)} [bad hdr length {header}]"
         if self._quiet:
             return f"tcp {payload}"
-        text = f"Flags [{''.join(sign for bit, sign in _TCP_FLAGS if flags & bit) or 'none'}]"
+        text = f"Flags [{tcp_flags(flags)}]"
         if self._verbose:
             rest = ip.check(_TCP)
             if rest is not None:

@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import Callable
 
+from memifrt.capture.lines import tcp_flags
 from memifrt.errors import ErrorCode, MemifError
 from memifrt.types import Mode, printable
 
@@ -33,8 +34,6 @@ _ICMP6_NAMES = {
     136: "neighbor advertisement",
 }
 _ICMP_ECHO, _ICMP6_ECHO = (0, 8), (128, 129)
-#: TCP flags and their signs, in tcpdump's order.
-_TCP_FLAGS = ((0x02, "S"), (0x01, "F"), (0x04, "R"), (0x08, "P"), (0x10, "."), (0x20, "U"), (0x40, "E"), (0x80, "W"))
 _PROTOCOLS = {2: "IGMP", 4: "IPIP", 41: "IP6", 47: "GRE", 50: "ESP", 51: "AH", 89: "OSPF", 132: "SCTP"}
 
 
@@ -164,7 +163,7 @@ def _tcp(data: bytes, length: int) -> str:
         return f"TCP [truncated], length {length}"
     sequence, acknowledged, offset, flags, window = _unpack("!4xIIBBH", data)
     payload = max(length - (offset >> 4) * 4, 0)
-    text = f"Flags [{''.join(sign for bit, sign in _TCP_FLAGS if flags & bit) or 'none'}]"
+    text = f"Flags [{tcp_flags(flags)}]"
     if payload or flags & 0x07:
         text += f", seq {sequence}:{sequence + payload}" if payload else f", seq {sequence}"
     if flags & 0x10:

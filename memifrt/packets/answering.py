@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol, cast
 
+from memifrt.errors import ConfigError
 from memifrt.packets import ipv4, ipv6
-from memifrt.packets.common import ETHERNET, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6
+from memifrt.packets.common import ETHERNET, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, check_mac
 from memifrt.types import Mode
 
 
@@ -37,12 +38,18 @@ def reply_in_place(
     :param mac: 6 bytes; not used in :attr:`Mode.IP`.
     :param icmp: False to answer questions for the MAC address only.
     :returns: whether the packet was such a request, and is a reply now.
+    :raises ConfigError: an address has another length.
+    :raises ValueError: the packet's burst has ended.
     """
     return reply(packet, ip, mac, mode, icmp)
 
 
 def reply(packet: memoryview | InBuffers, ip: bytes, mac: bytes, mode: Mode, icmp: bool) -> bool:
     """Do as :func:`reply_in_place`. The compiled one answers the usual request itself, and calls this for the rest."""
+    if len(ip) not in (4, 16):
+        raise ConfigError(f"{ip!r} is not an IP address; it must have 4 bytes (IPv4) or 16 bytes (IPv6)")
+    if mode is not Mode.IP:
+        check_mac(mac)
     views = getattr(packet, "views", None)  # a NumPy row and a bytearray are as good as a view
     if views is None:
         return _reply(cast(memoryview, packet), ip, mac, mode, icmp)
