@@ -16,7 +16,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
-from typing import BinaryIO, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn, cast
 
 from memifrt.capture.compression import (
     CompressedFile,
@@ -29,6 +29,9 @@ from memifrt.capture.compression import (
 from memifrt.errors import ErrorCode, MemifError, MemifOSError, os_error
 from memifrt.ring import Burst
 from memifrt.types import Mode
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 #: The longest packet that libpcap accepts in a file. A longer one means that the file is broken.
 MAX_SNAPLEN = 262144
@@ -365,27 +368,69 @@ _READERS: dict[int, Callable[[BinaryIO, str, bytes], Reader]] = {
 }
 
 
-def open_capture(path: str | os.PathLike[str]) -> Reader:
+class _Pipe(io.RawIOBase):
+    """A pipe, with a function that waits for it.
+
+    :param file: the pipe; it is closed with this, unless it is standard input.
+    """
+
+    def __init__(self, file: BinaryIO, wait: Callable[[int], object]) -> None:
+        self._file = file
+        self._wait = wait
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        into = memoryview(buffer).cast("B")
+        self._wait(self.fileno())
+        data = os.read(self.fileno(), len(into))
+        into[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed and self._file is not sys.stdin.buffer:
+            self._file.close()
+        super().close()
+
+
+def open_capture(path: str | os.PathLike[str], *, wait: Callable[[int], object] | None = None) -> Reader:
     """Open a pcap or pcapng file for reading. Its first bytes say which it is. ``-`` is standard input.
 
     A file that gzip or zstd has compressed is decompressed while it is read.
 
+    :param wait: is called with the fd of a pipe before each read of it, and returns when there is something to read.
+        None: the read itself waits.
     :raises CaptureFileError: the file is neither, or ends within its header.
     :raises ConfigError: zstd has compressed the file, and there is no library for that.
     :raises MemifOSError: the file cannot be read.
     """
     name = os.fspath(path)
     if name == "-":
-        return read_capture(sys.stdin.buffer, "standard input")
+        return read_capture(_waiting(sys.stdin.buffer, wait), "standard input")
     try:
         file = open(name, "rb", buffering=_BUFFER)  # noqa: SIM115 - the reader owns it
     except OSError as error:
         raise os_error(f"cannot read {name}", error, path=name) from error
     try:
-        return read_capture(file, name)
+        return read_capture(_waiting(file, wait), name)
     except BaseException:
         file.close()
         raise
+
+
+def _waiting(file: BinaryIO, wait: Callable[[int], object] | None) -> BinaryIO:
+    """Return the file, or what waits for it if it is a pipe."""
+    if wait is None or _size(file)[1]:
+        return file
+    try:
+        file.fileno()
+    except OSError:  # it is in memory
+        return file
+    return cast("BinaryIO", io.BufferedReader(_Pipe(file, wait), _BUFFER))
 
 
 def read_capture(file: BinaryIO, name: str) -> Reader:

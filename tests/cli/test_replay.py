@@ -142,6 +142,47 @@ def test_standard_input_can_be_played(runtime: Runtime, socket_name: str, tmp_pa
     assert received == 2 * PACKETS
 
 
+@pytest.mark.parametrize("fifo", [False, True], ids=["standard input", "a fifo"])
+@pytest.mark.parametrize("pace", ["--topspeed", "--pps=100000", "--speed=1"])
+def test_packets_of_a_live_pipe_are_sent_as_they_come(
+    runtime: Runtime, socket_name: str, tmp_path: Path, pace: str, fifo: bool
+) -> None:
+    """And Ctrl+C ends it while nothing comes."""
+    path = tmp_path / "x.fifo"
+    head = capture(tmp_path / "empty.pcap", []).read_bytes()
+    packets = [b"packet %d" % number for number in range(3)]
+    records = capture(tmp_path / "x.pcap", packets, step=1000).read_bytes()[len(head) :]
+    size = len(records) // 3
+    if fifo:
+        os.mkfifo(path)
+    arguments = command("replay", "--socket", socket_name, pace, str(path) if fifo else "-")
+    received: list[bytes] = []
+    with (
+        listener(runtime, socket_name, received),
+        subprocess.Popen(
+            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as program,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(program.kill)
+        assert program.stdin is not None
+        fd = os.open(path, os.O_WRONLY) if fifo else program.stdin.fileno()
+        if fifo:
+            stack.callback(os.close, fd)
+        os.write(fd, head)
+        for number in range(3):
+            os.write(fd, records[number * size : (number + 1) * size - 5])  # not the whole packet yet
+            os.write(fd, records[(number + 1) * size - 5 : (number + 1) * size])
+            wait_until(lambda: len(received) > number, runtime)  # noqa: B023
+        assert received == packets
+        program.send_signal(signal.SIGINT)
+        wait_until(lambda: program.poll() is not None, runtime)
+        out, err = program.communicate(timeout=DEADLINE)
+    assert out.startswith("3 packets, ")
+    assert "Traceback" not in err
+    assert program.returncode == 1, "as after each end by Ctrl+C"
+
+
 def test_packets_that_the_interface_cannot_carry_are_skipped(
     runtime: Runtime, socket_name: str, tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ def replay(
         on_ready()
         with Progress() if conduct.quiet or conduct.ask else progress("replay", recording.size * loops) as shown:
             player = Player(runtime, port, shown, outcome=outcome, drop=drop, hint=hint, conduct=conduct)
+            recording.wait = player.wait_for_input
             played = False
             with contextlib.suppress(PollCancelled, Disconnected):
                 player.wait_for_peer()

@@ -5,7 +5,6 @@ Owns the waiting: for the peer, for the time of a packet, for room in the ring, 
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import re
@@ -88,6 +87,8 @@ class Player:
         #: A hint for the message about a long wait.
         self._hint = hint
         self.position = 0
+        #: The packets of the round that is under way.
+        self._batches: _Batches | None = None
         port.on_packets = self._discard
 
     def wait_for_peer(self) -> None:
@@ -110,19 +111,37 @@ class Player:
             self._began = time.monotonic()
             self._ends = self._began + (self._conduct.duration or math.inf)
             self._reports = self._began + (self._conduct.report_every or math.inf)
-        asks = self._conduct.ask
+        self._batches = batches = _Batches(clock, start, 1 if self._conduct.ask else _BURST)
         try:
-            for batch in _batches(packets, clock, start, 1 if asks else _BURST):
-                if asks:
-                    self._ask()
-                if batch.due:
-                    self._wait_until(start + batch.due)
-                self._send(batch.packets)
-                self._look_at_clock()
+            for batch in batches.of(packets):
+                self._send_batch(batch, start)
                 if time.monotonic() >= self._shown.due:
                     self._shown.update(f"{self.outcome.accepted} packets", position())
         finally:
+            self._batches = None
             self.outcome.seconds = (time.monotonic_ns() - start) / _SECOND
+
+    def _send_batch(self, batch: _Batch, start: int) -> None:
+        if self._conduct.ask:
+            self._ask()
+        if batch.due:
+            self._wait_until(start + batch.due)
+        self._send(batch.packets)
+        self._look_at_clock()
+
+    def wait_for_input(self, fd: int) -> None:
+        """Wait until a pipe with packets is readable. Send the packets that have come, and handle events meanwhile.
+
+        :raises PollCancelled: a signal ended the program.
+        :raises Disconnected: the peer is gone.
+        :raises TimeIsOver: ``--duration`` has passed.
+        """
+        while not select.select((fd,), (), (), 0)[0]:
+            batches = self._batches
+            if batches is not None and (batch := batches.take()) is not None:
+                self._send_batch(batch, batches.start)
+            else:
+                self._sleep(3600, fd)
 
     def _look_at_clock(self) -> None:
         now = time.monotonic()
@@ -225,23 +244,40 @@ class _Batch:
     due: int
 
 
-def _batches(packets: Iterable[Packet], clock: Clock | None, start: int, most: int = _BURST) -> Iterator[_Batch]:
-    """Group packets into batches: each has the packets that are due by the time at which its first one is sent."""
-    if clock is None:
-        rest = iter(packets)
-        while batch := [packet.data for packet in itertools.islice(rest, most)]:
-            yield _Batch(batch, 0)
-        return
-    together: list[bytes] = []
-    when = 0
-    for packet in packets:
-        due = clock(packet)
-        # A packet that is due later must not delay those before it.
-        if together and (len(together) >= _BURST or due > max(when, time.monotonic_ns() - start)):
-            yield _Batch(together, when)
-            together = []
-        if not together:
-            when = due
-        together.append(packet.data)
-    if together:
-        yield _Batch(together, when)
+class _Batches:
+    """Groups packets into batches: each has the packets that are due by the time at which its first one is sent.
+
+    :ivar start: when the round began, by ``time.monotonic_ns()``.
+    """
+
+    def __init__(self, clock: Clock | None, start: int, most: int = _BURST) -> None:
+        self.start = start
+        self._clock = clock
+        self._most = most
+        self._together: list[bytes] = []
+        self._due = 0
+
+    def of(self, packets: Iterable[Packet]) -> Iterator[_Batch]:
+        """Yield the batches of these packets, without what :meth:`take` has taken meanwhile."""
+        clock = self._clock
+        for packet in packets:
+            due = 0 if clock is None else clock(packet)
+            # A packet that is due later must not delay those before it.
+            if self._together and due and due > max(self._due, time.monotonic_ns() - self.start):
+                yield self._batch()
+            if not self._together:
+                self._due = due
+            self._together.append(packet.data)
+            if len(self._together) >= self._most:
+                yield self._batch()
+        if self._together:
+            yield self._batch()
+
+    def take(self) -> _Batch | None:
+        """Return the packets that wait for others to come with them; None if there are none."""
+        return self._batch() if self._together else None
+
+    def _batch(self) -> _Batch:
+        batch = _Batch(self._together, self._due)
+        self._together = []
+        return batch

@@ -6,7 +6,7 @@ Owns the reader and the packets that are kept. Knows nothing of times and memifs
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from memifrt.capture.pcap import CaptureFileError, Packet, Reader, open_capture
@@ -21,7 +21,9 @@ class Recording:
 
     def __init__(self, path: str, *, again: bool) -> None:
         self._path = path
-        self._reader: Reader | None = open_capture(path)
+        #: Waits until the fd of a pipe is readable. Until it is set, reading waits by itself.
+        self.wait: Callable[[int], object] | None = None
+        self._reader: Reader | None = open_capture(path, wait=self._wait)
         self._kept: list[Packet] | None = [] if again else None
         self._whole = False
         #: The packets of the reader. The first one may have been read already.
@@ -50,6 +52,10 @@ class Recording:
         else:
             self._fail_without_packets()
         self.link_types = reader.link_types
+
+    def _wait(self, fd: int) -> None:
+        if self.wait is not None:
+            self.wait(fd)
 
     def _fail_without_packets(self) -> NoReturn:
         raise CaptureFileError(f"{self.name}: there is no packet in it")
@@ -95,7 +101,7 @@ class Recording:
 
     def _read(self) -> Iterator[Packet]:
         if self._reader is None:
-            self._reader = open_capture(self._path)
+            self._reader = open_capture(self._path, wait=self._wait)
             self._packets = iter(self._reader)
         size = 0
         for packet in self._packets:
