@@ -57,13 +57,14 @@ class Schedule:
     def post(self, delay: float, action: Callable[[], object]) -> None:
         """Call ``action`` once on the schedule's own thread, in ``delay`` seconds. May be called from any thread.
 
-        This takes no lock, so a signal handler or a finalizer may call it too. It queues the request and then wakes the
-        schedule's own thread, which alone knows for when the timer is set. That thread looks for requests after it has
-        set the timer. So it either finds the request then, or is woken after that.
+        This takes no lock, so a signal handler or a finalizer may call it too. It queues the request before it sets the
+        timer. The schedule's own thread looks for requests after it has set the timer. So one of the two threads always
+        sets the timer early enough. Only the schedule's own thread keeps what it has set: others ask the kernel.
         """
-        self._posted.append((time.monotonic() + delay, action))
+        due = time.monotonic() + delay
+        self._posted.append((due, action))
         with contextlib.suppress(OSError):  # the timer is closed: no more calls are made
-            self._timer.expire()
+            self._timer.hasten(due)
 
     def cancel(self, handle: TimerHandle | None) -> None:
         """Cancel a call. This is harmless for None, and for a call that was made or cancelled already."""

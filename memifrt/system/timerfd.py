@@ -10,9 +10,10 @@ import errno
 import os
 import sys
 import time
+from select import POLLIN
 
 from memifrt.system.fds import OwnedFd
-from memifrt.system.original_functions import read
+from memifrt.system.original_functions import poll, read
 
 _TFD_NONBLOCK = os.O_NONBLOCK
 _TFD_CLOEXEC = os.O_CLOEXEC
@@ -46,13 +47,17 @@ class TimerFd(OwnedFd):
             _set(self.fileno(), max(due, _AT_ONCE))
             self._due = due
 
-    def expire(self) -> None:
-        """Make the fd readable now. May be called from any thread.
+    def hasten(self, due: float) -> None:
+        """Make the fd readable at ``due`` at the latest. May be called from any thread.
 
-        This leaves :attr:`due` to the owner's thread: a second writer could hide that the timer is not set. If the
-        owner's thread sets the timer at the same time, the fd may become readable only then.
+        This asks the kernel, and leaves :attr:`due` to the owner's thread: a second writer could hide that the timer is
+        not set. If the owner's thread sets the timer at the same time, this may delay it, but never beyond ``due``.
         """
-        _set(self.fileno(), _AT_ONCE)
+        fd = self.fileno()
+        left = _left(fd)
+        if 0 < left <= due - time.monotonic() or (not left and _is_readable(fd)):
+            return
+        _set(fd, max(due, _AT_ONCE))
 
     def disarm(self) -> None:
         """Make the fd unreadable until it is armed again."""
@@ -70,6 +75,12 @@ class TimerFd(OwnedFd):
         return expired
 
 
+def _is_readable(fd: int) -> bool:
+    poller = poll()
+    poller.register(fd, POLLIN)
+    return bool(poller.poll(0))
+
+
 if sys.version_info >= (3, 13):
 
     def _create() -> int:
@@ -79,6 +90,12 @@ if sys.version_info >= (3, 13):
         if fd < 0:  # os.timerfd_settime raises ValueError; the callers know a closed timer by its OSError
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         os.timerfd_settime(fd, flags=_TFD_TIMER_ABSTIME, initial=due)
+
+    def _left(fd: int) -> float:
+        """Return in how many seconds the timer expires; 0 if it has expired or is not set."""
+        if fd < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return os.timerfd_gettime(fd)[0]
 
 else:
 
@@ -103,6 +120,13 @@ else:
         spec = _Itimerspec(0, 0, seconds, nanoseconds)
         if _libc.timerfd_settime(fd, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None) < 0:
             raise _last_error()
+
+    def _left(fd: int) -> float:
+        """Return in how many seconds the timer expires; 0 if it has expired or is not set."""
+        spec = _Itimerspec()
+        if _libc.timerfd_gettime(fd, ctypes.byref(spec)) < 0:
+            raise _last_error()
+        return float(spec.value_s + spec.value_ns / 1e9)
 
     def _last_error() -> OSError:
         number = ctypes.get_errno()
