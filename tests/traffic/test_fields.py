@@ -100,7 +100,7 @@ def test_a_wrong_field_is_refused_in_one_line_that_names_it(text: str, part: str
         ("udp.src", {"first": 1, "last": 9, "order": "random", "seed": True}, "the seed True must be a whole number"),
         ("udp.src", {"first": 1, "step": True}, "the step True must be a whole number"),
         ("udp.src", {"values": "12"}, "values is '12'; it must be a list"),
-        ("udp.src", {"frist": 1}, "did you mean first?"),
+        ("udp.src", {"first_": 1}, "did you mean first?"),
     ],
 )
 def test_a_wrong_value_of_a_file_is_refused(name: Any, given: Any, part: str) -> None:
