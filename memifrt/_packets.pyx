@@ -1,8 +1,8 @@
 # cython: language_level=3, freethreading_compatible=True
 """What is done for each packet, compiled.
 
-``reply_in_place`` of :mod:`memifrt.packets` for the usual request (every other packet goes to Python), and the marks of
-checked packets: what :mod:`memifrt.traffic` does with NumPy in many passes over arrays is one pass here.
+``reply_in_place`` of :mod:`memifrt.packets` for the usual request (every other packet goes to Python), and the fields
+and marks of generated packets: what :mod:`memifrt.traffic` does with NumPy in many passes over arrays is one pass here.
 """
 
 cimport cython
@@ -562,26 +562,24 @@ cdef void write_chunk(Work *work, uint8_t *rows, Py_ssize_t width, Py_ssize_t fi
         write_column(rows + column.at, width, column.width, values, count)
     for number in range(work.sum_count):
         checksum = &work.sums[number]
-        same = checksum.same
         if checksum.each is NULL:
+            same = checksum.same
             for i in range(count):
                 total[i] = same
         else:
             each = checksum.each + first
             for i in range(count):
                 total[i] = each[i]
-        for shift in range(checksum.first, checksum.stop):
-            add_term(work, &work.terms[shift], total, count)
+        for i in range(checksum.first, checksum.stop):
+            add_term(work, &work.terms[i], total, count)
         for i in range(count):
             total[i] = folded(total[i])
         if checksum.never_zero:
             for i in range(count):
                 total[i] = 0 if total[i] == 0xFFFF else total[i]
-        rows += checksum.at
         for i in range(count):
             sum_ = htons(<uint16_t> (total[i] ^ 0xFFFF))
-            memcpy(rows + i * width, &sum_, 2)
-        rows -= checksum.at
+            memcpy(rows + checksum.at + i * width, &sum_, 2)
 
 
 cdef inline uint32_t sum_of_four(uint64_t value) noexcept nogil:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import memifrt
 from memifrt.cli.arguments import Command, Parser
-from memifrt.cli.program import NoPeerError, complain
+from memifrt.cli.program import NoPeerError, complain, discard_output
 from memifrt.errors import MemifError, did_you_mean, os_error
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemifError as error:
         return _fail(f"{name}: {error}")
     except BrokenPipeError:  # the reader of our output is gone (memifrt ping … | head)
-        _discard_output()
+        discard_output()
         return 1
     except OSError as error:
         if error.filename == _STDOUT:
-            _discard_output()
+            discard_output()
             error = os_error(f"cannot write to {_STDOUT}", error)
         return _fail(f"{name}: {error}")
     except KeyboardInterrupt:
@@ -105,7 +105,7 @@ class _StandardOutput(io.FileIO):
 
 
 def _named(stream: TextIO) -> TextIO:
-    """Return standard output so that its errors name it. Return what somebody has put in its place as it is."""
+    """Return standard output with errors that name it. Return what somebody has put in its place as it is."""
     if stream is not sys.__stdout__ or not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.flush()
@@ -119,12 +119,6 @@ def _named(stream: TextIO) -> TextIO:
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
-
-
-def _discard_output() -> None:
-    """Send what is still buffered nowhere: the flush at exit must not fail again."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _open_missing_streams() -> None:

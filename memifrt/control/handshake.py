@@ -303,7 +303,7 @@ def _admit(init: Init) -> Generator[Action, Result, str]:
 
 
 def _are_equal(one: bytes, other: bytes) -> bool:
-    """Compare in the same time wherever they differ."""
+    """Return whether both are equal, in a time that does not tell where they differ."""
     import hmac  # which loads OpenSSL
 
     return hmac.compare_digest(one, other)

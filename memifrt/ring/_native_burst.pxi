@@ -366,14 +366,21 @@ cdef class Packet:
     cdef int start
     cdef int stop
 
+    cdef RingBurst of(self):
+        """Return the burst. Python code can make a packet without one."""
+        if self.burst is None:
+            raise ValueError("the packet is of no burst: no burst has made it")
+        return self.burst
+
     @property
     def views(self):
+        cdef RingBurst burst = self.of()
         if self.stop == self.start + 1:
-            return (self.burst.view_if_left(self.start),)
-        return tuple([self.burst.view_if_left(i) for i in range(self.start, self.stop)])
+            return (burst.view_if_left(self.start),)
+        return tuple([burst.view_if_left(i) for i in range(self.start, self.stop)])
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
-        cdef RingBurst burst = self.burst
+        cdef RingBurst burst = self.of()
         cdef RingBase ring = burst.ring
         cdef memif_descriptor *entry
         with cython.critical_section(ring):
@@ -386,14 +393,14 @@ cdef class Packet:
             memif_count(&burst.exports, 1)
 
     def __bytes__(self):
-        cdef RingBurst burst = self.burst
+        cdef RingBurst burst = self.of()
         cdef RingBase ring = burst.ring
         with cython.critical_section(ring):
             burst.check_left(self.start)
             return joined(ring.regions, burst.entries, self.start, self.stop)
 
     def __len__(self):
-        cdef RingBurst burst = self.burst
+        cdef RingBurst burst = self.of()
         cdef RingBase ring = burst.ring
         cdef Py_ssize_t total = 0
         cdef int i
@@ -404,9 +411,10 @@ cdef class Packet:
         return total
 
     def drop(self):
-        cdef RingBase ring = self.burst.ring
+        cdef RingBurst burst = self.of()
+        cdef RingBase ring = burst.ring
         with cython.critical_section(ring):
-            self.burst.drop_at(self.start)
+            burst.drop_at(self.start)
 
     def __iter__(self):
         warn_renamed("iterating over a packet", "iterating over packet.views", stacklevel=2)
@@ -434,7 +442,7 @@ cdef class Packets:
 
     def __next__(self):
         cdef int start = self.next, stop
-        if start >= self.burst.count:
+        if self.burst is None or start >= self.burst.count:
             raise StopIteration
         stop = packet_end(self.burst.entries, start, self.burst.count)
         packet = new_packet(self.burst, start, stop)

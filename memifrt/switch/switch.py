@@ -154,12 +154,13 @@ class Switch:
         now = self._clock()
         if self.mirror is not None:
             self.mirror.received(port.number, packets)
-        size, checked = self._header, self._checked(port, now)
-        groups = [checked.get(packet[:size]) for packet in packets]
+        size = self._header
+        headers = [packet[:size] for packet in packets]
+        groups = list(map(self._checked(port, now).get, headers))
         distinct = set(groups)
         if None in distinct:
-            decided = self._groups(port, {packet[:size] for packet in packets}, now)
-            groups = [decided[packet[:size]] for packet in packets]
+            decided = self._groups(port, set(headers), now)
+            groups = [decided[header] for header in headers]
             distinct = set(groups)
         if len(distinct) == 1:
             group = distinct.pop()

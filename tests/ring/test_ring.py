@@ -750,6 +750,19 @@ def test_a_packet_in_several_buffers_gives_none(giving: Ends) -> None:
         assert bytes(packet) == bytes(range(150))
 
 
+def test_a_packet_that_no_burst_has_made_has_nothing() -> None:
+    """Python code can make one of the compiled ones."""
+    ends = Ends(load("native"))
+    ends.s2m.tx.send([b"x"])
+    with ends.s2m.rx.burst(8) as burst:
+        packets = burst.packets()
+        bare: Any = type(next(packets))()
+    for use in (len, bytes, memoryview, lambda packet: packet.views, lambda packet: packet.drop()):
+        with pytest.raises(ValueError, match="no burst has made it"):
+            use(bare)
+    assert list(type(packets)()) == []
+
+
 def test_a_sent_packet_gives_none(giving: Ends) -> None:
     assert giving.s2m.tx.send([b"one", b"two"]) == 2
     with giving.s2m.rx.burst(256) as burst:

@@ -79,6 +79,7 @@ ONLY_NATIVE = {
     # Memory and views by hand; packets are found by functions, and by an iterator instead of a generator; what is done
     # while the ring is locked.
     "burst": {
+        "Packet.of",
         "Packets",
         "Packets.burst",
         "Packets.next",
