@@ -28,6 +28,7 @@ from memifrt.cli.arguments import (
 )
 from memifrt.cli.endpoint import SYNTAX, check_pair, parse_endpoint
 from memifrt.cli.program import SessionOptions, complain, one_line, session
+from memifrt.columns import left, width
 from memifrt.errors import ConfigError
 from memifrt.options import DEFAULT_RECONNECT_INTERVAL
 from memifrt.ports.endpoint import Endpoint, MemifEndpoint, TapEndpoint
@@ -270,9 +271,9 @@ def table_lines(stats: SwitchStats) -> Iterator[str]:
 
 def _columns(titles: list[str], rows: list[list[str]]) -> Iterator[str]:
     table = [titles, *([one_line(cell[:200]) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widths = [max(map(width, column)) for column in zip(*table, strict=True)]
     for row in table:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        yield "  ".join(map(left, row, widths)).rstrip()
 
 
 def _dropped(port: PortStats) -> int:
