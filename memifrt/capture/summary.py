@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-from memifrt.capture.lines import tcp_flags
+from memifrt.capture.line_tcp import tcp_flags
 from memifrt.errors import ErrorCode, MemifError
 from memifrt.types import Mode, printable
 
