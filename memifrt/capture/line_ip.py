@@ -12,6 +12,7 @@ from memifrt.capture.line_icmp import icmp6_pieces, icmp_pieces
 from memifrt.capture.line_parts import Cut, Datagram, ipv4, ipv6, joined, right_checksum, unpack
 from memifrt.capture.line_tcp import tcp_pieces
 from memifrt.packets import checksum
+from memifrt.packets.ipv4 import final_destination
 
 _ICMP, _IPIP, _TCP, _UDP, _IPV6, _ESP, _ICMP6, _NOTHING = 1, 4, 6, 17, 41, 50, 58, 59
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION = 0, 43, 44, 60
@@ -127,7 +128,8 @@ class IpLines:
             yield f"{source} > {target}: ip-proto-{protocol}"
             return
         more = bool(fragment & 0x2000)
-        addresses = data[12:16] + (_last_hop(data[20:header]) or data[16:20])
+        final = final_destination(data, 0, header) or 16
+        addresses = data[12:16] + data[final : final + 4]
         datagram = Datagram(source, target, data[header:total], total - header, addresses, more, 4)
         yield self._transport(protocol, datagram, depth)
 
@@ -319,22 +321,6 @@ def _final_hop(data: bytes, at: int, size: int) -> bytes | None:
     if not segments or size < 24 or kind not in (0, 2, 4):
         return None
     return data[at + 8 : at + 24] if kind == 4 else data[at + size - 16 : at + size]
-
-
-def _last_hop(options: bytes) -> bytes | None:
-    """Return the final destination from a source route of IPv4; None if there is none, or if it is used up."""
-    at = 0
-    while at + 2 < len(options) and options[at]:
-        if options[at] == 1:
-            at += 1
-            continue
-        size = options[at + 1]
-        if size < 2 or at + size > len(options):
-            break
-        if options[at] in (131, 137) and size >= 7 and options[at + 2] < size:
-            return options[at + size - 4 : at + size]
-        at += size
-    return None
 
 
 def _esp(ip: Datagram) -> Iterator[str]:

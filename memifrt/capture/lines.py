@@ -178,6 +178,8 @@ class _Decoder:
         """Return the line of a packet and the length of its link-level header."""
         if not data:
             return f"[Invalid header: caplen==0, len=={length}]", 0
+        if length < len(data):  # a capture file may claim that
+            return f"[Invalid header: len({length}) < caplen({len(data)})]" if length else "[Invalid header: len==0]", 0
         if link_type == LinkType.ETHERNET:
             return self._ethernet(data, length)
         header = link_header_size(link_type, data)
