@@ -149,6 +149,18 @@ def test_a_reply_is_the_same_compiled_and_in_python(made: tuple[bytes, int], ip:
     assert echo is None or len(echo.payload) <= len(data)
 
 
+@pytest.mark.parametrize("source", ["00000000", "e0000001", "efffffff", "ffffffff"])
+@pytest.mark.parametrize("options", [b"", b"\1\1\1\0"])
+def test_an_echo_request_from_nobody_is_not_answered(source: str, options: bytes) -> None:
+    packet = bytearray(ip4(1, RIGHT[2][1][20:], options))
+    data = bytearray(frame(0x0800, bytes(packet)))
+    assert reply_in_place(memoryview(data), B4, MACS[:6])
+    packet[12:16] = bytes.fromhex(source)
+    data = bytearray(frame(0x0800, bytes(packet)))
+    assert not reply_in_place(memoryview(data), B4, MACS[:6])
+    assert not reply(memoryview(packet), B4, b"", Mode.IP, True)
+
+
 @given(hostile)
 def test_a_layout_is_within_the_packet(made: tuple[bytes, int]) -> None:
     data, start = made

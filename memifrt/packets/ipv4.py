@@ -36,6 +36,8 @@ _DONT_FRAGMENT, _FRAGMENT = 0x4000, 0x3FFF  # more fragments, and the offset
 _BROADCAST = b"\xff" * 6
 _NO_MAC = bytes(6)
 
+#: The first byte of the first multicast address. The broadcast address is above it, too.
+_FIRST_GROUP = 224
 _END_OF_OPTIONS, _NO_OPERATION = 0, 1
 #: Loose and strict.
 _SOURCE_ROUTES = (131, 137)
@@ -82,6 +84,8 @@ def answer_echo(packet: memoryview, start: int, ip: bytes) -> bool:
     if target != ip or protocol != _PROTOCOL_ICMP or version >> 4 != 4 or fragment & _FRAGMENT:
         return False
     if header < _IP.size or total < header + ECHO.size or size < start + total:
+        return False
+    if source[0] >= _FIRST_GROUP or not any(source):  # nobody has such an address (RFC 1122, section 3.2.1.3)
         return False
     at = start + header
     kind, code, echo_sum, _, _ = ECHO.unpack_from(packet, at)
