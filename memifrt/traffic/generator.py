@@ -453,10 +453,11 @@ class _Run:
                 os.sched_yield()
 
     def _has_all(self) -> bool:
-        """Return whether all sent packets have come back."""
+        """Return whether all sent packets have come back, and no copy of them is to be expected."""
         sent = sum(flow.sent for end in self._ends for flow in end.sender.flows)
-        arrived = sum(lane.tally.arrived for end in self._ends if end.receiver for lane in end.receiver.lanes.values())
-        return arrived >= sent
+        tallies = [lane.tally for end in self._ends if end.receiver for lane in end.receiver.lanes.values()]
+        arrived = sum(tally.arrived for tally in tallies)
+        return arrived >= sent and not any(tally.duplicated for tally in tallies)
 
     def _finish_interrupted(self) -> None:
         """Wait for packets that are on their way, until the program is interrupted again."""
@@ -559,4 +560,6 @@ class _Run:
             sum(tally.corrupted for tally in tallies),
             merged(lane.recorder.latency() for lane in lanes if lane.recorder is not None),
             fcs,
+            sum(tally.unidentified for tally in tallies),
+            sum(tally.intact for tally in tallies),
         )
