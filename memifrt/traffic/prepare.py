@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,16 @@ from memifrt.queue import TxQueue
 from memifrt.traffic import signature
 from memifrt.traffic.arrays import Array, Rows
 from memifrt.traffic.checksums import fold, fold_words, words, words_of
-from memifrt.traffic.fields import Field, Place, Values, joint_period, period
+from memifrt.traffic.fields import (
+    Field,
+    FieldValues,
+    JoinedValues,
+    Place,
+    Values,
+    joined_place,
+    joint_period,
+    period,
+)
 from memifrt.traffic.layout import FCS, Checksum, Layout, checksum_value, layout_of, sum_of
 from memifrt.types import Mode
 
@@ -251,15 +260,29 @@ def places_of(templates: Sequence[Template], fields: Sequence[Field], *, mark: b
                     "a checked packet: use a larger size, or do not check what comes back"
                 )
     for index in range(len(templates)):
-        spans = sorted(
-            (*place.span, field.name)
+        own = [
+            (place, field.name)
             for field, places in zip(fields, placed, strict=True)
             if (place := places[index]) is not None
-        )
-        for (_, end, one), (begin, _, other) in itertools.pairwise(spans):
-            if begin < end:
-                raise ConfigError(f"the fields {one} and {other} vary the same bytes; leave one of them out")
+        ]
+        if any(itertools.starmap(_share_bytes, itertools.pairwise(sorted(own, key=lambda each: each[0].span)))):
+            _check_bits(own)
     return placed
+
+
+def _share_bytes(one: tuple[Place, str], other: tuple[Place, str]) -> bool:
+    """Return whether two fields, of which the first one does not begin later, share a byte."""
+    return other[0].span[0] < one[0].span[1]
+
+
+def _check_bits(own: Sequence[tuple[Place, str]]) -> None:
+    """Check that no bit belongs to two fields.
+
+    :raises ConfigError: one does.
+    """
+    for (one, name), (other, other_name) in itertools.combinations(own, 2):
+        if one.shares_bits(other):
+            raise ConfigError(f"the fields {name} and {other_name} vary the same bits; leave one of them out")
 
 
 # --- writing fields -------------------------------------------------------------------------------------------------
@@ -296,6 +319,23 @@ def _writers(
     return writers
 
 
+def _joined(fields: Sequence[tuple[Place | None, Values]]) -> Iterator[tuple[Place, FieldValues]]:
+    """Return fields, those that share bytes as one."""
+    group: list[tuple[Place, Values]] = []
+    present = [(place, values) for place, values in fields if place is not None]
+    for place, values in sorted(present, key=lambda each: each[0].span):
+        if group and place.span[0] >= max(each.span[1] for each, _ in group):
+            yield _one_of(group)
+            group = []
+        group.append((place, values))
+    if group:
+        yield _one_of(group)
+
+
+def _one_of(group: Sequence[tuple[Place, Values]]) -> tuple[Place, FieldValues]:
+    return group[0] if len(group) == 1 else (joined_place([place for place, _ in group]), JoinedValues(group))
+
+
 class _Writer:
     """Writes the values of fields and the checksums that cover them into some rows."""
 
@@ -312,8 +352,7 @@ class _Writer:
         self._rows = rows
         count = len(picks[rows])
         self._fields = []
-        for place, values in fields:
-            assert place is not None
+        for place, values in _joined(fields):
             if place.prefix:
                 start = place.at - len(place.prefix)
                 matrix[rows, start : place.at] = np.frombuffer(place.prefix, np.uint8)
@@ -369,7 +408,7 @@ class _Term:
 class _Column:
     """The bytes of one field in some rows."""
 
-    def __init__(self, matrix: Array, rows: Rows, place: Place, values: Values, count: int) -> None:
+    def __init__(self, matrix: Array, rows: Rows, place: Place, values: FieldValues, count: int) -> None:
         self._place = place
         self._values = values
         self._rows = rows
