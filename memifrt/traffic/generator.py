@@ -21,8 +21,7 @@ from memifrt.traffic.rate import MAX_SPEED, Rate
 from memifrt.traffic.receiver import LaneCheck, Receiver, make_receiver
 from memifrt.traffic.report import Ending, Report, Sample, StreamReport
 from memifrt.traffic.sender import Flow, Sender
-from memifrt.traffic.signature import MAX_LANES
-from memifrt.traffic.stream import Stream, back_name, check_names, check_streams, directions_of
+from memifrt.traffic.stream import Stream, back_name, check_names, check_streams, prepare_streams
 from memifrt.traffic.template import Sizes, parse_sizes
 from memifrt.types import Mode
 
@@ -183,37 +182,31 @@ class Generator:
         checks: list[dict[int, LaneCheck]] = [{} for _ in self._interfaces]
         number = 0
         width = 0
-        for stream in streams:
-            for index in directions_of(stream, len(self._interfaces)):
-                interface = self._interfaces[index]
-                there = stream if index == 0 else stream.opposite()
-                templates = there.templates(interface.mode, mark=self._check, backward=index == 1)
-                count = len(interface.tx_queues) if self._queues is None else self._queues
-                if not 1 <= count <= len(interface.tx_queues):
-                    raise ConfigError(
-                        f"queues is {count}, and {interface} has {len(interface.tx_queues)} transmit queues"
+        queues = [len(interface.tx_queues) if self._queues is None else self._queues for interface in self._interfaces]
+        for interface, count in zip(self._interfaces, queues, strict=True):
+            if not 1 <= count <= len(interface.tx_queues):
+                raise ConfigError(f"queues is {count}, and {interface} has {len(interface.tx_queues)} transmit queues")
+        modes = [interface.mode for interface in self._interfaces]
+        for made in prepare_streams(streams, modes, check=self._check, queues=queues):
+            stream, count, lanes = made.stream, queues[made.index], []
+            for queue in range(count):
+                try:
+                    lane = Lane(
+                        made.templates,
+                        made.varied,
+                        number=number if self._check else None,
+                        start=queue,
+                        stride=count,
                     )
-                lanes = []
-                for queue in range(count):
-                    try:
-                        lane = Lane(
-                            templates,
-                            there.varied,
-                            number=number if self._check else None,
-                            start=queue,
-                            stride=count,
-                        )
-                    except ConfigError as error:
-                        raise ConfigError(f"stream {stream.name}: {error}") from error
-                    lanes.append(lane)
-                    if self._check:
-                        checks[-1 - index][number] = LaneCheck(templates, there.varied)
-                    number += 1
-                    width = max(width, lane.width)
-                name = stream.name if index == 0 else back_name(stream.name)
-                flows[index].append(Flow(name, stream, lanes))
-        if number > MAX_LANES:
-            raise ConfigError(f"the streams have {number} lanes (directions and queues); they may have {MAX_LANES}")
+                except ConfigError as error:
+                    raise ConfigError(f"stream {stream.name}: {error}") from error
+                lanes.append(lane)
+                if self._check:
+                    checks[-1 - made.index][number] = LaneCheck(made.templates, made.varied)
+                number += 1
+                width = max(width, lane.width)
+            name = stream.name if made.index == 0 else back_name(stream.name)
+            flows[made.index].append(Flow(name, stream, lanes))
         return [
             _End(interface, Sender(flows[index]), make_receiver(width, checks[index]) if self._check else None)
             for index, interface in enumerate(self._interfaces)

@@ -48,6 +48,10 @@ _BLOCK_BYTES = 2 << 20
 _KEPT_BYTES, _KEPT_ROWS = 4 << 20, 1 << 16
 #: The most bytes of all rows of one lane.
 _MOST_BYTES = 1 << 28
+#: The most bytes of all lanes, without the rows by which each of them goes beyond its packets.
+_MOST_BYTES_OF_ALL = 1 << 30
+#: With more queues than this, each lane has fewer rows.
+_FEW_QUEUES = 8
 _U32, _LOW_16 = np.uint32, np.uint32(0xFFFF)
 
 
@@ -129,7 +133,7 @@ class Lane:
         placed = places_of(templates, fields, mark=number is not None)
         periods = [period(field, stride) for field in fields]
         self._rewrites = True
-        self.rows = self._count_rows(width, joint_period(periods), number is not None)
+        self.rows = self._count_rows(width, joint_period(periods), number is not None, -(-stride // _FEW_QUEUES))
         picks = np.arange(self.rows) % len(templates)
         patterns = np.zeros((len(templates), width), np.uint8)
         for index, template in enumerate(templates):
@@ -156,17 +160,21 @@ class Lane:
         self.sent = self.sent_bytes = 0
         self._write()
 
-    def _count_rows(self, width: int, repeat: int, marked: bool) -> int:
+    def _count_rows(self, width: int, repeat: int, marked: bool, shares: int) -> int:
+        """Return the number of rows.
+
+        :param shares: how many times smaller the rows of this lane should be than those of the only one.
+        """
         pattern = len(self._templates)
         least = -(-_LEAST_ROWS // pattern) * pattern
         if repeat and not marked:
             whole = math.lcm(pattern, repeat)
             whole *= -(-_LEAST_ROWS // whole)
-            if whole <= max(_KEPT_ROWS, least) and whole * width <= max(_KEPT_BYTES, pattern * width):
+            if whole <= max(_KEPT_ROWS, least) and whole * width <= max(_KEPT_BYTES // shares, pattern * width):
                 self._rewrites = False
                 return whole
         mean = sum(len(template.data) for template in self._templates) // pattern
-        return max(least, min(_ROWS, _BLOCK_BYTES // mean) // pattern * pattern)
+        return max(least, min(_ROWS, _BLOCK_BYTES // mean) // shares // pattern * pattern)
 
     def begin(self, run: int) -> None:
         """Count from 0 again, in a run with this number."""
@@ -239,6 +247,19 @@ def check_room(pattern: int, width: int) -> None:
     if pattern * width > _MOST_BYTES:
         raise ConfigError(
             f"{pattern} packets of up to {width} bytes need more than {_MOST_BYTES >> 20} MiB; use fewer packets"
+        )
+
+
+def check_all_room(size: int) -> None:
+    """Check that the packets of all streams, queues and directions are not too large to prepare.
+
+    :param size: their bytes, each lane's packets before they repeat counted with the length of the longest one.
+    :raises ConfigError: they are too large.
+    """
+    if size > _MOST_BYTES_OF_ALL:
+        raise ConfigError(
+            f"the packets of all streams and queues need {size >> 20} MiB, more than {_MOST_BYTES_OF_ALL >> 20} MiB; "
+            "use fewer packets, streams or queues"
         )
 
 
