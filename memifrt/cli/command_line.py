@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import memifrt
 from memifrt.cli.arguments import Command, Parser
-from memifrt.cli.program import NoPeerError, complain, discard_output
+from memifrt.cli.program import NoPeerError, complain, discard_output, status_of_signal
 from memifrt.errors import MemifError, did_you_mean, os_error
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             error = os_error(f"cannot write to {_STDOUT}", error)
         return _fail(f"{name}: {error}")
     except KeyboardInterrupt:
-        return 130  # 128 + SIGINT: outside the part that handles signals
+        return status_of_signal()
     finally:
         _flush_or_discard()
         sys.stdout = before
