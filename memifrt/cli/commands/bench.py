@@ -31,7 +31,8 @@ from memifrt.cli.bench.options import (
     SHORTEST_INTERVAL,
     Options,
 )
-from memifrt.cli.plots import SUFFIXES, check_matplotlib, plot_bench, plot_path
+from memifrt.cli.plots import SUFFIXES, plot_bench, plot_path
+from memifrt.drawing import check_matplotlib
 from memifrt.types import MAX_LOG2_RING_SIZE
 
 
