@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import memifrt
-from memifrt.cli.arguments import Command, Parser
+from memifrt.cli.arguments import Command, HelpFormatter, Parser
 from memifrt.cli.program import NoPeerError, complain, discard_output
 from memifrt.errors import MemifError, did_you_mean, os_error
 
@@ -192,7 +192,7 @@ def make_parsers(arguments: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
         "memifrt",
         description="memif, the shared memory packet interface, in Python.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.given = arguments
@@ -213,7 +213,7 @@ def make_parsers(arguments: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
             help=command.help,
             description=f"{command.help[0].upper()}{command.help[1:]}.",
             epilog=command.epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
             allow_abbrev=False,
         )
         sub.given = arguments

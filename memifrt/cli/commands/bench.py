@@ -38,7 +38,7 @@ from memifrt.types import MAX_LOG2_RING_SIZE
 
 def _add_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("what", choices=MODES, metavar="WHAT", help=", ".join(MODES))
+    add("what", choices=MODES, metavar="WHAT", help=f"{', '.join(MODES)}: see below")
     add(
         "--size",
         type=_size,
@@ -140,7 +140,8 @@ COMMAND = Command(
   memifrt bench echo --role slave --socket @lab --cpu 0 --seconds 0
   memifrt bench gen --role master --socket @lab --cpu 1 -t 10 -i 1
 
-source sends, sink receives, echo sends packets back, gen sends packets and checks the returned ones,
+source sends, sink receives, echo sends packets back,
+gen sends packets and checks the returned ones,
 rr sends one packet at a time and waits for it: p50, p99, p99.9""",
     _add_arguments,
     _run,

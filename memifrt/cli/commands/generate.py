@@ -45,8 +45,10 @@ _DIRECTIONS = ("forward", "backward", "both")
 _FIELDS = """\
   NAME=FIRST..LAST [increment|decrement|random] [step N] [seed N]
   NAME=VALUE,VALUE,...
-            NAME is eth.src, eth.dst, vlan.id, vlan.priority, ipv4.src, ipv4.dst, ipv4.ttl, ipv4.dscp, ipv4.id,
-            ipv6.src, ipv6.dst, ipv6.hop_limit, udp.src, udp.dst, tcp.src, tcp.dst, or @OFFSET:WIDTH in bytes"""
+            NAME is eth.src, eth.dst, vlan.id, vlan.priority,
+            ipv4.src, ipv4.dst, ipv4.ttl, ipv4.dscp, ipv4.id,
+            ipv6.src, ipv6.dst, ipv6.hop_limit, udp.src, udp.dst,
+            tcp.src, tcp.dst, or @OFFSET:WIDTH in bytes"""
 
 
 def generate(
