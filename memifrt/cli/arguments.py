@@ -69,8 +69,12 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keep the lines of descriptions and epilogs, and wrap those that are wider than the terminal."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        lines = [part for line in text.splitlines() for part in _wrapped(line, width - len(indent))]
-        return "".join(f"{indent}{line}\n" for line in lines)
+        return "".join(f"{indent}{line}\n" for line in wrapped(text, width - len(indent)))
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Return the lines of a text, with those that are too wide in several parts."""
+    return [part for line in text.splitlines() for part in _wrapped(line, width)]
 
 
 def _wrapped(line: str, width: int) -> Iterator[str]:

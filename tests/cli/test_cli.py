@@ -281,6 +281,19 @@ def test_help_fits_80_columns_and_its_examples_can_be_pasted(
     assert examples[0] == examples[1]
 
 
+def test_man_page_has_the_examples_of_each_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "72")
+    man, shown = (
+        next(action for action in parser._actions if action.dest == "command").choices
+        for parser in (command_line.make_man_parser(), make_parser())
+    )
+    assert isinstance(man, dict)
+    assert isinstance(shown, dict)
+    for name in command_line.COMMANDS:
+        example = next(line for line in shown[name].format_help().splitlines() if line.startswith("  memifrt "))
+        assert example in man[name].description
+
+
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"memifrt {memifrt.__version__}\n"
