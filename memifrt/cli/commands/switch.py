@@ -21,6 +21,7 @@ from memifrt.cli.arguments import (
     Parser,
     add_session_arguments,
     checked,
+    file_name,
     seconds,
     session_options,
     socket_path,
@@ -366,6 +367,7 @@ def _add_arguments(parser: Parser) -> None:
     )
     add(
         "--write",
+        type=file_name,
         metavar="FILE",
         help="the capture of --mirror: pcapng if FILE ends with .pcapng, else pcap; - is standard output",
     )
@@ -384,11 +386,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.show is not None:
         if arguments.ports:
             raise ConfigError("--show asks a running switch: give no ports")
-        given = arguments.parser.options_given(arguments)
-        if given != ["--show"]:
-            other = next(option for option in given if option != "--show")
-            raise ConfigError(f"--show asks a running switch: give no {other}")
+        for option in arguments.parser.options_given():
+            if option != "--show":
+                raise ConfigError(f"--show asks a running switch: give no {option}")
         return show(arguments.show)
+    if arguments.write is None:
+        arguments.parser.refuse_given(["--snaplen"], "without --write FILE, which has the capture")
     options = SwitchOptions(
         arguments.ageing,
         arguments.max_addresses,
@@ -419,8 +422,10 @@ COMMAND = Command(
     f"""ports:
 {SYNTAX}
   with VLANs every port also has
-  vlan=N                      an access port: frames without tags, of VLAN N
-  trunk=N+N|N-N|all[,native=N]   a trunk: tagged frames of these VLANs, and frames without a tag of the native one
+  vlan=N    an access port: frames without tags, of VLAN N
+  trunk=N+N|N-N|all[,native=N]
+            a trunk: tagged frames of these VLANs, and frames without a tag
+            of the native one
 
 examples:
   memifrt switch tap:red0,netns=red tap:blue0,netns=blue memif:/run/vpp/memif.sock,role=master --stats /run/sw.stats
