@@ -6,6 +6,7 @@ Owns which columns a width has room for. The live view paints the same lines as 
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
@@ -154,7 +155,9 @@ def table(
 
 
 def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "~"
+    """Cut a name in its middle: the names of both directions of a stream, and numbered names, differ at their ends."""
+    tail = width // 2
+    return text if len(text) <= width else f"{text[: width - tail - 1]}~{text[-tail:]}"
 
 
 def _row(now: StreamReport, report: Report, earlier: Report | None) -> _Row:
@@ -264,6 +267,6 @@ class View:
 
 
 def page(report: Report, width: int) -> str:
-    """Return what is printed at the end of a run: the table, and the whole run in one line."""
-    lines: Sequence[str] = [*table(report, width), "", summary(report)]
+    """Return what is printed at the end of a run: the table, and the whole run in one line if it is not too long."""
+    lines: Sequence[str] = [*table(report, width), "", *textwrap.wrap(summary(report), max(width, 20))]
     return "\n".join(lines)

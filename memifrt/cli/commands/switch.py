@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -55,6 +57,9 @@ _MOST_WAITING = 1 << 20
 #: Seconds that a program has to answer on its stats socket.
 _PATIENCE = 2.0
 _ALL = "all"
+#: Titles for a narrow terminal, and the fewest characters of a name there.
+_SHORT_TITLES = {"rx packets": "rx", "tx packets": "tx", "flooded": "flood", "waiting": "wait", "dropped": "drop"}
+_SHORTEST_NAME = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +227,11 @@ def _port(runtime: Runtime, end: Endpoint) -> Port:
 # --- lines ----------------------------------------------------------------------------------------------------------
 
 
-def table_lines(stats: SwitchStats) -> Iterator[str]:
-    """Return the ports and the addresses of a switch as lines of text."""
+def table_lines(stats: SwitchStats, width: int | None = None) -> Iterator[str]:
+    """Return the ports and the addresses of a switch as lines of text.
+
+    :param width: the columns of the terminal, into which titles and names are shortened; None: as long as they are.
+    """
     ports = stats["ports"]
     yield from _columns(
         ["port", "name", "vlan", "link", "macs", "rx packets", "tx packets", "flooded", "waiting", "dropped"],
@@ -242,6 +250,7 @@ def table_lines(stats: SwitchStats) -> Iterator[str]:
             ]
             for number, port in enumerate(ports, 1)
         ],
+        width,
     )
     for number, port in enumerate(ports, 1):
         if port["losses"]:
@@ -262,18 +271,36 @@ def table_lines(stats: SwitchStats) -> Iterator[str]:
             ]
             for address in addresses
         ],
+        width,
     )
-    yield (
+    last = (
         f"{len(addresses)} of at most {stats['limit']} addresses ({stats['port_limit']} a port), "
         f"forgotten after {stats['ageing']:g} s; {stats['moved']} moved, {stats['expired']} expired"
     )
+    yield from [last] if width is None else textwrap.wrap(last, width)
 
 
-def _columns(titles: list[str], rows: list[list[str]]) -> Iterator[str]:
+def _columns(titles: list[str], rows: list[list[str]], width: int | None) -> Iterator[str]:
     table = [titles, *([one_line(cell[:200]) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    if width is not None and _width_of(table) > width:
+        table[0] = [_SHORT_TITLES.get(title, title) for title in titles]
+        column = titles.index("name")
+        room = max(width - _width_of([[*row[:column], "", *row[column + 1 :]] for row in table]), _SHORTEST_NAME)
+        for row in table[1:]:
+            name = row[column]
+            row[column] = name if len(name) <= room else f"{name[: room - room // 2 - 1]}~{name[-(room // 2) :]}"
+    widths = _widths(table)
     for row in table:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        yield "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()
+
+
+def _widths(table: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*table, strict=True)]
+
+
+def _width_of(table: Sequence[Sequence[str]]) -> int:
+    widths = _widths(table)
+    return sum(widths) + 2 * (len(widths) - 1)
 
 
 def _dropped(port: PortStats) -> int:
@@ -306,7 +333,8 @@ def show(path: str) -> int:
             raise ConfigError(f"--show {path}: {program.error or 'no answer'}")
         if "switch" not in program.snapshot:
             raise ConfigError(f"--show {path}: {program.snapshot['name']} is not a switch")
-        for line in table_lines(program.snapshot["switch"]):
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        for line in table_lines(program.snapshot["switch"], width):
             print(line)
     return 0
 
