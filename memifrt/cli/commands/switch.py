@@ -13,7 +13,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 from memifrt.capture.pcap import MAX_SNAPLEN, check_writable
@@ -354,6 +354,7 @@ def _add_arguments(parser: Parser) -> None:
     )
     add(
         "--max-addresses",
+        dest="addresses",
         type=whole(1, _MOST_ADDRESSES),
         default=DEFAULT_LIMIT,
         metavar="N",
@@ -361,6 +362,7 @@ def _add_arguments(parser: Parser) -> None:
     )
     add(
         "--max-port-addresses",
+        dest="port_addresses",
         type=whole(1, _MOST_ADDRESSES),
         default=DEFAULT_PORT_LIMIT,
         metavar="N",
@@ -394,6 +396,7 @@ def _add_arguments(parser: Parser) -> None:
     )
     add(
         "--write",
+        dest="path",
         type=file_name,
         metavar="FILE",
         help="the capture of --mirror: pcapng if FILE ends with .pcapng, else pcap; - is standard output",
@@ -409,6 +412,13 @@ def _add_arguments(parser: Parser) -> None:
     add_session_arguments(parser)
 
 
+def _options(arguments: argparse.Namespace) -> SwitchOptions:
+    """Return the options: each argument has the name of its field."""
+    given = {each.name: getattr(arguments, each.name) for each in fields(SwitchOptions) if each.name != "limits"}
+    limits = {each.name: getattr(arguments, f"limit_{each.name}") for each in fields(FloodLimits)}
+    return SwitchOptions(**{**given, "mirror": tuple(arguments.mirror), "limits": FloodLimits(**limits)})
+
+
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.show is not None:
         if arguments.ports:
@@ -417,18 +427,9 @@ def _run(arguments: argparse.Namespace) -> int:
             if option != "--show":
                 raise ConfigError(f"--show asks a running switch: give no {option}")
         return show(arguments.show)
-    if arguments.write is None:
+    if arguments.path is None:
         arguments.parser.refuse_given(["--snaplen"], "without --write FILE, which has the capture")
-    options = SwitchOptions(
-        arguments.ageing,
-        arguments.max_addresses,
-        arguments.max_port_addresses,
-        arguments.queue,
-        FloodLimits(arguments.limit_broadcast, arguments.limit_multicast, arguments.limit_unknown),
-        tuple(arguments.mirror),
-        arguments.write,
-        arguments.snaplen,
-    )
+    options = _options(arguments)
     names = port_names(arguments.ports)
 
     def on_ready() -> None:
