@@ -115,6 +115,8 @@ cdef bint answer_plain_echo(uint8_t *packet, Py_ssize_t size, const uint8_t *ip,
         or number(&header[20]) & 0x3FFF  # a fragment
         or not 28 <= <Py_ssize_t> total <= size - 14
         or header[6] & 1  # a group address is never a source
+        or header[26] >= 224  # nor is a multicast address, or the broadcast address
+        or not memcmp(&header[26], UNSPECIFIED, 4)
     ):
         return False
     sum32 = <uint32_t> number(&header[36]) + 0x0800

@@ -76,7 +76,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return status_of_signal()
     finally:
+        _flush_or_discard()
         sys.stdout = before
+
+
+def _flush_or_discard() -> None:
+    """Leave nothing in the buffer of standard output: Python writes it at exit, with a traceback if it cannot."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # the command has said so
+        discard_output()
 
 
 def _run(arguments: list[str]) -> int:

@@ -6,10 +6,12 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import cast
 
 import pytest
+from rich.cells import cell_len
 
 from memifrt import ConfigError, Runtime
 from memifrt.capture.pcap import open_capture
@@ -142,6 +144,13 @@ def test_the_table_fits_into_a_narrow_terminal(width: int) -> None:
     assert [line for line in lines if len(line) > width] == []
     assert lines[0].split() == ["port", "name", "vlan", "link", "macs", "rx", "tx", "flood", "wait", "drop"]
     assert "of at most 8192 addresses" in " ".join(lines)
+
+
+def test_a_wide_name_keeps_the_columns_below_each_other() -> None:
+    wide = deepcopy(STATS)
+    wide["ports"][0]["name"] = "路由器"
+    titles, row, *_ = table_lines(wide)
+    assert cell_len(titles[: titles.index("vlan")]) == cell_len(row[: row.index("vlan=10")])
 
 
 def test_a_snapshot_has_the_switch_if_there_is_one(runtime: Runtime) -> None:

@@ -31,6 +31,7 @@ from memifrt.cli.arguments import (
 )
 from memifrt.cli.endpoint import SYNTAX, check_pair, parse_endpoint
 from memifrt.cli.program import SessionOptions, complain, one_line, session
+from memifrt.columns import cut_middle, left, width
 from memifrt.errors import ConfigError
 from memifrt.options import DEFAULT_RECONNECT_INTERVAL
 from memifrt.ports.endpoint import Endpoint, MemifEndpoint, TapEndpoint
@@ -227,10 +228,10 @@ def _port(runtime: Runtime, end: Endpoint) -> Port:
 # --- lines ----------------------------------------------------------------------------------------------------------
 
 
-def table_lines(stats: SwitchStats, width: int | None = None) -> Iterator[str]:
+def table_lines(stats: SwitchStats, room: int | None = None) -> Iterator[str]:
     """Return the ports and the addresses of a switch as lines of text.
 
-    :param width: the columns of the terminal, into which titles and names are shortened; None: as long as they are.
+    :param room: the columns of the terminal, into which titles and names are shortened; None: as long as they are.
     """
     ports = stats["ports"]
     yield from _columns(
@@ -250,7 +251,7 @@ def table_lines(stats: SwitchStats, width: int | None = None) -> Iterator[str]:
             ]
             for number, port in enumerate(ports, 1)
         ],
-        width,
+        room,
     )
     for number, port in enumerate(ports, 1):
         if port["losses"]:
@@ -271,31 +272,30 @@ def table_lines(stats: SwitchStats, width: int | None = None) -> Iterator[str]:
             ]
             for address in addresses
         ],
-        width,
+        room,
     )
     last = (
         f"{len(addresses)} of at most {stats['limit']} addresses ({stats['port_limit']} a port), "
         f"forgotten after {stats['ageing']:g} s; {stats['moved']} moved, {stats['expired']} expired"
     )
-    yield from [last] if width is None else textwrap.wrap(last, width)
+    yield from [last] if room is None else textwrap.wrap(last, room)
 
 
-def _columns(titles: list[str], rows: list[list[str]], width: int | None) -> Iterator[str]:
+def _columns(titles: list[str], rows: list[list[str]], room: int | None) -> Iterator[str]:
     table = [titles, *([one_line(cell[:200]) for cell in row] for row in rows)]
-    if width is not None and _width_of(table) > width:
+    if room is not None and _width_of(table) > room:
         table[0] = [_SHORT_TITLES.get(title, title) for title in titles]
         column = titles.index("name")
-        room = max(width - _width_of([[*row[:column], "", *row[column + 1 :]] for row in table]), _SHORTEST_NAME)
+        rest = _width_of([[*row[:column], "", *row[column + 1 :]] for row in table])
         for row in table[1:]:
-            name = row[column]
-            row[column] = name if len(name) <= room else f"{name[: room - room // 2 - 1]}~{name[-(room // 2) :]}"
+            row[column] = cut_middle(row[column], max(room - rest, _SHORTEST_NAME), "~")
     widths = _widths(table)
     for row in table:
-        yield "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()
+        yield "  ".join(map(left, row, widths)).rstrip()
 
 
 def _widths(table: Sequence[Sequence[str]]) -> list[int]:
-    return [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [max(map(width, column)) for column in zip(*table, strict=True)]
 
 
 def _width_of(table: Sequence[Sequence[str]]) -> int:
@@ -333,8 +333,8 @@ def show(path: str) -> int:
             raise ConfigError(f"--show {path}: {program.error or 'no answer'}")
         if "switch" not in program.snapshot:
             raise ConfigError(f"--show {path}: {program.snapshot['name']} is not a switch")
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        for line in table_lines(program.snapshot["switch"], width):
+        room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        for line in table_lines(program.snapshot["switch"], room):
             print(line)
     return 0
 
