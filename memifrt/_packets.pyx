@@ -115,6 +115,8 @@ cdef bint answer_plain_echo(uint8_t *packet, Py_ssize_t size, const uint8_t *ip,
         or number(&header[20]) & 0x3FFF  # a fragment
         or not 28 <= <Py_ssize_t> total <= size - 14
         or header[6] & 1  # a group address is never a source
+        or header[26] >= 224  # nor is a multicast address, or the broadcast address
+        or not memcmp(&header[26], UNSPECIFIED, 4)
     ):
         return False
     sum32 = <uint32_t> number(&header[36]) + 0x0800
@@ -186,6 +188,12 @@ cdef enum:
     UNIT = 4
     # The bits of the buckets of latencies, as memifrt/traffic/latency.py has them.
     BUCKET_BITS = 11
+    # What marks the number of a packet that came corrupted only, as _DAMAGED of memifrt/traffic/receiver.py.
+    DAMAGED_BIT = 2
+    # How far from the expected number a guess may be, as a share of the window.
+    NEAR = 2
+    # How many numbers a guess may skip and still say which one is expected next.
+    FEW = 64
 
 
 @cython.final
@@ -273,9 +281,10 @@ cdef class LaneState:
     :param buckets: the counts of latencies, of 64 bits.
     """
 
-    cdef readonly int64_t received, received_bytes, duplicated, reordered, corrupted
+    cdef readonly int64_t received, received_bytes, duplicated, reordered, corrupted, unidentified, repeated
     cdef Numbers bodies, seen, buckets
-    cdef int64_t next
+    # The number after the largest one that was proven, and the one that is expected.
+    cdef int64_t next, expected
     cdef uint32_t mask
     cdef Py_ssize_t sizes
     cdef int64_t most
@@ -295,8 +304,13 @@ cdef class LaneState:
 
     @property
     def arrived(self):
-        """The packets that came, each counted once."""
-        return self.received - self.duplicated
+        """The sent packets that came, whole or corrupted, each counted once."""
+        return self.received - self.duplicated - self.unidentified
+
+    @property
+    def intact(self):
+        """The sent packets that came whole, each counted once."""
+        return self.received - self.corrupted - self.repeated
 
     cdef inline void take(self, const uint8_t *packet, int64_t size, uint32_t key, uint64_t now) noexcept nogil:
         """Check and count one packet.
@@ -310,15 +324,26 @@ cdef class LaneState:
         self.received_bytes += size
         memcpy(time, mark + TIME, 8)
         memcpy(&number, mark + SEQUENCE, 4)
-        if time[0] != <uint32_t> ~time[1] or not self.is_whole(mark, size, key, number):
-            self.corrupted += 1
+        cdef uint32_t total
+        cdef bint whole = self.judge(mark, size, key, number, &total) and time[0] == <uint32_t> ~time[1]
+        if whole:
+            self.count(number, True)
+            self.record(<uint64_t> (<uint32_t> now - time[0]) << UNIT)
             return
-        self.count(number)
-        self.record(<uint64_t> (<uint32_t> now - time[0]) << UNIT)
+        self.corrupted += 1
+        if total == 0xFFFF:
+            self.count(number, False)
+        else:
+            self.guess(number, total, self.body[2] < 0)
 
-    cdef inline bint is_whole(self, const uint8_t *mark, int64_t size, uint32_t key, uint32_t number) noexcept nogil:
-        """Return whether nothing behind the headers has changed."""
-        cdef uint64_t total = (key >> 16) + (key & 0xFFFF) + (number >> 16) + (number & 0xFFFF)
+    cdef inline bint judge(
+        self, const uint8_t *mark, int64_t size, uint32_t key, uint32_t number, uint32_t *total
+    ) noexcept nogil:
+        """Return whether nothing behind the headers has changed, apart from the time.
+
+        :param total: becomes the sum of words that is 0xffff if it proves the number.
+        """
+        cdef uint64_t words = (key >> 16) + (key & 0xFFFF) + (number >> 16) + (number & 0xFFFF)
         cdef uint16_t check
         cdef int64_t length
         if size != self.size:
@@ -326,12 +351,12 @@ cdef class LaneState:
             self.body = self.nearest(size)
         length = min(self.body[1], size - MARK)
         memcpy(&check, mark + CHECK, 2)
-        total += check
+        words += check
         if self.body[2] < 0:
-            return folded64(total + word_sum(mark - length, length)) == 0xFFFF
-        return folded64(total + <uint64_t> self.body[2]) == 0xFFFF and (
-            not length or long_sum(mark - length, length) == <uint64_t> self.body[3]
-        )
+            total[0] = folded64(words + word_sum(mark - length, length))
+            return total[0] == 0xFFFF
+        total[0] = folded64(words + <uint64_t> self.body[2])
+        return total[0] == 0xFFFF and (not length or long_sum(mark - length, length) == <uint64_t> self.body[3])
 
     cdef const int64_t *nearest(self, int64_t size) noexcept nogil:
         """Return the body of the nearest size that the lane has; the smaller one of two that are as near."""
@@ -347,19 +372,69 @@ cdef class LaneState:
             low -= 1
         return &bodies[4 * low]
 
-    cdef inline void count(self, uint32_t number) noexcept nogil:
+    cdef inline void count(self, uint32_t number, bint whole) noexcept nogil:
         """Tell a lost, duplicated or reordered packet from one in order."""
         cdef uint32_t *seen = <uint32_t *> self.seen.held.buf
-        cdef int64_t whole = self.next + <int32_t> (number - <uint32_t> self.next)
+        cdef int64_t full = self.full(number)
         cdef uint32_t *place = &seen[number & self.mask]
         if place[0] == number:
             self.duplicated += 1
+            self.repeated += whole
         else:
-            place[0] = number
-            if whole < self.next - 1:
+            if place[0] == number ^ DAMAGED_BIT:
+                self.duplicated += 1
+            elif full < self.next - 1:
                 self.reordered += 1
-        if whole >= self.next:
-            self.next = whole + 1
+            place[0] = number if whole else number ^ DAMAGED_BIT
+        if full >= self.next:
+            self.next = full + 1
+        self.expected = self.next
+
+    cdef void guess(self, uint32_t claim, uint32_t total, bint varying) noexcept nogil:
+        """Count a corrupted packet whose number is not proven, by its most likely number.
+
+        :param claim: the number in its mark.
+        :param total: the sum of words that would be 0xffff if it were right.
+        :param varying: whether the damage may be in bytes that differ from packet to packet.
+        """
+        cdef uint32_t *seen = <uint32_t *> self.seen.held.buf
+        cdef int64_t likely = self.full(claim)
+        cdef bint flipped = varying
+        cdef uint32_t number
+        cdef uint32_t *place
+        cdef int bit
+        for bit in range(16):
+            if total == <uint32_t> 1 << bit or total == 0xFFFF - (<uint32_t> 1 << bit):
+                flipped = True
+                likely = self.likelier(likely, claim, bit, total == <uint32_t> 1 << bit)
+                likely = self.likelier(likely, claim, bit + 16, total == <uint32_t> 1 << bit)
+        if not flipped or likely < 0 or abs64(likely - self.expected) >= (<int64_t> self.mask + 1) // NEAR:
+            self.unidentified += 1
+            return
+        if 0 <= likely - self.expected < FEW:
+            self.expected = likely + 1
+        number = <uint32_t> likely
+        place = &seen[number & self.mask]
+        if place[0] == number or place[0] == number ^ DAMAGED_BIT:
+            self.duplicated += 1
+            return
+        place[0] = number ^ DAMAGED_BIT
+        if likely < self.next - 1:
+            self.reordered += 1
+
+    cdef inline int64_t likelier(self, int64_t likely, uint32_t claim, int place, bint became) noexcept nogil:
+        """Return the number that a flipped bit may have changed into ``claim``, if it is nearer than ``likely``.
+
+        :param became: what the bit is now, if it was flipped.
+        """
+        cdef int64_t other = self.full(claim ^ <uint32_t> 1 << place)
+        if (claim >> place & 1) == <uint32_t> became and abs64(other - self.expected) < abs64(likely - self.expected):
+            return other
+        return likely
+
+    cdef inline int64_t full(self, uint32_t number) noexcept nogil:
+        """Return the number next to the expected one that has these 32 bits."""
+        return self.next + <int32_t> (number - <uint32_t> self.next)
 
     cdef inline void record(self, uint64_t latency) noexcept nogil:
         """Count a latency in its bucket."""

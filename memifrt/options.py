@@ -182,6 +182,21 @@ class InterfaceConfig:
         """Slots of a ring."""
         return 1 << self.log2_ring_size
 
+    def check_length(self, what: str, size: int) -> None:
+        """Check that a packet fits into a ring, if this end is the slave, which chooses it.
+
+        A master learns the size of the rings and the buffers from its peer.
+
+        :param what: the begin of the message, which says what has the size.
+        :raises ConfigError: the packet is longer than all buffers of a ring together.
+        """
+        holds = self.ring_size * self.buffer_size
+        if self.role is Role.SLAVE and size > holds:
+            raise ConfigError(
+                f"{what}; a ring of {self.ring_size} buffers of {self.buffer_size} bytes holds {holds}: use a larger "
+                "ring or larger buffers"
+            )
+
     def options(self) -> InterfaceOptions:
         """Return these values as options for :meth:`memifrt.Runtime.create_interface`."""
         return cast("InterfaceOptions", {name: getattr(self, name) for name in _CONFIG_FIELDS})
@@ -406,7 +421,12 @@ TEXT_OPTIONS = {
             "S",
             f"at most {SECRET_BYTES} bytes; the slave sends it, and the master refuses a slave with another one",
         ),
-        TextOption("queues", _whole("queues", 1, MAX_QUEUES), "N", "queues in each direction"),
+        TextOption(
+            "queues",
+            _whole("queues", 1, MAX_QUEUES),
+            "N",
+            "queues in each direction; a master takes those of its slave",
+        ),
         TextOption(
             "num_s2m_rings",
             _whole("num_s2m_rings", 1, MAX_QUEUES),
@@ -419,7 +439,7 @@ TEXT_OPTIONS = {
             "N",
             "queues from master to slave, if the two directions differ",
         ),
-        TextOption("ring_size", _ring_size, "N", "slots of a ring, a power of two"),
+        TextOption("ring_size", _ring_size, "N", "slots of a ring, a power of two; the slave chooses it"),
         TextOption(
             "log2_ring_size",
             _whole("log2_ring_size", 0, MAX_LOG2_RING_SIZE),
@@ -430,7 +450,7 @@ TEXT_OPTIONS = {
             "buffer_size",
             _whole("buffer_size", 1, MAX_BUFFER_SIZE),
             "N",
-            "bytes of a buffer; longer packets take several",
+            "bytes of a buffer; longer packets take several; the slave chooses it",
         ),
         TextOption(
             "rx_mode",

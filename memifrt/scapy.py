@@ -495,7 +495,7 @@ def _class_of(mode: Mode) -> Callable[[bytes], type[Packet]]:
             return lambda packet: Ether
         case Mode.IP:
             versions: dict[int, type[Packet]] = {4: IP, 6: IPv6}
-            return lambda packet: versions.get(packet[0] >> 4, conf.raw_layer)
+            return lambda packet: versions.get(packet[0] >> 4 if packet else 0, conf.raw_layer)
         case _:
             return lambda packet: conf.raw_layer
 

@@ -333,7 +333,16 @@ def _until_interrupted(block: Block, program: subprocess.Popen[str]) -> Iterator
             raise
         program.send_signal(signal.SIGINT)
         _, err = program.communicate(timeout=DEADLINE)
+    said = [line for line in err.splitlines() if "; retrying every " not in line]  # a slave waits for its peer
+    if "import eventlet" in block.code:
+        said = [line for line in said if line == "KeyboardInterrupt" or "Traceback" in line]  # it warns of itself
     # On Python 3.10, anyio ends with CancelledError where later versions raise KeyboardInterrupt.
-    uses_anyio = "import anyio" in block.code
-    cancelled = uses_anyio and sys.version_info < (3, 11) and err.endswith("CancelledError\n")
-    assert program.returncode in (0, 130, -signal.SIGINT) or cancelled, err
+    if (
+        "import anyio" in block.code
+        and sys.version_info < (3, 11)
+        and said[-1:] == ["asyncio.exceptions.CancelledError"]
+    ):
+        return
+    if block.page.name == "README.md" and said[-1:] == ["KeyboardInterrupt"]:
+        return  # its programs are as short as can be
+    assert (program.returncode, said) == (0, []), "Ctrl+C ends a program quietly"

@@ -24,6 +24,7 @@ ORDER = [
     "_start",
     "errors",
     "types",
+    "columns",
     "renamed",
     "options",
     "_packets",

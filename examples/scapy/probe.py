@@ -109,6 +109,8 @@ def main() -> int:
     except MemifError as error:
         print(f"probe: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130  # 128 and the number of SIGINT
     return 0 if all(answers) else 1
 
 

@@ -59,7 +59,7 @@ class Flows:
 
 def flow_key(data: bytes, mode: Mode) -> bytes | None:
     """Return bytes that are equal for the packets of one flow; None if a packet belongs to none."""
-    at, vlan = 0, b""
+    at, vlan, expected = 0, b"", 0
     if mode is not Mode.IP:
         at = 12
         while True:
@@ -73,22 +73,32 @@ def flow_key(data: bytes, mode: Mode) -> bytes | None:
             at += 2
         if kind not in (_IPV4, _IPV6):
             return None
+        expected = 4 if kind == _IPV4 else 6
     version = data[at] >> 4 if at < len(data) else 0
-    if version == 4 and at + 20 <= len(data):
+    if expected not in (0, version):
+        return None
+    end = len(data)  # what follows the packet is padding; a length of 0 means that it is longer than the field can tell
+    if version == 4 and at + 20 <= end:
         protocol, addresses = data[at + 9], data[at + 12 : at + 20]
-        is_later = struct.unpack_from("!H", data, at + 6)[0] & 0x1FFF
-        at += (data[at] & 0xF) * 4
-    elif version == 6 and at + 40 <= len(data):
+        total, is_later = struct.unpack_from("!H2xH", data, at + 2)
+        header, is_later = (data[at] & 0xF) * 4, is_later & 0x1FFF
+        if header < 20:
+            return None
+        end = min(end, at + total) if total else end
+        at += header
+    elif version == 6 and at + 40 <= end:
         protocol, addresses, is_later = data[at + 6], data[at + 8 : at + 40], 0
+        payload = struct.unpack_from("!H", data, at + 4)[0]
         at += 40
+        end = min(end, at + payload) if payload else end
         while protocol in (_HOP_BY_HOP, _ROUTING, _DESTINATION):
-            if at + 8 > len(data):
+            if at + 8 > end:
                 return None
             protocol, at = data[at], at + 8 * (data[at + 1] + 1)
     else:
         return None
     count = 0 if is_later else _PORTS.get(protocol, 0)
-    if at + count > len(data):
+    if at + count > end:
         return None
     number = struct.unpack("!H", vlan)[0] & 0xFFF if len(vlan) == 2 else 0
     return struct.pack("!HB", number, protocol) + addresses + data[at : at + count]

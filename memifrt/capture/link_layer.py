@@ -142,7 +142,7 @@ def ethernet_to_ip(frame: bytes) -> bytes | None:
 
 def _ip(ethertype: int, data: bytes, at: int) -> bytes | None:
     """Return the IP packet that starts at this byte, without any padding; None if it is not IP."""
-    if ethertype not in (_IPV4, _IPV6) or at >= len(data):
+    if ethertype not in (_IPV4, _IPV6) or at >= len(data) or data[at] >> 4 != (4 if ethertype == _IPV4 else 6):
         return None
     end = len(data)
     if ethertype == _IPV4 and end >= at + 20:

@@ -685,8 +685,9 @@ def check_writable(path: str) -> None:
         try:
             there = os.stat(path)
         except FileNotFoundError:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            os.unlink(path)
+            new = os.path.realpath(path)  # a symbolic link may point to a file that is not there yet
+            os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            os.unlink(new)
             return
         if stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode):  # opening a pipe would wake its reader
             os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC))

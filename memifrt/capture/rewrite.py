@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from memifrt.errors import ConfigError
 from memifrt.packets import parse_mac
+from memifrt.packets.ipv4 import final_destination
 from memifrt.types import Mode
 
 VLAN_MODES = ("add", "del")
@@ -259,23 +260,34 @@ class _IpEdit:
             both = sources + _change(target, new_target)
             _update(made, at + 10, both)
             if not _U16.unpack_from(data, at + 6)[0] & 0x1FFF:  # only the first fragment has the checksum
-                _update_transport(made, at + (data[at] & 0xF) * 4, data[at + 9], both, _CHECKSUM_AT)
+                header = (data[at] & 0xF) * 4
+                # With a source route, the checksum covers the final destination, which is in the route.
+                change = both if final_destination(data, at, header) is None else sources
+                stop = _end(data, at, _U16.unpack_from(data, at + 2)[0])
+                _update_transport(made, at + header, stop, data[at + 9], change, _CHECKSUM_AT)
             return bytes(made)
-        where, protocol, is_routed = _after_extensions(data, at)
+        payload = _U16.unpack_from(data, at + 4)[0]
+        stop = _end(data, at, 40 + payload if payload else 0)
+        where, protocol, is_routed = _after_extensions(data, at, stop)
         # With segments left, the checksum covers the final destination, which is in the routing header.
         change = sources if is_routed else sources + _change(target, new_target)
-        _update_transport(made, where, protocol, change, _CHECKSUM_AT_6)
+        _update_transport(made, where, stop, protocol, change, _CHECKSUM_AT_6)
         return bytes(made)
 
 
-def _after_extensions(data: bytes, at: int) -> tuple[int, int, bool]:
+def _end(data: bytes, at: int, total: int) -> int:
+    """Return where an IP packet ends. What follows is padding. A length of 0 means more than the field can tell."""
+    return min(len(data), at + total) if total else len(data)
+
+
+def _after_extensions(data: bytes, at: int, end: int) -> tuple[int, int, bool]:
     """Return where the transport header of an IPv6 packet is, its protocol, and whether a router still has to route it.
 
     The protocol is -1 if it has none here: the headers are cut off, or it is a later fragment.
     """
     protocol, where, is_routed = data[at + 6], at + 40, False
     while protocol in (_HOP_BY_HOP, _ROUTING, _FRAGMENT, _AUTHENTICATION, _DESTINATION):
-        if where + 8 > len(data):
+        if where + 8 > end:
             return where, -1, is_routed
         if protocol == _FRAGMENT and _U16.unpack_from(data, where + 2)[0] & 0xFFF8:
             return where, -1, is_routed
@@ -292,9 +304,9 @@ def _change(old: bytes, new: bytes) -> int:
     return sum(map(int, words.unpack(new))) + sum(0xFFFF ^ int(word) for word in words.unpack(old))
 
 
-def _update_transport(data: bytearray, at: int, protocol: int, change: int, places: dict[int, int]) -> None:
+def _update_transport(data: bytearray, at: int, end: int, protocol: int, change: int, places: dict[int, int]) -> None:
     place = places.get(protocol)
-    if place is None or at + place + 2 > len(data):
+    if place is None or at + place + 2 > end:
         return
     if protocol == _UDP and not any(data[at + place : at + place + 2]):
         return  # the sender has made no checksum

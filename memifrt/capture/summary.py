@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-from memifrt.capture.lines import tcp_flags
+from memifrt.capture.line_tcp import tcp_flags
 from memifrt.errors import ErrorCode, MemifError
 from memifrt.types import Mode, printable
 
@@ -162,7 +162,10 @@ def _tcp(data: bytes, length: int) -> str:
     if len(data) < 20:
         return f"TCP [truncated], length {length}"
     sequence, acknowledged, offset, flags, window = _unpack("!4xIIBBH", data)
-    payload = max(length - (offset >> 4) * 4, 0)
+    header = (offset >> 4) * 4
+    payload = length - header
+    if header < 20 or payload < 0:
+        return f"TCP [bad header length {header}], length {length}"
     text = f"Flags [{tcp_flags(flags)}]"
     if payload or flags & 0x07:
         text += f", seq {sequence}:{sequence + payload}" if payload else f", seq {sequence}"

@@ -12,7 +12,8 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
@@ -41,6 +42,9 @@ MANY = 1_000_000_000
 _SHORTEST, _LONGEST = 0.001, 86400
 #: The variable with the secret of a command to which none is given.
 SECRET_VARIABLE = "MEMIFRT_SECRET"
+#: The options of :func:`add_peer_arguments`, and those of :func:`add_session_arguments`.
+PEER_OPTIONS = ("--socket", "--secret-file", *(f"--{option.key}" for option in TEXT_OPTIONS.values()))
+SESSION_OPTIONS = ("--connect-timeout", "--stats", "--prometheus", "--web")
 #: Characters of a line that are read at most: more than the longest secret has.
 _LONGEST_LINE = 256
 #: The most secrets to search for in an error message; and the length from which a secret needs no word boundaries.
@@ -110,13 +114,52 @@ class Parser(argparse.ArgumentParser):
                 options = [option for option in known if option.startswith("--")]
                 self.error(f"unknown argument {name}{did_you_mean(name, options)}")
 
-    def options_given(self, parsed: argparse.Namespace) -> list[str]:
-        """Return the long names of the options that have another value than by default."""
+    def valued_options(self) -> list[str]:
+        """Return the long names of the options that take one value."""
+        return [each.option_strings[-1] for each in self._actions if each.option_strings and each.nargs is None]
+
+    def options_given(self) -> list[str]:
+        """Return the long names of the options that were given, also of those with their default values."""
+        actions = [action for action in self._actions if action.option_strings]
+        kept = [(action, action.default, action.type, action.choices) for action in self._actions]
+        defaults, self._defaults = self._defaults, {}
+        try:
+            for action in self._actions:
+                # Nothing is parsed again: a type may read a file, which may be a pipe.
+                action.default, action.type, action.choices = argparse.SUPPRESS, None, None
+            given = vars(self.parse_known_args(self.given[1:])[0])
+        finally:
+            self._defaults = defaults
+            for action, default, kind, choices in kept:
+                action.default, action.type, action.choices = default, kind, choices
+        found = [action for action in actions if action.dest in given]
+        shared = Counter(action.dest for action in found)
         return [
             action.option_strings[-1]
-            for action in self._actions
-            if action.option_strings and getattr(parsed, action.dest, action.default) != action.default
+            for action in found
+            if shared[action.dest] == 1 or any(self._names(action, argument) for argument in self.given)
         ]
+
+    @staticmethod
+    def _names(action: argparse.Action, argument: str) -> bool:
+        return argument.partition("=")[0] in action.option_strings
+
+    def refuse_given(self, names: Collection[str], why: str) -> None:
+        """End with an error if one of these options was given.
+
+        :param why: the rest of the sentence, behind the option and "has no effect".
+        """
+        for name in self.options_given():
+            if name in names:
+                raise ConfigError(f"{name} has no effect {why}")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> object:
+        """Return the value of an argument. argparse would take ``--option=--`` for an option without a value."""
+        if action.option_strings and action.nargs in (None, "?") and arg_strings == ["--"]:
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         """Print help. argparse would ignore that it cannot be written."""
@@ -356,9 +399,9 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def number(text: str) -> float:
-    """Return a decimal number; NaN if the text is none. Python's underscores are not part of one."""
+    """Return a decimal number; NaN if the text is none. Python's underscores and other scripts are not part of one."""
     try:
-        return math.nan if "_" in text else float(text)
+        return math.nan if "_" in text or not text.isascii() else float(text)
     except ValueError:
         return math.nan
 
@@ -389,6 +432,13 @@ def own_mac(text: str) -> bytes:
     if mac[0] & 1 or not any(mac):
         raise ConfigError(f"{text!r} cannot be an interface's own address; it must be unicast, like 02:fe:00:00:00:01")
     return mac
+
+
+def file_name(text: str) -> str:
+    """Parse the name of a file for argparse."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' is not the name of a file: it is empty")
+    return text
 
 
 def socket_path(text: str) -> str:

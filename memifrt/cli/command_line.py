@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import memifrt
 from memifrt.cli.arguments import Command, HelpFormatter, Parser, wrapped
-from memifrt.cli.program import NoPeerError, complain, discard_output
+from memifrt.cli.program import NoPeerError, complain, discard_output, status_of_signal
 from memifrt.errors import MemifError, did_you_mean, os_error
 
 if TYPE_CHECKING:
@@ -76,9 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             error = os_error(f"cannot write to {_STDOUT}", error)
         return _fail(f"{name}: {error}")
     except KeyboardInterrupt:
-        return 130  # 128 + SIGINT: outside the part that handles signals
+        return status_of_signal()
     finally:
+        _flush_or_discard()
         sys.stdout = before
+
+
+def _flush_or_discard() -> None:
+    """Leave nothing in the buffer of standard output: Python writes it at exit, with a traceback if it cannot."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # the command has said so
+        discard_output()
 
 
 def _run(arguments: list[str]) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from memifrt.cli.arguments import Parser, checked
+from memifrt.cli.arguments import Parser, checked, file_name
 from memifrt.errors import ConfigError, MemifError, os_error
 from memifrt.ports.forwarding import Record
 from memifrt.ports.impaired import Impaired
@@ -24,8 +24,12 @@ from memifrt.types import Mode
 
 #: Both directions, as they are written.
 DIRECTIONS = ("a-to-b", "b-to-a")
-#: Settings that impair nothing by themselves.
-_HELPERS = {"seed", "match", "memory"}
+#: Settings that impair nothing by themselves, and those of which they need one.
+_NEEDS = {
+    "seed": {"jitter", "loss", "duplicate", "reorder", "corrupt"},
+    "memory": {"delay", "jitter", "rate"},
+    "match": {*NAMES} - {"seed", "memory", "match"},
+}
 #: Seconds between two looks at the file, and the most bytes that it may have.
 _LOOK_INTERVAL, _LONGEST_FILE = 0.1, 65536
 
@@ -79,6 +83,7 @@ def add_impairment_arguments(parser: Parser) -> None:
     )
     group.add_argument(
         "--impair-file",
+        type=file_name,
         metavar="FILE",
         help="read lines like those of --impair from FILE, and read it again whenever it changes",
     )
@@ -105,12 +110,34 @@ def impairment_options(arguments: argparse.Namespace) -> ImpairmentOptions:
     for given in arguments.impair:
         for way in DIRECTIONS:
             values[way].update(given[way])
-    options = ImpairmentOptions(values, arguments.impair_file)
+    if arguments.impair_file is None:  # the file may add what they need
+        _check_effects(values)
+    return ImpairmentOptions(values, arguments.impair_file)
+
+
+def _check_effects(values: dict[str, dict[str, object]]) -> None:
+    """Check that each setting has an effect in a direction, and leave directions that nothing impairs as they are.
+
+    :raises ConfigError: one has none.
+    """
+    given = {name for way in DIRECTIONS for name in values[way]}
+    for name in NAMES:
+        others = _NEEDS.get(name)
+        if name not in given or others is None:
+            continue
+        if not any(name in values[way] and others & values[way].keys() for way in DIRECTIONS):
+            if given <= _NEEDS.keys():
+                raise ConfigError(f"{name} impairs nothing by itself; add an impairment, like --loss 1%")
+            raise ConfigError(f"{name} has no effect: it needs one of {', '.join(sorted(others))}")
     for way in DIRECTIONS:
-        if options.path is None and values[way] and not {*values[way]} - _HELPERS:
-            name = next(iter(values[way]))
-            raise ConfigError(f"{name} impairs nothing by itself; add an impairment, like --loss 1%")
-    return options
+        if values[way].keys() <= _NEEDS.keys():
+            values[way].clear()
+
+
+def impairments_given(parser: Parser) -> list[str]:
+    """Return the options of :func:`add_impairment_arguments` that were given."""
+    own = {f"--{name}" for name in NAMES} | {"--impair", "--impair-file"}
+    return [name for name in parser.options_given() if name in own]
 
 
 def parse_line(text: str) -> _Values:

@@ -18,6 +18,8 @@ from memifrt.errors import ConfigError, os_error
 
 #: The most commands at the same time. More files wait for their turn.
 _AT_ONCE = 4
+#: The most files that wait: a command that is too slow must not make a long capture grow.
+_MOST_WAITING = 10_000
 #: Seconds to wait at the end for each command that still runs.
 _PATIENCE = 30.0
 _LOWEST_PRIORITY = 19
@@ -48,13 +50,19 @@ class PostRotation:
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def add(self, path: str) -> None:
-        """Run the command on this file, now or when others have ended.
+        """Run the command on this file, now or when others have ended. Say so if too many files wait for it.
 
         :raises MemifOSError: the command cannot be started.
         """
-        if self._command:
-            self._waiting.append(path)
-            self.poll()
+        if not self._command:
+            return
+        self.poll()
+        if len(self._waiting) >= _MOST_WAITING:
+            waiting = f"{self._command[0]} is too slow: {_MOST_WAITING} files wait for it"
+            complain(f"memifrt dump: {waiting}; not running it on {path}")
+            return
+        self._waiting.append(path)
+        self.poll()
 
     def poll(self) -> None:
         """Collect the commands that have ended, and start those that wait."""

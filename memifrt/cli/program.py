@@ -278,14 +278,31 @@ def _reporting(program: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
+#: The first signal that has ended the program, in a list of at most one.
+_ended_by: list[int] = []
+
+
+def ended_by_signal() -> bool:
+    """Return whether a signal has ended the last program of :func:`signals_to`."""
+    return bool(_ended_by)
+
+
+def status_of_signal() -> int:
+    """Return the exit status of work that a signal has cut short: 128 and the number of the signal, as in shells."""
+    return 128 + (_ended_by[0] if _ended_by else signal.SIGINT)
+
+
 @contextlib.contextmanager
 def signals_to(stop: Callable[[], None]) -> Iterator[None]:
     """Call ``stop`` on SIGINT, SIGTERM and SIGHUP. Outside the main thread, do nothing: signals cannot be set there."""
+    _ended_by.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        if not _ended_by:
+            _ended_by.append(number)
         with contextlib.suppress(MemifError):  # the runtime is closed already
             stop()
 

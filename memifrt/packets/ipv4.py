@@ -36,8 +36,39 @@ _DONT_FRAGMENT, _FRAGMENT = 0x4000, 0x3FFF  # more fragments, and the offset
 _BROADCAST = b"\xff" * 6
 _NO_MAC = bytes(6)
 
+#: The first byte of the first multicast address. The broadcast address is above it, too.
+_FIRST_GROUP = 224
+_END_OF_OPTIONS, _NO_OPERATION = 0, 1
+#: Loose and strict.
+_SOURCE_ROUTES = (131, 137)
+
 #: Largest payload of an echo request in bytes: an IP packet of 65535 bytes without its two headers.
 MAX_PAYLOAD = 65535 - _IP.size - ECHO.size
+
+
+# --- source routes -------------------------------------------------------------------------------------------------
+
+
+def final_destination(data: ReadableBuffer, start: int, header: int) -> int | None:
+    """Find the final destination of a packet with a source route (RFC 791, section 3.1), which checksums cover.
+
+    :param start: where the IP header begins.
+    :param header: its length in bytes.
+    :returns: where the address is; None if the packet has no source route, or has reached the last address of it.
+    """
+    options = bytes(memoryview(data)[start + _IP.size : start + header])
+    at = 0
+    while at + 2 < len(options) and options[at] != _END_OF_OPTIONS:
+        if options[at] == _NO_OPERATION:
+            at += 1
+            continue
+        size = options[at + 1]
+        if size < 2 or at + size > len(options):
+            break
+        if options[at] in _SOURCE_ROUTES and size >= 7 and options[at + 2] < size:
+            return start + _IP.size + at + size - 4
+        at += size
+    return None
 
 
 # --- answering ------------------------------------------------------------------------------------------------------
@@ -53,6 +84,8 @@ def answer_echo(packet: memoryview, start: int, ip: bytes) -> bool:
     if target != ip or protocol != _PROTOCOL_ICMP or version >> 4 != 4 or fragment & _FRAGMENT:
         return False
     if header < _IP.size or total < header + ECHO.size or size < start + total:
+        return False
+    if source[0] >= _FIRST_GROUP or not any(source):  # nobody has such an address (RFC 1122, section 3.2.1.3)
         return False
     at = start + header
     kind, code, echo_sum, _, _ = ECHO.unpack_from(packet, at)

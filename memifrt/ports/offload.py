@@ -29,6 +29,8 @@ _MACS = 12
 _FIN, _PSH, _CWR = 0x01, 0x08, 0x80
 _PROTOCOL_TCP, _PROTOCOL_UDP = 6, 17
 _UDP_HEADER = 8
+#: The most bytes that the length field of an IP header can tell.
+_LONGEST_PACKET = 0xFFFF
 #: The most bytes of headers in a frame to cut: each segment repeats them, and there may be tens of thousands.
 _LONGEST_HEADERS = 512
 
@@ -87,18 +89,25 @@ def _with_checksum(frame: bytearray, start: int, offset: int) -> bytes:
 
 def _segments(frame: bytes, offload: Offload, network: int) -> list[bytes]:
     transport, size = offload.checksum_start, offload.size
-    version = frame[network] >> 4
+    version = frame[network] >> 4 if network < len(frame) else 0
     tcp = offload.segmentation in (_TCP_IPV4, _TCP_IPV6)
     if not (tcp or offload.segmentation == _UDP) or version not in (4, 6) or not size:
         raise NotPossible(f"segmentation of kind {offload.segmentation} with {size} bytes each")
-    if len(frame) < transport + (20 if tcp else _UDP_HEADER) or transport < network + (20 if version == 4 else 40):
+    if {_TCP_IPV4: 4, _TCP_IPV6: 6}.get(offload.segmentation, version) != version:
+        raise NotPossible(f"segmentation of kind {offload.segmentation} of IPv{version}")
+    header = (frame[network] & 0xF) * 4 if version == 4 else 40
+    if header < 20:
+        raise NotPossible(f"an IP header of {header} bytes")
+    if len(frame) < transport + (20 if tcp else _UDP_HEADER) or transport < network + header:
         raise NotPossible(f"a transport header at byte {transport} of a frame of {len(frame)}")
     payload = transport + ((frame[transport + 12] >> 4) * 4 if tcp else _UDP_HEADER)
     if not transport + (20 if tcp else _UDP_HEADER) <= payload <= min(len(frame), _LONGEST_HEADERS):
         raise NotPossible(f"headers of {payload} bytes in a frame of {len(frame)}")
+    if payload - network + min(size, len(frame) - payload) > _LONGEST_PACKET:
+        raise NotPossible(f"segments of {size} bytes")
     head = bytearray(frame[:payload])
     segments: list[bytes] = []
-    for at in range(payload, len(frame), size):
+    for at in range(payload, max(len(frame), payload + 1), size):  # a frame without payload is one segment
         part = frame[at : at + size]
         segment = head + part
         if tcp:

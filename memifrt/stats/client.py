@@ -30,6 +30,8 @@ from memifrt.system.received_fds import UNKNOWN_USER, close_channel, receive_wit
 HISTORY = 240
 #: The longest snapshot in bytes. An interface with 255 queues in each direction needs a tenth of a megabyte.
 _LONGEST_LINE = 16 << 20
+#: Seconds for which a program that a pattern has found stays after its socket and its connection are gone.
+FORGET_AFTER = 60.0
 #: Seconds without an answer after which a program counts as hanging.
 _PATIENCE = 2.0
 _CHUNK = 1 << 16
@@ -182,7 +184,8 @@ class Observer:
     """Watches several programs.
 
     :param paths: the paths of stats sockets. A path with ``*``, ``?`` or ``[`` is a pattern, which each :meth:`ask`
-        expands.
+        expands. A program that a pattern has found is forgotten when it and its socket have been gone for
+        :data:`FORGET_AFTER` seconds.
     :raises ConfigError: a path is not valid.
     """
 
@@ -227,11 +230,19 @@ class Observer:
             program.close()
 
     def _look_up(self) -> None:
+        present = set()
         for pattern in self._patterns:
             found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not os.path.exists(pattern) else [pattern]
+            present.update(found)
             for path in found:
                 if path not in self._programs:
                     self._programs[path] = Program(path)
+        gone = time.monotonic() - FORGET_AFTER
+        for path, program in list(self._programs.items()):
+            since = program.lost_since
+            if path not in present and not program.is_silent and since is not None and since <= gone:
+                program.close()
+                del self._programs[path]
 
     def _poll(self, timeout: float, also: tuple[int, ...]) -> set[int]:
         """Wait once and receive data from the programs; return the fds that are ready."""

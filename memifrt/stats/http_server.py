@@ -18,9 +18,15 @@ from memifrt.stats.server import Client
 from memifrt.system import original_functions
 from memifrt.system.fds import OwnedFd, accept, own_socket
 
-#: The longest request in bytes. A scraper sends a few hundred, a browser a thousand.
+#: The longest headers of a request in bytes. A scraper sends a few hundred, a browser a thousand.
 _LONGEST_REQUEST = 8192
 _BACKLOG = 64
+#: How much of a refused request is read, in bytes and in seconds, after the answer to it.
+_MOST_DRAINED, _DRAIN_TIME = 1 << 20, 2.0
+_DRAIN_PIECE = 1 << 16
+#: The end of the headers, and a header that announces a body.
+_END = re.compile(rb"\r?\n\r?\n")
+_BODY = re.compile(rb"(?i)\n(content-length:[ \t]*0*[1-9]|transfer-encoding:)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,12 @@ class Request:
 
 
 class HttpClient(Client):
-    """Reads one request, sends one response, and closes the connection."""
+    """Reads one request, sends one response, and closes the connection.
+
+    If the client may still be sending, such as a request that is too large, the rest is read before the connection is
+    closed. Otherwise the kernel would reset the connection, and the client might never see the response. Both the bytes
+    and the time for this are limited.
+    """
 
     request_bytes = _LONGEST_REQUEST + 1
 
@@ -46,6 +57,30 @@ class HttpClient(Client):
         super().__init__(sock)
         self._request = b""
         self._answered = False
+        #: Whether the request may go on behind the bytes that were read.
+        self._goes_on = False
+        #: The bytes that were read after the response; None before that.
+        self._drained: int | None = None
+
+    def advance(self) -> bool:
+        if self._drained is not None:
+            return self._drain()
+        stays = super().advance()
+        if stays or not self._answered or not self._goes_on:
+            return stays
+        self._socket.shutdown(socket.SHUT_WR)  # the client sees the end of the response
+        self._drained, self.time_limit = 0, _DRAIN_TIME
+        return self._drain()
+
+    def _drain(self) -> bool:
+        """Read once, and throw it away. Return False at the end, or at the limit."""
+        assert self._drained is not None
+        try:
+            count = len(self._socket.recv(_DRAIN_PIECE))
+        except BlockingIOError:
+            return True
+        self._drained += count
+        return count > 0 and self._drained < _MOST_DRAINED
 
     @abstractmethod
     def _respond(self, request: Request) -> bytes:
@@ -53,9 +88,7 @@ class HttpClient(Client):
 
     @property
     def _due(self) -> bool:
-        return not self._answered and (
-            len(self._request) > _LONGEST_REQUEST or re.search(rb"\r?\n\r?\n", self._request) is not None
-        )
+        return not self._answered and (len(self._request) > _LONGEST_REQUEST or _END.search(self._request) is not None)
 
     @property
     def _finished(self) -> bool:
@@ -66,15 +99,19 @@ class HttpClient(Client):
 
     def _answer(self) -> bytes:
         self._answered = True
-        if len(self._request) > _LONGEST_REQUEST:
+        self._goes_on = True  # unless it is a whole request, with nothing behind its headers
+        end = _END.search(self._request)
+        if end is None or end.end() > _LONGEST_REQUEST:
             return response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         line = re.match(rb"([A-Z]+) (\S+) HTTP/1\.[01]\r?\n", self._request)
         if line is None:
             return response(HTTPStatus.BAD_REQUEST)
+        headers = self._request[line.end() - 1 : end.end()]
+        self._goes_on = end.end() < len(self._request) or _BODY.search(headers) is not None
         method, path = line[1], line[2].partition(b"?")[0]
         if method not in (b"GET", b"HEAD"):
             return response(HTTPStatus.METHOD_NOT_ALLOWED, headers=["Allow: GET, HEAD"])
-        hosts = re.findall(rb"(?im)^host:([^\r\n]*)", self._request[line.end() :])
+        hosts = re.findall(rb"(?im)^host:([^\r\n]*)", headers)
         host = hosts[0].decode("latin-1").strip(" \t") if len(hosts) == 1 else None
         return self._respond(Request(path.decode("latin-1"), host, method == b"GET"))
 

@@ -23,7 +23,7 @@ from memifrt.control.address import Address, Listener
 from memifrt.control.permissions import FilePermissions
 from memifrt.poll.acceptor import Acceptor, ListeningSocket
 from memifrt.poll.hook import FdRegistry
-from memifrt.poll.schedule import Schedule
+from memifrt.poll.schedule import Schedule, TimerHandle
 from memifrt.stats.snapshot import SnapshotSource, snapshot
 from memifrt.system import original_functions
 from memifrt.system.fds import own_socket
@@ -44,6 +44,8 @@ class Client(ABC):
 
     #: Bytes to read at a time. For the stats socket this also limits the number of pending answers.
     request_bytes = 64
+    #: Seconds after which the server closes the connection, once this is set.
+    time_limit: float | None = None
 
     def __init__(self, sock: original_functions.socket) -> None:
         sock.setblocking(False)
@@ -122,8 +124,10 @@ class Server:
         client: Callable[[original_functions.socket], Client],
     ) -> None:
         self._registry = registry
+        self._schedule = schedule
         self._make_client = client
         self._clients: OrderedDict[int, Client] = OrderedDict()  # the client that has been silent longest comes first
+        self._deadlines: dict[Client, TimerHandle] = {}
         self._acceptor = Acceptor(registry, schedule, listener, self._welcome, "statistics")
 
     def close(self) -> None:
@@ -175,12 +179,15 @@ class Server:
         except BaseException:  # the hook failed: no further event would reach this client
             self._drop(client)
             raise
+        if client.time_limit is not None and client not in self._deadlines:
+            self._deadlines[client] = self._schedule.after(client.time_limit, lambda: self.disconnect(client))
 
     def _drop(self, client: Client) -> None:
         del self._clients[client.fileno()]
         self._hang_up(client)
 
     def _hang_up(self, client: Client) -> None:
+        self._schedule.cancel(self._deadlines.pop(client, None))
         try:
             self._registry.remove(client.fileno())
         finally:

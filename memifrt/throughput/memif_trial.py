@@ -134,7 +134,7 @@ class MemifTrial:
             raise Disconnected(f"the device is gone: {report.error}")
         total = report.total
         offered = total.sent if fast else self._directions * max(round(rate * duration), 1)
-        received = total.received - total.duplicated - total.corrupted
+        received = total.intact
         missed = 0.0 if fast else self._pauses.seconds * rate * self._directions
         return TrialResult(
             size=size,

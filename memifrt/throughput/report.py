@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import memifrt
+from memifrt.columns import left, right, width
 from memifrt.errors import MemifError
 from memifrt.throughput.method import Method
 from memifrt.throughput.search import Rate
@@ -219,10 +220,9 @@ def _microseconds(nanoseconds: int) -> str:
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield rows as lines: the first column starts at the left, the others end below each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
     for first, *rest in rows:
-        cells = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
-        yield "  ".join((first.ljust(widths[0]), *cells)).rstrip()
+        yield "  ".join((left(first, widths[0]), *map(right, rest, widths[1:]))).rstrip()
 
 
 def pps(rate: float) -> str:

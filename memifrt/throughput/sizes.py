@@ -10,6 +10,7 @@ from memifrt.errors import ConfigError
 #: The shortest and the longest frame in bytes, with the 4 bytes of the frame check sequence, as RFC 2544 counts them.
 #: A memif does not carry that sequence: a frame of 64 bytes is a packet of 60 bytes.
 SHORTEST, LONGEST = 64, 16384
+FCS = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
@@ -26,9 +26,10 @@ ORDERS: tuple[Order, ...] = ("increment", "decrement", "random")
 SYNTAX = """\
   NAME=FIRST..LAST [increment|decrement|random] [step N] [seed N]
   NAME=VALUE,VALUE,...                          one after the other, again and again
-            NAME is eth.src, eth.dst, vlan.id, vlan.priority, ipv4.src, ipv4.dst, ipv4.ttl, ipv4.dscp, ipv4.id,
-            ipv6.src, ipv6.dst, ipv6.hop_limit, udp.src, udp.dst, tcp.src, tcp.dst, or @OFFSET:WIDTH for any 1 to 8
-            bytes, like @42:4"""
+            NAME is eth.src, eth.dst, vlan.id, vlan.priority, vlan.dei, ipv4.src, ipv4.dst, ipv4.ttl, ipv4.dscp,
+            ipv4.ecn, ipv4.id, ipv4.flags, ipv4.fragment_offset, ipv4.version, ipv4.ihl, ipv6.src, ipv6.dst,
+            ipv6.hop_limit, ipv6.traffic_class, ipv6.flow_label, ipv6.version, udp.src, udp.dst, tcp.src, tcp.dst,
+            tcp.seq, tcp.ack, tcp.flags, tcp.window, or @OFFSET:WIDTH for any 1 to 8 bytes, like @42:4"""
 
 _WIDEST = 8
 _NUMBER = re.compile(r"\s*([0-9]{1,40}|0[xX][0-9a-fA-F]{1,32})\s*")
@@ -57,11 +58,20 @@ _KINDS = {
     "eth.src": _Kind("ethernet", 6, 6, 48, values="mac"),
     "vlan.id": _Kind("tag", 0, 2, 12),
     "vlan.priority": _Kind("tag", 0, 1, 3, 5),
+    "vlan.dei": _Kind("tag", 0, 1, 1, 4),
+    "ipv4.version": _Kind("ipv4", 0, 1, 4, 4),
+    "ipv4.ihl": _Kind("ipv4", 0, 1, 4),
     "ipv4.dscp": _Kind("ipv4", 1, 1, 6, 2),
+    "ipv4.ecn": _Kind("ipv4", 1, 1, 2),
     "ipv4.id": _Kind("ipv4", 4, 2, 16),
+    "ipv4.flags": _Kind("ipv4", 6, 1, 3, 5),
+    "ipv4.fragment_offset": _Kind("ipv4", 6, 2, 13),
     "ipv4.ttl": _Kind("ipv4", 8, 1, 8),
     "ipv4.src": _Kind("ipv4", 12, 4, 32, values="ipv4"),
     "ipv4.dst": _Kind("ipv4", 16, 4, 32, values="ipv4"),
+    "ipv6.version": _Kind("ipv6", 0, 1, 4, 4),
+    "ipv6.traffic_class": _Kind("ipv6", 0, 2, 8, 4),
+    "ipv6.flow_label": _Kind("ipv6", 1, 3, 20),
     "ipv6.hop_limit": _Kind("ipv6", 7, 1, 8),
     "ipv6.src": _Kind("ipv6", 8, 16, 128, values="ipv6"),
     "ipv6.dst": _Kind("ipv6", 24, 16, 128, values="ipv6"),
@@ -69,6 +79,10 @@ _KINDS = {
     "udp.dst": _Kind("udp", 2, 2, 16),
     "tcp.src": _Kind("tcp", 0, 2, 16),
     "tcp.dst": _Kind("tcp", 2, 2, 16),
+    "tcp.seq": _Kind("tcp", 4, 4, 32),
+    "tcp.ack": _Kind("tcp", 8, 4, 32),
+    "tcp.flags": _Kind("tcp", 13, 1, 8),
+    "tcp.window": _Kind("tcp", 14, 2, 16),
 }
 
 
@@ -223,6 +237,13 @@ class Field:
             raise ConfigError(f"field {self.name}: {error}") from error
 
 
+class FieldValues(Protocol):
+    """The values of a field, or of several that share bytes, for some packets at a time."""
+
+    @property
+    def now(self) -> Array: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a field's changing bytes are in a packet.
@@ -233,6 +254,7 @@ class Place:
     :ivar fixed: the bits of these bytes that do not belong to the value.
     :ivar prefix: the bytes before ``at`` that belong to the field and are the same in all packets.
     :ivar base: what to take off a value to have the bytes that change.
+    :ivar own: the bits of these bytes that belong to the value.
     """
 
     at: int
@@ -241,18 +263,43 @@ class Place:
     fixed: int
     prefix: bytes
     base: int
+    own: int
 
     @property
     def span(self) -> tuple[int, int]:
         """The offsets of the field's first byte, and of the byte behind its last one."""
         return self.at - len(self.prefix), self.at + self.width
 
+    def bits(self, end: int) -> int:
+        """Return the bits of the field as a number whose last byte is the one before the offset ``end``."""
+        whole = self.own | ((1 << 8 * len(self.prefix)) - 1) << 8 * self.width
+        return whole << 8 * (end - self.at - self.width)
+
+    def shares_bits(self, other: Place) -> bool:
+        """Return whether a bit belongs to both fields."""
+        end = max(self.span[1], other.span[1])
+        return bool(self.bits(end) & other.bits(end))
+
+
+def joined_place(places: Sequence[Place]) -> Place:
+    """Return the place of fields that share bytes, but no bit: values are written into these bytes together.
+
+    A value of each field is to be shifted by its own ``shift`` and by the bytes behind it.
+    """
+    start, end = min(place.at for place in places), max(place.at + place.width for place in places)
+    own = fixed = 0
+    for place in places:
+        moved = 8 * (end - place.at - place.width)
+        own |= place.own << moved
+        fixed |= place.fixed << moved
+    return Place(start, end - start, 0, fixed & ~own, b"", 0, own)
+
 
 def _narrowed(at: int, kind: _Kind, present: bytes, numbers: Sequence[int]) -> Place:
     """Return the place with as few bytes as the values differ in: 10.0.0.1..10.0.0.200 changes one byte."""
     if kind.bits < 8 * kind.width:
         own = ((1 << kind.bits) - 1) << kind.shift
-        return Place(at, kind.width, kind.shift, int.from_bytes(present, "big") & ~own, b"", 0)
+        return Place(at, kind.width, kind.shift, int.from_bytes(present, "big") & ~own, b"", 0, own)
     low, high = min(numbers), max(numbers)
     width = next(
         (width for width in (1, 2, 4, 8) if width <= kind.width and low >> 8 * width == high >> 8 * width), kind.width
@@ -261,7 +308,7 @@ def _narrowed(at: int, kind: _Kind, present: bytes, numbers: Sequence[int]) -> P
         raise ConfigError("the values differ in more than the last 8 bytes; they must have the same first 8 bytes")
     skipped = kind.width - width
     prefix = (low >> 8 * width).to_bytes(skipped, "big") if skipped else b""
-    return Place(at + skipped, width, 0, 0, prefix, low >> 8 * width << 8 * width)
+    return Place(at + skipped, width, 0, 0, prefix, low >> 8 * width << 8 * width, (1 << 8 * width) - 1)
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
@@ -332,6 +379,27 @@ def _of_mapping(given: Mapping[str, Any]) -> Field:
 
 
 # --- values ---------------------------------------------------------------------------------------------------------
+
+
+class JoinedValues:
+    """The values of fields that share bytes, together.
+
+    :param fields: the place and the values of each field; :func:`joined_place` says where they are together.
+    """
+
+    def __init__(self, fields: Sequence[tuple[Place, FieldValues]]) -> None:
+        end = max(place.at + place.width for place, _ in fields)
+        width = end - min(place.at for place, _ in fields)
+        self._type: Any = np.uint32 if width <= 4 else np.uint64
+        self._parts = [(8 * (end - place.at - place.width) + place.shift, values) for place, values in fields]
+
+    @property
+    def now(self) -> Array:
+        """The values of the present packets."""
+        total: Array = np.zeros(len(self._parts[0][1].now), self._type)
+        for shift, values in self._parts:
+            total |= values.now.astype(self._type) << self._type(shift)
+        return total
 
 
 class Values:

@@ -21,8 +21,7 @@ from memifrt.traffic.rate import MAX_SPEED, Rate
 from memifrt.traffic.receiver import LaneCheck, Receiver, make_receiver
 from memifrt.traffic.report import Ending, Report, Sample, StreamReport
 from memifrt.traffic.sender import Flow, Sender
-from memifrt.traffic.signature import MAX_LANES
-from memifrt.traffic.stream import Stream, back_name, check_names, check_streams, directions_of
+from memifrt.traffic.stream import Stream, back_name, check_names, check_streams, prepare_streams
 from memifrt.traffic.template import Sizes, parse_sizes
 from memifrt.types import Mode
 
@@ -183,37 +182,31 @@ class Generator:
         checks: list[dict[int, LaneCheck]] = [{} for _ in self._interfaces]
         number = 0
         width = 0
-        for stream in streams:
-            for index in directions_of(stream, len(self._interfaces)):
-                interface = self._interfaces[index]
-                there = stream if index == 0 else stream.opposite()
-                templates = there.templates(interface.mode, mark=self._check, backward=index == 1)
-                count = len(interface.tx_queues) if self._queues is None else self._queues
-                if not 1 <= count <= len(interface.tx_queues):
-                    raise ConfigError(
-                        f"queues is {count}, and {interface} has {len(interface.tx_queues)} transmit queues"
+        queues = [len(interface.tx_queues) if self._queues is None else self._queues for interface in self._interfaces]
+        for interface, count in zip(self._interfaces, queues, strict=True):
+            if not 1 <= count <= len(interface.tx_queues):
+                raise ConfigError(f"queues is {count}, and {interface} has {len(interface.tx_queues)} transmit queues")
+        modes = [interface.mode for interface in self._interfaces]
+        for made in prepare_streams(streams, modes, check=self._check, queues=queues):
+            stream, count, lanes = made.stream, queues[made.index], []
+            for queue in range(count):
+                try:
+                    lane = Lane(
+                        made.templates,
+                        made.varied,
+                        number=number if self._check else None,
+                        start=queue,
+                        stride=count,
                     )
-                lanes = []
-                for queue in range(count):
-                    try:
-                        lane = Lane(
-                            templates,
-                            there.varied,
-                            number=number if self._check else None,
-                            start=queue,
-                            stride=count,
-                        )
-                    except ConfigError as error:
-                        raise ConfigError(f"stream {stream.name}: {error}") from error
-                    lanes.append(lane)
-                    if self._check:
-                        checks[-1 - index][number] = LaneCheck(templates, there.varied)
-                    number += 1
-                    width = max(width, lane.width)
-                name = stream.name if index == 0 else back_name(stream.name)
-                flows[index].append(Flow(name, stream, lanes))
-        if number > MAX_LANES:
-            raise ConfigError(f"the streams have {number} lanes (directions and queues); they may have {MAX_LANES}")
+                except ConfigError as error:
+                    raise ConfigError(f"stream {stream.name}: {error}") from error
+                lanes.append(lane)
+                if self._check:
+                    checks[-1 - made.index][number] = LaneCheck(made.templates, made.varied)
+                number += 1
+                width = max(width, lane.width)
+            name = stream.name if made.index == 0 else back_name(stream.name)
+            flows[made.index].append(Flow(name, stream, lanes))
         return [
             _End(interface, Sender(flows[index]), make_receiver(width, checks[index]) if self._check else None)
             for index, interface in enumerate(self._interfaces)
@@ -453,10 +446,11 @@ class _Run:
                 os.sched_yield()
 
     def _has_all(self) -> bool:
-        """Return whether all sent packets have come back."""
+        """Return whether all sent packets have come back, and no copy of them is to be expected."""
         sent = sum(flow.sent for end in self._ends for flow in end.sender.flows)
-        arrived = sum(lane.tally.arrived for end in self._ends if end.receiver for lane in end.receiver.lanes.values())
-        return arrived >= sent
+        tallies = [lane.tally for end in self._ends if end.receiver for lane in end.receiver.lanes.values()]
+        arrived = sum(tally.arrived for tally in tallies)
+        return arrived >= sent and not any(tally.duplicated for tally in tallies)
 
     def _finish_interrupted(self) -> None:
         """Wait for packets that are on their way, until the program is interrupted again."""
@@ -559,4 +553,6 @@ class _Run:
             sum(tally.corrupted for tally in tallies),
             merged(lane.recorder.latency() for lane in lanes if lane.recorder is not None),
             fcs,
+            sum(tally.unidentified for tally in tallies),
+            sum(tally.intact for tally in tallies),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from memifrt.packets.ipv4 import final_destination
 from memifrt.types import Mode
 
 #: The bytes of an Ethernet frame check sequence. A memif does not carry it.
@@ -92,9 +93,10 @@ def _ip_layout(data: bytes, ethernet: bool, tags: tuple[int, ...], at: int, vers
         if header < 20 or not header <= total <= size - at:
             return nothing
         own = Checksum(at + 10, ((at, at + header),))
+        destination = final_destination(data, at, header) or at + 16
         first_fragment = not _U16.unpack_from(data, at + 6)[0] & 0x3FFF
         protocol = data[at + 9] if first_fragment else None
-        return _with_layer_4(data, nothing, 4, at, at + header, at + total, protocol, (own,))
+        return _with_layer_4(data, nothing, 4, at, at + header, at + total, protocol, (own,), destination)
     if version == 6 and size >= at + _IPV6_HEADER and data[at] >> 4 == 6:
         end = at + _IPV6_HEADER + _U16.unpack_from(data, at + 4)[0]
         if end > size:
@@ -142,7 +144,7 @@ def _with_layer_4(
     end: int,
     protocol: int | None,
     checksums: tuple[Checksum, ...],
-    destination: int = 0,
+    destination: int,
 ) -> Layout:
     header, place = _LAYER_4.get(protocol or 0, (0, 0))
     if protocol == _TCP and end >= at + header:
@@ -153,6 +155,8 @@ def _with_layer_4(
     constant = 0
     if protocol != _ICMP:
         addresses: tuple[tuple[int, int], ...] = ((layer_3 + 12, layer_3 + 20),)
+        if version == 4 and destination != layer_3 + 16:  # of a source route
+            addresses = ((layer_3 + 12, layer_3 + 16), (destination, destination + 4))
         if version == 6:
             addresses = ((layer_3 + 8, layer_3 + 24), (destination, destination + 16))
         covers = (*addresses, (at, end))

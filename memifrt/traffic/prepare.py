@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,16 @@ from memifrt.queue import TxQueue
 from memifrt.traffic import signature
 from memifrt.traffic.arrays import Array, Rows
 from memifrt.traffic.checksums import fold, fold_words, words, words_of
-from memifrt.traffic.fields import Field, Place, Values, joint_period, period
+from memifrt.traffic.fields import (
+    Field,
+    FieldValues,
+    JoinedValues,
+    Place,
+    Values,
+    joined_place,
+    joint_period,
+    period,
+)
 from memifrt.traffic.layout import FCS, Checksum, Layout, checksum_value, layout_of, sum_of
 from memifrt.types import Mode
 
@@ -39,6 +48,10 @@ _BLOCK_BYTES = 2 << 20
 _KEPT_BYTES, _KEPT_ROWS = 4 << 20, 1 << 16
 #: The most bytes of all rows of one lane.
 _MOST_BYTES = 1 << 28
+#: The most bytes of all lanes, without the rows by which each of them goes beyond its packets.
+_MOST_BYTES_OF_ALL = 1 << 30
+#: With more queues than this, each lane has fewer rows.
+_FEW_QUEUES = 8
 _U32, _LOW_16 = np.uint32, np.uint32(0xFFFF)
 
 
@@ -120,7 +133,7 @@ class Lane:
         placed = places_of(templates, fields, mark=number is not None)
         periods = [period(field, stride) for field in fields]
         self._rewrites = True
-        self.rows = self._count_rows(width, joint_period(periods), number is not None)
+        self.rows = self._count_rows(width, joint_period(periods), number is not None, -(-stride // _FEW_QUEUES))
         picks = np.arange(self.rows) % len(templates)
         patterns = np.zeros((len(templates), width), np.uint8)
         for index, template in enumerate(templates):
@@ -147,17 +160,21 @@ class Lane:
         self.sent = self.sent_bytes = 0
         self._write()
 
-    def _count_rows(self, width: int, repeat: int, marked: bool) -> int:
+    def _count_rows(self, width: int, repeat: int, marked: bool, shares: int) -> int:
+        """Return the number of rows.
+
+        :param shares: how many times smaller the rows of this lane should be than those of the only one.
+        """
         pattern = len(self._templates)
         least = -(-_LEAST_ROWS // pattern) * pattern
         if repeat and not marked:
             whole = math.lcm(pattern, repeat)
             whole *= -(-_LEAST_ROWS // whole)
-            if whole <= max(_KEPT_ROWS, least) and whole * width <= max(_KEPT_BYTES, pattern * width):
+            if whole <= max(_KEPT_ROWS, least) and whole * width <= max(_KEPT_BYTES // shares, pattern * width):
                 self._rewrites = False
                 return whole
         mean = sum(len(template.data) for template in self._templates) // pattern
-        return max(least, min(_ROWS, _BLOCK_BYTES // mean) // pattern * pattern)
+        return max(least, min(_ROWS, _BLOCK_BYTES // mean) // shares // pattern * pattern)
 
     def begin(self, run: int) -> None:
         """Count from 0 again, in a run with this number."""
@@ -233,6 +250,19 @@ def check_room(pattern: int, width: int) -> None:
         )
 
 
+def check_all_room(size: int) -> None:
+    """Check that the packets of all streams, queues and directions are not too large to prepare.
+
+    :param size: their bytes, each lane's packets before they repeat counted with the length of the longest one.
+    :raises ConfigError: they are too large.
+    """
+    if size > _MOST_BYTES_OF_ALL:
+        raise ConfigError(
+            f"the packets of all streams and queues need {size >> 20} MiB, more than {_MOST_BYTES_OF_ALL >> 20} MiB; "
+            "use fewer packets, streams or queues"
+        )
+
+
 def places_of(templates: Sequence[Template], fields: Sequence[Field], *, mark: bool) -> list[list[Place | None]]:
     """Return the place of each field in each template.
 
@@ -251,15 +281,29 @@ def places_of(templates: Sequence[Template], fields: Sequence[Field], *, mark: b
                     "a checked packet: use a larger size, or do not check what comes back"
                 )
     for index in range(len(templates)):
-        spans = sorted(
-            (*place.span, field.name)
+        own = [
+            (place, field.name)
             for field, places in zip(fields, placed, strict=True)
             if (place := places[index]) is not None
-        )
-        for (_, end, one), (begin, _, other) in itertools.pairwise(spans):
-            if begin < end:
-                raise ConfigError(f"the fields {one} and {other} vary the same bytes; leave one of them out")
+        ]
+        if any(itertools.starmap(_share_bytes, itertools.pairwise(sorted(own, key=lambda each: each[0].span)))):
+            _check_bits(own)
     return placed
+
+
+def _share_bytes(one: tuple[Place, str], other: tuple[Place, str]) -> bool:
+    """Return whether two fields, of which the first one does not begin later, share a byte."""
+    return other[0].span[0] < one[0].span[1]
+
+
+def _check_bits(own: Sequence[tuple[Place, str]]) -> None:
+    """Check that no bit belongs to two fields.
+
+    :raises ConfigError: one does.
+    """
+    for (one, name), (other, other_name) in itertools.combinations(own, 2):
+        if one.shares_bits(other):
+            raise ConfigError(f"the fields {name} and {other_name} vary the same bits; leave one of them out")
 
 
 # --- writing fields -------------------------------------------------------------------------------------------------
@@ -296,6 +340,23 @@ def _writers(
     return writers
 
 
+def _joined(fields: Sequence[tuple[Place | None, Values]]) -> Iterator[tuple[Place, FieldValues]]:
+    """Return fields, those that share bytes as one."""
+    group: list[tuple[Place, Values]] = []
+    present = [(place, values) for place, values in fields if place is not None]
+    for place, values in sorted(present, key=lambda each: each[0].span):
+        if group and place.span[0] >= max(each.span[1] for each, _ in group):
+            yield _one_of(group)
+            group = []
+        group.append((place, values))
+    if group:
+        yield _one_of(group)
+
+
+def _one_of(group: Sequence[tuple[Place, Values]]) -> tuple[Place, FieldValues]:
+    return group[0] if len(group) == 1 else (joined_place([place for place, _ in group]), JoinedValues(group))
+
+
 class _Writer:
     """Writes the values of fields and the checksums that cover them into some rows."""
 
@@ -312,8 +373,7 @@ class _Writer:
         self._rows = rows
         count = len(picks[rows])
         self._fields = []
-        for place, values in fields:
-            assert place is not None
+        for place, values in _joined(fields):
             if place.prefix:
                 start = place.at - len(place.prefix)
                 matrix[rows, start : place.at] = np.frombuffer(place.prefix, np.uint8)
@@ -369,7 +429,7 @@ class _Term:
 class _Column:
     """The bytes of one field in some rows."""
 
-    def __init__(self, matrix: Array, rows: Rows, place: Place, values: Values, count: int) -> None:
+    def __init__(self, matrix: Array, rows: Rows, place: Place, values: FieldValues, count: int) -> None:
         self._place = place
         self._values = values
         self._rows = rows

@@ -3,10 +3,17 @@
 Owns the rules of counting:
 
 - A packet with our mark is *received*.
-- It is *corrupted* if its check value is wrong. Its sequence number is then not used.
-- It is *duplicated* if a packet with its number has come before.
-- It is *reordered* if a packet with a larger number has come before (RFC 4737).
-- *Lost* are the packets that were sent and did not come.
+- It is *corrupted* if something behind its headers has changed, and *whole* otherwise.
+- A corrupted packet has the sequence number of its mark if the check value proves it: the damage is then in the time,
+  or in bytes that are the same in all packets of its size. Otherwise, if one flipped bit explains the wrong check
+  value, or packets of its size differ, it has the most likely number: that of the mark, or one that a flipped bit has
+  made into it, whichever is nearest to the number that is expected. If none is near, nobody can tell which packet it
+  was, and it is *unidentified*.
+- A packet is *duplicated* if one with the same number has come before, whole or corrupted.
+- Otherwise it has *arrived*, and is *reordered* if one with a larger number has come before (RFC 4737).
+- *Lost* are the sent packets that have not arrived. So each sent packet either has arrived or is lost, and a copy never
+  takes the place of another packet.
+- *Intact* are the numbers that came whole at least once, before or after corrupted copies.
 
 Packets without our mark, with another run's, or on another interface than they were sent to are *foreign*.
 """
@@ -14,8 +21,8 @@ Packets without our mark, with another run's, or on another interface than they 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,9 +52,17 @@ _ROOM = 64
 #: How many numbers back a packet may be late and still be told from a duplicate. A power of two.
 WINDOW = 1 << 16
 _WINDOW_MASK = WINDOW - 1
+#: How far from the expected number a guess may be.
+_NEAR = WINDOW // 2
+#: How many numbers a guess may skip and still say which one is expected next.
+_FEW = 64
 #: Up to this many bytes, columns are faster than sums over rows.
 _FEW_COLUMNS = 64
 _U32, _U64 = np.uint32, np.uint64
+#: What marks the number of a packet that came corrupted only. No number at this place is the same: the place is the
+#: lowest bits of the number. Neither is what stands there at the beginning.
+_DAMAGED = _U32(2)
+_RIGHT_SUM = _U32(0xFFFF)
 
 
 @dataclass(slots=True)
@@ -59,54 +74,133 @@ class Tally:
     duplicated: int = 0
     reordered: int = 0
     corrupted: int = 0
+    #: Corrupted packets whose number nobody can tell.
+    unidentified: int = 0
+    #: Whole packets whose number had come whole before.
+    repeated: int = 0
 
     @property
     def arrived(self) -> int:
-        """The packets that came, each counted once."""
-        return self.received - self.duplicated
+        """The sent packets that came, whole or corrupted, each counted once."""
+        return self.received - self.duplicated - self.unidentified
+
+    @property
+    def intact(self) -> int:
+        """The sent packets that came whole, each counted once."""
+        return self.received - self.corrupted - self.repeated
 
 
 class Sequence64:
-    """Tells lost, duplicated and reordered packets of one lane from those in order."""
+    """Tells lost, duplicated and reordered packets of one lane from those in order.
+
+    The window has, at the place of each number, the number itself if it came whole, and the number with its second bit
+    changed (:data:`_DAMAGED`) if it came corrupted only.
+    """
 
     def __init__(self) -> None:
         #: The number after the largest one that has come, not cut to 32 bits.
         self._next = 0
+        #: The number to expect, also behind corrupted packets whose numbers are not proven.
+        self._expected = 0
+        #: The number after the largest one that was guessed: it may be larger than the next one.
+        self._guessed = 0
         self._seen: Array | None = None
 
-    def take(self, numbers: Array) -> tuple[int, int]:
+    def take_unproven(self, claim: int, total: int, *, varying: bool) -> tuple[int, int] | None:
+        """Take a corrupted packet by its most likely number. Nothing else depends on it, since it may be wrong.
+
+        :param claim: the number in its mark.
+        :param total: the sum of words that would be 0xffff if it were right.
+        :param varying: whether the damage may be in bytes that differ from packet to packet.
+        :returns: 1 if it is duplicated, and 1 if it is reordered, 0 otherwise; None if nobody can tell its number.
+        """
+        if self._seen is None:
+            self._seen = _nothing_seen()
+        candidates = self._candidates(claim, total, varying=varying)
+        likely = min(candidates, key=lambda full: abs(full - self._expected), default=-1)
+        if likely < 0 or abs(likely - self._expected) >= _NEAR:
+            return None
+        if 0 <= likely - self._expected < _FEW:
+            self._expected = likely + 1
+        number, place = likely & 0xFFFFFFFF, likely & _WINDOW_MASK
+        if int(self._seen[place]) in (number, number ^ int(_DAMAGED)):
+            return 1, 0
+        self._seen[place] = number ^ int(_DAMAGED)
+        self._guessed = max(self._guessed, likely + 1)
+        return 0, int(likely < self._next - 1)
+
+    def _candidates(self, claim: int, total: int, *, varying: bool) -> Iterator[int]:
+        flipped = [bit for bit in range(16) if total in (1 << bit, 0xFFFF - (1 << bit))]
+        if varying or flipped:
+            yield self._full(claim)
+        for bit in flipped:
+            became = total == 1 << bit  # what the bit is now: the sum has become larger if it was set
+            for place in (bit, bit + 16):
+                if (claim >> place & 1) == became:
+                    yield self._full(claim ^ 1 << place)
+
+    def _full(self, number: int) -> int:
+        """Return the number next to the expected one that has these 32 bits."""
+        return self._next + ((number - self._next + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+
+    def take(self, numbers: Array, whole: Array | None = None) -> tuple[int, int, int]:
         """Take the numbers of packets in the order in which they came, each of 32 bits.
 
-        :returns: how many are duplicated, and how many are reordered.
+        :param whole: whether each packet is whole; None: all are.
+        :returns: how many are duplicated, how many are reordered, and how many are whole and came whole before.
         """
         if self._seen is None:
             self._seen = _nothing_seen()
         count = len(numbers)
         start = self._next & 0xFFFFFFFF
-        if int(numbers[0]) == start and int(numbers[-1]) == (start + count - 1) & 0xFFFFFFFF and count < WINDOW:
+        ahead = self._guessed > self._next
+        if (
+            not ahead
+            and int(numbers[0]) == start
+            and int(numbers[-1]) == (start + count - 1) & 0xFFFFFFFF
+            and count < WINDOW
+        ):
             place = start & _WINDOW_MASK
             if place + count <= WINDOW and start + count < 1 << 32:
                 expected = np.arange(start, start + count, dtype=np.uint32)
                 if np.array_equal(numbers, expected):
-                    self._seen[place : place + count] = expected
-                    self._next += count
-                    return 0, 0
-        return self._take_unordered(numbers, self._seen)
+                    self._seen[place : place + count] = _marked_whole(expected, whole)
+                    self._expected = self._next = self._next + count
+                    return 0, 0, 0
+        return self._take_unordered(numbers, np.ones(count, np.bool_) if whole is None else whole, self._seen)
 
-    def _take_unordered(self, numbers: Array, seen: Array) -> tuple[int, int]:
-        # The whole number next to the expected one that has these 32 bits.
+    def _take_unordered(self, numbers: Array, whole: Array, seen: Array) -> tuple[int, int, int]:
+        # The full number next to the expected one that has these 32 bits.
         distance = (numbers.astype(np.int64) - (self._next & 0xFFFFFFFF) + (1 << 31)) % (1 << 32) - (1 << 31)
-        whole = distance + self._next
-        first = np.zeros(len(whole), np.bool_)
-        first[np.unique(whole, return_index=True)[1]] = True
-        places = whole & _WINDOW_MASK
-        known = (seen[places] == numbers) & first
-        fresh = first & ~known
-        before = np.maximum.accumulate(np.concatenate(([self._next - 1], whole[:-1])))
-        reordered = int(np.count_nonzero(fresh & (whole < before)))
-        seen[places[fresh]] = numbers[fresh]
-        self._next = max(self._next, int(whole.max()) + 1)
-        return len(whole) - int(np.count_nonzero(fresh)), reordered
+        full = distance + self._next
+        first = _first_of_each(full)
+        places = full & _WINDOW_MASK
+        before = seen[places]
+        fresh = first & (before != numbers) & (before != numbers ^ _DAMAGED)
+        largest = np.maximum.accumulate(np.concatenate(([self._next - 1], full[:-1])))
+        reordered = int(np.count_nonzero(fresh & (full < largest)))
+        rows = np.flatnonzero(whole)
+        intact = _first_of_each(full[rows]) & (before[rows] != numbers[rows])
+        seen[places[fresh]] = _marked_whole(numbers, whole)[fresh]
+        seen[places[rows[intact]]] = numbers[rows[intact]]
+        self._expected = self._next = max(self._next, int(full.max()) + 1)
+        duplicated = len(full) - int(np.count_nonzero(fresh))
+        return duplicated, reordered, len(rows) - int(np.count_nonzero(intact))
+
+
+def _first_of_each(numbers: Array) -> Array:
+    """Return for each number whether it is the first of those that are the same."""
+    first: Array = np.zeros(len(numbers), np.bool_)
+    first[np.unique(numbers, return_index=True)[1]] = True
+    return first
+
+
+def _marked_whole(numbers: Array, whole: Array | None) -> Array:
+    """Return what the window has for numbers that came whole or corrupted."""
+    if whole is None:
+        return numbers
+    marked: Array = np.where(whole, numbers, numbers ^ _DAMAGED)
+    return marked
 
 
 def _nothing_seen() -> Array:
@@ -164,19 +258,25 @@ class LaneCheck:
         found = self._bodies.get(size)
         return self._bodies[int(self._sizes[np.abs(self._sizes - size).argmin()])] if found is None else found
 
-    def is_whole(self, batch: _Batch, key: int) -> Array:
-        """Return for each packet of a batch of this lane whether nothing behind its headers has changed."""
+    def judge(self, batch: _Batch, key: int) -> _Batch:
+        """Return a batch of this lane with what is known of each packet.
+
+        That is: the sum of words, which is 0xffff if it proves the number; whether the packet is whole; and whether
+        packets of its size differ.
+        """
         body = self._body(batch.size)
         length = min(body.length, batch.size - signature.SIZE)
-        key_words = (key & 0xFFFF) + (key >> 16)
+        rest: Array | int = (key & 0xFFFF) + (key >> 16)
         if body.word_sum is None:
-            rest = _word_sums(batch.body(length))
-            rest += _U32(key_words)
-            return signature.is_whole(batch.sequence, batch.times, batch.check, rest)
-        good = signature.is_whole(batch.sequence, batch.times, batch.check, key_words + body.word_sum)
-        if length:
-            good &= _long_sums(batch.body(length)) == _U64(body.long_sum)
-        return good
+            rest = _word_sums(batch.body(length)) + _U32(rest)
+        else:
+            rest += body.word_sum
+        total = signature.sums(batch.sequence, batch.check, rest)
+        whole = (total == _RIGHT_SUM) & signature.has_right_time(batch.times)
+        if body.word_sum is not None and length:
+            whole &= _long_sums(batch.body(length)) == _U64(body.long_sum)
+        varying = np.full(batch.count, body.word_sum is None)
+        return replace(batch, total=total, whole=whole, varying=varying)
 
     def count(self, packets: int, size: int, corrupted: int) -> None:
         """Count packets that have ``size`` bytes together; ``corrupted`` is how many of them are damaged."""
@@ -185,18 +285,41 @@ class LaneCheck:
         self.tally.received_bytes += size
         self.tally.corrupted += corrupted
 
-    def take(self, sequence: Array, times: Array, now: Array) -> None:
-        """Take the marks of whole packets, in the order in which they came.
+    def take(self, batch: _Batch) -> None:
+        """Take the marks of packets, in the order in which they came."""
+        if self.recorder is None:
+            self.recorder = LatencyRecorder()
+        whole = batch.whole
+        if whole is None or batch.total is None:
+            self._take_proven(batch.sequence, None)
+            self.recorder.record(signature.latency(batch.times, batch.now))
+            return
+        start = 0
+        for row in np.flatnonzero(batch.total != _RIGHT_SUM).tolist():
+            self._take_proven(batch.sequence[start:row], whole[start:row])
+            varying = batch.varying is None or bool(batch.varying[row])
+            self._take_unproven(int(batch.sequence[row]), int(batch.total[row]), varying=varying)
+            start = row + 1
+        self._take_proven(batch.sequence[start:], whole[start:])
+        self.recorder.record(signature.latency(batch.times[whole], batch.now[whole]))
 
-        :param now: the times of their receipt, in nanoseconds.
-        """
-        duplicated, reordered = self._sequence.take(sequence)
+    def _take_proven(self, numbers: Array, whole: Array | None) -> None:
+        if not len(numbers):
+            return
+        duplicated, reordered, repeated = self._sequence.take(numbers, whole)
         assert isinstance(self.tally, Tally)
         self.tally.duplicated += duplicated
         self.tally.reordered += reordered
-        if self.recorder is None:
-            self.recorder = LatencyRecorder()
-        self.recorder.record(signature.latency(times, now))
+        self.tally.repeated += repeated
+
+    def _take_unproven(self, claim: int, total: int, *, varying: bool) -> None:
+        assert isinstance(self.tally, Tally)
+        found = self._sequence.take_unproven(claim, total, varying=varying)
+        if found is None:
+            self.tally.unidentified += 1
+            return
+        self.tally.duplicated += found[0]
+        self.tally.reordered += found[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +445,7 @@ class Receiver:
 
     def _check(self, *batches: _Batch) -> None:
         """Check batches of packets of one size each, and give each lane its marks in the order in which they came."""
-        whole: dict[int, list[_Batch]] = {}
+        judged: dict[int, list[_Batch]] = {}
         for batch in batches:
             if not batch.has_marks:
                 self.foreign += batch.count
@@ -332,14 +455,13 @@ class Receiver:
                 if lane is None:
                     self.foreign += own.count
                     continue
-                good = lane.is_whole(own, key)
-                wrong = own.count - int(np.count_nonzero(good))
+                found = lane.judge(own, key)
+                assert found.whole is not None
+                wrong = own.count - int(np.count_nonzero(found.whole))
                 lane.count(own.count, own.count * own.size, wrong)
-                whole.setdefault(key >> 16, []).append(own.chosen(good) if wrong else own)
-        for number, parts in whole.items():
-            joined = _joined(parts)
-            if joined.count:
-                self.lanes[number].take(joined.sequence, joined.times, joined.now)
+                judged.setdefault(key >> 16, []).append(found if wrong else own)
+        for number, parts in judged.items():
+            self.lanes[number].take(_joined(parts))
 
 
 class CompiledReceiver(Receiver):
@@ -367,6 +489,8 @@ class _Batch:
     :ivar data: rows of packets; these are some of them.
     :ivar rows: which rows these are; None: all.
     :ivar now: when each packet came.
+    :ivar total: what :meth:`LaneCheck.judge` says of each packet, as ``whole`` and ``varying`` are; all of them are
+        None if all packets are whole.
     """
 
     data: Array
@@ -377,6 +501,9 @@ class _Batch:
     sequence: Array
     times: Array
     check: Array
+    total: Array | None = None
+    whole: Array | None = None
+    varying: Array | None = None
 
     @classmethod
     def of(cls, data: Array, size: int, now: Array, rows: Array | None = None) -> _Batch:
@@ -435,4 +562,11 @@ def _joined(parts: Sequence[_Batch]) -> _Batch:
     ranks = np.argsort(rows, kind="stable")
     names = ("now", "key", "sequence", "times", "check")
     joined = (np.concatenate([getattr(part, name) for part in parts])[ranks] for name in names)
-    return _Batch(first.data, first.size, rows[ranks], *joined)
+    made = _Batch(first.data, first.size, rows[ranks], *joined)
+    if all(part.whole is None for part in parts):
+        return made
+    totals = [np.full(part.count, _RIGHT_SUM) if part.total is None else part.total for part in parts]
+    wholes = [np.ones(part.count, np.bool_) if part.whole is None else part.whole for part in parts]
+    varying = [np.zeros(part.count, np.bool_) if part.varying is None else part.varying for part in parts]
+    total, whole, vary = (np.concatenate(each)[ranks] for each in (totals, wholes, varying))
+    return replace(made, total=total, whole=whole, varying=vary)

@@ -14,6 +14,9 @@ from memifrt.traffic.latency import Latency, merged
 #: Why a run has ended: its time is over or its packets are sent; the program was told to stop; the peer is gone.
 Ending = Literal["complete", "interrupted", "disconnected"]
 
+#: What happened to received packets.
+_COUNTS = ("duplicated", "reordered", "corrupted", "unidentified", "intact")
+
 
 @dataclass(frozen=True)
 class StreamReport:
@@ -24,12 +27,14 @@ class StreamReport:
     :ivar sent_bytes: their bytes in buffers, without FCS.
     :ivar checked: whether what comes back was checked. If not, all that follows is 0.
     :ivar received: the packets that came back, duplicated and corrupted ones included.
-    :ivar lost: sent packets that did not come back.
-    :ivar duplicated: packets that came once more.
+    :ivar lost: sent packets that did not come back, neither whole nor corrupted.
+    :ivar duplicated: packets that came once more, whole or corrupted.
     :ivar reordered: packets that came after a later one.
     :ivar corrupted: packets with a change behind the headers.
     :ivar latency: the latencies of whole packets; None if none came.
     :ivar fcs: the bytes of a frame check sequence, which a frame has besides its bytes in a buffer: 4, or 0 in mode ip.
+    :ivar unidentified: corrupted packets of which nobody can tell which they were: the sent ones count as lost.
+    :ivar intact: sent packets that came back whole at least once.
     """
 
     name: str
@@ -44,6 +49,8 @@ class StreamReport:
     corrupted: int = 0
     latency: Latency | None = None
     fcs: int = 0
+    unidentified: int = 0
+    intact: int = 0
 
     @property
     def sent_bits(self) -> int:
@@ -52,7 +59,8 @@ class StreamReport:
 
     @property
     def lost(self) -> int:
-        return max(self.sent - (self.received - self.duplicated), 0) if self.checked else 0
+        arrived = self.received - self.duplicated - self.unidentified
+        return max(self.sent - arrived, 0) if self.checked else 0
 
     @property
     def unsent(self) -> int:
@@ -69,7 +77,7 @@ class StreamReport:
         figures: dict[str, Any] = {"name": self.name}
         figures |= {name: getattr(self, name) for name in ("offered", "sent", "sent_bytes", "unsent")}
         if self.checked:
-            names = ("received", "received_bytes", "lost", "duplicated", "reordered", "corrupted")
+            names = ("received", "received_bytes", "lost", *_COUNTS)
             figures |= {name: getattr(self, name) for name in names}
             figures["loss_ratio"] = self.loss_ratio
             figures["latency_us"] = None if self.latency is None else self.latency.as_dict()
@@ -119,7 +127,7 @@ class Report:
     def total(self) -> StreamReport:
         """The sums of all streams; the latencies are those of all packets together."""
         streams = self.streams.values()
-        names = ("offered", "sent", "sent_bytes", "received", "received_bytes", "duplicated", "reordered", "corrupted")
+        names = ("offered", "sent", "sent_bytes", "received", "received_bytes", *_COUNTS)
         sums = {name: sum(getattr(each, name) for each in streams) for name in names}
         latency = merged(each.latency for each in streams)
         fcs = max((each.fcs for each in streams), default=0)
@@ -159,7 +167,7 @@ class Report:
         latencies = ("min", "mean", "p50", "p90", "p99", "p999", "max")
         names = (
             *("name", "seconds", "offered", "sent", "sent_bytes", "unsent"),
-            *("received", "received_bytes", "lost", "duplicated", "reordered", "corrupted", "loss_ratio"),
+            *("received", "received_bytes", "lost", *_COUNTS, "loss_ratio"),
             *(f"latency_{name}_us" for name in latencies),
         )
         writer = csv.DictWriter(out, names, lineterminator="\n", restval="")

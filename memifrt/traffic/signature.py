@@ -66,10 +66,9 @@ def check_values(sequence: Array, rest: Array | int, total: Array, scratch: Arra
     np.bitwise_xor(total, _LOW_16, out=total)
 
 
-def is_whole(sequence: Array, times: Array, check: Array, rest: Array | int) -> Array:
-    """Return for each packet whether its check value and its time are right.
+def sums(sequence: Array, check: Array, rest: Array | int) -> Array:
+    """Return for each packet the sum of words that is 0xffff if the check value is right.
 
-    :param times: the two numbers of the time in one of 64 bits.
     :param rest: as :func:`check_values` has it.
     """
     total: Array = np.right_shift(sequence, _SIXTEEN)
@@ -78,10 +77,14 @@ def is_whole(sequence: Array, times: Array, check: Array, rest: Array | int) -> 
     np.add(total, check, out=total)
     np.add(total, rest if isinstance(rest, np.ndarray) else _U32(rest), out=total)
     fold_words(total, scratch)
-    good: Array = total == _LOW_16
+    return total
+
+
+def has_right_time(times: Array) -> Array:
+    """Return for each packet whether the two numbers of its time, in one of 64 bits, are each other's inverse."""
     halves = times.view(_U32)
-    good &= (halves[::2] ^ halves[1::2]) == _U32(0xFFFFFFFF)
-    return good
+    right: Array = (halves[::2] ^ halves[1::2]) == _U32(0xFFFFFFFF)
+    return right
 
 
 def latency(times: Array, now: Array) -> Array:

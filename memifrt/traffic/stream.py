@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from memifrt.errors import ConfigError, did_you_mean
 from memifrt.traffic.fields import Field
 from memifrt.traffic.layout import reversed_packet
-from memifrt.traffic.prepare import Template, check_room, marked, places_of
+from memifrt.traffic.prepare import Template, check_all_room, check_room, marked, places_of
 from memifrt.traffic.rate import Rate
+from memifrt.traffic.signature import MAX_LANES
 from memifrt.traffic.template import Sizes, capture_packets, packet_bytes, parse_sizes, sized
 from memifrt.types import Mode
 
@@ -78,7 +79,7 @@ class Stream:
         if (self.packet is None) == (self.pcap is None):
             what = "neither packet nor pcap" if self.packet is None else "both packet and pcap"
             raise ConfigError(f"stream {self.name}: it has {what}; it needs one of them")
-        if self.pcap is not None and not isinstance(self.pcap, str):
+        if self.pcap is not None and (not isinstance(self.pcap, str) or "\0" in self.pcap):
             raise self._wrong("pcap", self.pcap, "the path of a capture file")
         if not isinstance(self.fcs, bool):
             raise self._wrong("fcs", self.fcs, "true or false")
@@ -203,18 +204,59 @@ def directions_of(stream: Stream, interfaces: int) -> list[int]:
     return {"forward": [0], "backward": [1], "both": [0, 1]}[direction]
 
 
-def check_streams(streams: Sequence[Stream], modes: Sequence[Mode], *, check: bool) -> None:
-    """Check all of the streams that needs no peer.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The packets of a stream in one direction.
+
+    :ivar index: the number of the interface that sends them.
+    :ivar width: the bytes of the longest packet in a buffer.
+    """
+
+    stream: Stream
+    index: int
+    varied: Sequence[Field]
+    templates: list[Template]
+    width: int
+
+
+def prepare_streams(
+    streams: Sequence[Stream], modes: Sequence[Mode], *, check: bool, queues: Sequence[int]
+) -> list[Prepared]:
+    """Return the packets of all streams, and check all of them that needs no peer.
 
     :param modes: the mode of each interface.
     :param check: whether the packets get a mark.
-    :raises ConfigError: a packet cannot be made, names are given twice, or a stream needs a second interface.
+    :param queues: how many transmit queues each interface has.
+    :raises ConfigError: a packet cannot be made, names are given twice, a stream needs a second interface, or there are
+        too many packets, streams and queues.
     """
     check_names(streams)
+    found = []
     for stream in streams:
         for index in directions_of(stream, len(modes)):
             there = stream if index == 0 else stream.opposite()
-            there.templates(modes[index], mark=check, backward=index == 1)
+            templates = there.templates(modes[index], mark=check, backward=index == 1)
+            width = max(len(template.data) for template in templates)
+            found.append(Prepared(stream, index, there.varied, templates, width))
+    check_lanes(sum(queues[each.index] for each in found))
+    check_all_room(sum(queues[each.index] * len(each.templates) * each.width for each in found))
+    return found
+
+
+def check_streams(
+    streams: Sequence[Stream], modes: Sequence[Mode], *, check: bool, queues: Sequence[int] = (1, 1)
+) -> int:
+    """Check the streams as :func:`prepare_streams` does, and return the bytes of the longest packet in a buffer."""
+    return max(each.width for each in prepare_streams(streams, modes, check=check, queues=queues))
+
+
+def check_lanes(count: int) -> None:
+    """Check that a mark has a number for each lane.
+
+    :raises ConfigError: there are too many lanes.
+    """
+    if count > MAX_LANES:
+        raise ConfigError(f"the streams have {count} lanes (directions and queues); they may have {MAX_LANES}")
 
 
 def back_name(name: str) -> str:

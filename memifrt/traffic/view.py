@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from memifrt import columns
 from memifrt.traffic.report import Report, StreamReport, intervals
 from memifrt.types import printable
 
@@ -124,37 +125,35 @@ def table(
     if limit is not None and len(rows) > max(limit, 2):
         left_out = len(rows) - max(limit, 2)
         rows = [*rows[: max(limit, 2) - 1], rows[-1]]
-    longest = max(len(printable(row.now.name)) for row in rows)
+    longest = max(columns.width(printable(row.now.name)) for row in rows)
     # First numbers lose digits, then columns are left out.
-    columns = [column for column in _COLUMNS if report.checked or not column.checked]
+    shown = [column for column in _COLUMNS if report.checked or not column.checked]
     name_width = min(max(longest, len("stream")), _LONGEST_NAME)
     short = False
     while True:
-        heads = [column.head.replace("lost", "missing") if running else column.head for column in columns]
-        cells = [heads, *[[c.cell(row, short) for c in columns] for row in rows]]
-        widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+        heads = [column.head.replace("lost", "missing") if running else column.head for column in shown]
+        cells = [heads, *[[column.cell(row, short) for column in shown] for row in rows]]
+        widths = [max(len(line[index]) for line in cells) for index in range(len(shown))]
         if name_width + sum(len(_BETWEEN) + each for each in widths) <= width:
             break
         name_width = min(name_width, max(_SHORTEST_NAME, len("stream")))
         if not short:
             short = True
             continue
-        rank = max(column.rank for column in columns)
+        rank = max(column.rank for column in shown)
         if not rank:
             break
-        columns = [column for column in columns if column.rank != rank]
-    names = ["stream", *(_cut(printable(row.now.name), name_width) for row in rows)]
+        shown = [column for column in shown if column.rank != rank]
+    names = ["stream", *(columns.cut(printable(row.now.name), name_width, "~") for row in rows)]
     made = [
-        _BETWEEN.join([name.ljust(name_width), *(cell.rjust(size) for cell, size in zip(line, widths, strict=True))])
+        _BETWEEN.join(
+            [columns.left(name, name_width), *(cell.rjust(size) for cell, size in zip(line, widths, strict=True))]
+        )
         for name, line in zip(names, cells, strict=True)
     ]
     if left_out:
         made.insert(-1, f"... and {left_out} more")
-    return [line.rstrip()[:width] for line in made]
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "~"
+    return [columns.cut(line.rstrip(), width) for line in made]
 
 
 def _row(now: StreamReport, report: Report, earlier: Report | None) -> _Row:

@@ -440,7 +440,7 @@ def test_bench_without_a_peer_ends_with_ctrl_c(role: str, socket_path: str) -> N
         else:
             wait_until(lambda: os.path.exists(socket_path))
         status, out, err = end(program)
-    assert (status, "Traceback" in err) == (0, False)
+    assert (status, "Traceback" in err) == (130, False)
     assert read_report(out)["packets"] == 0
     assert not os.path.exists(socket_path)
 
@@ -523,6 +523,7 @@ def test_bench_stays_on_its_core(socket_name: str) -> None:
 # --- wrong arguments ------------------------------------------------------------------------------------------------
 
 WRONG: dict[str, tuple[list[str], list[str]]] = {
+    "size of the ring": (["source", "--size=9000", "--ring-size=4"], ["size is 9000", "a ring of 4", "holds 8192"]),
     "nothing to do": ([], ["WHAT"]),
     "unknown mode": (["fly"], ["WHAT", "'fly'", "'source'", "'rr'"]),
     "size 0": (["gen", "--size=0"], ["--size", "'0'", "1 to 65535"]),

@@ -9,6 +9,7 @@ import re
 import shutil
 import struct
 import subprocess
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from fuzz.work import Counted
 from memifrt import ConfigError, Disconnected, Interface, MemifError, MemifOSError, Mode, Runtime
 from memifrt.capture import filter as bpf
-from memifrt.capture.pcap import LinkType, Packet, create_capture, open_capture, read_capture
+from memifrt.capture.pcap import LinkType, Packet, check_writable, create_capture, open_capture, read_capture
 from memifrt.capture.summary import ethernet_summary, ip_summary, summary
 from memifrt.cli.command_line import main
 from memifrt.cli.dump.capture import Capture
@@ -28,7 +29,7 @@ from memifrt.cli.dump.files import Files
 from memifrt.cli.dump.from_file import dump_file
 from memifrt.cli.dump.options import DumpOptions, Rotation
 from memifrt.cli.dump.sink import Lines
-from memifrt.cli.postrotate import parse_command
+from memifrt.cli.postrotate import PostRotation, parse_command
 from memifrt.cli.progress import Progress
 from memifrt.packets import arp_request, echo_request, parse_ip, parse_mac
 from tests.cli.test_bridge import endpoint, send_all, try_until
@@ -294,6 +295,58 @@ def test_a_percent_sign_is_for_strftime_and_no_file_is_written_twice(
         for second in (1000, 1000, 1011):
             sink.record([bytes(20)], second * SECOND, 0)
     assert [*names(tmp_path)] == ["x1000-0001.pcap", "x1000.pcap", "x1011.pcap"]
+
+
+def test_no_file_is_written_twice_however_many_there_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time_ns", lambda: 1000 * SECOND)
+    monkeypatch.setattr("memifrt.cli.dump.files._REMEMBERED", 2)
+    (tmp_path / "x43.pcap").write_bytes(b"of an earlier run")
+    os.utime(tmp_path / "x43.pcap", (1, 1))
+    with files(tmp_path / "x%S.pcap", Rotation(seconds=1)) as sink:
+        for second in range(1000, 1120):
+            sink.record([b"%d" % second], second * SECOND, 0)
+    found = names(tmp_path)
+    assert len(found) == 120
+    assert sorted(packet for packets in found.values() for packet in packets) == sorted(
+        b"%d" % second for second in range(1000, 1120)
+    )
+
+
+def test_a_capture_of_many_files_remembers_few_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memifrt.cli.dump.files._REMEMBERED", 10)
+    with files(tmp_path / "x%s.pcap", Rotation(seconds=1)) as sink:
+        kept = []
+        tracemalloc.start()
+        try:
+            for second in range(520):
+                sink.record([b"x"], (10_000_000_000 + second) * SECOND, 0)
+                if second in (19, 519):
+                    kept.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+    assert kept[1] - kept[0] < 500 * 60, "not even a name for each file"
+
+
+def test_a_command_that_is_too_slow_does_not_make_the_capture_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("memifrt.cli.postrotate._MOST_WAITING", 2)
+    monkeypatch.setattr(PostRotation, "_start", lambda self, path: None)
+    monkeypatch.setattr(PostRotation, "poll", lambda self: None)
+    rotation = PostRotation(["gzip"])
+    for name in ("a", "b", "c"):
+        rotation.add(name)
+    assert capsys.readouterr().err == ("memifrt dump: gzip is too slow: 2 files wait for it; not running it on c\n")
+
+
+def test_a_capture_goes_where_a_symbolic_link_points(tmp_path: Path) -> None:
+    (tmp_path / "x.pcap").symlink_to(tmp_path / "y.pcap")
+    check_writable(str(tmp_path / "x.pcap"))
+    assert not (tmp_path / "y.pcap").exists()
+    with files(tmp_path / "x.pcap", Rotation()) as sink:
+        sink.record([b"a"], SECOND, 0)
+    assert (tmp_path / "x.pcap").is_symlink()
+    assert [packet.data for packet in everything(tmp_path / "y.pcap")] == [b"a"]
 
 
 def test_rotation_without_a_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -358,6 +358,15 @@ def test_the_program_is_installed_and_removed(config: Path, capsys: pytest.Captu
     assert [*where.iterdir()] == []
 
 
+def test_a_symbolic_link_to_the_program_stays_one(config: Path) -> None:
+    (where := config.parent / "links").mkdir()
+    (where / PROGRAM).symlink_to(config.parent / "program")
+    for _ in range(2):
+        assert main(["extcap", "--install", str(where)]) == 0
+    assert (where / PROGRAM).is_symlink()
+    assert stat.S_IMODE((config.parent / "program").stat().st_mode) == 0o755
+
+
 def test_another_program_of_that_name_is_left_alone(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program = config.parent / PROGRAM
     program.write_text("#!/bin/sh\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -128,11 +129,25 @@ def test_ctrl_c_reports_what_is_known(runtime: Runtime, socket_name: str) -> Non
     assert " came back, " in out
 
 
-def test_ctrl_c_before_a_peer_is_there_says_so(socket_name: str) -> None:
-    with running("generate", "--socket", socket_name, "--role", "master", *PACKET) as program:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_count_is_sent_cuts_it_short(
+    how: signal.Signals, runtime: Runtime, socket_name: str
+) -> None:
+    received: list[bytes] = []
+    echoing(runtime, socket_name, received)
+    with running("generate", "--socket", socket_name, *PACKET, "--rate", "1kpps", "--count", "1000000") as program:
+        wait_until(lambda: len(received) > 20, runtime)
+        status, out, _ = end(program, how)
+    assert status == 128 + how
+    assert " packets sent in " in out
+
+
+@pytest.mark.parametrize(("count", "expected"), [((), 1), (("--count", "5"), 130)])
+def test_ctrl_c_before_a_peer_is_there_says_so(count: tuple[str, ...], expected: int, socket_name: str) -> None:
+    with running("generate", "--socket", socket_name, "--role", "master", *PACKET, *count) as program:
         read_until(program, "1 stream on memif0", stderr=True)
         status, out, err = end(program)
-    assert (status, out) == (1, "")
+    assert (status, out) == (expected, "")
     assert err.endswith("ended before a peer was there; nothing was sent\n")
 
 
@@ -185,6 +200,13 @@ def test_a_peer_that_leaves_ends_it_with_a_report(runtime: Runtime, socket_name:
         ((*PACKET, "--plot", "x.gif"), "argument --plot: 'x.gif' must end with .png or .svg"),
         ((*PACKET, "--plot", "/none/x.png"), "cannot write /none/x.png: No such file"),
         ((*PACKET, "--queues", "0"), "argument --queues"),
+        ((*PACKET, "--size", "9000", "--ring-size", "4"), "8996 bytes; a ring of 4 buffers of 2048 bytes holds 8192"),
+        (
+            (*PACKET, "--size", "90", "--to", "@b,ring-size=1,buffer-size=64"),
+            "a ring of 1 buffers of 64 bytes holds 64",
+        ),
+        ((*PACKET, "--size", ",".join(["9000"] * 500), "--queues", "250"), "streams and queues need 1072 MiB, more"),
+        ((*PACKET, "--queues", "255", "--ring-size", "16384"), "a region holds at most"),
         ((*PACKET, "--burst", "4"), "stream stream: a burst of 4 has no effect as fast as it goes; it needs a rate"),
         ((*PACKET, "--link-speed", "1Gbps", "--rate", "5"), "--link-speed has no effect"),
         (("--packet", "Ether()/IP()/TCP()", "--field", "udp.src=1..2"), "the packet has no such bytes"),

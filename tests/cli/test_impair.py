@@ -71,6 +71,12 @@ def test_a_direction_adds_to_what_is_said_of_both() -> None:
     assert (back.loss, back.delay, back.rate) == (0.01, 0, 1e9)
 
 
+def test_a_seed_is_for_the_direction_that_needs_it() -> None:
+    impairments = made("--seed", "5", "--memory", "1mb", "--impair", "a-to-b:loss=1%,delay=1ms")
+    assert impairments.describe() == ["impairing a-to-b: delay=1ms, loss=1%, memory=1048576, seed=5"]
+    assert impairments.b_to_a is None
+
+
 def test_one_direction_alone_leaves_the_other_as_it_is() -> None:
     impairments = made("--impair", "b-to-a:loss=1%")
     assert impairments.a_to_b is None
@@ -98,6 +104,9 @@ WRONG = {
     ("--seed", "1"): ["seed impairs nothing by itself"],
     ("--match", "udp"): ["match impairs nothing by itself"],
     ("--match", "port port", "--loss", "1%"): ["'port port'"],
+    ("--delay", "1ms", "--seed", "1"): ["seed has no effect", "jitter, loss"],
+    ("--loss", "1%", "--memory", "1mb"): ["memory has no effect", "delay, jitter, rate"],
+    ("--impair-file", ""): ["--impair-file", "'' is not the name of a file"],
     ("--impair", "c-to-d:loss=1%"): ["--impair", "'c-to-d'", "a-to-b or b-to-a"],
     ("--impair", "a-to-b:loss"): ["--impair", "'loss'", "a-to-b:loss=1%,delay=5ms"],
     ("--impair", "a-to-b:lost=1%"): ["--impair", "'lost'", "delay, jitter"],

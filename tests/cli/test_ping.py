@@ -139,7 +139,8 @@ def test_payload_longer_than_the_whole_ring_is_an_error_and_status_2(socket_name
     done = run("ping", "--socket", socket_name, "--ring-size", "4", "--buffer-size", "64", "-s", "1000", TARGET)
     assert done.returncode == 2
     assert done.stderr == (
-        "memifrt ping: a payload of 1000 bytes makes a packet of 1042; a ring of 4 buffers of 64 bytes holds 256\n"
+        "memifrt ping: a payload of 1000 bytes makes a packet of 1042; a ring of 4 buffers of 64 bytes holds 256: "
+        "use a larger ring or larger buffers\n"
     )
 
 

@@ -6,9 +6,11 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from memifrt import ConfigError, Runtime
 from memifrt.capture.pcap import open_capture
@@ -131,6 +133,13 @@ def test_the_table_is_columns_of_text() -> None:
     assert lines[2:4] == ["port 1 dropped: 2 queue full", "port 1 lost 3 addresses to the limits"]
     assert lines[6].split() == ["02:00:00:00:00:01", "10", "1", "tap0", "12", "s"]
     assert lines[7].startswith("1 of at most 8192 addresses (4096 a port), forgotten after 300 s")
+
+
+def test_a_wide_name_keeps_the_columns_below_each_other() -> None:
+    wide = deepcopy(STATS)
+    wide["ports"][0]["name"] = "路由器"
+    titles, row, *_ = table_lines(wide)
+    assert cell_len(titles[: titles.index("vlan")]) == cell_len(row[: row.index("vlan=10")])
 
 
 def test_a_snapshot_has_the_switch_if_there_is_one(runtime: Runtime) -> None:

@@ -158,6 +158,10 @@ def test_a_device_that_goes_away_is_one_line_and_status_2_after_the_table(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["memif:@b,ring-size=4", "--sizes", "64,9000"],
+            "--sizes: a frame of 9000 bytes is a packet of 8996; a ring of 4",
+        ),
         (["--sizes", "63"], "'63' is not a frame size from 64 to 16384 bytes, or imix"),
         (["--sizes", "64,64"], "the frame size 64 is given twice"),
         (["--sizes", ""], "is not a frame size"),

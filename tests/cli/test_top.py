@@ -37,7 +37,7 @@ from memifrt.cli.top.rows import direction_row
 from memifrt.cli.top.screen import picture
 from memifrt.cli.top.table import lines
 from memifrt.cli.top.view import SORTS, View
-from memifrt.stats.client import Observer, Program, QueueKey, parse_snapshot, rates
+from memifrt.stats.client import FORGET_AFTER, Observer, Program, QueueKey, parse_snapshot, rates
 from memifrt.stats.snapshot import InterfaceStats, QueueStats, Snapshot, snapshot
 from tests.lib.programs import command, end, finish, read_until, run, running
 from tests.lib.support import DEADLINE, connect, running_in_thread, wait_until
@@ -369,6 +369,41 @@ def test_a_pattern_finds_programs_that_start_later(observe: Observe, tmp_path: P
     ):
         look(observer, a, b)
         assert [p.snapshot["name"] for p in observer.programs if p.snapshot] == ["a", "b"]
+
+
+def test_a_program_of_a_pattern_is_dead_for_a_while_and_then_gone(
+    observe: Observe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = 0.0
+    now = time.monotonic
+    monkeypatch.setattr("time.monotonic", lambda: now() + later)
+    path = tmp_path / "a.stats"
+    observer, named = observe(str(tmp_path / "*.stats")), observe(str(path))
+    with Runtime("a", stats_socket=path) as runtime:
+        for each in (observer, named):
+            look(each, runtime)
+    for each in (observer, named):
+        look(each)
+        look(each)
+    (seen,) = observer.programs
+    assert "no such file" in seen.error
+    later = FORGET_AFTER - 1
+    with Runtime("b", stats_socket=path) as runtime:
+        look(observer, runtime)
+        assert observer.programs == [seen]
+        assert seen.error == ""
+        path.unlink()  # the program goes on, and so does the connection
+        later += 2 * FORGET_AFTER
+        look(observer, runtime)
+        assert observer.programs == [seen]
+        assert seen.error == ""
+    look(observer)
+    assert observer.programs == [seen]
+    later += FORGET_AFTER + 1
+    look(observer)
+    assert observer.programs == []
+    look(named)
+    assert [program.path for program in named.programs] == [str(path)], "what the user named stays"
 
 
 # --- how it looks ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.lib.programs import Program, end, read_until, responder
-from tests.lib.support import DEADLINE
+from tests.lib.support import DEADLINE, wait_until
 from tests.lib.testpmd import DpdkTestpmd, missing
 
 pytest.importorskip("scapy")
@@ -78,6 +78,21 @@ def test_probe_asks_pings_and_shakes_hands_with_a_host_of_scapy(socket_path: str
         assert (status, "Traceback" in errors, "ResourceWarning" in errors) == (0, False, False)
         assert "TCP 192.168.1.1" in said
     assert not os.path.exists(socket_path)
+
+
+def test_ctrl_c_ends_a_probe_that_waits_for_its_peer_quietly(socket_path: str) -> None:
+    with subprocess.Popen(
+        command("probe", "--role", "master", "--socket", socket_path),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        try:
+            wait_until(lambda: os.path.exists(socket_path))
+            assert end(program, signal.SIGINT) == (130, "", "")
+        finally:
+            program.kill()
 
 
 def test_probe_in_ip_mode_needs_no_arp(socket_path: str) -> None:

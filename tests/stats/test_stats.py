@@ -684,6 +684,60 @@ def test_a_request_in_pieces_or_none_at_all_is_answered(pieces: list[bytes], sta
     assert raw(scraped, *pieces).startswith(start)
 
 
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /" + b"x" * 300_000, 431),
+        (b"POST /metrics HTTP/1.1\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300_000, 405),
+        (b"hello\r\n\r\n" + b"x" * 300_000, 400),
+        (b"GET /metrics HTTP/1.1\r\n\r\n" + b"x" * 300_000, 200),
+    ],
+)
+def test_a_client_that_sends_too_much_sees_the_response_and_no_reset(
+    request_: bytes, status: int, scraped: Runtime
+) -> None:
+    with socket.create_connection(address(scraped), timeout=DEADLINE) as client:
+        client.sendall(request_)
+        client.shutdown(socket.SHUT_WR)
+        answer = bytearray()
+        while data := client.recv(65536):
+            answer += data
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_a_body_that_comes_after_the_response_resets_nothing(scraped: Runtime) -> None:
+    with socket.create_connection(address(scraped), timeout=DEADLINE) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nContent-Length: 300000\r\n\r\n")
+        while client.recv(65536):
+            pass
+        client.sendall(b"x" * 300_000)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+
+
+def test_a_client_that_never_stops_sending_is_disconnected(scraped: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memifrt.stats.http_server._DRAIN_TIME", DEADLINE * 10)
+    refused = False
+    with socket.create_connection(address(scraped), timeout=DEADLINE) as client:
+        try:
+            for _ in range(1000):
+                client.sendall(b"x" * 65536)
+        except (BrokenPipeError, ConnectionResetError):
+            refused = True
+    assert refused
+
+
+def test_a_client_that_keeps_its_connection_after_a_refusal_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memifrt.stats.http_server._DRAIN_TIME", 0.01)
+    with Runtime(prometheus="127.0.0.1:0") as runtime:
+        before = len(open_fds())
+        with socket.create_connection(address(runtime), timeout=DEADLINE) as client:
+            client.sendall(b"hello\r\n\r\n")
+            wait_until(lambda: len(open_fds()) == before + 2, runtime)
+            wait_until(lambda: len(open_fds()) == before + 1, runtime)
+            assert client.recv(4) == b"HTTP"
+
+
 def test_clients_that_say_nothing_keep_nobody_out(scraped: Runtime) -> None:
     with contextlib.ExitStack() as silent:
         for _ in range(2 * MAX_CLIENTS):

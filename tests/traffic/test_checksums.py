@@ -58,10 +58,11 @@ def test_a_mark_makes_the_sum_behind_the_headers_zero(
     mark = struct.pack("<IIQH", signature.key(run, lane), sequence, int(times[0]), int(check[0]))
     assert len(mark) == signature.SIZE
     assert words(body + mark) in (0, 0xFFFF)
-    assert signature.is_whole(sequences, times, check, rest).all()
-    assert not signature.is_whole(sequences ^ np.uint32(1), times, check, rest).any()
-    assert not signature.is_whole(sequences, times ^ np.uint64(1 << 40), check, rest).any()
-    assert not signature.is_whole(sequences, times, check ^ np.uint32(0x8000), rest).any()
+    assert signature.sums(sequences, check, rest).tolist() == [0xFFFF]
+    assert signature.sums(sequences ^ np.uint32(1), check, rest).tolist() != [0xFFFF]
+    assert signature.sums(sequences, check ^ np.uint32(0x8000), rest).tolist() != [0xFFFF]
+    assert signature.has_right_time(times).all()
+    assert not signature.has_right_time(times ^ np.uint64(1 << 40)).any()
 
 
 @given(st.integers(0, 2**63), st.integers(0, 60_000_000_000))

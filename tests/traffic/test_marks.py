@@ -77,7 +77,8 @@ def taken(kind: type[Receiver], lanes: dict[int, LaneCheck], packets: Sequence[b
 def figures(made: Receiver) -> dict[str, Any]:
     found: dict[str, Any] = {"foreign": made.foreign}
     for number, lane in made.lanes.items():
-        names = ("received", "received_bytes", "duplicated", "reordered", "corrupted", "arrived")
+        names = ["received", "received_bytes", "duplicated", "reordered", "corrupted"]
+        names += ["unidentified", "repeated", "arrived", "intact"]
         latency = None if lane.recorder is None else lane.recorder.latency()
         found[str(number)] = (
             [int(getattr(lane.tally, name)) for name in names],
@@ -100,7 +101,7 @@ def test_packets_that_nobody_changes_are_whole_and_in_order(name: str, kind: typ
     check = LaneCheck(templates, STREAMS[name].varied)
     made = taken(kind, {3: check}, packets, lane.width)
     assert figures(made)["foreign"] == 0
-    assert figures(made)["3"][0] == [10_000, sum(map(len, packets)), 0, 0, 0, 10_000]
+    assert figures(made)["3"][0] == [10_000, sum(map(len, packets)), 0, 0, 0, 0, 0, 10_000, 10_000]
     latency = None if check.recorder is None else check.recorder.latency()
     assert latency is not None
     assert latency.count == 10_000
@@ -117,8 +118,130 @@ def test_every_changed_byte_behind_the_headers_is_noticed(name: str, kind: type[
         for at in range(templates[0].covered, len(packet)):
             if not len(packet) - signature.SIZE <= at < len(packet) - signature.SIZE + 4:  # another run's or lane's
                 changed.append(packet[:at] + bytes([packet[at] ^ 0x55]) + packet[at + 1 :])
-    made = taken(kind, {3: LaneCheck(templates, STREAMS[name].varied)}, changed, lane.width)
-    assert figures(made)["3"][0] == [len(changed), sum(map(len, changed)), 0, 0, len(changed), len(changed)]
+    check = LaneCheck(templates, STREAMS[name].varied)
+    made = taken(kind, {3: check}, changed, lane.width)
+    found = figures(made)["3"][0]
+    assert (found[:2], found[4], found[-1]) == ([len(changed), sum(map(len, changed))], len(changed), 0)
+    if not name.endswith("fields") and "fields behind" not in name:
+        # The 4 bytes of the number and the 2 of the check value: nobody can tell which packet it was.
+        assert found[-2] == check.tally.arrived == 20
+        assert check.tally.unidentified == 6 * 20
+
+
+#: Where a damaged bit is, as bytes and bit from the begin of the mark.
+DAMAGES = {
+    "t": (signature.TIME + 2, 1),
+    "s": (signature.SEQUENCE + 3, 16),
+    "c": (signature.CHECK, 4),
+    "k": (2, 2),
+    "b": (-1, 1),
+}
+
+
+def damaged(packet: bytes, kind: str) -> bytes:
+    """A packet with one bit changed: in the time, the sequence number, the check value, the key, or the body."""
+    if kind == "n":  # several bits of the number: nobody can tell what it was
+        at = len(packet) - signature.SIZE + signature.SEQUENCE
+        return packet[:at] + b"\xa5\x5a\x99\x66" + packet[at + 4 :]
+    offset, bit = DAMAGES[kind]
+    at = len(packet) - signature.SIZE + offset
+    return packet[:at] + bytes([packet[at] ^ bit]) + packet[at + 1 :]
+
+
+#: What comes of the packets 0 to 4, by number and damage. What is counted: received, duplicated, reordered, corrupted,
+#: unidentified, lost, intact and foreign.
+PATHS = {
+    "0 1 2 3 4": (5, 0, 0, 0, 0, 0, 5, 0),
+    "0 1 3 4": (4, 0, 0, 0, 0, 1, 4, 0),
+    "0 1 1 2 3 4 1": (7, 2, 0, 0, 0, 0, 5, 0),
+    "0 2 1 4 3": (5, 0, 2, 0, 0, 0, 5, 0),
+    "0 2 1 1 3 4": (6, 1, 1, 0, 0, 0, 5, 0),
+    # one corrupted packet, whatever bit it is
+    "0 1t 2 3 4": (5, 0, 0, 1, 0, 0, 4, 0),
+    "0 1s 2 3 4": (5, 0, 0, 1, 0, 0, 4, 0),
+    "0 1c 2 3 4": (5, 0, 0, 1, 0, 0, 4, 0),
+    "0 1b 2 3 4": (5, 0, 0, 1, 0, 0, 4, 0),
+    "0 1s 2s 3c 4": (5, 0, 0, 3, 0, 0, 2, 0),
+    "0s 1s 2c 3s 4b": (5, 0, 0, 5, 0, 0, 0, 0),
+    # a mark that names no stream, and one that names no packet
+    "0 1k 2 3 4": (4, 0, 0, 0, 0, 1, 4, 1),
+    "0 1n 2 3 4": (5, 0, 0, 1, 1, 1, 4, 0),
+    # copies of which one or both are corrupted, in each order
+    "0 1 1t 2 3 4": (6, 1, 0, 1, 0, 0, 5, 0),
+    "0 1t 1 2 3 4": (6, 1, 0, 1, 0, 0, 5, 0),
+    "0 1t 1t 2 3 4": (6, 1, 0, 2, 0, 0, 4, 0),
+    "0 1t 1 1 2 3 4": (7, 2, 0, 1, 0, 0, 5, 0),
+    "0 1 2 3 4 1s": (6, 1, 0, 1, 0, 0, 5, 0),
+    "0 1b 2 3 4 1b 1": (7, 2, 0, 2, 0, 0, 5, 0),
+    "0 1 1n 2 3 4": (6, 0, 0, 1, 1, 0, 5, 0),
+    # and another packet is lost: a copy does not take its place
+    "0 1 1t 2 4": (5, 1, 0, 1, 0, 1, 4, 0),
+    "0 1t 1 2 4": (5, 1, 0, 1, 0, 1, 4, 0),
+    "0 1 1k 2 4": (4, 0, 0, 0, 0, 1, 4, 1),
+    "0 1 1n 2 4": (5, 0, 0, 1, 1, 1, 4, 0),
+    # late and corrupted
+    "0 2 1t 3 4": (5, 0, 1, 1, 0, 0, 4, 0),
+    "0 2t 1 3 4": (5, 0, 1, 1, 0, 0, 4, 0),
+    "0 2 1t 1 4": (5, 1, 1, 1, 0, 1, 4, 0),
+}
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("path", PATHS)
+def test_loss_copies_order_and_damage_are_told_apart_in_each_combination(path: str, kind: type[Receiver]) -> None:
+    stream = Stream("Ether()/IP()/UDP()", size=80)
+    lane, templates = lane_of(stream, 3)
+    packets = lane.packets(5)
+    came = [damaged(packets[int(word[0])], word[1:]) if word[1:] else packets[int(word)] for word in path.split()]
+    for step in (1, len(came)):
+        check = LaneCheck(templates, ())
+        made = kind(lane.width, {3: check})
+        made.begin(77)
+        for start in range(0, len(came), step):
+            queue: Any = Queue(came[start : start + step])
+            made.poll(queue)
+            made.finish()
+        tally = check.tally
+        found = (tally.received, tally.duplicated, tally.reordered, tally.corrupted, tally.unidentified)
+        assert (*found, 5 - tally.arrived, tally.intact, made.foreign) == PATHS[path]
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("seed", range(3))
+def test_a_path_that_does_everything_is_reported_as_it_was(seed: int, kind: type[Receiver]) -> None:
+    chance = random.Random(seed)
+    stream = Stream("Ether()/IP()/UDP()", size=90, fields=["udp.src=1..999"])
+    lane, templates = lane_of(stream, 3)
+    packets = lane.packets(20_000)
+    timed: list[tuple[float, int, bytes]] = []
+    lost = copies = corrupted = 0
+    for number, packet in enumerate(packets):
+        first = chance.random() < 0.02
+        both = chance.random() < 0.05
+        if first and not both:
+            lost += 1
+            continue
+        copies += both and not first
+        for at in (number, number + 1.5)[first : 1 + both]:
+            bad = chance.random() < 0.03
+            corrupted += bad
+            late = 9 * (chance.random() < 0.01)
+            timed.append((at + late, number, damaged(packet, chance.choice("tsbc")) if bad else packet))
+    timed.sort()
+    check = LaneCheck(templates, stream.varied)
+    taken(kind, {3: check}, [packet for _, _, packet in timed], lane.width)
+    numbers = [number for _, number, _ in timed]
+    largest, seen, reordered = -1, set(), 0
+    for number in numbers:
+        reordered += number not in seen and number < largest
+        seen.add(number)
+        largest = max(largest, number)
+    tally = check.tally
+    assert (tally.received, tally.corrupted, tally.unidentified) == (len(timed), corrupted, 0)
+    # A flipped bit of a number or a check value beside a late packet may be taken for the packet next to it.
+    assert 20_000 - tally.arrived == pytest.approx(lost, abs=5)
+    assert tally.duplicated == pytest.approx(copies, abs=5)
+    assert tally.reordered == pytest.approx(reordered, abs=20)
 
 
 @pytest.mark.usefixtures("clock")

@@ -68,6 +68,11 @@ CASES = {
         ["vlan.id=0..4095", "ipv4.ttl=1..255"],
     ),
     "priority": ("Ether()/Dot1Q(vlan=9)/IP()/UDP()", ["vlan.priority=0..7"]),
+    "a whole tag": ("Ether()/Dot1Q()/IP()/UDP()", ["vlan.priority=0..7", "vlan.id=0..4095 step 5", "vlan.dei=0..1"]),
+    "tos": ("Ether()/IP()/UDP()", ["ipv4.ecn=0..3", "ipv4.dscp=0..63 random seed 3", "ipv4.ttl=9..99"]),
+    "flags and offset": ("Ether()/IP()/ICMP()", ["ipv4.flags=0..7", "ipv4.fragment_offset=0..8191 random seed 1"]),
+    "flow label": ("Ether()/IPv6()/UDP()", ["ipv6.flow_label=0..0xfffff step 77", "ipv6.traffic_class=0..255"]),
+    "tcp header": ("Ether()/IP()/TCP()", ["tcp.flags=0..255", "tcp.seq=0..0xffffffff random seed 2", "tcp.window=9,8"]),
     "macs": (
         "Ether()/IP()/ICMP()",
         ["eth.src=02:00:00:00:00:fe..02:00:00:00:01:02", "eth.dst=0..0xffffffffffff random seed 2"],
@@ -185,6 +190,10 @@ def test_packets_of_an_ip_memif_have_no_ethernet_header() -> None:
 RANGES = {
     "eth.src": 48,
     "vlan.id": 12,
+    "vlan.priority": 3,
+    "vlan.dei": 1,
+    "ipv4.dscp": 6,
+    "ipv4.ecn": 2,
     "ipv4.ttl": 8,
     "ipv4.src": 32,
     "udp.dst": 16,
@@ -221,7 +230,9 @@ def test_any_ranges_give_their_values_and_right_checksums(fields: list[Field], s
             assert place is not None
             begin, end = place.span
             value = int.from_bytes(data[begin:end], "big")
-            assert (value & 0xFFF if field.name == "vlan.id" else value) == first + number * field.step
+            if RANGES[field.name] < 8 * (end - begin):
+                value = (value & place.own) >> place.shift
+            assert value == first + number * field.step
 
 
 @pytest.mark.parametrize(
@@ -230,13 +241,36 @@ def test_any_ranges_give_their_values_and_right_checksums(fields: list[Field], s
         ["ipv4.src=10.0.0.1..10.0.0.9", "@26:1=0..255"],
         ["@26:1=0..255", "ipv4.src=10.0.0.1..10.0.0.9"],
         ["ipv4.src=10.0.0.1", "ipv4.src=10.0.0.2"],
-        ["vlan.id=1..2", "vlan.priority=1..2"],
+        ["vlan.id=1..2", "vlan.priority=1..2", "@15:1=1..2"],
+        ["vlan.id=1..2", "vlan.dei=1", "vlan.dei=0"],
     ],
 )
-def test_fields_that_share_bytes_are_refused_even_if_these_bytes_are_always_the_same(fields: list[str]) -> None:
+def test_fields_that_share_bits_are_refused_even_if_these_bits_are_always_the_same(fields: list[str]) -> None:
     packet = "Ether()/Dot1Q()/IP()/UDP()" if "vlan" in fields[0] else "Ether()/IP()/UDP()"
-    with pytest.raises(ConfigError, match="vary the same bytes"):
+    with pytest.raises(ConfigError, match="vary the same bits"):
         Stream(packet, size=64, fields=fields).templates(Mode.ETHERNET, mark=False)
+
+
+def test_fields_that_share_a_word_leave_each_other_and_the_rest_of_it_alone() -> None:
+    stream = Stream(
+        "Ether()/Dot1Q(prio=1, dei=1, vlan=7)/IP(tos=0xff)/UDP()",
+        fields=["vlan.id=100..400", "vlan.priority=2..6", "ipv4.ecn=1,2"],
+    )
+    for index, data in enumerate(lane(stream).packets(1000)):
+        packet = Ether(data)
+        tag = packet[Dot1Q]
+        assert (tag.prio, tag.dei, tag.vlan) == (2 + index % 5, 1, 100 + index % 301)
+        assert packet[IP].tos == 0xFC | 1 + index % 2
+    both = Stream(
+        "Ether()/IPv6()/UDP()", fields=["ipv6.version=4..7", "ipv6.flow_label=9", "ipv6.traffic_class=0..255"]
+    )
+    for index, data in enumerate(lane(both).packets(1000)):
+        word = (4 + index % 4) << 28 | index % 256 << 20 | 9
+        assert data[14:18] == word.to_bytes(4, "big")
+    header = Stream("Ether()/IP()/UDP()", fields=["ipv4.version=4,6", "ipv4.ihl=5..15"])
+    assert [data[14] for data in lane(header).packets(12)] == [
+        (64, 96)[index % 2] + 5 + index % 11 for index in range(12)
+    ]
 
 
 # --- the compiled writer --------------------------------------------------------------------------------------------
@@ -298,7 +332,7 @@ def test_the_compiled_writer_refuses_what_is_not_in_the_rows(columns: Any, sums:
     ("fields", "part"),
     [
         (["tcp.src=1..2"], "field tcp.src: the packet has no such bytes"),
-        (["ipv4.src=1..900", "@28:2=1..2"], "the fields ipv4.src and @28:2 vary the same bytes"),
+        (["ipv4.src=1..900", "@28:2=1..2"], "the fields ipv4.src and @28:2 vary the same bits"),
         (["@300:2=1..2"], "field @300:2: the packet has no such bytes"),
     ],
 )

@@ -17,7 +17,8 @@ def counted(numbers: list[int], step: int = 7) -> tuple[int, int]:
     duplicated = reordered = 0
     for start in range(0, len(numbers), step):
         part = np.array(numbers[start : start + step], np.int64).astype(np.uint32)
-        more, later = sequence.take(part)
+        more, later, again = sequence.take(part)
+        assert again == more  # all are whole
         duplicated += more
         reordered += later
     return duplicated, reordered
@@ -72,16 +73,16 @@ def test_numbers_go_on_behind_32_bits() -> None:
     start = 0
     while start < (1 << 32) + 1000:
         # Each step is a gap of lost packets, as small as the numbers can tell.
-        assert sequence.take(np.arange(start, start + 5, dtype=np.int64).astype(np.uint32)) == (0, 0)
+        assert sequence.take(np.arange(start, start + 5, dtype=np.int64).astype(np.uint32)) == (0, 0, 0)
         start += (1 << 30) if start < 3 << 30 else 500_000_000
-    assert sequence.take(np.array([(start - 500_000_000) & 0xFFFFFFFF], np.uint32)) == (1, 0)
+    assert sequence.take(np.array([(start - 500_000_000) & 0xFFFFFFFF], np.uint32)) == (1, 0, 1)
 
 
 def test_whole_windows_in_order_are_in_order() -> None:
     sequence = Sequence64()
     for start in range(0, 3 * WINDOW, 1000):
-        assert sequence.take(np.arange(start, start + 1000, dtype=np.uint32)) == (0, 0)
-    assert sequence.take(np.array([3 * WINDOW - 500], np.uint32)) == (1, 0)
+        assert sequence.take(np.arange(start, start + 1000, dtype=np.uint32)) == (0, 0, 0)
+    assert sequence.take(np.array([3 * WINDOW - 500], np.uint32)) == (1, 0, 1)
 
 
 def test_latencies_are_those_of_the_percentiles() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 
 from memifrt import ConfigError, MemifOSError
 from memifrt.traffic import Report, Sample, StreamReport
@@ -44,6 +45,16 @@ def test_a_table_fits_into_every_width(width: int, streams: int, checked: bool) 
     lines = table(report(streams, checked=checked), width)
     assert all(len(line) <= width for line in lines)
     assert len(lines) == 1 + streams + (streams > 1)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_wide_names_keep_the_columns_below_each_other(width: int) -> None:
+    made = report(1)
+    (stream,) = made.streams.values()
+    names = ("路由器" * 9, "e\u0301" * 4, "🚀")
+    lines = table(replace(made, streams={name: replace(stream, name=name) for name in names}), width)
+    assert len({cell_len(line) for line in lines}) == 1
+    assert cell_len(lines[0]) <= width
 
 
 def test_80_columns_have_room_for_what_counts_and_200_for_all() -> None:

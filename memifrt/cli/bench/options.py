@@ -9,7 +9,14 @@ from dataclasses import asdict, dataclass, field
 from memifrt.cli.program import SessionOptions
 from memifrt.cli.run_in_loop import LOOPS
 from memifrt.errors import ConfigError
-from memifrt.options import DEFAULT_BUFFER_SIZE, DEFAULT_RING_SIZE, RoleName, RxModeName, parse_rx_mode
+from memifrt.options import (
+    DEFAULT_BUFFER_SIZE,
+    DEFAULT_RING_SIZE,
+    InterfaceConfig,
+    RoleName,
+    RxModeName,
+    parse_rx_mode,
+)
 from memifrt.packets import echo_request, parse_ip
 from memifrt.types import Mode, Role, RxMode, check_range
 
@@ -84,6 +91,9 @@ class Options:
             raise ConfigError("payload is icmp; the reply is another packet, so check must be count")
         if self.mode == "gen" and self.check == "content" and self.size < SEQUENCE_BYTES:
             raise ConfigError(f"size is {self.size}; a packet that is checked has at least {SEQUENCE_BYTES} bytes")
+        if self.mode in ("source", "gen", "rr"):
+            config = InterfaceConfig.of(role=self.role, ring_size=self.ring_size, buffer_size=self.buffer_size)
+            config.check_length(f"size is {self.size}", self.size)
         self._check_imix()
         self._check_threads()
         if self.interval and not self.interval >= SHORTEST_INTERVAL:

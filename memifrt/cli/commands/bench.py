@@ -32,6 +32,7 @@ from memifrt.cli.bench.options import (
     Options,
 )
 from memifrt.cli.plots import SUFFIXES, plot_bench, plot_path
+from memifrt.cli.program import ended_by_signal, status_of_signal
 from memifrt.drawing import check_matplotlib
 from memifrt.types import MAX_LOG2_RING_SIZE
 
@@ -130,7 +131,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if options.plot:
         title = f"memifrt bench {result.mode} ({result.impl} rings), {arguments.size} bytes"
         plot_bench(options.plot, title, result.intervals, bench.trips)
-    return 0
+    return status_of_signal() if options.seconds and ended_by_signal() else 0
 
 
 COMMAND = Command(
@@ -142,7 +143,12 @@ COMMAND = Command(
 
 source sends, sink receives, echo sends packets back,
 gen sends packets and checks the returned ones,
-rr sends one packet at a time and waits for it: p50, p99, p99.9""",
+rr sends one packet at a time and waits for it: p50, p99, p99.9
+
+Both ends may have the same options: what is for another WHAT has no effect.
+
+exit status: 0; 130 if Ctrl+C came before --seconds were over (with the figures
+so far); 3 without a peer in time; 2 on other errors""",
     _add_arguments,
     _run,
 )

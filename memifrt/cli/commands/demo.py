@@ -12,7 +12,7 @@ from pathlib import Path
 import memifrt
 from memifrt.cli.arguments import MANY, Command, Parser, add_loop_argument, seconds, whole
 from memifrt.cli.commands.ping import PingOptions, ping
-from memifrt.cli.program import ProgramInterface, default_mac
+from memifrt.cli.program import ProgramInterface, default_mac, ended_by_signal, status_of_signal
 from memifrt.errors import ErrorCode, MemifError
 from memifrt.packets import format_ip
 from memifrt.ring import __impl__ as rings
@@ -54,6 +54,8 @@ def demo(count: int, interval: float, *, loop: str = "internal") -> int:
         finally:
             status = _end(responder)
     print(f"\n{statistics.received} of {count} pings were answered over shared memory.", flush=True)
+    if ended_by_signal() and statistics.received < count:
+        return status_of_signal()
     return 0 if statistics.received == count and status == 0 else 1
 
 
@@ -94,7 +96,7 @@ COMMAND = Command(
     """example:
   memifrt demo -c 100 -i 0.01
 
-exit status: 0 if every ping was answered, 1 if not, 2 on other errors""",
+exit status: 0 if every ping was answered, 1 if not, 130 after Ctrl+C, 2 on other errors""",
     _add_arguments,
     _run,
 )

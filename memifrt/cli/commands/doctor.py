@@ -608,6 +608,11 @@ def _interrupt() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    parser: Parser = arguments.parser
+    if arguments.probe_id is None:
+        parser.refuse_given(["--secret", "--secret-file"], "without --probe-id, which sends it")
+    if arguments.json:
+        parser.refuse_given(["--fix-hints"], "with --json")
     address = Address.parse(arguments.path)
     findings = []
     question = Question(address, arguments.timeout, arguments.probe_id, arguments.secret or b"")

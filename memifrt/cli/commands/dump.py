@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 from collections.abc import Callable, Sequence
 
 from memifrt.capture.lines import LineStyle
 from memifrt.capture.pcap import MAX_SNAPLEN
 from memifrt.cli.arguments import (
     MANY,
+    PEER_OPTIONS,
+    SESSION_OPTIONS,
     Command,
     Parser,
     add_peer_arguments,
     checked,
+    file_name,
     session_options,
     whole,
 )
@@ -31,10 +35,11 @@ from memifrt.cli.impair import (
     Impairments,
     add_impairment_arguments,
     impairment_options,
+    impairments_given,
     watching,
 )
 from memifrt.cli.postrotate import parse_command
-from memifrt.cli.program import SessionOptions, complain, session
+from memifrt.cli.program import SessionOptions, complain, ended_by_signal, session, status_of_signal
 from memifrt.errors import ConfigError
 from memifrt.options import DEFAULT_RECONNECT_INTERVAL
 from memifrt.ports.endpoint import MemifEndpoint
@@ -122,12 +127,14 @@ def _add_arguments(parser: Parser) -> None:
     add(
         "-r",
         dest="source",
+        type=file_name,
         metavar="FILE",
         help="read packets from a capture, perhaps compressed, instead of a memif; - is standard input",
     )
     add(
         "-w",
         dest="path",
+        type=file_name,
         metavar="FILE",
         help="write a capture: pcapng if FILE ends with .pcapng, else pcap; .gz or .zst after that compresses it; "
         "- is standard output",
@@ -194,7 +201,7 @@ def _add_arguments(parser: Parser) -> None:
 
 
 def _add_line_arguments(parser: Parser) -> None:
-    add = parser.add_argument_group("lines, as by tcpdump").add_argument
+    add = parser.add_argument_group("lines, as by tcpdump; without effect with -w").add_argument
     add("-n", action="store_true", help="numbers instead of names, which memifrt never looks up anyway")
     add("-e", action="store_true", help="print the link-level header: MAC addresses, EtherType, VLAN tags")
     add("-v", action="count", default=0, help="print more: the fields of the IP header, checksums; -vv: also of UDP")
@@ -218,26 +225,25 @@ def _line_style(arguments: argparse.Namespace) -> LineStyle:
     return LineStyle(arguments.t, arguments.nano, arguments.e, arguments.v, arguments.q, dump)
 
 
-def _check_no_memif(arguments: argparse.Namespace) -> None:
-    """Check that no option of a memif is given together with ``-r``.
+def _check_effects(arguments: argparse.Namespace) -> None:
+    """Check that no option is given that has no effect because of others.
 
     :raises ConfigError: there is one.
     """
-    given = {
-        "--between": arguments.between,
-        "--stats": arguments.stats,
-        "--prometheus": arguments.prometheus,
-        "--web": arguments.web,
-        "--connect-timeout": arguments.connect_timeout,
-    }
-    for name, value in given.items():
-        if value is not None:
-            raise ConfigError(f"-r reads a file, and {name} is for a memif; give one of them")
-    if impairment_options(arguments):
-        raise ConfigError("-r reads a file, and impairments are for packets between two memifs; give one of them")
+    parser: Parser = arguments.parser
+    if arguments.source is not None:
+        others = [*PEER_OPTIONS, *SESSION_OPTIONS, "--between"]
+        for name in [*(name for name in parser.options_given() if name in others), *impairments_given(parser)]:
+            what = "for a memif" if name in others else "an impairment between two memifs"
+            raise ConfigError(f"-r reads a file, and {name} is {what}; give one of them")
+    elif arguments.between is not None:
+        parser.refuse_given(PEER_OPTIONS, "with --between, whose ends have their own options, like @lab,role=master")
+    elif given := impairments_given(parser):
+        raise ConfigError(f"{given[0]}: impairments are for packets between two memifs: they need --between A B")
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    _check_effects(arguments)
     options = DumpOptions(
         path=arguments.path,
         count=arguments.count,
@@ -249,10 +255,10 @@ def _run(arguments: argparse.Namespace) -> int:
         command=arguments.postrotate,
     )
     if arguments.source is not None:
-        _check_no_memif(arguments)
         matched, read = dump_file(arguments.source, options)
         complain(f"memifrt dump: {matched} packets of the {read} read")
-        return 0
+        # A pipe may have no end of its own.
+        return status_of_signal() if ended_by_signal() and os.path.isfile(arguments.source) else 0
     ends = arguments.between or [memif_endpoint(arguments)]
 
     def on_ready(impairments: Sequence[str]) -> None:
@@ -284,7 +290,10 @@ examples:
   memifrt dump --socket /run/vpp/memif.sock -w - | wireshark -k -i -
   memifrt dump --between @left,role=master /run/vpp/memif.sock -w lab.pcapng -C 100
   memifrt dump --socket @lab -w lab.pcap.zst -C 100 -W 10
-  memifrt dump -r lab.pcap.zst -ne -ttt udp port 53""",
+  memifrt dump -r lab.pcap.zst -ne -ttt udp port 53
+
+exit status: 0, also after Ctrl+C, but 130 if it came before the end of the file of -r; 3 without a peer in time; 2 on
+other errors""",
     _add_arguments,
     _run,
 )

@@ -174,6 +174,10 @@ def _unless_empty(parse: Callable[[str], object]) -> Callable[[str], object]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.install is not None or arguments.uninstall is not None:
+        given = arguments.parser.options_given()
+        if len(given) > 1:
+            raise ConfigError(f"{given[1]} has no effect with {given[0]}: give one of them")
     if arguments.install is not None:
         print(f"installed {install(arguments.install)}; its memifs are in Wireshark's list from its next start on")
         print(f"memifs to list besides those that are found: {config_path()}")

@@ -21,18 +21,20 @@ from memifrt.cli.arguments import (
     Parser,
     add_peer_arguments,
     checked,
+    file_name,
     seconds_or_zero,
     session_options,
     whole,
 )
 from memifrt.cli.endpoint import MEMIF_SYNTAX, check_pair, memif_endpoint, parse_memif_endpoint
 from memifrt.cli.generator_memifs import RECONNECT_INTERVAL, create, polling, wait_for_peers
-from memifrt.cli.program import SessionOptions, complain, print_whole, session
+from memifrt.cli.program import SessionOptions, complain, print_whole, session, status_of_signal
 from memifrt.errors import ConfigError, PollCancelled
 from memifrt.interface import Interface
 from memifrt.ports.drain import INTERVAL, Drain
 from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.runtime import Runtime
+from memifrt.types import Role
 
 if TYPE_CHECKING:
     from memifrt.traffic import Rate, Report, Stream
@@ -45,10 +47,12 @@ _DIRECTIONS = ("forward", "backward", "both")
 _FIELDS = """\
   NAME=FIRST..LAST [increment|decrement|random] [step N] [seed N]
   NAME=VALUE,VALUE,...
-            NAME is eth.src, eth.dst, vlan.id, vlan.priority,
-            ipv4.src, ipv4.dst, ipv4.ttl, ipv4.dscp, ipv4.id,
-            ipv6.src, ipv6.dst, ipv6.hop_limit, udp.src, udp.dst,
-            tcp.src, tcp.dst, or @OFFSET:WIDTH in bytes"""
+            NAME is eth.src, eth.dst, vlan.id, vlan.priority, vlan.dei,
+            ipv4.src, ipv4.dst, ipv4.ttl, ipv4.dscp, ipv4.ecn, ipv4.id,
+            ipv4.flags, ipv4.fragment_offset, ipv4.version, ipv4.ihl,
+            ipv6.src, ipv6.dst, ipv6.hop_limit, ipv6.traffic_class,
+            ipv6.flow_label, ipv6.version, udp.src, udp.dst, tcp.src, tcp.dst,
+            tcp.seq, tcp.ack, tcp.flags, tcp.window, or @OFFSET:WIDTH in bytes"""
 
 
 def generate(
@@ -77,7 +81,11 @@ def generate(
     from memifrt.traffic.view import INTERVAL as VIEW_INTERVAL
     from memifrt.traffic.view import View
 
-    check_streams(streams, [end.mode for end in ends], check=check)  # before anybody waits for a peer
+    # Before anybody waits for a peer. Only a slave knows its queues and rings by then.
+    queues = [end.config.num_s2m_rings if end.config.role is Role.SLAVE else 1 for end in ends]
+    longest = check_streams(streams, [end.mode for end in ends], check=check, queues=queues)
+    for end in ends:
+        end.config.check_length(f"the longest packet has {longest} bytes", longest)
     with session("generate", reconnect_interval=RECONNECT_INTERVAL, session_options=session_options) as runtime:
         interfaces = [create(runtime, end) for end in ends]
         on_ready()
@@ -138,11 +146,11 @@ def _parsed(module: str, name: str) -> Callable[[str], Any]:
 
 def _add_arguments(parser: Parser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--file", metavar="FILE", help="streams from a YAML or TOML file")
+    source.add_argument("--file", type=file_name, metavar="FILE", help="streams from a YAML or TOML file")
     source.add_argument(
         "--packet", metavar="EXPRESSION", help="a scapy expression, like 'Ether()/IP(dst=\"10.0.0.1\")/UDP()', or hex"
     )
-    source.add_argument("--pcap", metavar="FILE", help="the packets of a capture file, again and again")
+    source.add_argument("--pcap", type=file_name, metavar="FILE", help="the packets of a capture file, again and again")
     add = parser.add_argument_group("traffic").add_argument
     add(
         "--size",
@@ -224,6 +232,7 @@ def _run_with_packages(arguments: argparse.Namespace) -> int:
         where = " and ".join(map(str, ends))
         complain(f"memifrt generate: {len(streams)} stream{'s' * (len(streams) != 1)} on {where}; Ctrl+C ends it")
 
+    has_end = duration is not None or count is not None or all(stream.count is not None for stream in streams)
     report = generate(
         ends,
         streams,
@@ -238,10 +247,12 @@ def _run_with_packages(arguments: argparse.Namespace) -> int:
     )
     if report is None:
         complain("memifrt generate: ended before a peer was there; nothing was sent")
-        return 1
+        return status_of_signal() if has_end else 1
     _print(report, arguments)
     if report.error:
         complain(f"memifrt generate: {report.error}; the report ends here")
+    if report.ended == "interrupted" and has_end:
+        return status_of_signal()
     return 0 if report.ended != "disconnected" and report.total.sent else 1
 
 
@@ -250,6 +261,8 @@ def _refuse_without_effect(arguments: argparse.Namespace, streams: Sequence[Stre
 
     :raises ConfigError: there is one.
     """
+    if arguments.no_fcs and arguments.size is None and arguments.file is None:
+        raise ConfigError("--no-fcs has no effect without --size, of which it says what it counts")
     rates = [stream.own_rate or rate for stream in streams]
     if arguments.rate is not None and all(stream.own_rate is not None for stream in streams):
         raise ConfigError(f"--rate {rate} has no effect: each stream of {arguments.file} has a rate of its own")
@@ -333,7 +346,8 @@ examples:
   memifrt generate --socket @lab --packet 'Ether()/IP()/UDP()' --size imix --rate 1Mpps --duration 1m --signed
   memifrt generate --socket @a --to memif:@b --file streams.yaml --signed --plot run.svg
 
-exit status: 0; 1 if the peer left, or nothing could be sent; 2 on other errors""",
+exit status: 0; 1 if the peer left, or nothing could be sent; 3 without a peer in time; 2 on other errors; after Ctrl+C
+130 if --count or --duration was not reached, and 0 if it had no end""",
     _add_arguments,
     _run,
 )

@@ -46,7 +46,7 @@ from memifrt.packets import (
 from memifrt.ports.drain import INTERVAL, Drain
 from memifrt.queue import TxQueue
 from memifrt.ring import Packet
-from memifrt.types import Mode, Role, check_range
+from memifrt.types import Mode, check_range
 
 #: Seconds between two attempts to connect. It is short because a user waits at the terminal.
 _RECONNECT_INTERVAL = 0.2
@@ -209,18 +209,11 @@ def _own_address(options: PingOptions, program: ProgramInterface) -> bytes:
 def _check_size(options: PingOptions, interface: ProgramInterface) -> None:
     """Check that a packet with the payload fits into the ring, if this end is the slave.
 
-    A master is not checked: it learns the size of the buffers from its peer.
-
     :raises ConfigError: the packet is too long.
     """
     size = options.size
     packet = size + _HEADERS[len(options.target)] + (_ETHERNET_HEADER if interface.config.mode is Mode.ETHERNET else 0)
-    slots = interface.config.ring_size
-    if interface.config.role is Role.SLAVE and packet > slots * interface.config.buffer_size:
-        raise ConfigError(
-            f"a payload of {size} bytes makes a packet of {packet}; a ring of {slots} buffers of "
-            f"{interface.config.buffer_size} bytes holds {slots * interface.config.buffer_size}"
-        )
+    interface.config.check_length(f"a payload of {size} bytes makes a packet of {packet}", packet)
 
 
 class _Pinger:

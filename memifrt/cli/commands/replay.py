@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import ctypes
 import itertools
+import os
 import re
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from memifrt.cli.arguments import (
     Parser,
     add_peer_arguments,
     checked,
+    file_name,
     number,
     own_mac,
     seconds,
@@ -29,7 +31,7 @@ from memifrt.cli.arguments import (
     whole,
 )
 from memifrt.cli.endpoint import memif_endpoint
-from memifrt.cli.program import SessionOptions, complain, session
+from memifrt.cli.program import SessionOptions, complain, ended_by_signal, session, status_of_signal
 from memifrt.cli.progress import Progress, progress
 from memifrt.cli.replay.outcome import Outcome
 from memifrt.cli.replay.pace import Pace
@@ -176,7 +178,7 @@ def positive(text: str) -> float:
 
 
 def _add_arguments(parser: Parser) -> None:
-    parser.add_argument("path", metavar="FILE", help="pcap or pcapng; - reads standard input")
+    parser.add_argument("path", type=file_name, metavar="FILE", help="pcap or pcapng; - reads standard input")
     pace = parser.add_mutually_exclusive_group()
     pace.add_argument(
         "-x", "--speed", "--multiplier", type=positive, metavar="X", help="X times as fast as captured; default 1"
@@ -315,6 +317,9 @@ def _pace(arguments: argparse.Namespace) -> Pace:
     if arguments.max_gap and arguments.maxsleep:
         raise ConfigError("--max-gap and --maxsleep are the same limit; give one of them")
     paced = arguments.pps or arguments.mbps or arguments.topspeed or arguments.oneatatime
+    if paced and (arguments.max_gap or arguments.maxsleep):
+        name = "--max-gap" if arguments.max_gap else "--maxsleep"
+        raise ConfigError(f"{name} has no effect: it limits the gaps of the capture, and another option sets the pace")
     return Pace(
         0.0 if paced else arguments.speed or 1.0,
         arguments.pps or 0.0,
@@ -336,6 +341,11 @@ def _conduct(arguments: argparse.Namespace) -> Conduct:
 def _run(arguments: argparse.Namespace) -> int:
     pace, conduct, rewriting = _pace(arguments), _conduct(arguments), _rewriting(arguments)
     end = memif_endpoint(arguments)
+    macs = ["--src-mac", "--dst-mac"]
+    if not arguments.convert:
+        arguments.parser.refuse_given(macs, "without --convert, which makes Ethernet headers")
+    elif end.mode is Mode.IP:
+        arguments.parser.refuse_given(macs, "in mode ip, in which packets have no Ethernet header")
     flows = Flows(end.mode) if arguments.flow_stats else None
 
     def on_ready() -> None:
@@ -364,8 +374,13 @@ def _run(arguments: argparse.Namespace) -> int:
         print(flows.line(outcome.seconds), flush=True)
     if outcome.broken is not None:
         raise outcome.broken
-    nothing = outcome.dropped and not outcome.accepted  # the peer never offered room
+    # The peer never offered room, or all packets are too long for the ring.
+    nothing = (outcome.dropped or outcome.skipped) and not outcome.accepted
     left_out = outcome.foreign or (outcome.cut and arguments.cut != "skip")
+    if ended_by_signal() and not outcome.complete:
+        if arguments.loop and os.path.isfile(arguments.path):
+            return status_of_signal()
+        outcome.complete = True  # a pipe or an endless loop has no end of its own
     return 0 if outcome.complete and not outcome.unread and not nothing and not left_out else 1
 
 
@@ -381,8 +396,9 @@ COMMAND = Command(
 seconds, with 0 after each round, as tcpreplay does.
 
 exit status: 0 if the peer has taken all packets; 1 if not, or if packets were
-left out because they were cut at capture or have another link type; 2 on
-other errors""",
+left out because they were cut at capture or have another link type; 3 without
+a peer in time; 2 on other errors; after Ctrl+C 130, but with --loop 0 or a
+pipe as if it had ended""",
     _add_arguments,
     _run,
 )

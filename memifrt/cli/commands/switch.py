@@ -21,6 +21,7 @@ from memifrt.cli.arguments import (
     Parser,
     add_session_arguments,
     checked,
+    file_name,
     seconds,
     session_options,
     socket_path,
@@ -28,6 +29,7 @@ from memifrt.cli.arguments import (
 )
 from memifrt.cli.endpoint import SYNTAX, check_pair, parse_endpoint
 from memifrt.cli.program import SessionOptions, complain, one_line, session
+from memifrt.columns import left, width
 from memifrt.errors import ConfigError
 from memifrt.options import DEFAULT_RECONNECT_INTERVAL
 from memifrt.ports.endpoint import Endpoint, MemifEndpoint, TapEndpoint
@@ -270,9 +272,9 @@ def table_lines(stats: SwitchStats) -> Iterator[str]:
 
 def _columns(titles: list[str], rows: list[list[str]]) -> Iterator[str]:
     table = [titles, *([one_line(cell[:200]) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widths = [max(map(width, column)) for column in zip(*table, strict=True)]
     for row in table:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        yield "  ".join(map(left, row, widths)).rstrip()
 
 
 def _dropped(port: PortStats) -> int:
@@ -365,6 +367,7 @@ def _add_arguments(parser: Parser) -> None:
     )
     add(
         "--write",
+        type=file_name,
         metavar="FILE",
         help="the capture of --mirror: pcapng if FILE ends with .pcapng, else pcap; - is standard output",
     )
@@ -383,11 +386,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.show is not None:
         if arguments.ports:
             raise ConfigError("--show asks a running switch: give no ports")
-        given = arguments.parser.options_given(arguments)
-        if given != ["--show"]:
-            other = next(option for option in given if option != "--show")
-            raise ConfigError(f"--show asks a running switch: give no {other}")
+        for option in arguments.parser.options_given():
+            if option != "--show":
+                raise ConfigError(f"--show asks a running switch: give no {option}")
         return show(arguments.show)
+    if arguments.write is None:
+        arguments.parser.refuse_given(["--snaplen"], "without --write FILE, which has the capture")
     options = SwitchOptions(
         arguments.ageing,
         arguments.max_addresses,

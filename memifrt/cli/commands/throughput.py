@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 from memifrt.capture.pcap import check_writable
 from memifrt.capture.whole_file import write_whole
-from memifrt.cli.arguments import Command, Parser, add_session_arguments, checked, seconds, session_options
+from memifrt.cli.arguments import Command, Parser, add_session_arguments, checked, file_name, seconds, session_options
 from memifrt.cli.endpoint import MEMIF_SYNTAX, check_pair, parse_memif_endpoint
 from memifrt.cli.generator_memifs import RECONNECT_INTERVAL, create, polling, wait_for_peers
-from memifrt.cli.program import SessionOptions, complain, print_whole, session
+from memifrt.cli.program import SessionOptions, complain, print_whole, session, status_of_signal
 from memifrt.cli.progress import Progress, progress
 from memifrt.drawing import check_matplotlib
 from memifrt.errors import ConfigError, PollCancelled
@@ -33,9 +33,9 @@ from memifrt.throughput.memif_trial import require as require_generator
 from memifrt.throughput.plot import picture_path, plot
 from memifrt.throughput.report import pps
 from memifrt.throughput.search import require as require_search
+from memifrt.throughput.sizes import FCS
+from memifrt.types import Mode
 
-#: The exit status after Ctrl+C: 128 and the number of SIGINT.
-_INTERRUPTED = 130
 _DEFAULT_SIZES = "64,512,1518,9000,imix"
 _FACTORS = {"": 1.0, "k": 1e3, "m": 1e6}
 
@@ -62,6 +62,10 @@ class Setup:
             check_pair(*self.ends)
         elif self.direction != "forward":
             raise ConfigError(f"--direction {self.direction} needs two memifs; with one it is forward")
+        for end in self.ends:
+            for size in self.sizes:
+                length = size.longest - (FCS if end.mode is Mode.ETHERNET else 0)
+                end.config.check_length(f"--sizes: a frame of {size.longest} bytes is a packet of {length}", length)
 
 
 def throughput(
@@ -213,7 +217,12 @@ def _add_arguments(parser: Parser) -> None:
         "--settle", type=seconds, default=0.2, metavar="SECONDS", help="how long to wait for late frames; default 0.2"
     )
     output = parser.add_argument_group("output").add_argument
-    output("--json", metavar="FILE", help="write the results as JSON, - for standard output instead of the table")
+    output(
+        "--json",
+        type=file_name,
+        metavar="FILE",
+        help="write the results as JSON, - for standard output instead of the table",
+    )
     output("--plot", type=checked(picture_path), metavar="FILE", help="draw the results: a .png, .svg or .pdf")
     add_session_arguments(parser)
 
@@ -278,11 +287,11 @@ def _run(arguments: argparse.Namespace) -> int:
                 setup, session_options=session_options(arguments), on_step=display.step, on_size=display.size
             )
         except PollCancelled:  # before the device was there
-            return _INTERRUPTED
+            return status_of_signal()
     write_report(report, arguments)
     if report.error is not None:
         raise report.error
-    return _INTERRUPTED if report.reason else 0
+    return status_of_signal() if report.reason else 0
 
 
 def write_report(report: Report, arguments: argparse.Namespace) -> None:
@@ -305,7 +314,8 @@ examples, a device that sends back on its memif, and one between two memifs:
   memifrt throughput memif:@lab,role=master --method quick
   memifrt throughput memif:@lab,role=master,id=0 memif:@lab,role=master,id=1 --sizes 64,imix --json result.json
 
-exit status: 0 if the measurement is complete, 130 after Ctrl+C (with the results so far), 2 on other errors""",
+exit status: 0 if the measurement is complete, 130 after Ctrl+C and 143 after SIGTERM (with the results so
+far), 3 without a device in time, 2 on other errors""",
     _add_arguments,
     _run,
 )

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from memifrt.cli.arguments import Command, Parser, add_web_argument, checked, seconds, socket_path
-from memifrt.cli.program import complain, signals_to
+from memifrt.cli.program import complain, signals_to, status_of_signal
 from memifrt.cli.top.drawing import ASCII, UNICODE, plain
 from memifrt.cli.top.screen import PATIENCE, live, speaks_unicode
 from memifrt.cli.top.table import WIDE, lines
@@ -58,7 +58,7 @@ def once(
     """Take two snapshots ``interval`` seconds apart and print the result. Return 0 if every program answered."""
     for turn in range(2):
         if turn and observer.pause(interval, stop):
-            return 130
+            return status_of_signal()
         observer.ask()
         observer.wait(PATIENCE, stop)
     if as_lines_of_json:
@@ -154,6 +154,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.web is not None and (arguments.once or arguments.json):
         complain(f"memifrt top: --web {arguments.web} serves a page until Ctrl+C: leave out --once and --json")
         return 2
+    if arguments.web is not None or arguments.json:
+        why = (
+            "on the page, which shows everything"
+            if arguments.web is not None
+            else "with --json, which prints everything"
+        )
+        arguments.parser.refuse_given(["--sort", "--filter"], why)
     is_live = not arguments.once and not arguments.json and arguments.web is None
     if is_live and importlib.util.find_spec("rich") is None:
         complain("memifrt top: the live screen needs rich: pip install 'memifrt[cli]' (--once and --json do not)")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +21,8 @@ from memifrt.errors import ConfigError
 from memifrt.ring import Burst
 
 _SECOND = 1_000_000_000
+#: Names of the latest files to remember. Older files are found on the disk, so that a long capture does not grow.
+_REMEMBERED = 1024
 
 
 class Files(Sink):
@@ -57,7 +61,10 @@ class Files(Sink):
         #: The number of the file within its ring, or of all files.
         self._number = 0
         self._count = 0
-        self._names: set[str] = set()
+        #: The latest names that strftime made. ``-z`` may have moved these files away.
+        self._names: deque[str] = deque(maxlen=_REMEMBERED)
+        #: When the first file was created, by the clock of its file system; None without one.
+        self._created: int | None = None
         self._rotates = bool(rotation)
         self._earlier = 0
         self._began = time.time_ns() if began is None else began
@@ -153,18 +160,29 @@ class Files(Sink):
 
     def _open(self, now: int) -> None:
         name = file_name(self._path, self._rotation, self._number, now)
-        if name in self._names and not self._rotation.files:
-            base, suffix = without_suffix(name)
-            name = with_number(base, self._number) + suffix  # never write a file of this run anew
-        if not self._rotation.files:
-            self._names.add(name)
+        if "%" in self._path and not self._rotation.files:
+            if self._is_ours(name):
+                base, suffix = without_suffix(name)
+                name = with_number(base, self._number) + suffix
+            self._names.append(name)
         if self._source is not None:
             check_other_file(self._source, name)
         self._finished.wait_for(name)
         self._writer: Writer = create_capture(name, self._interfaces, self._snaplen)
+        if self._created is None and self._names:
+            self._created = os.stat(name).st_mtime_ns
         self._closed = False
         #: Writes a burst directly from its buffers, if this kind of file can.
         self._write_burst = self._writer.write_burst if isinstance(self._writer, PcapWriter) else _never
+
+    def _is_ours(self, name: str) -> bool:
+        """Return whether a file with this name was written since this run began: it must not be written anew."""
+        if name in self._names:
+            return True
+        with contextlib.suppress(OSError):  # there is no such file
+            status = os.stat(name)
+            return self._created is not None and stat.S_ISREG(status.st_mode) and status.st_mtime_ns >= self._created
+        return False
 
 
 def check_other_file(source: str, target: str) -> None:

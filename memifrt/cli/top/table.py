@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from memifrt import columns
 from memifrt.cli.program import one_line
 from memifrt.cli.top.drawing import Line, Symbols, bar, duration, safe_text, scaled, sparkline
 from memifrt.cli.top.rows import Row, each_direction, each_queue, state_name
@@ -47,7 +48,7 @@ class Table:
         self._sparkline = max(_SHORTEST_SPARKLINE, min(_LONGEST_SPARKLINE, width - used - 1))
 
     def _fitting(self, width: int) -> Iterator[Column]:
-        yield Column("queue", 6, lambda row: (row.name.ljust(6), "bold"))
+        yield Column("queue", 6, lambda row: (columns.left(row.name, 6), "bold"))
         yield Column("packet/s", 8, lambda row: rate(row, "packets"))
         yield Column("bit/s", 7, lambda row: rate(row, "bits"))
         yield Column("ring used", _BAR + 5, self._ring)
@@ -78,7 +79,7 @@ class Table:
         line: Line = [("  ", "")]
         for column in self._columns:
             text, style = column.cell(row)
-            line.append((text.rjust(column.width) + "  ", style))
+            line.append((columns.right(text, column.width) + "  ", style))
         return [*line, (sparkline(row.history, self._sparkline, self._symbols.levels), "green")]
 
     # --- above the rows ---------------------------------------------------------------------------------------------
@@ -114,8 +115,7 @@ class Table:
     def one_line(self, program: Program, snapshot: Snapshot, interface: InterfaceStats) -> Line:
         """Return one line: the id of an interface, its rates, and its state."""
         line = self._title(interface, with_name=False)
-        width = sum(len(text) for text, _ in line)
-        line.append((" " * (_TITLE - width), ""))
+        line.append((" " * (_TITLE - sum(columns.width(text) for text, _ in line)), ""))
         for row in each_direction(program, interface):
             packets, bits = rate(row, "packets")[0], rate(row, "bits")[0]
             style = "bold red" if row.share is not None and row.share >= FULL else ""

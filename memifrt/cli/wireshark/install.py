@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
-from memifrt.errors import ConfigError, os_error
+from memifrt.capture.whole_file import write_whole
+from memifrt.errors import ConfigError, MemifOSError, os_error
 
 #: The name of the program.
 PROGRAM = "memifrt-extcap"
@@ -74,10 +76,11 @@ def install(directory: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_ours(path)
-        new = path.with_name(f".{path.name}.{os.getpid()}")  # Wireshark must not run half of it
-        new.write_text(text)
-        new.chmod(0o755)
-        new.replace(path)
+        write_whole(str(path), text.encode())  # Wireshark must not run half of it
+        mode = path.stat().st_mode
+        path.chmod(stat.S_IMODE(mode) | (mode & 0o444) >> 2)  # everybody who may read it may run it
+    except MemifOSError:
+        raise
     except OSError as error:
         raise os_error(f"cannot write {path}", error, path=str(path)) from error
     return path
