@@ -41,6 +41,14 @@ def cut(text: str, columns: int, mark: str = "") -> str:
     return text
 
 
+def cut_middle(text: str, columns: int, mark: str) -> str:
+    """Shorten a text to at most ``columns``, with ``mark`` in place of its middle: names often differ at their ends."""
+    if width(text) <= columns:
+        return text
+    end = next(text[at:] for at in range(len(text) + 1) if width(text[at:]) <= columns // 2)
+    return cut(text, columns - width(mark) - width(end)) + mark + end
+
+
 def _widths(text: str) -> list[int]:
     """Return how many columns each character adds."""
     widths: list[int] = []

@@ -38,6 +38,14 @@ def test_a_text_that_is_cut_fits(text: str, width: int) -> None:
     assert made == printable(text) or made.endswith("~")
 
 
+@given(st.text(), st.integers(2, 20))
+def test_a_text_that_is_cut_in_its_middle_fits_and_has_its_end(text: str, width: int) -> None:
+    made = columns.cut_middle(printable(text), width, "~")
+    assert columns.width(made) <= width
+    assert made == printable(text) or printable(text).endswith(made.rpartition("~")[2])
+    assert columns.cut_middle("web traffic (back)", 12, "~") == "web t~(back)"
+
+
 def test_an_accent_stays_with_its_letter() -> None:
     assert columns.cut("e\u0301e\u0301e\u0301", 3) == "e\u0301e\u0301e\u0301"
     assert columns.cut("e\u0301e\u0301e\u0301", 2, "~") == "e\u0301~"

@@ -17,7 +17,7 @@ from memifrt.cli.arguments import Parser, checked, file_name
 from memifrt.errors import ConfigError, MemifError, os_error
 from memifrt.ports.forwarding import Record
 from memifrt.ports.impaired import Impaired
-from memifrt.ports.impairment import NAMES, Impairment, parse_setting
+from memifrt.ports.impairment import NAMES, SETTINGS, Impairment, parse_setting
 from memifrt.ports.port import Port
 from memifrt.runtime import Runtime
 from memifrt.types import Mode
@@ -32,21 +32,6 @@ _NEEDS = {
 }
 #: Seconds between two looks at the file, and the most bytes that it may have.
 _LOOK_INTERVAL, _LONGEST_FILE = 0.1, 65536
-
-_HELP = {
-    "delay": ("TIME", "delay every packet, like 10ms (s, ms, us, ns)"),
-    "jitter": ("TIME", "vary the delay by this much; packets may overtake each other"),
-    "distribution": ("NAME", "of the delay with jitter: normal (default), uniform or pareto"),
-    "loss": ("LOSS", "drop packets: 1%%, or in bursts 'gemodel P [R [1-H [1-K]]]', like 'gemodel 1%% 10%%'"),
-    "duplicate": ("PERCENT", "send packets twice"),
-    "reorder": ("REORDER", "let packets skip the delay: 'PERCENT [CORRELATION] [gap DISTANCE]'"),
-    "corrupt": ("PERCENT", "flip one random bit of packets"),
-    "rate": ("RATE", "send at this rate, like 100mbit (bit, kbit, mbit, gbit)"),
-    "queue": ("PACKETS", "drop packets if so many wait for the rate; default 1000"),
-    "memory": ("SIZE", "drop packets if the delayed ones take so much memory; default 256mb"),
-    "seed": ("N", "make the same random decisions in every run"),
-    "match": ("FILTER", "impair only packets that match, in tcpdump's language, like 'udp port 53'; needs libpcap"),
-}
 
 #: Values by direction, then by name.
 _Values = Mapping[str, Mapping[str, object]]
@@ -70,9 +55,8 @@ class ImpairmentOptions:
 def add_impairment_arguments(parser: Parser) -> None:
     """Add the options; see :func:`impairment_options`."""
     group = parser.add_argument_group("impairments, in both directions unless --impair says otherwise")
-    for name in NAMES:
-        metavar, text = _HELP[name]
-        group.add_argument(f"--{name}", type=checked(_parser(name)), metavar=metavar, help=text)
+    for name, setting in SETTINGS.items():
+        group.add_argument(f"--{name}", type=checked(_parser(name)), metavar=setting.values, help=setting.help)
     group.add_argument(
         "--impair",
         action="append",

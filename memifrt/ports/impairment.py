@@ -346,7 +346,7 @@ class Settings:
             "rate": format_rate,
         }
         words = []
-        for name in _PARSERS:
+        for name in SETTINGS:
             value = getattr(self, name)
             if name != "seed" and value != getattr(_DEFAULTS, name):
                 shown = formats.get(name, str)
@@ -369,22 +369,49 @@ class Settings:
 
 
 _DEFAULTS = Settings()
-_PARSERS: dict[str, Callable[..., object]] = {
-    "delay": parse_time,
-    "jitter": parse_time,
-    "distribution": _parse_distribution,
-    "loss": parse_loss,
-    "duplicate": parse_percent,
-    "reorder": parse_reorder,
-    "corrupt": parse_percent,
-    "rate": parse_rate,
-    "queue": _parse_whole(1),
-    "memory": parse_size,
-    "seed": _parse_seed,
-    "match": _parse_match,
+
+
+@dataclass(frozen=True, slots=True)
+class TextSetting:
+    """A setting as people type it: ``--delay 10ms``, or ``delay=10ms`` for one direction.
+
+    :ivar parse: returns the value, or raises :class:`~memifrt.ConfigError`.
+    :ivar values: the placeholder for its value in a help text.
+    :ivar help: one line, in lower case; for argparse, which needs ``%%`` for a per cent sign.
+    """
+
+    parse: Callable[..., object]
+    values: str
+    help: str
+
+
+#: All settings, in the order in which they are shown.
+SETTINGS = {
+    "delay": TextSetting(parse_time, "TIME", "delay every packet, like 10ms (s, ms, us, ns)"),
+    "jitter": TextSetting(parse_time, "TIME", "vary the delay by this much; packets may overtake each other"),
+    "distribution": TextSetting(
+        _parse_distribution, "NAME", "of the delay with jitter: normal (default), uniform or pareto"
+    ),
+    "loss": TextSetting(
+        parse_loss, "LOSS", "drop packets: 1%%, or in bursts 'gemodel P [R [1-H [1-K]]]', like 'gemodel 1%% 10%%'"
+    ),
+    "duplicate": TextSetting(parse_percent, "PERCENT", "send packets twice"),
+    "reorder": TextSetting(
+        parse_reorder, "REORDER", "let packets skip the delay: 'PERCENT [CORRELATION] [gap DISTANCE]'"
+    ),
+    "corrupt": TextSetting(parse_percent, "PERCENT", "flip one random bit of packets"),
+    "rate": TextSetting(parse_rate, "RATE", "send at this rate, like 100mbit (bit, kbit, mbit, gbit)"),
+    "queue": TextSetting(_parse_whole(1), "PACKETS", "drop packets if so many wait for the rate; default 1000"),
+    "memory": TextSetting(parse_size, "SIZE", "drop packets if the delayed ones take so much memory; default 256mb"),
+    "seed": TextSetting(_parse_seed, "N", "make the same random decisions in every run"),
+    "match": TextSetting(
+        _parse_match,
+        "FILTER",
+        "impair only packets that match, in tcpdump's language, like 'udp port 53'; needs libpcap",
+    ),
 }
 #: The names of all settings.
-NAMES = tuple(_PARSERS)
+NAMES = tuple(SETTINGS)
 _FIELDS = tuple(each.name for each in dataclasses.fields(Settings))
 
 
@@ -393,10 +420,10 @@ def parse_setting(name: str, value: object) -> object:
 
     :raises ConfigError: there is no such setting, or the value is wrong. The message begins with the name.
     """
-    if name not in _PARSERS:
+    if name not in SETTINGS:
         raise ConfigError(f"{name!r} is not an impairment; it must be one of {', '.join(NAMES)}")
     try:
-        return _PARSERS[name](value)
+        return SETTINGS[name].parse(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error.message}") from error
 

@@ -6,6 +6,7 @@ Owns which columns a width has room for. The live view paints the same lines as 
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
@@ -144,7 +145,7 @@ def table(
         if not rank:
             break
         shown = [column for column in shown if column.rank != rank]
-    names = ["stream", *(columns.cut(printable(row.now.name), name_width, "~") for row in rows)]
+    names = ["stream", *(columns.cut_middle(printable(row.now.name), name_width, "~") for row in rows)]
     made = [
         _BETWEEN.join(
             [columns.left(name, name_width), *(cell.rjust(size) for cell, size in zip(line, widths, strict=True))]
@@ -263,6 +264,6 @@ class View:
 
 
 def page(report: Report, width: int) -> str:
-    """Return what is printed at the end of a run: the table, and the whole run in one line."""
-    lines: Sequence[str] = [*table(report, width), "", summary(report)]
+    """Return what is printed at the end of a run: the table, and the whole run in one line if it is not too long."""
+    lines: Sequence[str] = [*table(report, width), "", *textwrap.wrap(summary(report), max(width, 20))]
     return "\n".join(lines)

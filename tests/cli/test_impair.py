@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from memifrt.cli.arguments import Parser
 from memifrt.cli.command_line import main
 from memifrt.cli.impair import ImpairmentOptions, Impairments, add_impairment_arguments, impairment_options, watching
 from memifrt.impairments import GilbertElliott, Impairment, Reorder
+from memifrt.ports.impairment import SETTINGS
 from memifrt.stats.client import parse_snapshot
 from memifrt.stats.prometheus import metrics
 from memifrt.stats.snapshot import snapshot
@@ -317,6 +319,11 @@ def test_every_setting_has_an_option_and_a_help_text(capsys: pytest.CaptureFixtu
         Parser.parse_args(_with_impairments(), ["--help"])
     out = capsys.readouterr().out
     assert [name for name in Impairment().settings.__slots__ if name != "matches" and f"--{name} " not in out] == []
+
+
+def test_the_list_of_settings_is_that_of_the_python_object() -> None:
+    assert (*inspect.signature(Impairment).parameters,) == (*SETTINGS, "mode")
+    assert sorted(Impairment().settings.__slots__) == sorted([*SETTINGS, "matches"])
 
 
 def _with_impairments() -> Parser:

@@ -10,7 +10,7 @@ import pytest
 
 from memifrt.capture.pcap import LinkType, create_capture
 from memifrt.cli import command_line
-from memifrt.cli.arguments import Parser
+from memifrt.cli.arguments import PEER_OPTIONS, SESSION_OPTIONS, Parser
 from memifrt.runtime import Runtime
 from memifrt.stats.client import Observer
 
@@ -79,7 +79,9 @@ def options() -> Iterator[tuple[str, str]]:
     for command in BASE:
         parser: Parser = command_line.make_parsers([command])[1][command]
         for name in parser.valued_options():
-            yield command, name
+            # They are the same in each command.
+            if command == "responder" or name not in (*PEER_OPTIONS, *SESSION_OPTIONS, "--loop"):
+                yield command, name
 
 
 @pytest.mark.parametrize(("command", "name"), list(options()))

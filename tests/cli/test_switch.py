@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
+from typing import cast
 
 import pytest
 from rich.cells import cell_len
@@ -24,7 +25,7 @@ from memifrt.stats.client import Program as StatsProgram
 from memifrt.stats.client import parse_snapshot
 from memifrt.stats.prometheus import metrics
 from memifrt.stats.snapshot import snapshot
-from memifrt.stats.switch import SwitchStats
+from memifrt.stats.switch import PortStats, SwitchStats
 from memifrt.switch.vlan import PortVlans
 from tests.lib.namespaces import Namespace, missing, namespaces
 from tests.lib.programs import Program, end, finish, read_until, run, running
@@ -133,6 +134,16 @@ def test_the_table_is_columns_of_text() -> None:
     assert lines[2:4] == ["port 1 dropped: 2 queue full", "port 1 lost 3 addresses to the limits"]
     assert lines[6].split() == ["02:00:00:00:00:01", "10", "1", "tap0", "12", "s"]
     assert lines[7].startswith("1 of at most 8192 addresses (4096 a port), forgotten after 300 s")
+
+
+@pytest.mark.parametrize("width", [66, 80])
+def test_the_table_fits_into_a_narrow_terminal(width: int) -> None:
+    (port,) = STATS["ports"]
+    ports = [{**port, "name": f"memif{number} on /run/vpp/memif.sock", "losses": []} for number in (0, 1)]
+    lines = list(table_lines({**STATS, "ports": cast("list[PortStats]", ports)}, width))
+    assert [line for line in lines if len(line) > width] == []
+    assert lines[0].split() == ["port", "name", "vlan", "link", "macs", "rx", "tx", "flood", "wait", "drop"]
+    assert "of at most 8192 addresses" in " ".join(lines)
 
 
 def test_a_wide_name_keeps_the_columns_below_each_other() -> None:

@@ -16,6 +16,7 @@ from memifrt import ConfigError, MemifOSError
 from memifrt.traffic import Report, Sample, StreamReport
 from memifrt.traffic.latency import LatencyRecorder
 from memifrt.traffic.plot import check_plot, plot
+from memifrt.traffic.stream import back_name
 from memifrt.traffic.view import View, microseconds, page, screen, si, sparkline, summary, table
 
 
@@ -67,6 +68,14 @@ def test_80_columns_have_room_for_what_counts_and_200_for_all() -> None:
     assert "200000001" in wide[-1]
 
 
+def test_both_directions_of_a_stream_with_a_long_name_are_told_apart() -> None:
+    made = report()
+    name = "web traffic of a long name"
+    streams = {key: replace(made.streams["stream number 0"], name=key) for key in (name, back_name(name))}
+    lines = table(replace(made, streams=streams), 80)
+    assert [line[:12] for line in lines[1:3]] == ["web t~g name", "web t~(back)"]
+
+
 def test_many_streams_are_cut_to_the_height() -> None:
     lines = screen(report(30), None, 60, (80, 24), True)
     assert len(lines) <= 24
@@ -98,7 +107,7 @@ def test_a_view_on_a_terminal_shows_the_table() -> None:
         view.update(report())
         view.update(report(seconds=11))
     assert view.shown
-    assert "stream numb~" in file.getvalue()
+    assert "strea~mber 0" in file.getvalue()
     assert "11.0 s of 5 s" in file.getvalue()
 
 
@@ -108,7 +117,9 @@ def test_the_summary_is_one_line_with_all_digits() -> None:
         "199999801 came back, 220 lost (0.00011 %), 20 duplicated, 40 reordered, 60 corrupted, 3 foreign"
     )
     assert summary(report(1, checked=False)).endswith("; 5 received")
-    assert page(report(), 80).count("\n") == 5
+    assert page(report(), 200).count("\n") == 5
+    assert [line for line in page(report(), 80).splitlines() if len(line) > 80] == []
+    assert " ".join(page(report(), 80).splitlines()[5:]) == summary(report())
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 from memifrt.capture.pcap import MAX_SNAPLEN, check_writable
@@ -29,7 +31,7 @@ from memifrt.cli.arguments import (
 )
 from memifrt.cli.endpoint import SYNTAX, check_pair, parse_endpoint
 from memifrt.cli.program import SessionOptions, complain, one_line, session
-from memifrt.columns import left, width
+from memifrt.columns import cut_middle, left, width
 from memifrt.errors import ConfigError
 from memifrt.options import DEFAULT_RECONNECT_INTERVAL
 from memifrt.ports.endpoint import Endpoint, MemifEndpoint, TapEndpoint
@@ -56,6 +58,9 @@ _MOST_WAITING = 1 << 20
 #: Seconds that a program has to answer on its stats socket.
 _PATIENCE = 2.0
 _ALL = "all"
+#: Titles for a narrow terminal, and the fewest characters of a name there.
+_SHORT_TITLES = {"rx packets": "rx", "tx packets": "tx", "flooded": "flood", "waiting": "wait", "dropped": "drop"}
+_SHORTEST_NAME = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +228,11 @@ def _port(runtime: Runtime, end: Endpoint) -> Port:
 # --- lines ----------------------------------------------------------------------------------------------------------
 
 
-def table_lines(stats: SwitchStats) -> Iterator[str]:
-    """Return the ports and the addresses of a switch as lines of text."""
+def table_lines(stats: SwitchStats, room: int | None = None) -> Iterator[str]:
+    """Return the ports and the addresses of a switch as lines of text.
+
+    :param room: the columns of the terminal, into which titles and names are shortened; None: as long as they are.
+    """
     ports = stats["ports"]
     yield from _columns(
         ["port", "name", "vlan", "link", "macs", "rx packets", "tx packets", "flooded", "waiting", "dropped"],
@@ -243,6 +251,7 @@ def table_lines(stats: SwitchStats) -> Iterator[str]:
             ]
             for number, port in enumerate(ports, 1)
         ],
+        room,
     )
     for number, port in enumerate(ports, 1):
         if port["losses"]:
@@ -263,18 +272,35 @@ def table_lines(stats: SwitchStats) -> Iterator[str]:
             ]
             for address in addresses
         ],
+        room,
     )
-    yield (
+    last = (
         f"{len(addresses)} of at most {stats['limit']} addresses ({stats['port_limit']} a port), "
         f"forgotten after {stats['ageing']:g} s; {stats['moved']} moved, {stats['expired']} expired"
     )
+    yield from [last] if room is None else textwrap.wrap(last, room)
 
 
-def _columns(titles: list[str], rows: list[list[str]]) -> Iterator[str]:
+def _columns(titles: list[str], rows: list[list[str]], room: int | None) -> Iterator[str]:
     table = [titles, *([one_line(cell[:200]) for cell in row] for row in rows)]
-    widths = [max(map(width, column)) for column in zip(*table, strict=True)]
+    if room is not None and _width_of(table) > room:
+        table[0] = [_SHORT_TITLES.get(title, title) for title in titles]
+        column = titles.index("name")
+        rest = _width_of([[*row[:column], "", *row[column + 1 :]] for row in table])
+        for row in table[1:]:
+            row[column] = cut_middle(row[column], max(room - rest, _SHORTEST_NAME), "~")
+    widths = _widths(table)
     for row in table:
         yield "  ".join(map(left, row, widths)).rstrip()
+
+
+def _widths(table: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(width, column)) for column in zip(*table, strict=True)]
+
+
+def _width_of(table: Sequence[Sequence[str]]) -> int:
+    widths = _widths(table)
+    return sum(widths) + 2 * (len(widths) - 1)
 
 
 def _dropped(port: PortStats) -> int:
@@ -307,7 +333,8 @@ def show(path: str) -> int:
             raise ConfigError(f"--show {path}: {program.error or 'no answer'}")
         if "switch" not in program.snapshot:
             raise ConfigError(f"--show {path}: {program.snapshot['name']} is not a switch")
-        for line in table_lines(program.snapshot["switch"]):
+        room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        for line in table_lines(program.snapshot["switch"], room):
             print(line)
     return 0
 
@@ -327,6 +354,7 @@ def _add_arguments(parser: Parser) -> None:
     )
     add(
         "--max-addresses",
+        dest="addresses",
         type=whole(1, _MOST_ADDRESSES),
         default=DEFAULT_LIMIT,
         metavar="N",
@@ -334,6 +362,7 @@ def _add_arguments(parser: Parser) -> None:
     )
     add(
         "--max-port-addresses",
+        dest="port_addresses",
         type=whole(1, _MOST_ADDRESSES),
         default=DEFAULT_PORT_LIMIT,
         metavar="N",
@@ -367,6 +396,7 @@ def _add_arguments(parser: Parser) -> None:
     )
     add(
         "--write",
+        dest="path",
         type=file_name,
         metavar="FILE",
         help="the capture of --mirror: pcapng if FILE ends with .pcapng, else pcap; - is standard output",
@@ -382,6 +412,13 @@ def _add_arguments(parser: Parser) -> None:
     add_session_arguments(parser)
 
 
+def _options(arguments: argparse.Namespace) -> SwitchOptions:
+    """Return the options: each argument has the name of its field."""
+    given = {each.name: getattr(arguments, each.name) for each in fields(SwitchOptions) if each.name != "limits"}
+    limits = {each.name: getattr(arguments, f"limit_{each.name}") for each in fields(FloodLimits)}
+    return SwitchOptions(**{**given, "mirror": tuple(arguments.mirror), "limits": FloodLimits(**limits)})
+
+
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.show is not None:
         if arguments.ports:
@@ -390,18 +427,9 @@ def _run(arguments: argparse.Namespace) -> int:
             if option != "--show":
                 raise ConfigError(f"--show asks a running switch: give no {option}")
         return show(arguments.show)
-    if arguments.write is None:
+    if arguments.path is None:
         arguments.parser.refuse_given(["--snaplen"], "without --write FILE, which has the capture")
-    options = SwitchOptions(
-        arguments.ageing,
-        arguments.max_addresses,
-        arguments.max_port_addresses,
-        arguments.queue,
-        FloodLimits(arguments.limit_broadcast, arguments.limit_multicast, arguments.limit_unknown),
-        tuple(arguments.mirror),
-        arguments.write,
-        arguments.snaplen,
-    )
+    options = _options(arguments)
     names = port_names(arguments.ports)
 
     def on_ready() -> None:
