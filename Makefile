@@ -111,10 +111,13 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "memifrt needs Python 3.10 or newer; this is " + sys.version.split()[0] + ": run make PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python's venv module is missing: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
 
+# By its path, not by a hook: a program in the folder that has the clone would find the clone itself, which is no package.
+EDITABLE := --config-settings editable_mode=compat --editable
+
 # pip says what it does here, because compiling the rings takes about a minute.
 $(VENV)/.run: $(BUILT) | $(BIN)/python
 	@echo "compiling the rings into $(VENV), once: about a minute"
-	$(BIN)/python -m pip install --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --disable-pip-version-check $(EDITABLE) .
 	touch $@
 
 # PyGObject has no wheel. It is built where the headers of GLib's introspection and of cairo are: before 3.52 for 1.0.
@@ -122,16 +125,16 @@ PYGOBJECT := $(shell pkg-config --exists cairo 2>/dev/null && { pkg-config --exi
 	{ pkg-config --exists gobject-introspection-1.0 && echo 'PyGObject<3.52'; }; })
 
 $(VENV)/.dev: $(BUILT) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(EDITABLE) '.[dev]'
 	$(if $(PYGOBJECT),$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(PYGOBJECT)' || echo "no PyGObject: the tests of GLib's loop are skipped" >&2)
 	touch $@ $(VENV)/.run
 
 $(VENV)/.bench: $(BUILT) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(EDITABLE) '.[bench]'
 	touch $@ $(VENV)/.run
 
 $(VENV)/.docs: $(BUILT) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(EDITABLE) '.[docs]'
 	touch $@ $(VENV)/.run
 
 clean:

@@ -1,4 +1,4 @@
-"""The built site on a phone: no page is wider than the screen, and every picture has a text.
+"""The built site on a phone and on a desktop: no page is wider than the screen, and every picture has a text.
 
 ``make docs`` runs this after it has built the site; ``make test`` does not collect it.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.lib.browser import browser
 
 SITE = Path(__file__).parent.parent / "build" / "docs"
-#: The width of a small phone, in CSS pixels.
-PHONE = 390
+#: The widths of a small phone, a laptop and a large screen, in CSS pixels.
+WIDTHS = (390, 1280, 1920)
 
 #: The faults of a page: elements that are cut off, and pictures whose text is missing or a file's name. The theme cuts
 #: off what is too wide, and the page does not scroll: each element must end on the screen, or be in one that scrolls.
@@ -38,10 +40,11 @@ return faults;
 """
 
 
-def test_pages_fit_a_phone_and_pictures_have_texts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_pages_fit_the_screen_and_pictures_have_texts(width: int, tmp_path: Path) -> None:
     faults = {}
     with browser(tmp_path) as window:
-        window.size(PHONE, 800)
+        window.size(width, 800)
         for page in sorted(SITE.rglob("*.html")):
             window.open(page.as_uri())
             if found := window.run(FAULTS):

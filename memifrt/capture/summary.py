@@ -55,7 +55,7 @@ def summary(mode: Mode, style: str = "auto") -> Summary:
     except ImportError as error:
         if style == "auto":
             return short
-        what = "scapy's summaries need scapy: pip install memifrt[scapy]"
+        what = "scapy's summaries need scapy: pip install 'memifrt[scapy]'"
         raise MemifError(ErrorCode.INVAL_ARG, f"{what} ({error})") from error
 
 

@@ -55,7 +55,8 @@ def run(
     try:
         return _RUN[loop](main, open_session)
     except ImportError as error:
-        raise ConfigError(f"--loop {loop} needs {loop}, which is not installed: pip install memifrt[{loop}]") from error
+        hint = f"pip install 'memifrt[{loop}]'"
+        raise ConfigError(f"--loop {loop} needs {loop}, which is not installed: {hint}") from error
 
 
 class Waiter(ABC):

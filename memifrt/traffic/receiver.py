@@ -100,7 +100,7 @@ class Sequence64:
     def __init__(self) -> None:
         #: The number after the largest one that has come, not cut to 32 bits.
         self._next = 0
-        #: The number to expect, also behind corrupted packets whose numbers are not proven.
+        #: The number to expect, also behind corrupted packets with numbers that are not proven.
         self._expected = 0
         #: The number after the largest one that was guessed: it may be larger than the next one.
         self._guessed = 0
@@ -134,7 +134,7 @@ class Sequence64:
         if varying or flipped:
             yield self._full(claim)
         for bit in flipped:
-            became = total == 1 << bit  # what the bit is now: the sum has become larger if it was set
+            became = total == 1 << bit  # the value of the bit now: the sum has become larger if it was set
             for place in (bit, bit + 16):
                 if (claim >> place & 1) == became:
                     yield self._full(claim ^ 1 << place)

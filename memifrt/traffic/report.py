@@ -33,7 +33,7 @@ class StreamReport:
     :ivar corrupted: packets with a change behind the headers.
     :ivar latency: the latencies of whole packets; None if none came.
     :ivar fcs: the bytes of a frame check sequence, which a frame has besides its bytes in a buffer: 4, or 0 in mode ip.
-    :ivar unidentified: corrupted packets of which nobody can tell which they were: the sent ones count as lost.
+    :ivar unidentified: corrupted packets that nobody can identify: the sent ones count as lost.
     :ivar intact: sent packets that came back whole at least once.
     """
 

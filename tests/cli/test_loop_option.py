@@ -135,5 +135,5 @@ sys.exit(main(["responder", "--socket", "@memifrt-nobody", "--loop", {loop!r}]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        f"memifrt responder: --loop {loop} needs {loop}, which is not installed: pip install memifrt[{loop}]"
+        f"memifrt responder: --loop {loop} needs {loop}, which is not installed: pip install 'memifrt[{loop}]'"
     ]
