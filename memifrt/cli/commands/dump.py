@@ -134,7 +134,6 @@ def _add_arguments(parser: Parser) -> None:
     add(
         "-w",
         dest="path",
-        type=file_name,
         metavar="FILE",
         help="write a capture: pcapng if FILE ends with .pcapng, else pcap; .gz or .zst after that compresses it; "
         "- is standard output",

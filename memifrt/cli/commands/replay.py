@@ -311,9 +311,6 @@ def _pace(arguments: argparse.Namespace) -> Pace:
     if arguments.max_gap and arguments.maxsleep:
         raise ConfigError("--max-gap and --maxsleep are the same limit; give one of them")
     paced = arguments.pps or arguments.mbps or arguments.topspeed or arguments.oneatatime
-    if paced and (arguments.max_gap or arguments.maxsleep):
-        name = "--max-gap" if arguments.max_gap else "--maxsleep"
-        raise ConfigError(f"{name} has no effect: it limits the gaps of the capture, and another option sets the pace")
     return Pace(
         0.0 if paced else arguments.speed or 1.0,
         arguments.pps or 0.0,
