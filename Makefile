@@ -103,7 +103,7 @@ screenshots: $(VENV)/.dev
 
 man: $(VENV)/.dev
 	mkdir -p build/man
-	$(BIN)/argparse-manpage --module memifrt.cli.command_line --function make_parser --format single-commands-section \
+	COLUMNS=72 $(BIN)/argparse-manpage --module memifrt.cli.command_line --function make_man_parser --format single-commands-section \
 		--project-name memifrt --manual-title memifrt --description "the memif tools" --output build/man/memifrt.1
 	@echo build/man/memifrt.1
 

@@ -1,7 +1,7 @@
 """Lint, and the tests on each Python that is found: ``nox``. Needs ``pip install nox``, or the dev extra.
 
 nox names the interpreters that it does not find and goes on. ``nox -s tests-3.12`` runs one. Arguments after ``--`` go
-to pytest: ``nox -s tests-3.12 -- tests/ring``.
+to pytest: ``nox -s tests-3.12 -- tests/ring``. An interpreter of pyenv must be on the path: ``pyenv shell 3.11 3.12``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ nox.options.reuse_existing_virtualenvs = True
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Run ruff and mypy --strict."""
+    """Run the checks of make lint: ruff, spelling, prose and mypy --strict."""
     session.install("--editable", ".[dev]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("codespell")
+    session.run("python", "-m", "tests.prose")
     session.run("mypy")
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
+import textwrap
 from pathlib import Path
 
 import memifrt
-from benchmarks.cases import DEVICE_CPU, FACING_CPU, Group
-from memifrt.cli.plots import OTHERS, OURS, label, save, use_files
+from benchmarks.cases import DEVICE_CPU, FACING_CPU, Case, Group
+from memifrt import drawing
+from memifrt.drawing import OTHERS, OURS
 
 _LINES = ("-", "--", ":")
+#: The most characters in a line of a title beside names of cases.
+_TITLE = 70
 
 
 def page(groups: list[Group], rounds: int, seconds: float) -> str:
@@ -68,11 +73,35 @@ def machine(rounds: int, seconds: float) -> list[str]:
 
 def plots(groups: list[Group], folder: Path) -> None:
     """Write the SVG files that the page shows."""
-    use_files()
-    for group in groups:
-        if group.plot:
-            curves(group, folder / f"{group.plot}.svg")
-    bars([group for group in groups if is_bars(group)], folder / "benchmarks.svg")
+    with drawing.style():
+        for group in groups:
+            if group.plot:
+                curves(group, folder / f"{group.plot}.svg")
+        if together := [group for group in groups if is_bars(group)]:
+            bars(together, folder / "benchmarks.svg")
+
+
+def read(text: str) -> list[Group]:
+    """Return the groups of a page, with what the plots need: medians, without the functions that take them."""
+    groups = []
+    for section in text.split("\n## ")[1:]:
+        title, *lines = section.splitlines()
+        picture = next((found[1] for line in lines if (found := re.match(r"!\[.*\]\((.*)\.svg\)$", line))), "")
+        head, _, *rows = [_cells(line) for line in lines if line.startswith("|")] or [[""], [""]]
+        if head[0] == "case":
+            unit = head[1].removeprefix("median, ")
+            cases = [Case(row[0], None, figures=[float(row[1])]) for row in rows if row[2]]
+            groups.append(Group(title, unit, cases))
+        elif rows:
+            names, units = zip(*(name.rsplit(", ", 1) for name in head[1:]), strict=True)
+            points = [(x, name, value) for x, *row in rows for name, value in zip(names, row, strict=True) if value]
+            cases = [Case(f"{x}: {name}", None, series=name, x=x, figures=[float(value)]) for x, name, value in points]
+            groups.append(Group(title, units[0], cases, x=head[0], plot=picture))
+    return groups
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
 def is_bars(group: Group) -> bool:
@@ -82,12 +111,11 @@ def is_bars(group: Group) -> bool:
 
 def curves(group: Group, path: Path) -> None:
     """Draw a line for each series. ``x`` doubles from one mark to the next."""
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8, 4.5))
+    figure = drawing.figure(8, 4.5)
+    axis = figure.subplots()
     drawn = dict.fromkeys((OURS, OTHERS), 0)
     for name in dict.fromkeys(case.series for case in group.cases):
-        points = [(case.x, case.median) for case in group.cases if case.series == name and case.figures]
+        points = [(int(case.x), case.median) for case in group.cases if case.series == name and case.figures]
         color = OTHERS if name.startswith("testpmd") else OURS
         style = _LINES[drawn[color] % len(_LINES)]
         drawn[color] += 1
@@ -97,28 +125,24 @@ def curves(group: Group, path: Path) -> None:
     axis.set_xticks(marks, [str(mark) for mark in marks])
     axis.minorticks_off()
     axis.set_ylim(bottom=0)
-    label(axis, group.title, group.x, group.unit)
-    axis.legend(fontsize=8, frameon=False)
-    save(figure, path)
+    drawing.label(axis, group.title, group.x, group.unit)
+    axis.legend()
+    path.write_bytes(drawing.picture(figure, "svg"))
 
 
 def bars(groups: list[Group], path: Path) -> None:
     """Draw a bar for each case."""
-    if not groups:
-        return
-    import matplotlib.pyplot as plt
-
     rows = [sum(bool(case.figures) for case in group.cases) + 2 for group in groups]
-    figure, axes = plt.subplots(
-        len(groups), 1, figsize=(9, 0.32 * sum(rows)), gridspec_kw={"height_ratios": rows}, squeeze=False
-    )
-    for axis, group in zip(axes[:, 0], groups, strict=True):
+    figure = drawing.figure(9, 0.32 * sum(rows))
+    axes = figure.subplots(len(groups), 1, gridspec_kw={"height_ratios": rows}, squeeze=False)[:, 0]
+    for axis, group in zip(axes, groups, strict=True):
         shown = [case for case in reversed(group.cases) if case.figures]
         names = [case.name for case in shown]
         medians = [case.median for case in shown]
         colors = [OTHERS if "testpmd" in name else OURS for name in names]
         drawn = axis.barh(names, medians, color=colors)
         axis.bar_label(drawn, labels=[f"{value:.2f}" for value in medians], padding=3, fontsize=8)
-        label(axis, f"{group.title} ({group.unit})")
+        drawing.label(axis, textwrap.fill(f"{group.title} ({group.unit})", _TITLE))
+        axis.grid(False)
         axis.margins(x=0.12)
-    save(figure, path)
+    path.write_bytes(drawing.picture(figure, "svg"))

@@ -1,6 +1,7 @@
 """``make bench``: measure everything side by side in one run, and write ``docs/benchmarks.md`` and its plots.
 
     python -m benchmarks.run [--only GROUP ...] [--rounds N] [--seconds N] [--write]
+    python -m benchmarks.run --redraw
 
 The cases of a group take turns, round after round, so that whatever else the machine does hits all of them. A figure is
 the median of the rounds. What the project promises are ratios of medians: they are printed at the end, and the exit
@@ -49,7 +50,13 @@ def main() -> int:
     parser.add_argument(
         "--free-threaded", default="", metavar="PYTHON", help="a free-threaded Python with memifrt installed"
     )
+    parser.add_argument(
+        "--redraw", action="store_true", help="measure nothing: draw the plots of docs/benchmarks.md again"
+    )
     arguments = parser.parse_args()
+    if arguments.redraw:
+        report.plots(report.read((DOCS / "benchmarks.md").read_text()), DOCS)
+        return 0
     if os.cpu_count() in (None, 1):
         parser.error("two cores are needed: one for the device, one for what faces it")
     if testpmd.missing():

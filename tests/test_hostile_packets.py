@@ -18,7 +18,7 @@ from memifrt.packets import checksum, parse_arp_reply, parse_echo_reply, parse_n
 from memifrt.packets.answering import reply
 from memifrt.ports.offload import NotPossible, Offload, finished
 from memifrt.switch.vlan import HEADER_BYTES, PortVlans, classify
-from memifrt.traffic.layout import layout_of, resized, with_checksums
+from memifrt.traffic.layout import layout_of, resized, reversed_packet, with_checksums
 from tests.lib.hostile import A4, A6, B4, B6, MACS, RIGHT, frame, hostile, ip4, ip6, tcp, udp
 
 MAPS = parse_maps("192.168.0.0/16:172.16.0.0/12,[fe80::/16]:[fd00::/16]")
@@ -130,7 +130,7 @@ def test_a_checksum_stays_right_when_addresses_are_rewritten(number: int) -> Non
     before, after = layout_of(packet, Mode.IP), edit(packet)
     assert after != packet
     assert layout_of(after, Mode.IP) == before
-    for made in (packet, after):
+    for made in (packet, after, reversed_packet(packet, Mode.IP)):
         assert with_checksums(made, Mode.IP) == made
 
 

@@ -53,6 +53,7 @@ ORDER = [
     "ports",
     "impairments",
     "switch",
+    "drawing",
     "traffic",
     "throughput",
     "cli",
@@ -73,6 +74,7 @@ ADAPTERS = {
 #: What a person runs, and what lives in scapy or pytest: extras are imported there, where they are used.
 PROGRAMS = {
     "capture",
+    "drawing",
     "ports",
     "switch",
     "traffic",

@@ -11,8 +11,9 @@ import math
 import os
 import re
 import sys
+import textwrap
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
@@ -66,6 +67,33 @@ class Command:
     epilog: str
     add_arguments: Callable[[Parser], None]
     run: Callable[[argparse.Namespace], int]
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keep the lines of descriptions and epilogs, and wrap those that are wider than the terminal."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(f"{indent}{line}\n" for line in wrapped(text, width - len(indent)))
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Return the lines of a text, with those that are too wide in several parts."""
+    return [part for line in text.splitlines() for part in _wrapped(line, width)]
+
+
+def _wrapped(line: str, width: int) -> Iterator[str]:
+    """Yield the parts of a line. Those of a command can be pasted: each but the last ends with a backslash."""
+    margin = " " * (len(line) - len(line.lstrip()))
+    end = " \\" if line.startswith(f"{margin}memifrt ") else ""
+    parts = textwrap.wrap(
+        line,
+        width - len(end) if len(line) > width else width,
+        subsequent_indent=margin + "    " if margin else "",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    yield from (part + end for part in parts[:-1])
+    yield parts[-1] if parts else ""
 
 
 class Parser(argparse.ArgumentParser):

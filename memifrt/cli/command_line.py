@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import memifrt
-from memifrt.cli.arguments import Command, Parser
+from memifrt.cli.arguments import Command, HelpFormatter, Parser, wrapped
 from memifrt.cli.program import NoPeerError, complain, discard_output, status_of_signal
 from memifrt.errors import MemifError, did_you_mean, os_error
 
@@ -41,6 +41,8 @@ COMMANDS = (
 
 #: The name of standard output in errors.
 _STDOUT = "standard output"
+#: The width of lines that a man page keeps as they are: man indents them, on a terminal of 80 columns.
+_MAN_WIDTH = 70
 
 _EPILOG = """examples:
   memifrt demo
@@ -191,8 +193,19 @@ class _PrintCompletion(argparse.Action):
 
 
 def make_parser() -> Parser:
-    """Return the parser of the whole command line. Shell completion and the man page are made from it."""
+    """Return the parser of the whole command line. Shell completion is made from it."""
     return make_parsers(())[0]
+
+
+def make_man_parser() -> Parser:
+    """Return the parser from which ``make man`` makes the man page.
+
+    argparse-manpage leaves out what a command's help has below the options, so it stands above them here.
+    """
+    parser, commands = make_parsers(())
+    for command in commands.values():
+        command.description = "\n".join([command.description or "", "", *wrapped(command.epilog or "", _MAN_WIDTH), ""])
+    return parser
 
 
 def make_parsers(arguments: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
@@ -201,7 +214,7 @@ def make_parsers(arguments: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
         "memifrt",
         description="memif, the shared memory packet interface, in Python.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.given = arguments
@@ -222,7 +235,7 @@ def make_parsers(arguments: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
             help=command.help,
             description=f"{command.help[0].upper()}{command.help[1:]}.",
             epilog=command.epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
             allow_abbrev=False,
         )
         sub.given = arguments

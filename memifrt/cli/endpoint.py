@@ -27,12 +27,16 @@ _MTU = (68, 65521)
 
 #: The text for the help of commands that take endpoints.
 MEMIF_SYNTAX = """\
-  memif:PATH[,role=master|slave][,id=N][,mode=ethernet|ip][,secret=S][,queues=N][,ring-size=N][,buffer-size=N]
-            [,rx-mode=adaptive|interrupt|polling][,num-s2m-rings=N][,num-m2s-rings=N][,netns=NS]
+  memif:PATH[,role=master|slave][,id=N][,mode=ethernet|ip][,secret=S]
+            [,queues=N][,ring-size=N][,buffer-size=N]
+            [,rx-mode=adaptive|interrupt|polling]
+            [,num-s2m-rings=N][,num-m2s-rings=N][,netns=NS]
             PATH is @name for an abstract socket"""
 SYNTAX = f"""{MEMIF_SYNTAX}
-  tap:NAME[,mtu=N][,mac=M][,mode=ethernet|ip][,netns=NS]   a TAP device (mode=ip: TUN), created if it does not exist
-  packet:IFNAME[,mode=ethernet|ip][,netns=NS]              a kernel interface (mode=ip: one without Ethernet headers,
+  tap:NAME[,mtu=N][,mac=M][,mode=ethernet|ip][,netns=NS]
+            a TAP device (mode=ip: TUN), created if it does not exist
+  packet:IFNAME[,mode=ethernet|ip][,netns=NS]
+            a kernel interface (mode=ip: one without Ethernet headers,
             like TUN or WireGuard); NS is a name or a path"""
 
 

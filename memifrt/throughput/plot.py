@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memifrt import drawing
 from memifrt.capture.whole_file import write_whole
 from memifrt.errors import ConfigError
 from memifrt.throughput.report import Report, SizeReport
@@ -18,17 +18,6 @@ if TYPE_CHECKING:
 #: The formats of pictures, by the ends of their names.
 FORMATS = (".png", ".svg", ".pdf")
 _NINES = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99)
-
-
-def require() -> None:
-    """Check that matplotlib is installed, before anything is measured.
-
-    :raises ConfigError: it is not, and how to install it.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("--plot needs matplotlib, which is not installed: pip install 'memifrt[plot]'") from error
 
 
 def picture_path(text: str) -> str:
@@ -47,22 +36,18 @@ def plot(report: Report, path: str) -> None:
     :raises ConfigError: matplotlib is not installed.
     :raises MemifOSError: the file cannot be written.
     """
-    require()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    drawing.check_matplotlib()
     measured = [size for size in report.sizes if any(found.latency for found in size.latencies)]
     rows = 1 + len(measured)
-    figure = Figure(figsize=(9, 3.2 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    # Each picture below the first has the latencies of one frame size.
-    axes = figure.subplots(rows, 1, squeeze=False)[:, 0]
-    _draw_rates(axes[0], report.sizes)
-    for below, size in zip(axes[1:], measured, strict=True):
-        _draw_latencies(below, size)
-    data = io.BytesIO()
-    figure.savefig(data, format=Path(path).suffix[1:].lower(), dpi=120)
-    write_whole(path, data.getvalue())
+    with drawing.style():
+        figure = drawing.figure(9, 3.2 * rows)
+        # Each picture below the first has the latencies of one frame size.
+        axes = figure.subplots(rows, 1, squeeze=False)[:, 0]
+        _draw_rates(axes[0], report.sizes)
+        for below, size in zip(axes[1:], measured, strict=True):
+            _draw_latencies(below, size)
+        data = drawing.picture(figure, Path(path).suffix[1:].lower())
+    write_whole(path, data)
 
 
 def _draw_rates(axes: Axes, sizes: list[SizeReport]) -> None:
@@ -71,14 +56,13 @@ def _draw_rates(axes: Axes, sizes: list[SizeReport]) -> None:
         ("PDR", 0.0, lambda size: _reached(size.pdr)),
         ("generator against itself", 0.27, lambda size: size.generator),
     )
-    colours = ("tab:blue", "tab:orange", "lightgrey")
-    for (label, offset, value), colour in zip(series, colours, strict=True):
+    for label, offset, value in series:
         heights = [(value(size) or 0.0) / 1e6 for size in sizes]
-        bars = axes.bar([place + offset for place in range(len(sizes))], heights, 0.25, label=label, color=colour)
+        bars = axes.bar([place + offset for place in range(len(sizes))], heights, 0.25, label=label)
         axes.bar_label(bars, [f"{height:.3g}" if height else "" for height in heights], fontsize=8)
     axes.set_xticks(range(len(sizes)), [str(size.size) for size in sizes])
-    axes.set_ylabel("Mpps")
-    axes.set_title("Throughput by frame size")
+    drawing.label(axes, "Throughput by frame size", "frame size", "Mpps")
+    axes.grid(False, axis="x")
     axes.margins(y=0.3)
     axes.legend(loc="upper center", ncols=len(series))
 
@@ -96,13 +80,10 @@ def _draw_latencies(axes: Axes, report: SizeReport) -> None:
             ]
             axes.plot(*zip(*points, strict=True), marker=".", label=f"{100 * found.share:.0f} % of PDR")
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    drawing.logarithmic(axes.yaxis)
     axes.set_xticks([100 / (100 - percentile) for percentile in _NINES], [f"{percentile:g} %" for percentile in _NINES])
     axes.xaxis.minorticks_off()
-    axes.set_xlabel("percentile")
-    axes.set_ylabel("latency, us")
-    axes.set_title(f"Latency, {report.size}")
-    axes.grid(alpha=0.3, which="both")
+    drawing.label(axes, f"Latency, {report.size}", "percentile", "µs")
     axes.legend(loc="upper left")
 
 

@@ -203,7 +203,14 @@ def reversed_packet(data: bytes, mode: Mode) -> bytes:
         _exchange(made, layout.layer_3 + (12 if layout.version == 4 else 8), 4 if layout.version == 4 else 16)
     if layout.layer_4 is not None and layout.protocol in (_UDP, _TCP):
         _exchange(made, layout.layer_4, 2)
-    return bytes(made)  # a sum does not change if its parts are exchanged
+    # A sum does not change if its parts are exchanged. With a source route, it covers the final destination instead.
+    return with_checksums(bytes(made), mode) if _is_routed(layout) else bytes(made)
+
+
+def _is_routed(layout: Layout) -> bool:
+    """Return whether a checksum covers another destination than that in the IP header."""
+    own = (layout.layer_3 or 0) + (16 if layout.version == 4 else 24)
+    return any(len(each.covers) == 3 and each.covers[1][0] != own for each in layout.checksums)
 
 
 def _exchange(data: bytearray, at: int, width: int) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 from pathlib import Path
 from typing import Any
 
+from memifrt import drawing
 from memifrt.capture.pcap import check_writable
 from memifrt.capture.whole_file import write_whole
 from memifrt.errors import ConfigError
@@ -16,7 +15,6 @@ from memifrt.traffic.report import Report, intervals
 #: The endings of file names that a plot can have.
 FORMATS = (".png", ".svg")
 _PERCENTILES = (0, 10, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 99.95, 99.99, 99.999)
-_INCHES, _DPI = (8.0, 3.4), 120
 _MILLION = 1e6
 #: The most streams with a curve of their own.
 _MANY = 8
@@ -29,8 +27,7 @@ def check_plot(path: str) -> None:
     :raises MemifOSError: it cannot be written.
     """
     plot_path(path)
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("a plot needs matplotlib, which is not installed: pip install 'memifrt[plot]'")
+    drawing.check_matplotlib("a plot")
     check_writable(path)
 
 
@@ -52,42 +49,40 @@ def plot(report: Report, path: str) -> None:
     :raises MemifOSError: the file cannot be written.
     """
     check_plot(path)
-    from matplotlib.figure import Figure
-
     streams = report.streams if len(report.streams) <= _MANY else {"all streams": report.total}
     latencies = {name: each.latency for name, each in streams.items() if each.latency is not None}
-    width, height = _INCHES
-    figure = Figure(figsize=(width * (2 if latencies else 1) / 1.5, height), dpi=_DPI, layout="constrained")
-    rate = figure.add_subplot(1, 2 if latencies else 1, 1)
-    _plot_rates(rate, report)
-    if latencies:
-        axes = figure.add_subplot(1, 2, 2)
-        for latency in latencies.values():
-            percents = _shown(latency)
-            values = [max(latency.percentile(p), 1e-3) for p in percents]
-            axes.plot([1 / (1 - p / 100) for p in percents], values, marker=".")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        highest = max(p for latency in latencies.values() for p in _shown(latency))
-        shown = [p for p in (50, 90, 99, 99.9, 99.99, 99.999) if p <= highest or p == 50]
-        axes.set_xticks([1 / (1 - p / 100) for p in shown], [f"{p:g} %" for p in shown])
-        axes.minorticks_off()
-        axes.set_title("latency by percentile")
-        axes.set_ylabel("us")
-        axes.grid(True, alpha=0.3)
-        # Names are text, not formulas in dollars. matplotlib leaves out labels that begin with an underscore.
-        lines = axes.get_lines()
-        legend = axes.legend(lines, [f" {name}" for name in latencies], fontsize="small")
-        for text in legend.get_texts():
-            text.set_parse_math(False)
-    data = io.BytesIO()
-    figure.savefig(data, format=Path(path).suffix[1:].lower())
-    write_whole(path, data.getvalue())
+    with drawing.style():
+        columns = 2 if latencies else 1
+        figure = drawing.figure(5.3 * columns, 3.4)
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+        _plot_rates(axes[0], report)
+        if latencies:
+            _plot_latencies(axes[1], latencies)
+        data = drawing.picture(figure, Path(path).suffix[1:].lower())
+    write_whole(path, data)
 
 
 def _shown(latency: Latency) -> list[float]:
     """Return the percentiles above which there is at least one packet."""
     return [p for p in _PERCENTILES if (100 - p) * latency.count >= 100 or p == 0]
+
+
+def _plot_latencies(axes: Any, latencies: dict[str, Latency]) -> None:
+    for latency in latencies.values():
+        percents = _shown(latency)
+        values = [max(latency.percentile(p), 1e-3) for p in percents]
+        axes.plot([1 / (1 - p / 100) for p in percents], values, marker=".")
+    axes.set_xscale("log")
+    drawing.logarithmic(axes.yaxis)
+    highest = max(p for latency in latencies.values() for p in _shown(latency))
+    shown = [p for p in (50, 90, 99, 99.9, 99.99, 99.999) if p <= highest or p == 50]
+    axes.set_xticks([1 / (1 - p / 100) for p in shown], [f"{p:g} %" for p in shown])
+    axes.minorticks_off()
+    drawing.label(axes, "Latency by percentile", "percentile", "µs")
+    # Names are text, not formulas in dollars. matplotlib leaves out labels that begin with an underscore.
+    legend = axes.legend(axes.get_lines(), [f" {name}" for name in latencies])
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _plot_rates(axes: Any, report: Report) -> None:
@@ -99,11 +94,8 @@ def _plot_rates(axes: Any, report: Report) -> None:
         sent.append(each.sent / seconds / _MILLION)
         received.append(each.received / seconds / _MILLION)
         before = each.seconds
-    axes.plot(times, sent, label="sent")
+    axes.plot(times, sent, linewidth=3, label="sent")
     axes.plot(times, received, label="received")
     axes.set_ylim(bottom=0)
-    axes.set_title("rate over time")
-    axes.set_xlabel("s")
-    axes.set_ylabel("Mpps")
-    axes.grid(True, alpha=0.3)
-    axes.legend(fontsize="small")
+    drawing.label(axes, "Rate over time", "seconds", "Mpps")
+    axes.legend()

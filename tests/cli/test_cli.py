@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import memifrt
 import memifrt_command
 from memifrt import ConfigError
 from memifrt.capture.pcap import LinkType, create_capture
+from memifrt.cli import command_line
 from memifrt.cli.arguments import seconds_or_zero
 from memifrt.cli.command_line import main, make_parser
 from memifrt.cli.commands.replay import positive
@@ -260,6 +262,36 @@ def test_help_shows_an_example(command: list[str], capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert re.search(rf"^example.*^  {' '.join(['memifrt', *command])} ", out, re.M | re.S)
     assert "until-eof" not in out
+
+
+@pytest.mark.parametrize("command", ["", *command_line.COMMANDS])
+def test_help_fits_80_columns_and_its_examples_can_be_pasted(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = {}
+    for columns in ("80", "1000"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main([*([command] if command else []), "--help"]) == 0
+        shown[columns] = capsys.readouterr().out
+    assert [line for line in shown["80"].splitlines() if len(line) > 80] == []
+    examples = [
+        [shlex.split(line) for line in re.findall(r"^  memifrt .*$", text, re.M)]
+        for text in (shown["80"].replace("\\\n", ""), shown["1000"])
+    ]
+    assert examples[0] == examples[1]
+
+
+def test_man_page_has_the_examples_of_each_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "72")
+    man, shown = (
+        next(action for action in parser._actions if action.dest == "command").choices
+        for parser in (command_line.make_man_parser(), make_parser())
+    )
+    assert isinstance(man, dict)
+    assert isinstance(shown, dict)
+    for name in command_line.COMMANDS:
+        example = next(line for line in shown[name].format_help().splitlines() if line.startswith("  memifrt "))
+        assert example in man[name].description
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

@@ -576,6 +576,18 @@ def test_no_packet_is_sent_before_it_is_due(
     assert float(found[1]) >= 0.2
 
 
+@pytest.mark.parametrize("arguments", [["--pps", "100"], ["--mbps", "0.8"]], ids=["pps", "mbps"])
+def test_a_rate_goes_on_from_round_to_round(
+    arguments: list[str], runtime: Runtime, socket_name: str, tmp_path: Path
+) -> None:
+    path = capture(tmp_path / "x.pcap", [bytes(1000)])
+    received, status, out, _ = replayed(runtime, socket_name, str(path), *arguments, "--loop", "21")
+    assert (len(received), status) == (21, 0)
+    found = re.search(r" in (\d+\.\d+) s: ", out)
+    assert found
+    assert float(found[1]) >= 0.2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -50,6 +50,18 @@ def test_page_says_how_it_was_measured_and_has_no_targets() -> None:
     assert "must be" not in page
 
 
+def test_plots_can_be_drawn_from_the_page_again(tmp_path: Path) -> None:
+    bars = Group("Bars", "Mpps", [taken(groups.NATIVE_SLAVE, 1, 2, 4), Case("b", None, why="not here")])
+    sizes = [taken("64: memifrt", 3, series="memifrt", x="64")]
+    written = [curve(), bars, Group("Sizes", "Mpps", sizes, x="size"), Group("Trips", "us", [taken("a", 1)])]
+    again = report.read(report.page(written, 3, 0.5))
+    for made, folder in ((written, tmp_path / "made"), (again, tmp_path / "again")):
+        folder.mkdir()
+        report.plots(made, folder)
+    for name in ("curve.svg", "benchmarks.svg"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "made" / name).read_bytes()
+
+
 @pytest.mark.parametrize(("ours", "kept"), [(2.0, True), (1.9, False)])
 def test_promise_is_a_ratio_of_medians(ours: float, kept: bool) -> None:
     cases = [taken(groups.NATIVE_SLAVE, 0, ours, 9), taken(groups.PMD_CLIENT, 1.0)]

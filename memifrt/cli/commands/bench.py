@@ -31,14 +31,15 @@ from memifrt.cli.bench.options import (
     SHORTEST_INTERVAL,
     Options,
 )
-from memifrt.cli.plots import SUFFIXES, check_matplotlib, plot_bench, plot_path
+from memifrt.cli.plots import SUFFIXES, plot_bench, plot_path
 from memifrt.cli.program import ended_by_signal, status_of_signal
+from memifrt.drawing import check_matplotlib
 from memifrt.types import MAX_LOG2_RING_SIZE
 
 
 def _add_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("what", choices=MODES, metavar="WHAT", help=", ".join(MODES))
+    add("what", choices=MODES, metavar="WHAT", help=f"{', '.join(MODES)}: see below")
     add(
         "--size",
         type=_size,
@@ -140,13 +141,14 @@ COMMAND = Command(
   memifrt bench echo --role slave --socket @lab --cpu 0 --seconds 0
   memifrt bench gen --role master --socket @lab --cpu 1 -t 10 -i 1
 
-source sends, sink receives, echo sends packets back, gen sends packets and checks the returned ones,
+source sends, sink receives, echo sends packets back,
+gen sends packets and checks the returned ones,
 rr sends one packet at a time and waits for it: p50, p99, p99.9
 
 Both ends may have the same options: what is for another WHAT has no effect.
 
-exit status: 0; 130 if Ctrl+C came before --seconds were over (with the figures so far); 3 without a peer in time; 2 on
-other errors""",
+exit status: 0; 130 if Ctrl+C came before --seconds were over (with the figures
+so far); 3 without a peer in time; 2 on other errors""",
     _add_arguments,
     _run,
 )

@@ -47,9 +47,11 @@ _DIRECTIONS = ("forward", "backward", "both")
 _FIELDS = """\
   NAME=FIRST..LAST [increment|decrement|random] [step N] [seed N]
   NAME=VALUE,VALUE,...
-            NAME is eth.src, eth.dst, vlan.id, vlan.priority, vlan.dei, ipv4.src, ipv4.dst, ipv4.ttl, ipv4.dscp,
-            ipv4.ecn, ipv4.id, ipv4.flags, ipv4.fragment_offset, ipv4.version, ipv4.ihl, ipv6.src, ipv6.dst,
-            ipv6.hop_limit, ipv6.traffic_class, ipv6.flow_label, ipv6.version, udp.src, udp.dst, tcp.src, tcp.dst,
+            NAME is eth.src, eth.dst, vlan.id, vlan.priority, vlan.dei,
+            ipv4.src, ipv4.dst, ipv4.ttl, ipv4.dscp, ipv4.ecn, ipv4.id,
+            ipv4.flags, ipv4.fragment_offset, ipv4.version, ipv4.ihl,
+            ipv6.src, ipv6.dst, ipv6.hop_limit, ipv6.traffic_class,
+            ipv6.flow_label, ipv6.version, udp.src, udp.dst, tcp.src, tcp.dst,
             tcp.seq, tcp.ack, tcp.flags, tcp.window, or @OFFSET:WIDTH in bytes"""
 
 

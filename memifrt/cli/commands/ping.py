@@ -634,10 +634,10 @@ COMMAND = Command(
     """example, with a responder in another terminal (memifrt responder --role master --socket @lab):
   memifrt ping --socket @lab -c 5 192.168.1.2
   memifrt ping --socket @lab -c 5 fe80::2
-
   memifrt ping --socket @lab -q -c 100 -w 10 -f 192.168.1.2
 
-exit status: 0 if any reply came (with -c and -w: COUNT replies), 1 if not, 2 on other errors""",
+exit status: 0 if any reply came (with -c and -w: COUNT replies), 1 if not,
+2 on other errors""",
     _add_arguments,
     _run,
 )

@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import os
 import re
+import time
 from collections.abc import Callable
 
 from memifrt.capture.flows import Flows
@@ -71,7 +72,8 @@ def replay(
     """Wait for a peer and send it the packets of a capture.
 
     :param path: a pcap or pcapng file; ``-`` is standard input.
-    :param loops: how often to play it; 0 repeats it until a signal. Every round has the same timing.
+    :param loops: how often to play it; 0 repeats it until a signal. Captured times begin anew in every round; a rate
+        goes on.
     :param drop: whether to drop packets for which the ring has no room, and keep the timing, instead of waiting.
     :param cut: what to do with packets that were cut at capture. ``pad`` fills them up with zeros, ``send`` sends the
         captured part, ``skip`` leaves them out; None leaves them out too and counts as a failure.
@@ -131,6 +133,9 @@ def _play_rounds(
     def count_shortened() -> None:
         outcome.shortened += 1
 
+    # A rate goes on from round to round. Captured times begin anew.
+    rate = None if pace.speed else pace.clock()
+    began = time.monotonic_ns() if rate else None
     try:
         for number in itertools.count() if loops == 0 else range(loops):
             base = number * recording.size
@@ -138,8 +143,9 @@ def _play_rounds(
             try:
                 player.play(
                     selection.packets(),
-                    pace.clock(count_shortened),
+                    rate or pace.clock(count_shortened),
                     lambda: base + recording.offset,  # noqa: B023
+                    began,
                 )
             finally:
                 seconds += player.outcome.seconds
@@ -383,12 +389,13 @@ COMMAND = Command(
   memifrt replay lab.pcapng --socket /run/vpp/memif.sock --pps 1000 --loop 10
   memifrt replay lab.pcap.gz --socket @lab -t -L 1000 --enet-dmac 02:fe:00:00:00:02 --pnat 10.0.0.0/8:192.168.0.0/16
 
---stats with a number instead of a PATH prints the totals every so many seconds, with 0 after each round, as tcpreplay
-does.
+--stats with a number instead of a PATH prints the totals every so many
+seconds, with 0 after each round, as tcpreplay does.
 
-exit status: 0 if the peer has taken all packets; 1 if not, or if packets were left out because they were cut at capture
-or have another link type; 3 without a peer in time; 2 on other errors; after Ctrl+C 130, but with --loop 0 or a pipe as
-if it had ended""",
+exit status: 0 if the peer has taken all packets; 1 if not, or if packets were
+left out because they were cut at capture or have another link type; 3 without
+a peer in time; 2 on other errors; after Ctrl+C 130, but with --loop 0 or a
+pipe as if it had ended""",
     _add_arguments,
     _run,
 )

@@ -118,8 +118,9 @@ def _run(arguments: argparse.Namespace) -> int:
 COMMAND = Command(
     "responder",
     "answer ping over IPv4 and IPv6 (ARP, neighbour discovery, echo) until Ctrl+C",
-    """example, against VPP (create interface memif id 0 master; set interface state memif0/0 up;
-set interface ip address memif0/0 192.168.1.1/24; ping 192.168.1.2):
+    """example, against VPP (create interface memif id 0 master; set interface state
+memif0/0 up; set interface ip address memif0/0 192.168.1.1/24; ping
+192.168.1.2):
   memifrt responder --socket /run/vpp/memif.sock --ip 192.168.1.2 --ip 2001:db8::2""",
     _add_arguments,
     _run,

@@ -450,8 +450,10 @@ COMMAND = Command(
     f"""ports:
 {SYNTAX}
   with VLANs every port also has
-  vlan=N                      an access port: frames without tags, of VLAN N
-  trunk=N+N|N-N|all[,native=N]   a trunk: tagged frames of these VLANs, and frames without a tag of the native one
+  vlan=N    an access port: frames without tags, of VLAN N
+  trunk=N+N|N-N|all[,native=N]
+            a trunk: tagged frames of these VLANs, and frames without a tag
+            of the native one
 
 examples:
   memifrt switch tap:red0,netns=red tap:blue0,netns=blue memif:/run/vpp/memif.sock,role=master --stats /run/sw.stats

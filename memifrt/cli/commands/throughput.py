@@ -23,6 +23,7 @@ from memifrt.cli.endpoint import MEMIF_SYNTAX, check_pair, parse_memif_endpoint
 from memifrt.cli.generator_memifs import RECONNECT_INTERVAL, create, polling, wait_for_peers
 from memifrt.cli.program import SessionOptions, complain, print_whole, session, status_of_signal
 from memifrt.cli.progress import Progress, progress
+from memifrt.drawing import check_matplotlib
 from memifrt.errors import ConfigError, PollCancelled
 from memifrt.ports.endpoint import MemifEndpoint
 from memifrt.throughput import METHODS, FrameSize, Method, Rate, Report, SizeReport, Step, parse_sizes
@@ -30,7 +31,6 @@ from memifrt.throughput import throughput as run_throughput
 from memifrt.throughput.memif_trial import DIRECTIONS, Direction, MemifTrial, SelfTrial
 from memifrt.throughput.memif_trial import require as require_generator
 from memifrt.throughput.plot import picture_path, plot
-from memifrt.throughput.plot import require as require_plot
 from memifrt.throughput.report import pps
 from memifrt.throughput.search import require as require_search
 from memifrt.throughput.sizes import FCS
@@ -274,7 +274,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.settle,
     )
     if arguments.plot is not None:
-        require_plot()
+        check_matplotlib()
         check_writable(arguments.plot)
     if arguments.json is not None:
         check_writable(arguments.json)

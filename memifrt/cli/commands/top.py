@@ -209,11 +209,12 @@ COMMAND = Command(
   memifrt top --once --json /run/lab.stats
   memifrt top --web 8080 '/run/*.stats'
 
-ring used: slots that the sender cannot fill; full: calls that found too little room; irq/s: kicks received (rx) or
-sent (tx).
+ring used: slots that the sender cannot fill; full: calls that found too
+little room; irq/s: kicks received (rx) or sent (tx).
 
-keys: q or Ctrl+C ends it; s changes the order; / filters (Enter ends the input, Esc shows all); the arrow keys,
-Page Up, Page Down, Home and End scroll.
+keys: q or Ctrl+C ends it; s changes the order; / filters (Enter ends the
+input, Esc shows all); the arrow keys, Page Up, Page Down, Home and End scroll.
+
 --web serves the same as a page on http://127.0.0.1:8080/ instead of the screen.
 
 exit status of --once: 0 if every program answered, 1 if one did not, 2 on other errors""",

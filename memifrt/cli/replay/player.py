@@ -99,14 +99,22 @@ class Player:
         while not self._port.room() and time.monotonic() < deadline:
             self._sleep(_BACKOFF)
 
-    def play(self, packets: Iterable[Packet], clock: Clock | None, position: Callable[[], int]) -> None:
+    def play(
+        self,
+        packets: Iterable[Packet],
+        clock: Clock | None,
+        position: Callable[[], int],
+        started: int | None = None,
+    ) -> None:
         """Send all packets.
 
+        :param started: when the clock began, by ``time.monotonic_ns()``; None: now.
         :raises PollCancelled: a signal ended the program.
         :raises Disconnected: the peer is gone.
         :raises TimeIsOver: ``--duration`` has passed, or the user ended the input.
         """
-        start = time.monotonic_ns()
+        now = time.monotonic_ns()
+        start = now if started is None else started
         if self._began is None:
             self._began = time.monotonic()
             self._ends = self._began + (self._conduct.duration or math.inf)
@@ -119,7 +127,7 @@ class Player:
                     self._shown.update(f"{self.outcome.accepted} packets", position())
         finally:
             self._batches = None
-            self.outcome.seconds = (time.monotonic_ns() - start) / _SECOND
+            self.outcome.seconds = (time.monotonic_ns() - now) / _SECOND
 
     def _send_batch(self, batch: _Batch, start: int) -> None:
         if self._conduct.ask:
@@ -247,7 +255,7 @@ class _Batch:
 class _Batches:
     """Groups packets into batches: each has the packets that are due by the time at which its first one is sent.
 
-    :ivar start: when the round began, by ``time.monotonic_ns()``.
+    :ivar start: when the clock began, by ``time.monotonic_ns()``.
     """
 
     def __init__(self, clock: Clock | None, start: int, most: int = _BURST) -> None:
