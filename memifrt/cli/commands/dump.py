@@ -291,8 +291,8 @@ examples:
   memifrt dump --socket @lab -w lab.pcap.zst -C 100 -W 10
   memifrt dump -r lab.pcap.zst -ne -ttt udp port 53
 
-exit status: 0, also after Ctrl+C, but 130 if it came before the end of the file of -r; 3 without a peer in time; 2 on
-other errors""",
+exit status: 0, also after Ctrl+C, but 130 if it came before the end of the
+file of -r; 3 without a peer in time; 2 on errors""",
     _add_arguments,
     _run,
 )

@@ -394,8 +394,8 @@ seconds, with 0 after each round, as tcpreplay does.
 
 exit status: 0 if the peer has taken all packets; 1 if not, or if packets were
 left out because they were cut at capture or have another link type; 3 without
-a peer in time; 2 on other errors; after Ctrl+C 130, but with --loop 0 or a
-pipe as if it had ended""",
+a peer in time; 2 on errors; 130 after Ctrl+C, but as if the capture had ended
+with --loop 0 or a pipe""",
     _add_arguments,
     _run,
 )
