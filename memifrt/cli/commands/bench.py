@@ -147,8 +147,8 @@ rr sends one packet at a time and waits for it: p50, p99, p99.9
 
 Both ends may have the same options: what is for another WHAT has no effect.
 
-exit status: 0; 130 if Ctrl+C came before --seconds were over (with the figures
-so far); 3 without a peer in time; 2 on other errors""",
+exit status: 0; 130 if Ctrl+C came before --seconds were over (with the
+figures so far); 3 without a peer in time; 2 on errors""",
     _add_arguments,
     _run,
 )

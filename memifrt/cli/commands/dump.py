@@ -134,7 +134,6 @@ def _add_arguments(parser: Parser) -> None:
     add(
         "-w",
         dest="path",
-        type=file_name,
         metavar="FILE",
         help="write a capture: pcapng if FILE ends with .pcapng, else pcap; .gz or .zst after that compresses it; "
         "- is standard output",
@@ -292,8 +291,8 @@ examples:
   memifrt dump --socket @lab -w lab.pcap.zst -C 100 -W 10
   memifrt dump -r lab.pcap.zst -ne -ttt udp port 53
 
-exit status: 0, also after Ctrl+C, but 130 if it came before the end of the file of -r; 3 without a peer in time; 2 on
-other errors""",
+exit status: 0, also after Ctrl+C, but 130 if it came before the end of the
+file of -r; 3 without a peer in time; 2 on errors""",
     _add_arguments,
     _run,
 )

@@ -346,8 +346,9 @@ examples:
   memifrt generate --socket @lab --packet 'Ether()/IP()/UDP()' --size imix --rate 1Mpps --duration 1m --signed
   memifrt generate --socket @a --to memif:@b --file streams.yaml --signed --plot run.svg
 
-exit status: 0; 1 if the peer left, or nothing could be sent; 3 without a peer in time; 2 on other errors; after Ctrl+C
-130 if --count or --duration was not reached, and 0 if it had no end""",
+exit status: 0; 1 if the peer left, or nothing could be sent; 2 on errors;
+3 without a peer in time; after Ctrl+C 130 if --count or --duration was not
+reached, and 0 if there was no such end""",
     _add_arguments,
     _run,
 )

@@ -317,10 +317,6 @@ def _pace(arguments: argparse.Namespace) -> Pace:
     if arguments.max_gap and arguments.maxsleep:
         raise ConfigError("--max-gap and --maxsleep are the same limit; give one of them")
     paced = arguments.pps or arguments.mbps or arguments.topspeed or arguments.oneatatime
-    if paced and (arguments.max_gap or arguments.maxsleep):
-        name = "--max-gap" if arguments.max_gap else "--maxsleep"
-        other = next(each for each in ("pps", "mbps", "topspeed", "oneatatime") if getattr(arguments, each))
-        raise ConfigError(f"{name} has no effect: it limits the gaps of the capture, and --{other} sets the pace")
     return Pace(
         0.0 if paced else arguments.speed or 1.0,
         arguments.pps or 0.0,
@@ -398,8 +394,8 @@ seconds, with 0 after each round, as tcpreplay does.
 
 exit status: 0 if the peer has taken all packets; 1 if not, or if packets were
 left out because they were cut at capture or have another link type; 3 without
-a peer in time; 2 on other errors; after Ctrl+C 130, but with --loop 0 or a
-pipe as if it had ended""",
+a peer in time; 2 on errors; 130 after Ctrl+C, but as if the capture had ended
+with --loop 0 or a pipe""",
     _add_arguments,
     _run,
 )

@@ -314,8 +314,8 @@ examples, a device that sends back on its memif, and one between two memifs:
   memifrt throughput memif:@lab,role=master --method quick
   memifrt throughput memif:@lab,role=master,id=0 memif:@lab,role=master,id=1 --sizes 64,imix --json result.json
 
-exit status: 0 if the measurement is complete, 130 after Ctrl+C and 143 after SIGTERM (with the results so
-far), 3 without a device in time, 2 on other errors""",
+exit status: 0 if the measurement is complete; 130 after Ctrl+C and 143 after
+SIGTERM (with the results so far); 3 without a device in time; 2 on errors""",
     _add_arguments,
     _run,
 )
