@@ -188,7 +188,7 @@ cdef enum:
     UNIT = 4
     # The bits of the buckets of latencies, as memifrt/traffic/latency.py has them.
     BUCKET_BITS = 11
-    # What marks the number of a packet that came corrupted only, as _DAMAGED of memifrt/traffic/receiver.py.
+    # The mark of the number of a packet that came corrupted only, as _DAMAGED of memifrt/traffic/receiver.py.
     DAMAGED_BIT = 2
     # How far from the expected number a guess may be, as a share of the window.
     NEAR = 2
@@ -391,7 +391,7 @@ cdef class LaneState:
         self.expected = self.next
 
     cdef void guess(self, uint32_t claim, uint32_t total, bint varying) noexcept nogil:
-        """Count a corrupted packet whose number is not proven, by its most likely number.
+        """Count a corrupted packet by its most likely number: its own is not proven.
 
         :param claim: the number in its mark.
         :param total: the sum of words that would be 0xffff if it were right.

@@ -35,7 +35,7 @@ _REDIRECTS = (
     "redirect-tos {} to net {}",
     "redirect-tos {} to host {}",
 )
-#: ICMP messages of which only the name is printed.
+#: ICMP messages that are printed by their name alone.
 _NAMES = {
     4: "source quench",
     10: "router solicitation",

@@ -1,4 +1,4 @@
-"""What the texts of all protocols need: reading fields, marking what is cut off, and the facts of an IP packet."""
+"""The common parts of the texts of all protocols: reading fields, marking cut packets, the facts of an IP packet."""
 
 from __future__ import annotations
 

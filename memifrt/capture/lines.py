@@ -225,7 +225,7 @@ class _Decoder:
         return text + self._unknown(data[header:]), header
 
     def _unknown(self, data: bytes) -> str:
-        """Return the dump of a payload whose protocol is not known, unless a dump follows anyway."""
+        """Return the dump of a payload of an unknown protocol, unless a dump follows anyway."""
         return "" if self._quiet or self._style.dump[:1] in ("x", "X") else hex_dump(data, ascii_too=True)
 
     def _ethertype(self, kind: int, length: int | None = None) -> str:

@@ -24,7 +24,7 @@ from memifrt.types import Mode
 
 #: Both directions, as they are written.
 DIRECTIONS = ("a-to-b", "b-to-a")
-#: Settings that impair nothing by themselves, and those of which they need one.
+#: Settings that impair nothing by themselves. Each needs one of the settings beside it.
 _NEEDS = {
     "seed": {"jitter", "loss", "duplicate", "reorder", "corrupt"},
     "memory": {"delay", "jitter", "rate"},

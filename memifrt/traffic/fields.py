@@ -271,7 +271,7 @@ class Place:
         return self.at - len(self.prefix), self.at + self.width
 
     def bits(self, end: int) -> int:
-        """Return the bits of the field as a number whose last byte is the one before the offset ``end``."""
+        """Return the bits of the field as a number. Its last byte is the one before the offset ``end``."""
         whole = self.own | ((1 << 8 * len(self.prefix)) - 1) << 8 * self.width
         return whole << 8 * (end - self.at - self.width)
 

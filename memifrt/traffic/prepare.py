@@ -292,7 +292,7 @@ def places_of(templates: Sequence[Template], fields: Sequence[Field], *, mark: b
 
 
 def _share_bytes(one: tuple[Place, str], other: tuple[Place, str]) -> bool:
-    """Return whether two fields, of which the first one does not begin later, share a byte."""
+    """Return whether two fields share a byte. ``other`` does not begin before ``one``."""
     return other[0].span[0] < one[0].span[1]
 
 

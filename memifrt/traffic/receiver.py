@@ -6,9 +6,9 @@ Owns the rules of counting:
 - It is *corrupted* if something behind its headers has changed, and *whole* otherwise.
 - A corrupted packet has the sequence number of its mark if the check value proves it: the damage is then in the time,
   or in bytes that are the same in all packets of its size. Otherwise, if one flipped bit explains the wrong check
-  value, or packets of its size differ, it has the most likely number: that of the mark, or one that a flipped bit has
-  made into it, whichever is nearest to the number that is expected. If none is near, nobody can tell which packet it
-  was, and it is *unidentified*.
+  value, or packets of its size differ, it has the most likely number. That is the number of the mark, or one that a
+  flipped bit has made into it: the one nearest to the expected number. If none is near, nobody can tell which packet
+  it was, and it is *unidentified*.
 - A packet is *duplicated* if one with the same number has come before, whole or corrupted.
 - Otherwise it has *arrived*, and is *reordered* if one with a larger number has come before (RFC 4737).
 - *Lost* are the sent packets that have not arrived. So each sent packet either has arrived or is lost, and a copy never
@@ -59,7 +59,7 @@ _FEW = 64
 #: Up to this many bytes, columns are faster than sums over rows.
 _FEW_COLUMNS = 64
 _U32, _U64 = np.uint32, np.uint64
-#: What marks the number of a packet that came corrupted only. No number at this place is the same: the place is the
+#: The mark of the number of a packet that came corrupted only. No number at this place is the same: the place is the
 #: lowest bits of the number. Neither is what stands there at the beginning.
 _DAMAGED = _U32(2)
 _RIGHT_SUM = _U32(0xFFFF)
@@ -74,9 +74,9 @@ class Tally:
     duplicated: int = 0
     reordered: int = 0
     corrupted: int = 0
-    #: Corrupted packets whose number nobody can tell.
+    #: Corrupted packets without a number that can be told.
     unidentified: int = 0
-    #: Whole packets whose number had come whole before.
+    #: Whole packets with a number that had come whole before.
     repeated: int = 0
 
     @property

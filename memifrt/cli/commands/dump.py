@@ -236,7 +236,7 @@ def _check_effects(arguments: argparse.Namespace) -> None:
             what = "for a memif" if name in others else "an impairment between two memifs"
             raise ConfigError(f"-r reads a file, and {name} is {what}; give one of them")
     elif arguments.between is not None:
-        parser.refuse_given(PEER_OPTIONS, "with --between, whose ends have their own options, like @lab,role=master")
+        parser.refuse_given(PEER_OPTIONS, "with --between: its ends have their own options, like @lab,role=master")
     elif given := impairments_given(parser):
         raise ConfigError(f"{given[0]}: impairments are for packets between two memifs: they need --between A B")
 

@@ -262,7 +262,7 @@ def _refuse_without_effect(arguments: argparse.Namespace, streams: Sequence[Stre
     :raises ConfigError: there is one.
     """
     if arguments.no_fcs and arguments.size is None and arguments.file is None:
-        raise ConfigError("--no-fcs has no effect without --size, of which it says what it counts")
+        raise ConfigError("--no-fcs has no effect without --size: it says what a size counts")
     rates = [stream.own_rate or rate for stream in streams]
     if arguments.rate is not None and all(stream.own_rate is not None for stream in streams):
         raise ConfigError(f"--rate {rate} has no effect: each stream of {arguments.file} has a rate of its own")
