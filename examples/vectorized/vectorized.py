@@ -42,6 +42,8 @@ _FIELDS_KEPT = 1024
 
 _ETHERNET, _HEADERS = 14, 14 + 20 + 8
 _TTL, _ICMP = 64, 1
+#: The first byte of the first multicast address. Neither these nor the broadcast address nor 0.0.0.0 is ever a source.
+_FIRST_GROUP = 224
 
 # Words 1 to 4 of an echo request, and the bits that identify one: no group address as source, IPv4 without options, no
 # fragment, ICMP, to us, type and code. A usual request also has our own TTL and less than 2048 bytes.
@@ -70,6 +72,7 @@ class Fields:
         self.total = word_2.view(">u2")[1::4]
         self.ttl, self.header_sum = word_3.view("u1")[::8], word_3.view("<u2")[1::4]
         self.source, self.target = word_3.view("<u4")[1::2], word_4.view("<u4")[::2]
+        self.source_start = word_3.view("u1")[4::8]
         self.kind, self.echo_sum = word_4.view("<u2")[2::4], word_4.view("<u2")[3::4]
 
 
@@ -83,7 +86,7 @@ class Vector:
         self.sizes = np.zeros(capacity, "<u2")
         # All results go into these arrays, so that a usual burst allocates nothing.
         self.words, self.masked = np.zeros((_WORDS, capacity), "<u8"), np.zeros((_WORDS - 1, capacity), "<u8")
-        self.odd, self.wrapped = np.zeros((_WORDS - 1 + 2, capacity), np.bool_), np.zeros(capacity, np.bool_)
+        self.odd, self.wrapped = np.zeros((_WORDS - 1 + 4, capacity), np.bool_), np.zeros(capacity, np.bool_)
         self.read, self.odd_words = self.words[1:], self.odd[: _WORDS - 1]
         self.ends, self.sum = np.zeros(capacity, "<u2"), np.zeros(capacity, "<u2")
         # Repeated for each packet, because NumPy takes twice as long if it has to repeat them.
@@ -126,6 +129,8 @@ class Vector:
         np.add(fields.ends, _TO_FRAME, fields.ends)
         np.not_equal(fields.ends, fields.sizes, fields.odd[4])
         np.less(fields.sizes, _SHORTEST, fields.odd[5])
+        np.greater_equal(fields.source_start, _FIRST_GROUP, fields.odd[6])
+        np.equal(fields.source, 0, fields.odd[7])
         return not np.count_nonzero(fields.odd)
 
     def _reply(self, fields: Fields) -> None:
@@ -150,6 +155,7 @@ class Vector:
         ends = fields.total.astype(np.int64) + _ETHERNET
         plain = ((fields.read ^ self._request[:, :n]) & self._care[:, :n]).any(axis=0) == 0
         plain &= (ends >= _HEADERS) & (ends <= sizes) & (sizes <= MAX_FRAME)
+        plain &= (fields.source_start < _FIRST_GROUP) & (fields.source != 0)
         replied = plain.copy()
         for row in np.flatnonzero(self._candidates(fields) & ~plain).tolist():
             frame = self.frames[row, : sizes[row]].data

@@ -818,7 +818,7 @@ def test_scapy_s_summaries_are_used_when_it_is_there(monkeypatch: pytest.MonkeyP
     assert summary(Mode.ETHERNET, "short") is ethernet_summary
     monkeypatch.setitem(__import__("sys").modules, "scapy.layers.l2", None)
     assert summary(Mode.IP) is ip_summary
-    with pytest.raises(MemifError, match=r"pip install memifrt\[scapy\]"):
+    with pytest.raises(MemifError, match=r"pip install 'memifrt\[scapy\]'"):
         summary(Mode.ETHERNET, "scapy")
 
 
