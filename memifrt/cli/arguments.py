@@ -114,10 +114,6 @@ class Parser(argparse.ArgumentParser):
                 options = [option for option in known if option.startswith("--")]
                 self.error(f"unknown argument {name}{did_you_mean(name, options)}")
 
-    def valued_options(self) -> list[str]:
-        """Return the long names of the options that take one value."""
-        return [each.option_strings[-1] for each in self._actions if each.option_strings and each.nargs is None]
-
     def options_given(self) -> list[str]:
         """Return the long names of the options that were given, also of those with their default values."""
         actions = [action for action in self._actions if action.option_strings]

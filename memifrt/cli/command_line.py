@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import memifrt
 from memifrt.cli.arguments import Command, HelpFormatter, Parser, wrapped
-from memifrt.cli.program import NoPeerError, complain, discard_output, status_of_signal
+from memifrt.cli.program import NoPeerError, complain, status_of_signal
 from memifrt.errors import MemifError, did_you_mean, os_error
 
 if TYPE_CHECKING:
@@ -68,11 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemifError as error:
         return _fail(f"{name}: {error}")
     except BrokenPipeError:  # the reader of our output is gone (memifrt ping … | head)
-        discard_output()
         return 1
     except OSError as error:
         if error.filename == _STDOUT:
-            discard_output()
             error = os_error(f"cannot write to {_STDOUT}", error)
         return _fail(f"{name}: {error}")
     except KeyboardInterrupt:
@@ -87,7 +85,8 @@ def _flush_or_discard() -> None:
     try:
         sys.stdout.flush()
     except OSError:  # the command has said so
-        discard_output()
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:

@@ -248,14 +248,7 @@ def print_whole(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        discard_output()
         raise os_error("cannot write to standard output", error) from error
-
-
-def discard_output() -> None:
-    """Send what standard output still has in its buffer nowhere: the flush at exit must not fail again."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def one_line(text: str) -> str:

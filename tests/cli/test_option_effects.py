@@ -78,7 +78,8 @@ ANY = {
 def options() -> Iterator[tuple[str, str]]:
     for command in BASE:
         parser: Parser = command_line.make_parsers([command])[1][command]
-        for name in parser.valued_options():
+        valued = [each for each in parser._actions if each.option_strings and each.nargs is None]
+        for name in (each.option_strings[-1] for each in valued):
             # They are the same in each command.
             if command == "responder" or name not in (*PEER_OPTIONS, *SESSION_OPTIONS, "--loop"):
                 yield command, name

@@ -36,20 +36,27 @@ def probe(*arguments: str) -> tuple[int, list[str], str]:
 
 
 @contextlib.contextmanager
-def host(*arguments: str) -> Iterator[Program]:
-    """A host that listens already."""
+def started(name: str, *arguments: str) -> Iterator[Program]:
+    """A program of the example as master."""
     with subprocess.Popen(
-        command("host", "--role", "master", *arguments),
+        command(name, "--role", "master", *arguments),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as program:
         try:
-            read_until(program, "192.168.1.2 is up")
             yield program
         finally:
             program.kill()
+
+
+@contextlib.contextmanager
+def host(*arguments: str) -> Iterator[Program]:
+    """A host that listens already."""
+    with started("host", *arguments) as program:
+        read_until(program, "192.168.1.2 is up")
+        yield program
 
 
 def assert_lines(lines: list[str], *patterns: str) -> None:
@@ -81,18 +88,9 @@ def test_probe_asks_pings_and_shakes_hands_with_a_host_of_scapy(socket_path: str
 
 
 def test_ctrl_c_ends_a_probe_that_waits_for_its_peer_quietly(socket_path: str) -> None:
-    with subprocess.Popen(
-        command("probe", "--role", "master", "--socket", socket_path),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as program:
-        try:
-            wait_until(lambda: os.path.exists(socket_path))
-            assert end(program, signal.SIGINT) == (130, "", "")
-        finally:
-            program.kill()
+    with started("probe", "--socket", socket_path) as program:
+        wait_until(lambda: os.path.exists(socket_path))
+        assert end(program, signal.SIGINT) == (130, "", "")
 
 
 def test_probe_in_ip_mode_needs_no_arp(socket_path: str) -> None:
