@@ -174,8 +174,8 @@ class Listener(OwnedFd):
         :param kind: the type of the socket. The default is that of memif's control channel.
         :param permissions: mode and owner of the new file. They are set before a peer can connect, and the file never
             has a wider mode, not even for a moment.
-        :raises MemifOSError: EADDRINUSE: a process listens there already; ``FILE_NOT_SOCK``: another kind of file is
-            there; ``NO_FILE``: the directory does not exist; ``ACCES``; EPERM: this process may not set the owner.
+        :raises MemifOSError: EADDRINUSE: a process listens there already, or a symbolic link is there;
+            ``FILE_NOT_SOCK``: another kind of file is there; ``NO_FILE``: the directory does not exist; ``ACCES``; EPERM: this process may not set the owner.
         """
         sock = _new_socket(address, kind)
         try:
@@ -261,11 +261,13 @@ def _remove_stale(address: Address, kind: socket.SocketKind) -> None:
     EPROTOTYPE.
 
     :raises MemifOSError: ``FILE_NOT_SOCK``: the file is not a socket, or is a socket of another kind than ``kind``;
-        otherwise the error of ``stat`` or ``connect``.
+        EADDRINUSE: a symbolic link to a missing file or to a stale socket; otherwise the error of ``stat`` or
+        ``connect``.
     """
     try:
         mode = os.stat(address.path).st_mode
     except FileNotFoundError:
+        _refuse_link(address)
         return
     if not stat.S_ISSOCK(mode):
         error = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
@@ -276,6 +278,7 @@ def _remove_stale(address: Address, kind: socket.SocketKind) -> None:
         except MemifOSError as error:
             if error.code is ErrorCode.CONNREFUSED:
                 if other is socket.SOCK_DGRAM:
+                    _refuse_link(address)
                     os.unlink(address.path)
                     return
             elif error.code is ErrorCode.FILE_NOT_SOCK:
@@ -291,6 +294,20 @@ def _remove_stale(address: Address, kind: socket.SocketKind) -> None:
         what = f"cannot listen on {address}: a socket that is not {kind.name} is there"
         raise os_error(what, wrong, path=address.path, code=ErrorCode.FILE_NOT_SOCK)
     # bind will report that the address is in use
+
+
+def _refuse_link(address: Address) -> None:
+    """Raise if the path is a symbolic link: ``bind`` does not follow it, and whoever made it wants the file elsewhere.
+
+    :raises MemifOSError: EADDRINUSE, which ``bind`` gives, too.
+    """
+    try:
+        target = os.readlink(address.path)
+    except OSError:
+        return
+    error = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    what = f"cannot listen on {address}: it is a symbolic link to {target}; name the file itself, or remove the link"
+    raise os_error(what, error, path=address.path)
 
 
 def _bind_error(address: Address, error: OSError) -> MemifOSError:

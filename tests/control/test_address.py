@@ -239,6 +239,31 @@ def test_a_live_file_with_a_full_backlog_is_in_use_and_stays(address: Address) -
     os.unlink(address.path)
 
 
+@pytest.mark.parametrize("has_target", [True, False], ids=["to a stale socket", "to nothing"])
+def test_a_link_stays_and_is_named(stale: Address, has_target: bool) -> None:
+    if not has_target:
+        os.unlink(stale.path)
+    link = Address.parse(f"{stale.path}.link")
+    os.symlink(stale.path, link.path)
+    words = f"cannot listen on {link}: it is a symbolic link to {stale}; name the file itself, or remove the link"
+    error = fails(lambda: Listener.bind(link), errno.EADDRINUSE, ErrorCode.SYSCALL, words)
+    assert error.filename == link.path
+    assert os.readlink(link.path) == stale.path
+    assert os.path.exists(stale.path) == has_target
+    os.unlink(link.path)
+    Listener.bind(stale).close()
+
+
+def test_a_link_to_a_live_socket_is_in_use_and_stays(address: Address) -> None:
+    link = Address.parse(f"{address.path}.link")
+    listener = Listener.bind(address)
+    os.symlink(address.path, link.path)
+    fails(lambda: Listener.bind(link), errno.EADDRINUSE, ErrorCode.SYSCALL, "somebody listens there already")
+    connect(link).close()
+    os.unlink(link.path)
+    listener.close()
+
+
 def test_an_abstract_name_in_use_says_so(socket_name: str) -> None:
     address = Address.parse(socket_name)
     listener = Listener.bind(address)
