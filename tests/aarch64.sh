@@ -91,7 +91,7 @@ rm -rf "$copy"
 mkdir -p "$copy"
 (cd "$root" && tar -cf - --exclude='__pycache__' --exclude='_native.c' --exclude='_sigbus.c' --exclude='_eventfd.c' \
     --exclude='_packets.c' --exclude='_dispatch.c' --exclude='*.so' setup.py pyproject.toml README.md LICENSE memifrt_command.py memifrt tests examples \
-    benchmarks fuzz) | tar -xf - -C "$copy"
+    benchmarks fuzz docs/memory-order.md) | tar -xf - -C "$copy"
 cd "$copy"
 
 build() {

@@ -76,7 +76,7 @@ mkdir -p "$copy/source" "$copy/tests"
 (cd "$root" && tar -cf - --exclude='__pycache__' --exclude='_native.c' --exclude='_sigbus.c' \
     --exclude='_eventfd.c' --exclude='_packets.c' --exclude='_dispatch.c' --exclude='*.so' \
     setup.py pyproject.toml README.md LICENSE memifrt_command.py memifrt) | tar -xf - -C "$copy/source"
-(cd "$root" && tar -cf - --exclude='__pycache__' tests examples benchmarks fuzz pyproject.toml) | tar -xf - -C "$copy"
+(cd "$root" && tar -cf - --exclude='__pycache__' tests examples benchmarks fuzz docs/memory-order.md pyproject.toml) | tar -xf - -C "$copy"
 say "installing memifrt"
 "$venv/bin/pip" install -q --disable-pip-version-check --force-reinstall --no-deps "$copy/source"
 rm -rf "$copy/source"

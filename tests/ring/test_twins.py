@@ -18,7 +18,8 @@ from memifrt.ring import load, protocol
 from memifrt.ring.reference import burst, receive, ring, send
 
 FOLDER = Path(memifrt.ring.__file__).parent
-PROJECT = FOLDER.parents[1]
+# Of the tests, not of the package, which may be installed elsewhere.
+PROJECT = Path(__file__).parents[2]
 PARTS = ["descriptor", "ring", "burst", "receive", "send", "vectors"]
 #: The compiled queues are beside the compiled rings, the readable ones in a folder of their own.
 QUEUE = "queue"
