@@ -114,6 +114,29 @@ class Parser(argparse.ArgumentParser):
                 options = [option for option in known if option.startswith("--")]
                 self.error(f"unknown argument {name}{did_you_mean(name, options)}")
 
+    def take_late(self, parsed: argparse.Namespace, unknown: list[str]) -> list[str]:
+        """Give arguments that argparse did not take to the last positional argument, if it can take more.
+
+        For argparse it ends at the first option behind it: ``A --rate 1M B`` would have no B.
+
+        :returns: what it cannot take.
+        """
+        positional = self._get_positional_actions()
+        if not positional or not unknown or any(argument.startswith("-") for argument in unknown):
+            return unknown
+        action = positional[-1]
+        before = getattr(parsed, action.dest)
+        try:
+            if action.nargs in (argparse.ZERO_OR_MORE, argparse.ONE_OR_MORE):
+                setattr(parsed, action.dest, [*before, *cast("list[object]", self._get_values(action, unknown))])
+            elif action.nargs == argparse.OPTIONAL and before is action.default and len(unknown) == 1:
+                setattr(parsed, action.dest, self._get_values(action, unknown))
+            else:
+                return unknown
+        except argparse.ArgumentError as error:
+            self.error(str(error))
+        return []
+
     def options_given(self) -> list[str]:
         """Return the long names of the options that were given, also of those with their default values."""
         actions = [action for action in self._actions if action.option_strings]

@@ -91,15 +91,27 @@ def _flush_or_discard() -> None:
 
 def _run(arguments: list[str]) -> int:
     try:
-        parser, commands = make_parsers(arguments)
-        _refuse_unknown_names(parser, commands, arguments)
-        parsed, unknown = parser.parse_known_args(arguments)
-        if unknown:
-            parsed.parser.error(f"unknown argument {unknown[0].partition('=')[0]}")
+        parsed = parse(arguments)
         command: Callable[[argparse.Namespace], int] = parsed.run
         return command(parsed)
     except SystemExit as error:  # argparse has printed
         return error.code if isinstance(error.code, int) else 2
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of a command.
+
+    :raises SystemExit: they are wrong, which is printed; or they ask for help.
+    """
+    parser, commands = make_parsers(arguments)
+    _refuse_unknown_names(parser, commands, arguments)
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        command: Parser = parsed.parser
+        unknown = command.take_late(parsed, unknown)
+        if unknown:
+            command.error(f"unknown argument {unknown[0].partition('=')[0]}")
+    return parsed
 
 
 class _StandardOutput(io.FileIO):

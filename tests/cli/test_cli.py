@@ -21,7 +21,7 @@ from memifrt import ConfigError
 from memifrt.capture.pcap import LinkType, create_capture
 from memifrt.cli import command_line
 from memifrt.cli.arguments import seconds_or_zero
-from memifrt.cli.command_line import main, make_parser
+from memifrt.cli.command_line import main, make_parser, parse
 from memifrt.cli.commands.replay import positive
 from memifrt.cli.plots import plot_path
 from tests.lib.programs import end, finish, read_until, responder, run, running
@@ -30,6 +30,44 @@ from tests.lib.support import DEADLINE
 TARGET = "192.168.1.2"
 LONG = "x" * 108
 SECRET = "hunter2hunter2"
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "values"),
+    [
+        ("throughput memif:@a --sizes 64 memif:@b", "b", "memif:@b"),
+        ("throughput --sizes 64 memif:@a --trial 1 memif:@b", "b", "memif:@b"),
+        ("switch memif:@a --ageing 5 memif:@b tap:x", "ports", "memif:@a memif:@b tap:x"),
+        ("switch memif:@a --ageing 5 memif:@b -v tap:x", "ports", "memif:@a memif:@b tap:x"),
+        ("top @a --sort name @b", "paths", "@a @b"),
+        ("dump udp --count 3 port 53", "filter", "udp port 53"),
+        ("bridge memif:@a --mtu 1500 memif:@b", "b", "memif:@b"),
+    ],
+)
+def test_arguments_may_stand_behind_options(line: str, name: str, values: str) -> None:
+    together = " ".join([line.split()[0], *(["memif:@a"] if name == "b" else []), values])
+    assert getattr(parse(line.split()), name) == getattr(parse(together.split()), name)
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("throughput memif:@a --sizes 64 memif:@b memif:@c", "unknown argument memif:@b"),
+        ("throughput memif:@a memif:@b --sizes 64 memif:@c", "unknown argument memif:@c"),
+        ("throughput memif:@a --sizes 64 tap:x", "argument B: 'tap:x'"),
+        ("switch memif:@a --ageing 5 memif", "argument PORT: 'memif'"),
+        ("ping 10.0.0.1 --count 1 10.0.0.2", "unknown argument 10.0.0.2"),
+        ("dump udp --count 3 port -j", "unknown argument port"),
+    ],
+)
+def test_wrong_arguments_behind_options_are_named(
+    line: str, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == 2
+    assert f"memifrt {line.split()[0]}: {error}" in capsys.readouterr().err
+
 
 # --- wrong arguments ------------------------------------------------------------------------------------------------
 
