@@ -122,7 +122,7 @@ class Parser(argparse.ArgumentParser):
         :returns: what it cannot take.
         """
         positional = self._get_positional_actions()
-        if not positional or not unknown or any(argument.startswith("-") for argument in unknown):
+        if not positional:
             return unknown
         action = positional[-1]
         before = getattr(parsed, action.dest)

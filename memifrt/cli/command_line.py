@@ -108,7 +108,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         command: Parser = parsed.parser
-        unknown = command.take_late(parsed, unknown)
+        options = [argument for argument in unknown if argument.startswith("-")]
+        unknown = options or command.take_late(parsed, unknown)
         if unknown:
             command.error(f"unknown argument {unknown[0].partition('=')[0]}")
     return parsed
