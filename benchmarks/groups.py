@@ -52,10 +52,10 @@ CROWD_CONNECT = "connect, {} interfaces"
 WAKE_UP = "{} recv, {}"
 RR_INTERRUPT, RR_SOCKET = "memifrt native, interrupt", "AF_UNIX SEQPACKET, Python"
 GENERATE, GENERATE_SAME = "memifrt generate, four fields", "memifrt generate, all packets alike"
-GENERATE_SIGNED, GENERATE_CHECKED = (
-    "memifrt generate, four fields, signed",
-    "memifrt generate, four fields, signed, sent back and checked",
-)
+GENERATE_SIGNED = "memifrt generate, four fields, signed"
+GENERATE_CHECKED = {
+    role: f"memifrt generate, four fields, signed, sent back and checked, {role}" for role in ("slave", "master")
+}
 PMD_TXONLY, PMD_FLOWGEN = "testpmd txonly, client, one flow", "testpmd flowgen, client, 1024 flows"
 IDLE = "memifrt, both ends in one process"
 BURSTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -309,12 +309,14 @@ def generators(plan: Plan) -> list[Group]:
     def sent(*arguments: str, fields: tuple[str, ...] = ()) -> Callable[[], Device]:
         return functools.partial(generate.device, "slave", DEVICE_CPU, BASE, fields, *arguments)
 
-    checked = functools.partial(generate.checked_pps, "slave", CPUS, BASE, generate.FIELDS, plan.seconds)
+    def checked(role: str) -> Callable[[], float]:
+        return functools.partial(generate.checked_pps, role, CPUS, BASE, generate.FIELDS, plan.seconds)
+
     cases = [
         case(GENERATE_SAME, sent(), "sink", BASE, plan.seconds),
         case(GENERATE, sent(fields=generate.FIELDS), "sink", BASE, plan.seconds),
         case(GENERATE_SIGNED, sent("--signed", fields=generate.FIELDS), "sink", BASE, plan.seconds),
-        Case(GENERATE_CHECKED, checked),
+        *(Case(name, checked(role)) for role, name in GENERATE_CHECKED.items()),
     ]
     if not testpmd.missing():
         cases += [
@@ -327,8 +329,9 @@ def generators(plan: Plan) -> list[Group]:
             "Mpps",
             cases,
             note="`memifrt generate` on one core. Its four fields are source and destination addresses and ports, with "
-            "checksums kept right, and no two packets in a row are alike. In the row *sent back and checked* the same "
-            "core sends, receives and checks, and `memifrt bench echo` is the device; testpmd checks nothing.",
+            "checksums kept right, and no two packets in a row are alike. In the rows *sent back and checked* the same "
+            "core sends, receives and checks, and `memifrt bench echo` is the device. It copies each packet for a "
+            "slave, and none for a master. testpmd checks nothing.",
         )
     ]
 

@@ -70,7 +70,10 @@ PROMISES = (
         0.8,
     ),
     Promise("generate, four varying fields, Mpps", g.GENERATE, "", 20.0),
-    Promise("generate, signed, sent back and checked: against plain", g.GENERATE_CHECKED, g.GENERATE, 0.5),
+    *(
+        Promise(f"generate, signed, sent back and checked, {role}: against plain", checked, g.GENERATE, 0.5)
+        for role, checked in g.GENERATE_CHECKED.items()
+    ),
     Promise("bridge with a delay, ns a packet (1 Mpps)", "--delay 10ms", "", None, 1000.0),
     Promise("per-packet Python ICMP responder, Mpps", g.PER_PACKET, "", 2.5),
     Promise("round trip, interrupt mode, p50: against a SEQPACKET ping-pong", g.RR_INTERRUPT, g.RR_SOCKET, None, 1.0),
