@@ -204,5 +204,3 @@ def test_no_packet_is_lost_or_waits_for_the_next_kick(
             sender.kill()
     assert masked, "the receiver was never behind"
     assert did["kicks"] <= did["sends"], "more than one kick for a send"
-    if count == 1_000_000:  # the reference is too slow for its sender to get ahead for sure; the tests above show it
-        assert did["kicks"] < did["sends"], "no kick was spared"
