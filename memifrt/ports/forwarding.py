@@ -21,6 +21,7 @@ from memifrt.ports.forward_threads import ForwardThreads
 from memifrt.ports.port import MemifPort, Port
 from memifrt.ring import Burst
 from memifrt.runtime import Runtime
+from memifrt.system.original_functions import let_greenlets_run
 from memifrt.system.timerfd import TimerFd
 
 #: Packets (buffers of a memif) in one burst, and bursts in a row from one queue while packets keep coming.
@@ -430,6 +431,7 @@ class Pump:
             for way in self._directions:
                 self._step(way)
             self._runtime.poll_event(0)
+            let_greenlets_run()
             if not self._moved and self._on_idle:
                 self._on_idle()
             self._back_off()

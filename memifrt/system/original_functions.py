@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
@@ -19,12 +20,14 @@ __all__ = [
     "close",
     "epoll",
     "is_patched",
+    "let_greenlets_run",
     "open_fd",
     "poll",
     "read",
     "set_wakeup_fd",
     "socket",
     "start_new_thread",
+    "threads_are_patched",
 ]
 
 #: Every original, as module and name in the standard library. RLock is ``_thread``'s, because the one of ``threading``
@@ -53,6 +56,12 @@ def threads_are_patched() -> bool:
     """Return whether gevent or eventlet makes each new thread a greenlet."""
     patcher = sys.modules.get("eventlet.patcher")
     return is_patched("threading") or (patcher is not None and bool(patcher.is_monkey_patched("thread")))
+
+
+def let_greenlets_run() -> None:
+    """Let others run where a thread is a greenlet: one that never waits would block them all. Elsewhere do nothing."""
+    if threads_are_patched():
+        time.sleep(0)  # theirs: it switches to another greenlet
 
 
 def _original(module: str, name: str) -> Any:

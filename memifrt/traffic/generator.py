@@ -14,6 +14,7 @@ from typing import Protocol
 
 from memifrt.errors import ConfigError, Disconnected, PollCancelled
 from memifrt.queue import RxQueue, TxQueue
+from memifrt.system.original_functions import let_greenlets_run
 from memifrt.traffic.latency import merged
 from memifrt.traffic.layout import FCS
 from memifrt.traffic.prepare import Lane
@@ -466,6 +467,7 @@ class _Run:
         self._next_events = elapsed + _EVENTS
         if self._poll is not None:
             self._poll()
+        let_greenlets_run()
         for end in self._ends:
             if not end.interface.connected:
                 raise Disconnected(f"{end.interface}: the peer is gone")

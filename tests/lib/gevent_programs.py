@@ -334,6 +334,40 @@ def native() -> None:
         echo.get(timeout=DEADLINE)
 
 
+def busy() -> None:
+    """A link that polls and a generator never wait, and yet other greenlets run."""
+    import gevent
+
+    from memifrt import PollCancelled, Runtime
+    from memifrt.impairments import ImpairedLink, Impairment
+    from memifrt.traffic import Generator, Stream
+
+    ends = [f"@memifrt-gevent-{os.getpid()}-{end}" for end in "ab"]
+    with ImpairedLink(*ends, a_to_b=Impairment(delay="1ms"), rx_mode="polling"), Runtime("ends") as runtime:
+        interfaces = [runtime.create_interface(socket=end, role="slave", rx_mode="polling") for end in ends]
+        with gevent.Timeout(DEADLINE):
+            while not all(interface.connected for interface in interfaces):
+                runtime.poll_event(0.001)
+        interfaces[0].tx_queues[0].send([b"packet"])
+        with gevent.Timeout(DEADLINE):
+            while not interfaces[1].rx_queues[0].recv():
+                gevent.sleep(0)
+
+    with Runtime("first") as first, Runtime("second") as second:
+        _, slave = connected(first, second)
+        over = False
+
+        def poll() -> None:
+            if over:
+                raise PollCancelled
+
+        generator = Generator(slave, Stream(bytes(60)), check=False, poll=poll)
+        greenlet = gevent.spawn(generator.run, duration=DEADLINE)
+        gevent.sleep(0.001)
+        over = True
+        assert greenlet.get().ended == "interrupted"
+
+
 PROGRAMS = {
     program.__name__: program
     for program in (
@@ -346,6 +380,7 @@ PROGRAMS = {
         flood,
         pool,
         native,
+        busy,
     )
 }
 
