@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from memifrt.capture.line_dhcp import dhcp6_pieces, dhcp_pieces
+from memifrt.capture.line_dns import dns_pieces, mdns_pieces
 from memifrt.capture.line_mpls import mpls_pieces
 from memifrt.capture.line_overlay import geneve_pieces, gpe_pieces, otv_pieces, vxlan_pieces
 from memifrt.capture.line_parts import Cut, Datagram, Layers, joined, right_checksum, unpack
@@ -15,6 +16,8 @@ _HEADER = 8
 _Printer = Callable[[Layers, bytes, int], Iterator[str]]
 #: The name of a protocol if it is cut off, and its printer, by the port at one of the ends.
 _PORTS: dict[int, tuple[str, _Printer]] = {
+    53: ("domain", dns_pieces),
+    5353: ("domain", mdns_pieces),
     67: ("bootp", dhcp_pieces),
     68: ("bootp", dhcp_pieces),
     546: ("dhcp6", dhcp6_pieces),

@@ -81,6 +81,8 @@ def test_frames_bridged_inside_each_other_are_printed_to_a_depth() -> None:
     assert ours("ev", len(made), made).endswith("(nested too deep)\n")
 
 
+#: A number, flags, and the count of one question.
+DNS = bytes.fromhex("0001 0100 0001")
 #: Headers with as many parts as there can be.
 LONG = {
     "labels": frame(0x8847, b"\0\x06\x40\x40" * 16_000),
@@ -91,6 +93,11 @@ LONG = {
     "addresses": frame(0x0800, ip4(112, b"\x21\1\1\xff\0\1\0\0" + bytes(60_000))),
     "TLVs": frame(0x88CC, b"\x0a\1x" * 20_000),
     "tags": frame(0x8863, b"\x11\x09\0\0\xff\xff" + b"\1\1\0\1a" * 13_000),
+    "answers": frame(
+        0x0800, udp4(53, b"\0\1\x81\0\0\0" + b"\xff\xff" + bytes(4) + (b"\xc0\x0c\0\x10\0\1" + bytes(6)) * 5000)
+    ),
+    "labels of a name": frame(0x0800, udp4(53, DNS + bytes(6) + b"\1a" * 30_000)),
+    "pointers": frame(0x0800, udp4(53, DNS + bytes(6) + b"".join(p.to_bytes(2, "big") for p in range(0xC00B, 0xFFFF)))),
     "AH": frame(0x0800, ip4(51, (b"\x33\1" + bytes(10)) * 5400)),
     "options of Geneve": frame(0x0800, udp4(6081, b"\x3f\0\x08\0\0\0\5\0" + b"\1\2\3\0" * 16_000)),
 }
