@@ -59,15 +59,15 @@ _IP_OPTIONS = {
     1: "NOP",
     7: "RR",
     68: "timestamp",
+    82: "traceroute",
     130: "security",
     131: "LSRR",
-    133: "ESEC",
-    134: "CIPSO",
     137: "SSRR",
     148: "RA",
 }
 #: Options that are a pointer and addresses.
 _ROUTES = (7, 131, 137)
+_ALERT = 148
 #: The names of protocols where they are cut off.
 _NAMES = {
     _TCP: "tcp",
@@ -252,9 +252,11 @@ class IpLines:
         if at + size > len(data):
             return mark, None, size
         text = "HBH " if protocol == _HOP_BY_HOP else "DSTOPT "
-        options = _ip6_options(data, at + 2, at + size)
-        if options is None and (self._verbose or protocol == _HOP_BY_HOP):
-            return text + mark, None, size
+        options, is_whole = _ip6_options(data, at + 2, at + size)
+        if not self._verbose:
+            options = ""
+        if not is_whole and (self._verbose or protocol == _HOP_BY_HOP):
+            return text + options + mark, None, size
         return text + f"{options} " if self._verbose else text, data[at], size
 
     def _fragment(self, data: bytes, at: int, left: int) -> tuple[str, int | None, int]:
@@ -274,16 +276,19 @@ class IpLines:
         if at + 8 > len(data):
             return f"{text} [|rt6]", None, size
         if kind in (0, 2):
-            text += f", rsv=0x{unpack('!4xI', data, at)[0]:x}" if self._verbose else ""
+            (reserved,) = unpack("!4xI", data, at)
+            text += f", rsv=0x{reserved:x}" if self._verbose or reserved else ""
             if units % 2 or (kind == 2 and units != 2):
                 return f"{text} (invalid length {units}) (invalid)", None, size
             count = units // 2
         elif kind == 4:
             last, flags, tag = unpack("!4xBBH", data, at)
-            text += f", last-entry={last}" + (f", flags=0x{flags:x}" if self._verbose else "") + f", tag={tag:x}"
+            text += (
+                f", last-entry={last}" + (f", flags=0x{flags:x}" if self._verbose or flags else "") + f", tag={tag:x}"
+            )
             count = min(last + 1, units // 2)
         else:
-            count = 0
+            return f"{text} (unknown type){INVALID}", None, size
         if at + size > len(data):
             return f"{text} [|rt6]", None, size
         places = range(at + 8, at + 8 + 16 * count, 16)
@@ -331,14 +336,14 @@ def _ip(version: int) -> str:
     return "ip" if version == 4 else "ip6"
 
 
-def _ip6_options(data: bytes, at: int, end: int) -> str | None:
-    """Return the text of the options in ``data[at:end]``; None if one of them goes past the end."""
+def _ip6_options(data: bytes, at: int, end: int) -> tuple[str, bool]:
+    """Return the text of the options in ``data[at:end]``, and whether none of them goes past the end."""
     texts: list[str] = []
     while at < end:
         kind = data[at]
         size = 1 if not kind else 2 + data[at + 1] if at + 1 < end else end
         if at + size > end:
-            return None
+            return "".join(texts), False
         if kind in (0, 1):
             texts.append("(padn)" if kind else "(pad1)")
         elif kind == 5 and size == 4:
@@ -348,7 +353,7 @@ def _ip6_options(data: bytes, at: int, end: int) -> str | None:
         else:
             texts.append(f"(opt_type 0x{kind:02x}: len={size - 2})")
         at += size
-    return "".join(texts)
+    return "".join(texts), True
 
 
 def _final_hop(data: bytes, at: int, size: int) -> bytes | None:
@@ -376,9 +381,27 @@ def _ip_options(data: bytes) -> str:
         if kind > 1 and (size < 2 or at + size > len(data)):
             texts.append(f"{name} [bad length {size}]")
             break
-        routes = [f" {ipv4(data, place)}" for place in range(at + 3, at + size - 3, 4)]
-        texts.append(name + ("".join(routes) if kind in _ROUTES[1:] else ""))
+        texts.append(name + _ip_option(kind, data[at : at + size]))
         if not kind:
             break
         at += size
     return ",".join(texts)
+
+
+def _ip_option(kind: int, data: bytes) -> str:
+    """Return the text of the value of an option: a route, or the number of a router alert."""
+    if kind == _ALERT:
+        value = int.from_bytes(data[2:4], "big")
+        return f" [bad length {len(data)}]" if len(data) != 4 else f" value {value}" if value else ""
+    if kind not in _ROUTES:
+        return ""
+    if len(data) < 3:
+        return f" [bad length {len(data)}]"
+    pointer, size = data[2], len(data)
+    text = f" [bad length {size}]" if (size + 1) % 4 else ""
+    text += f" [bad ptr {pointer}]" if pointer < 4 or pointer % 4 else ""
+    comma = ""
+    for place in range(3, size - 3, 4):
+        text += f"{comma} {ipv4(data, place)}"
+        comma = "," if pointer > place + 1 else ""
+    return text + ("," if pointer > size else "") if size > 3 else text
