@@ -63,6 +63,8 @@ def frame_text(layers: Layers, data: bytes, length: int) -> str:
     if len(data) < 14:
         return " [|ether]"
     (kind,) = struct.unpack_from("!H", data, 12)
+    if not layers.link and kind in (_IPV4, _IPV6):  # most frames
+        return layers.ip(data[14:], length - 14, 4 if kind == _IPV4 else 6)
     source, target = data[6:12].hex(":"), data[:6].hex(":")
     final, header = ethernet_header(data)
     if final in _VLANS:  # the tag is cut off

@@ -70,8 +70,6 @@ _ROUTES = (7, 131, 137)
 _ALERT = 148
 #: The names of protocols where they are cut off.
 _NAMES = {
-    _TCP: "tcp",
-    _UDP: "udp",
     _ICMP: "icmp",
     _ICMP6: "icmp6",
     _IGMP: "igmp",
@@ -163,7 +161,10 @@ class IpLines:
         final = final_destination(data, 0, header) or 16
         addresses = data[12:16] + data[final : final + 4]
         datagram = Datagram(source, target, data[header:total], total - header, addresses, more, 4)
-        yield from self._authenticated(protocol, datagram, ttl)
+        if protocol == _AH:
+            yield from self._authenticated(protocol, datagram, ttl)
+        else:
+            yield self._transport(protocol, datagram, ttl)
 
     # --- IPv6 ---
 
@@ -302,6 +303,10 @@ class IpLines:
 
         :param life: the TTL or hop limit of the packet.
         """
+        if protocol == _TCP:  # most packets are one of these
+            return joined(tcp_pieces(ip, self._verbose, self._layers.quiet), "tcp")
+        if protocol == _UDP:
+            return joined(udp_pieces(ip, self._layers), "udp")
         if protocol in (_IPIP, _IPV6):
             return ip.ends + self._layers.inside.ip(ip.data, ip.length, 4 if protocol == _IPIP else 6)
         wrong = _OTHER_VERSION.get((protocol, ip.version))
@@ -316,8 +321,6 @@ class IpLines:
     def _pieces(self, protocol: int, ip: Datagram, life: int) -> Iterator[str] | None:
         layers, verbose = self._layers, self._verbose
         makers: dict[int, Callable[[], Iterator[str]]] = {
-            _TCP: lambda: tcp_pieces(ip, verbose, layers.quiet),
-            _UDP: lambda: udp_pieces(ip, layers),
             _ICMP: lambda: icmp_pieces(ip, verbose, layers.inside.ip),
             _ICMP6: lambda: icmp6_pieces(ip, verbose),
             _IGMP: lambda: igmp_pieces(ip, verbose),

@@ -33,6 +33,7 @@ from memifrt.types import Mode
 
 _MICROSECOND, _SECOND = 1000, 1_000_000_000
 _DIRECTIONS = ("In", "B", "M", "P", "Out")
+_ETHERNET = LinkType.ETHERNET.value
 #: The most packets inside each other to print. There may be thousands.
 _MOST_NESTED, _TOO_DEEP = 8, "(nested too deep)"
 #: The characters that ``-A`` replaces: all but printable characters, blanks, and a carriage return that ends a line.
@@ -90,11 +91,12 @@ class LinePrinter:
             when = self._when(time)
             self._latest = (time, when)
         if self._describe is not None and LinkType.mode_of(link_type) is self._mode:
-            line, header = self._describe(data), link_header_size(link_type, data)
+            line = self._describe(data)
         else:
-            line, header = self._decoder.packet(link_type, data, length)
+            line = self._decoder.packet(link_type, data, length)
         dump = self._style.dump
         if dump:
+            header = link_header_size(link_type, data) if length >= len(data) else 0
             line += _dumped(dump[0], data if len(dump) > 1 else data[header:])
         return f"{when}{name}{line}\n"
 
@@ -172,24 +174,24 @@ class _Decoder:
         self._style = style
         self._layers = _Layers(style)
 
-    def packet(self, link_type: int, data: bytes, length: int) -> tuple[str, int]:
-        """Return the line of a packet and the length of its link-level header."""
+    def packet(self, link_type: int, data: bytes, length: int) -> str:
+        """Return the line of a packet."""
         if not data:
-            return f"[Invalid header: caplen==0, len=={length}]", 0
+            return f"[Invalid header: caplen==0, len=={length}]"
         if length < len(data):  # a capture file may claim that
-            return f"[Invalid header: len({length}) < caplen({len(data)})]" if length else "[Invalid header: len==0]", 0
-        header = link_header_size(link_type, data)
-        if link_type == LinkType.ETHERNET:
-            return self._layers.frame(data, length), header
+            return f"[Invalid header: len({length}) < caplen({len(data)})]" if length else "[Invalid header: len==0]"
+        if link_type == _ETHERNET:
+            return self._layers.frame(data, length)
         if LinkType.mode_of(link_type) is Mode.IP:
-            return ("ip: " if self._style.link else "") + self._layers.ip(data, length), 0
+            return ("ip: " if self._style.link else "") + self._layers.ip(data, length)
+        header = link_header_size(link_type, data)
         if header and len(data) < header:
-            return f" [|{'sll' if header == 16 else 'sll2'}]", len(data)
+            return f" [|{'sll' if header == 16 else 'sll2'}]"
         if link_type == LinkType.LINUX_SLL:
-            return self._sll(data, length), header
+            return self._sll(data, length)
         if link_type == LinkType.LINUX_SLL2:
-            return self._sll2(data, length), header
-        return f"{link_type_name(link_type)}, length {length}", 0
+            return self._sll2(data, length)
+        return f"{link_type_name(link_type)}, length {length}"
 
     def _sll(self, data: bytes, length: int) -> str:
         way, _, size, address, kind = struct.unpack_from("!HHH8sH", data)
