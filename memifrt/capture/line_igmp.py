@@ -16,13 +16,16 @@ _QUERY_3, _RECORD = 12, 8
 _USUAL = 100
 
 
-def igmp_pieces(ip: Datagram, verbose: int) -> Iterator[str]:
+def igmp_pieces(ip: Datagram, verbose: int, quiet: bool) -> Iterator[str]:
     """Yield the parts of the text.
 
     :raises Cut: the message is cut off.
     """
     data, length = ip.data, ip.length
     yield ip.ends
+    if quiet:
+        yield "igmp"
+        return
     (kind,) = unpack("!B", data)
     if kind == _QUERY:
         yield "igmp query"

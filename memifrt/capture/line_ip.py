@@ -323,7 +323,7 @@ class IpLines:
         makers: dict[int, Callable[[], Iterator[str]]] = {
             _ICMP: lambda: icmp_pieces(ip, verbose, layers.inside.ip),
             _ICMP6: lambda: icmp6_pieces(ip, verbose),
-            _IGMP: lambda: igmp_pieces(ip, verbose),
+            _IGMP: lambda: igmp_pieces(ip, verbose, layers.quiet),
             _GRE: lambda: gre_pieces(ip, layers),
             _ESP: lambda: esp_pieces(ip),
             _IPCOMP: lambda: ipcomp_pieces(ip),

@@ -16,7 +16,7 @@ from tests.lib.protocol_lines import FILES, blocks
 
 
 def ours(options: str, length: int, data: bytes) -> str:
-    style = LineStyle(time=1, link="e" in options, verbose=options.count("v"))
+    style = LineStyle(time=1, link="e" in options, verbose=options.count("v"), quiet="q" in options)
     return LinePrinter(style).text(data, 0, length, 1)
 
 
@@ -30,7 +30,7 @@ def test_there_is_a_file_for_each_family() -> None:
     assert len(FILES) > 10
 
 
-@pytest.mark.parametrize("options", ["", "ev"])
+@pytest.mark.parametrize("options", ["", "ev", "v", "q"])
 def test_the_expected_lines_are_tcpdump_s(options: str, tmp_path: Path) -> None:
     need_tcpdump_of_debian()
     chosen = [block for path in FILES for block in blocks(path) if block[0] == options]
