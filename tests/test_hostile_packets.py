@@ -19,7 +19,7 @@ from memifrt.packets.answering import reply
 from memifrt.ports.offload import NotPossible, Offload, finished
 from memifrt.switch.vlan import HEADER_BYTES, PortVlans, classify
 from memifrt.traffic.layout import layout_of, resized, reversed_packet, with_checksums
-from tests.lib.hostile import A4, A6, B4, B6, MACS, RIGHT, frame, hostile, ip4, ip6, tcp, udp
+from tests.lib.hostile import A4, A6, B4, B6, MACS, RIGHT, frame, hostile, ip4, ip6, protocols, tcp, udp
 
 MAPS = parse_maps("192.168.0.0/16:172.16.0.0/12,[fe80::/16]:[fd00::/16]")
 STYLES = [{}, {"link": True, "verbose": 2, "dump": "XX"}, {"quiet": True}]
@@ -32,7 +32,7 @@ def ip_checksum(packet: bytes) -> int:
     return checksum(packet[8:40] + struct.pack("!II", len(packet) - 40, packet[6]) + packet[40:])
 
 
-@given(hostile)
+@given(st.one_of(hostile, protocols()))
 def test_lines_and_summaries_are_printable(made: tuple[bytes, int]) -> None:
     data, start = made
     for style in STYLES:

@@ -6,11 +6,36 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from memifrt.packets import checksum
 
 #: Replaces the bytes that are not printable, and blanks.
 _PRINTABLE = bytes(byte if 0x21 <= byte < 0x7F else 0x2E for byte in range(256))
+
+#: The names of EtherTypes.
+ETHERTYPES = {
+    0x00FE: "GRE-OSI",
+    0x0800: "IPv4",
+    0x0806: "ARP",
+    0x6558: "TEB",
+    0x8035: "Reverse ARP",
+    0x8100: "802.1Q",
+    0x86DD: "IPv6",
+    0x880B: "PPP",
+    0x8847: "MPLS unicast",
+    0x8848: "MPLS multicast",
+    0x8863: "PPPoE D",
+    0x8864: "PPPoE S",
+    0x88A8: "802.1Q-QinQ",
+    0x88CC: "LLDP",
+    0x88F7: "PTP",
+    0x9000: "Loopback",
+    0x9100: "802.1Q-9100",
+    0x9200: "802.1Q-9200",
+}
+#: The mark of a header that cannot be right.
+INVALID = " (invalid)"
 
 
 class Cut(Exception):
@@ -81,6 +106,61 @@ def right_checksum(found: int, rest: int) -> int:
     """Return the checksum that would be right, from the one found and the sum of all."""
     total = (0xFFFF ^ rest) - found  # the sum of everything else
     return 0xFFFF ^ (total % 0xFFFF)
+
+
+def visible(data: bytes) -> str:
+    """Return a text of a packet, with ``^`` and ``M-`` for the bytes that are not printable."""
+    return "".join(map(_visible, data))
+
+
+def _visible(byte: int) -> str:
+    low = byte & 0x7F
+    shown = chr(low) if 0x20 <= low < 0x7F else f"^{chr(low ^ 0x40)}"
+    return f"M-{shown}" if byte & 0x80 else shown
+
+
+def flag_names(value: int, names: Iterable[tuple[int, str]], between: str = ", ") -> str:
+    """Return the names of the bits that are set, or ``none``."""
+    return between.join(name for bit, name in names if value & bit) or "none"
+
+
+class Layers(Protocol):
+    """Prints a packet of one of the lower layers, for the protocols that carry such packets.
+
+    :ivar link: ``-e``.
+    :ivar verbose: how many ``-v``.
+    :ivar quiet: ``-q``.
+    """
+
+    link: bool
+    verbose: int
+    quiet: bool
+
+    @property
+    def inside(self) -> Layers:
+        """Prints the packets inside a packet. It ends the text where too many are inside each other."""
+
+    def frame(self, data: bytes, length: int) -> str:
+        """Return the text of an Ethernet frame.
+
+        :param length: its length before it was cut.
+        """
+
+    def ip(self, data: bytes, length: int, version: int = 0) -> str:
+        """Return the text of an IP packet.
+
+        :param length: its length before it was cut, with any padding.
+        :param version: what the layer below says that it is; 0 means that the packet says it.
+        """
+
+    def payload(self, kind: int, data: bytes, length: int) -> str | None:
+        """Return the text of a packet of an EtherType; None if the EtherType is unknown.
+
+        :param length: its length before it was cut.
+        """
+
+    def dump(self, data: bytes) -> str:
+        """Return the dump of an unknown payload; nothing if the whole packet is dumped anyway."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ _LEAST_HEADER = 20
 _FLAGS = ((0x01, "F"), (0x02, "S"), (0x04, "R"), (0x08, "P"), (0x10, "."), (0x20, "U"), (0x40, "E"), (0x80, "W"))
 _RST, _SYN_FIN_RST, _ACK, _URG = 0x04, 0x07, 0x10, 0x20
 _EOL, _NOP, _MSS, _SCALE, _SACK_OK, _SACK, _TIMESTAMP, _FAST_OPEN = 0, 1, 2, 3, 4, 5, 8, 34
+_USER_TIMEOUT, _AUTHENTICATION, _EXPERIMENT = 28, 29, 254
 #: Options that are one number, with its size in bytes.
 _NUMBERS = {
     _MSS: ("mss", 2),
@@ -24,8 +25,9 @@ _NUMBERS = {
     13: ("ccecho", 4),
 }
 #: Other options, and the size of the value where it is fixed.
-_NAMES = {_SACK_OK: "sackOK", _SACK: "sack", _TIMESTAMP: "TS", _FAST_OPEN: "tfo"}
-_FIXED = {_SACK_OK: 0, _TIMESTAMP: 8}
+_NAMES = {_SACK_OK: "sackOK", _SACK: "sack", _TIMESTAMP: "TS", _FAST_OPEN: "tfo", _USER_TIMEOUT: "uto"}
+_NAMES |= {_AUTHENTICATION: "tcp-ao", _EXPERIMENT: "exp"}
+_FIXED = {_SACK_OK: 0, _TIMESTAMP: 8, _USER_TIMEOUT: 2}
 #: The most bytes of a reset's data to print.
 _MOST_OF_RESET = 30
 
@@ -136,7 +138,15 @@ def _option(kind: int, data: bytes, at: int, size: int) -> Iterator[str]:
         yield " val {} ecr {}".format(*struct.unpack("!II", value))
     elif kind == _FAST_OPEN:
         is_right = not size % 2 and 4 <= size <= 16
-        yield f"  cookie {value.hex()}" if is_right else "  invalid" if size else "  cookiereq"
+        yield f"  cookie {value.hex()}" if is_right else "  (invalid)" if size else "  cookiereq"
+    elif kind == _USER_TIMEOUT:
+        (timeout,) = struct.unpack("!H", value)
+        yield f" 0x{timeout:x} {(timeout >> 1) * (60 if timeout & 1 else 1)}"
+    elif kind == _AUTHENTICATION:
+        code = f" mac 0x{value[2:].hex()}" if size > 2 else ""
+        yield f" keyid {value[0]} rnextkeyid {value[1]}{code}" if size >= 2 else " (invalid)"
+    elif kind == _EXPERIMENT and size >= 2:
+        yield f"-{value[:2].hex()}"
     elif kind != _SACK_OK and value:
         yield f" 0x{value.hex()}"
 

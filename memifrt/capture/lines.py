@@ -1,6 +1,7 @@
 """Print packets as tcpdump does: times, link-level headers, details of protocols, and hex dumps.
 
-Owns the texts of ``-e``, ``-x``, ``-X``, ``-A`` and ``-t``, and of ARP; ``line_ip`` next to it has those of IP. No
+Owns the texts of ``-x``, ``-X``, ``-A`` and ``-t``, and of cooked link layers. ``line_ethernet`` and ``line_ip`` next
+to it have those of frames and IP packets, and a module for each family of protocols has those of what is inside. No
 content of a packet makes it raise: truncated parts are marked ``[|proto]``. Names are never looked up, so ``-n``
 changes nothing here. Sequence numbers of TCP are absolute, as with tcpdump's ``-S``. The content of UDP and TCP is not
 shown.
@@ -8,52 +9,33 @@ shown.
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from memifrt.capture.line_ethernet import (
+    ethernet_header,
+    ethertype_text,
+    frame_text,
+    is_known,
+    is_length,
+    payload_text,
+)
 from memifrt.capture.line_ip import IpLines
-from memifrt.capture.line_parts import hex_dump, ipv4
+from memifrt.capture.line_llc import llc_size
+from memifrt.capture.line_parts import hex_dump
 from memifrt.capture.link_layer import link_type_name
 from memifrt.capture.pcap import LinkType
 from memifrt.types import Mode
 
 _MICROSECOND, _SECOND = 1000, 1_000_000_000
-_IPV4, _ARP, _RARP, _IPV6 = 0x0800, 0x0806, 0x8035, 0x86DD
-_KNOWN = (_IPV4, _ARP, _RARP, _IPV6)
-_VLANS = (0x8100, 0x88A8, 0x9100, 0x9200)
-_LEAST_ETHERTYPE = 0x600
-_ETHERTYPES = {
-    0x8100: "802.1Q",
-    0x88A8: "802.1Q-QinQ",
-    0x9100: "802.1Q-9100",
-    0x9200: "802.1Q-9200",
-    _IPV4: "IPv4",
-    _ARP: "ARP",
-    _IPV6: "IPv6",
-    _RARP: "Reverse ARP",
-    0x6558: "TEB",
-    0x8847: "MPLS unicast",
-    0x8848: "MPLS multicast",
-    0x8863: "PPPoE D",
-    0x8864: "PPPoE S",
-    0x88CC: "LLDP",
-    0x88F7: "PTP",
-    0x9000: "Loopback",
-}
-_HARDWARE = {1: "Ethernet", 6: "TokenRing", 7: "ArcNet", 15: "FrameRelay", 17: "Strip", 24: "IEEE 1394"}
-_ARP_OPERATIONS = {
-    1: "Request",
-    2: "Reply",
-    3: "Reverse Request",
-    4: "Reverse Reply",
-    8: "Inverse Request",
-    9: "Inverse Reply",
-    10: "NACK Reply",
-}
 _DIRECTIONS = ("In", "B", "M", "P", "Out")
+_ETHERNET = LinkType.ETHERNET.value
+#: The most packets inside each other to print. There may be thousands.
+_MOST_NESTED, _TOO_DEEP = 8, "(nested too deep)"
 #: The characters that ``-A`` replaces: all but printable characters, blanks, and a carriage return that ends a line.
 _NOT_ASCII = re.compile(rb"(?!\r\n)[^\t\n\x20-\x7e]")
 
@@ -109,11 +91,12 @@ class LinePrinter:
             when = self._when(time)
             self._latest = (time, when)
         if self._describe is not None and LinkType.mode_of(link_type) is self._mode:
-            line, header = self._describe(data), link_header_size(link_type, data)
+            line = self._describe(data)
         else:
-            line, header = self._decoder.packet(link_type, data, length)
+            line = self._decoder.packet(link_type, data, length)
         dump = self._style.dump
         if dump:
+            header = link_header_size(link_type, data) if length >= len(data) else 0
             line += _dumped(dump[0], data if len(dump) > 1 else data[header:])
         return f"{when}{name}{line}\n"
 
@@ -150,147 +133,83 @@ def _dumped(kind: str, data: bytes) -> str:
 def link_header_size(link_type: int, data: bytes) -> int:
     """Return the length of the link-level header with its VLAN tags, which ``-x`` leaves out."""
     if link_type == LinkType.ETHERNET:
-        return _ethernet_header(data)[1]
+        kind, at = ethernet_header(data)
+        return at + llc_size(data, at) if is_length(kind) else at
     return {LinkType.LINUX_SLL.value: 16, LinkType.LINUX_SLL2.value: 20}.get(link_type, 0)
 
 
-def _ethernet_header(data: bytes) -> tuple[int, int]:
-    """Return the EtherType behind all VLAN tags, and the position after it. A length is below 0x600."""
-    at = 14
-    if len(data) < at:
-        return 0, len(data)
-    (kind,) = struct.unpack_from("!H", data, 12)
-    while kind in _VLANS and len(data) >= at + 4:
-        (kind,) = struct.unpack_from("!H", data, at + 2)
-        at += 4
-    return kind, min(at + 3, len(data)) if kind < _LEAST_ETHERTYPE else at
+class _Layers:
+    """Prints the packets of each layer; see `Layers`.
+
+    :param depth: how many packets the packets are inside of.
+    """
+
+    def __init__(self, style: LineStyle, depth: int = 0) -> None:
+        self.link = style.link
+        self.verbose = style.verbose
+        self.quiet = style.quiet
+        self._style = style
+        self._depth = depth
+        self._ip = IpLines(self)
+
+    @functools.cached_property
+    def inside(self) -> _Layers:
+        return _Layers(self._style, self._depth + 1)
+
+    def frame(self, data: bytes, length: int) -> str:
+        return frame_text(self, data, length) if self._depth < _MOST_NESTED else _TOO_DEEP
+
+    def ip(self, data: bytes, length: int, version: int = 0) -> str:
+        return self._ip.text(data, length, version) if self._depth < _MOST_NESTED else _TOO_DEEP
+
+    def payload(self, kind: int, data: bytes, length: int) -> str | None:
+        return payload_text(self, kind, data, length)
+
+    def dump(self, data: bytes) -> str:
+        return "" if self.quiet or self._style.dump[:1] in ("x", "X") else hex_dump(data, ascii_too=True)
 
 
 class _Decoder:
     def __init__(self, style: LineStyle) -> None:
         self._style = style
-        self._link = style.link
-        self._verbose = style.verbose
-        self._quiet = style.quiet
-        self._ip = IpLines(link=style.link, verbose=style.verbose, quiet=style.quiet)
+        self._layers = _Layers(style)
 
-    def packet(self, link_type: int, data: bytes, length: int) -> tuple[str, int]:
-        """Return the line of a packet and the length of its link-level header."""
+    def packet(self, link_type: int, data: bytes, length: int) -> str:
+        """Return the line of a packet."""
         if not data:
-            return f"[Invalid header: caplen==0, len=={length}]", 0
+            return f"[Invalid header: caplen==0, len=={length}]"
         if length < len(data):  # a capture file may claim that
-            return f"[Invalid header: len({length}) < caplen({len(data)})]" if length else "[Invalid header: len==0]", 0
-        if link_type == LinkType.ETHERNET:
-            return self._ethernet(data, length)
-        header = link_header_size(link_type, data)
+            return f"[Invalid header: len({length}) < caplen({len(data)})]" if length else "[Invalid header: len==0]"
+        if link_type == _ETHERNET:
+            return self._layers.frame(data, length)
         if LinkType.mode_of(link_type) is Mode.IP:
-            return ("ip: " if self._link else "") + self._ip.text(data, length), 0
+            return ("ip: " if self._style.link else "") + self._layers.ip(data, length)
+        header = link_header_size(link_type, data)
         if header and len(data) < header:
-            return f" [|{'sll' if header == 16 else 'sll2'}]", len(data)
+            return f" [|{'sll' if header == 16 else 'sll2'}]"
         if link_type == LinkType.LINUX_SLL:
-            return self._sll(data, length), header
+            return self._sll(data, length)
         if link_type == LinkType.LINUX_SLL2:
-            return self._sll2(data, length), header
-        return f"{link_type_name(link_type)}, length {length}", 0
-
-    # --- link layers ---
-
-    def _ethernet(self, data: bytes, length: int) -> tuple[str, int]:
-        if len(data) < 14:
-            return " [|ether]", len(data)
-        (kind,) = struct.unpack_from("!H", data, 12)
-        ends = f"{data[6:12].hex(':')} > {data[:6].hex(':')}, "
-        final, header = _ethernet_header(data)
-        if final in _VLANS:  # the tag is cut off
-            return (ends if self._link else "") + " [|vlan]", header
-        known = final in _KNOWN
-        shown = self._link or not known
-        first = kind if self._link or final < _LEAST_ETHERTYPE else final
-        texts = [f"{ends}{self._ethertype(first, length)}: "] if shown else []
-        at = 14
-        while kind in _VLANS:
-            tag, kind = struct.unpack_from("!HH", data, at)
-            at += 4
-            if shown and first != final:
-                drop = ", DEI" if tag & 0x1000 else ""
-                texts.append(f"vlan {tag & 0xFFF}, p {tag >> 13}{drop}, {self._ethertype(kind)}, ")
-        text = "".join(texts)
-        if known:
-            return text + self._payload(final, data[header:], length - header), header
-        if kind < _LEAST_ETHERTYPE:
-            llc = data[at : at + 3]
-            if len(llc) < 3:
-                return f"{text} [|llc]", header
-            return f"{text}LLC, dsap 0x{llc[0]:02x}, ssap 0x{llc[1]:02x}, ctrl 0x{llc[2]:02x}", header
-        return text + self._unknown(data[header:]), header
-
-    def _unknown(self, data: bytes) -> str:
-        """Return the dump of a payload of an unknown protocol, unless a dump follows anyway."""
-        return "" if self._quiet or self._style.dump[:1] in ("x", "X") else hex_dump(data, ascii_too=True)
-
-    def _ethertype(self, kind: int, length: int | None = None) -> str:
-        known = _ETHERTYPES.get(kind)
-        if kind < _LEAST_ETHERTYPE:
-            return f"802.3, length {kind}"
-        if self._quiet:
-            text = known or f"Unknown Ethertype (0x{kind:04x})"
-        else:
-            text = f"ethertype {known or 'Unknown'} (0x{kind:04x})"
-        return text if length is None else f"{text}, length {length}"
+            return self._sll2(data, length)
+        return f"{link_type_name(link_type)}, length {length}"
 
     def _sll(self, data: bytes, length: int) -> str:
         way, _, size, address, kind = struct.unpack_from("!HHH8sH", data)
         text = ""
-        if self._link or kind not in _KNOWN:
+        if self._style.link or not is_known(kind):
             mac = f"{address[:6].hex(':')} " if size == 6 else ""
-            text = f"{_DIRECTIONS[way] if way < 5 else '?':>3} {mac}{self._ethertype(kind, length)}: "
+            shown = ethertype_text(kind, length, self._style.quiet)
+            text = f"{_DIRECTIONS[way] if way < 5 else '?':>3} {mac}{shown}: "
         return text + self._payload(kind, data[16:], length - 16)
 
     def _sll2(self, data: bytes, length: int) -> str:
         kind, _, index, _, way, size, address = struct.unpack_from("!HHIHBB8s", data)
         text = f"{'if' + str(index):5} {_DIRECTIONS[way] if way < 5 else '?':3} "
-        if self._link or kind not in _KNOWN:
+        if self._style.link or not is_known(kind):
             mac = f"{address[:6].hex(':')} " if size == 6 else ""
-            text += f"ifindex {index} {mac}{self._ethertype(kind, length)}: "
+            text += f"ifindex {index} {mac}{ethertype_text(kind, length, self._style.quiet)}: "
         return text + self._payload(kind, data[20:], length - 20)
 
     def _payload(self, kind: int, data: bytes, length: int) -> str:
-        """Return the text of the payload of a link-level header.
-
-        :param length: its length before it was cut.
-        """
-        if kind in (_ARP, _RARP):
-            return self._arp(data, length)
-        if kind in (_IPV4, _IPV6):
-            return self._ip.text(data, length, 4 if kind == _IPV4 else 6)
-        return self._unknown(data)
-
-    def _arp(self, data: bytes, length: int) -> str:
-        if len(data) < 8:
-            return " [|arp]"
-        hardware, protocol, mac_size, ip_size, operation = struct.unpack_from("!HHBBH", data)
-        end = 8 + 2 * (mac_size + ip_size)
-        if len(data) < end:
-            return " [|arp]"
-        text = "" if self._link else "ARP, "
-        known = protocol == _IPV4 and ip_size == 4 and mac_size
-        if not known or self._verbose:
-            kind = _HARDWARE.get(hardware, f"Unknown Hardware ({hardware})")
-            over = _ETHERTYPES.get(protocol, f"Unknown Protocol (0x{protocol:04x})")
-            text += f"{kind} (len {mac_size}), {over} (len {ip_size})" + (", " if known else "")
-        if not known:
-            return f"{text}, length {length}"
-        text += f"{_ARP_OPERATIONS.get(operation, f'Unknown ({operation})')} "
-        macs, size = data[8:end], mac_size + 4
-        sender_mac, sender = macs[:mac_size].hex(":"), ipv4(macs, mac_size)
-        target_mac, target = macs[size : size + mac_size], ipv4(macs, size + mac_size)
-        asked = f" ({target_mac.hex(':')})" if any(target_mac) else ""
-        details = {
-            1: f"who-has {target}{asked} tell {sender}",
-            2: f"{sender} is-at {sender_mac}",
-            3: f"who-is {target_mac.hex(':')} tell {sender_mac}",
-            4: f"{target_mac.hex(':')} at {target}",
-            8: f"who-is {target_mac.hex(':')} tell {sender_mac}",
-            9: f"{sender_mac} at {sender}",
-        }.get(operation)
-        return text + (hex_dump(data, ascii_too=True) if details is None else f"{details}, length {length}")
+        made = self._layers.payload(kind, data, length)
+        return self._layers.dump(data) if made is None else made

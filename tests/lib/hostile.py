@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import struct
+from pathlib import Path
 
 from hypothesis import strategies as st
 
 from memifrt.packets import checksum
+from tests.lib.protocol_lines import FILES, blocks
 
 MACS = bytes.fromhex("02fe00000002 02fe00000001")
 A4, B4 = bytes((192, 168, 1, 1)), bytes((192, 168, 1, 2))
 A6, B6 = bytes.fromhex("fe80") + bytes(13) + b"\1", bytes.fromhex("fe80") + bytes(13) + b"\2"
 #: What a byte of a header is changed to: the bounds of lengths and versions, and protocols with headers of their own.
 _BYTES = st.sampled_from([0, 1, 2, 5, 6, 7, 8, 17, 43, 44, 51, 58, 60, 0x40, 0x44, 0x45, 0x4F, 0x60, 0x7F, 0x80, 0xFF])
+_ANY = st.integers(0, 255)
 _PORTS = struct.pack("!HH", 5000, 5001)
 
 
@@ -94,6 +98,22 @@ def chains(draw: st.DrawFn) -> tuple[bytes, int]:
         size = draw(st.sampled_from([0, 0, 0, 1, 2, 255]))
         payload += bytes((following, size)) + bytes(6 + 8 * min(size, 2))
     return frame(0x86DD, ip6(kinds[0], payload + _UDP6)), 14
+
+
+@st.composite
+def protocols(draw: st.DrawFn) -> tuple[bytes, int]:
+    """A frame of a protocol that is printed, and where its packet begins. It is changed, cut off or padded."""
+    frames = _frames(draw(st.sampled_from(FILES)))
+    made = bytearray(draw(st.sampled_from(frames)))
+    for at, byte in draw(st.lists(st.tuples(st.integers(12, len(made) - 1), st.one_of(_BYTES, _ANY)), max_size=6)):
+        made[at] = byte
+    cut = draw(st.one_of(st.none(), st.integers(0, len(made))))
+    return bytes(made[:cut]) + bytes(draw(st.sampled_from([0, 0, 1, 46]))), 14
+
+
+@functools.cache
+def _frames(path: Path) -> list[bytes]:
+    return sorted({data for _, length, data, _ in blocks(path) if len(data) == length})
 
 
 hostile = st.one_of(packets(), chains())
