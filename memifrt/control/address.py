@@ -175,7 +175,8 @@ class Listener(OwnedFd):
         :param permissions: mode and owner of the new file. They are set before a peer can connect, and the file never
             has a wider mode, not even for a moment.
         :raises MemifOSError: EADDRINUSE: a process listens there already, or a symbolic link is there;
-            ``FILE_NOT_SOCK``: another kind of file is there; ``NO_FILE``: the directory does not exist; ``ACCES``; EPERM: this process may not set the owner.
+            ``FILE_NOT_SOCK``: another kind of file is there; ``NO_FILE``: the directory does not exist; ``ACCES``;
+            EPERM: this process may not set the owner.
         """
         sock = _new_socket(address, kind)
         try:
@@ -297,7 +298,7 @@ def _remove_stale(address: Address, kind: socket.SocketKind) -> None:
 
 
 def _refuse_link(address: Address) -> None:
-    """Raise if the path is a symbolic link: ``bind`` does not follow it, and whoever made it wants the file elsewhere.
+    """Raise if the path is a symbolic link: ``bind`` does not follow it.
 
     :raises MemifOSError: EADDRINUSE, which ``bind`` gives, too.
     """
