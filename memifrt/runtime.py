@@ -41,6 +41,7 @@ from memifrt.options import (
     RuntimeOptions,
     check_name,
 )
+from memifrt.poll.dispatch import CALLBACK_RUNS
 from memifrt.poll.dispatchers import make_dispatcher
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.hook import FdRegistry, Hook
@@ -323,7 +324,7 @@ class Runtime:
         :param timeout: in seconds; 0 does not wait, None or a negative number waits without a limit.
         :returns: the number of events handled.
         :raises PollCancelled: :meth:`cancel_poll_event` was called.
-        :raises ConfigError: in external mode, or inside a callback.
+        :raises ConfigError: in external mode; inside a callback, or while one runs in another greenlet or thread.
         :raises BaseException: a callback raised it, and there is no ``on_error``. The next poll reports the events that
             were not handled.
         """
@@ -430,7 +431,7 @@ class Runtime:
 
     def _check_not_dispatching(self) -> None:
         if self._dispatcher.busy:
-            raise ConfigError("a callback must not poll: it would be called again while it runs")
+            raise ConfigError(CALLBACK_RUNS)
 
     def _internal(self, what: str) -> EpollPoller:
         self._check_open()
