@@ -480,8 +480,13 @@ class Runtime:
         self._close()
 
     def _close(self) -> None:
-        failure: BaseException | None = None
         self._closing = True
+        try:
+            self._close_everything()
+        finally:
+            self._closing = False  # a KeyboardInterrupt between two steps: the next call closes the rest
+
+    def _close_everything(self) -> None:
         steps: list[Callable[[], object]] = []
         for interface in self._interfaces:
             # If its on_disconnect has called close(), the interface is marked as deleted, but not forgotten yet.
@@ -489,19 +494,16 @@ class Runtime:
         steps += [socket.delete for socket in self._sockets.values() if not socket.implicit]
         steps += [server.close for server in self._servers]
         # The timer's fd; also the fds of a connection, if its on_disconnect has called close().
-        steps += [self._registry.remove_all]
-        for step in steps:
-            try:
-                step()
-            except BaseException as error:
-                failure = failure or error
-        self._closed = True
-        self._dispatcher.stop()
-        self._reconnector.close()
-        self._schedule.clear()
-        self._timer.close()
+        steps += [self._registry.remove_all, self._dispatcher.stop, self._reconnector.close, self._schedule.clear]
+        steps += [self._timer.close]
         if self._poller is not None:
-            self._poller.close()
+            steps += [self._poller.close]
+        failure = _call_all(steps)
+        if failure is not None and not isinstance(failure, Exception):
+            _call_all(
+                steps
+            )  # KeyboardInterrupt may have ended a step too early; a second call of the others is harmless
+        self._closed = True
         if failure is not None:
             raise failure
 
@@ -638,6 +640,17 @@ def _open_fds(*, internal: bool) -> tuple[EpollPoller | None, TimerFd]:
         if poller is not None:
             poller.close()
         raise os_error("cannot make a runtime", error) from error
+
+
+def _call_all(steps: list[Callable[[], object]]) -> BaseException | None:
+    """Call all steps, whatever one of them raises. Return the first exception."""
+    failure: BaseException | None = None
+    for step in steps:
+        try:
+            step()
+        except BaseException as error:
+            failure = failure or error
+    return failure
 
 
 def _check_seconds(what: str, seconds: float) -> float:
