@@ -527,9 +527,11 @@ class Runtime:
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self._pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            with contextlib.suppress(Exception):
-                self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:  # with "-W error" the warning is an exception
+                with contextlib.suppress(Exception):
+                    self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._interfaces)} interface(s)"

@@ -86,8 +86,10 @@ class OwnedFd:
     def __del__(self) -> None:
         # After an __init__ that failed there is no _fd.
         if getattr(self, "_fd", -1) >= 0 and self._pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:  # with "-W error" the warning is an exception
+                self.close()
 
     def __repr__(self) -> str:
         return f"<{self._what} fd={self._fd}>"
