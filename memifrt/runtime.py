@@ -51,6 +51,7 @@ from memifrt.renamed import renamed_arguments
 from memifrt.ring import say_what_is_missing, unsafe_reason
 from memifrt.sockets import Socket
 from memifrt.system.forks import abandon_after_fork
+from memifrt.system.not_copied import NotCopied
 from memifrt.system.signal_wakeup import SignalWakeup
 from memifrt.types import FdEvent, Role, check_callback, check_range
 
@@ -84,7 +85,7 @@ class OpenArguments(InterfaceArguments, RuntimeOptions, total=False):
     app_name: str | None
 
 
-class Runtime:
+class Runtime(NotCopied):
     """The interfaces of one event loop.
 
     :param app_name: the name that peers see, at most 31 bytes.
