@@ -427,7 +427,8 @@ class Connection(ABC):
         for region in tuple(self.regions):
             if region.lost:
                 return RingViolation(
-                    f"region {region.index} is gone: its file was truncated while it was in use", ErrorCode.NO_SHMFD
+                    f"region {region.index} is gone: its file was truncated while in use, or its file system is full",
+                    ErrorCode.NO_SHMFD,
                 )
         return None
 
