@@ -9,7 +9,7 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _Packets = TypeVar("_Packets", bound=Iterable[object])
 
@@ -140,6 +140,14 @@ class MemifError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the attributes, as a pool of processes does with an exception of a worker."""
+        # The default would call the class with the message alone, which few of the classes take.
+        return _restore, (type(self), self.args, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {**self.__dict__}
+
 
 class ConfigError(MemifError, ValueError):
     """An argument is wrong. The message names it, its value and what would be right."""
@@ -259,6 +267,18 @@ class MemifOSError(MemifError, OSError):
         self.errno = cause.errno
         self.strerror = cause.strerror
         self.filename = path
+
+    def _state(self) -> dict[str, Any]:
+        return {**self.__dict__, "errno": self.errno, "strerror": self.strerror, "filename": self.filename}
+
+
+def _restore(kind: type[MemifError], arguments: tuple[object, ...], state: dict[str, Any]) -> MemifError:
+    """Return a pickled error, with the attributes that it had."""
+    error = kind.__new__(kind)
+    error.args = arguments
+    for name, value in state.items():
+        setattr(error, name, value)
+    return error
 
 
 def os_error(what: str, cause: OSError, *, path: str | None = None, code: ErrorCode | None = None) -> MemifOSError:

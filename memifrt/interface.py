@@ -26,6 +26,7 @@ from memifrt.options import InterfaceConfig
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.renamed import warn_renamed
 from memifrt.ring import RxRing, TxRing
+from memifrt.system.not_copied import NotCopied
 from memifrt.types import Counters, Mode, QueueCounters, Role, State, peer_names
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class InterfaceOwner(Protocol):
         """Forget an interface that is deleted."""
 
 
-class Interface:
+class Interface(NotCopied):
     """One memif interface, created by :meth:`memifrt.Runtime.create_interface`.
 
     It is a context manager that deletes the interface at the end of the block. Callbacks run on the thread that polls.

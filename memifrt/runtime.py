@@ -41,6 +41,7 @@ from memifrt.options import (
     RuntimeOptions,
     check_name,
 )
+from memifrt.poll.dispatch import CALLBACK_RUNS
 from memifrt.poll.dispatchers import make_dispatcher
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.hook import FdRegistry, Hook
@@ -50,6 +51,7 @@ from memifrt.renamed import renamed_arguments
 from memifrt.ring import say_what_is_missing, unsafe_reason
 from memifrt.sockets import Socket
 from memifrt.system.forks import abandon_after_fork
+from memifrt.system.not_copied import NotCopied
 from memifrt.system.signal_wakeup import SignalWakeup
 from memifrt.types import FdEvent, Role, check_callback, check_range
 
@@ -83,7 +85,7 @@ class OpenArguments(InterfaceArguments, RuntimeOptions, total=False):
     app_name: str | None
 
 
-class Runtime:
+class Runtime(NotCopied):
     """The interfaces of one event loop.
 
     :param app_name: the name that peers see, at most 31 bytes.
@@ -323,7 +325,7 @@ class Runtime:
         :param timeout: in seconds; 0 does not wait, None or a negative number waits without a limit.
         :returns: the number of events handled.
         :raises PollCancelled: :meth:`cancel_poll_event` was called.
-        :raises ConfigError: in external mode, or inside a callback.
+        :raises ConfigError: in external mode; inside a callback, or while one runs in another greenlet or thread.
         :raises BaseException: a callback raised it, and there is no ``on_error``. The next poll reports the events that
             were not handled.
         """
@@ -430,7 +432,7 @@ class Runtime:
 
     def _check_not_dispatching(self) -> None:
         if self._dispatcher.busy:
-            raise ConfigError("a callback must not poll: it would be called again while it runs")
+            raise ConfigError(CALLBACK_RUNS)
 
     def _internal(self, what: str) -> EpollPoller:
         self._check_open()
@@ -479,8 +481,13 @@ class Runtime:
         self._close()
 
     def _close(self) -> None:
-        failure: BaseException | None = None
         self._closing = True
+        try:
+            self._close_everything()
+        finally:
+            self._closing = False  # a KeyboardInterrupt between two steps: the next call closes the rest
+
+    def _close_everything(self) -> None:
         steps: list[Callable[[], object]] = []
         for interface in self._interfaces:
             # If its on_disconnect has called close(), the interface is marked as deleted, but not forgotten yet.
@@ -488,19 +495,16 @@ class Runtime:
         steps += [socket.delete for socket in self._sockets.values() if not socket.implicit]
         steps += [server.close for server in self._servers]
         # The timer's fd; also the fds of a connection, if its on_disconnect has called close().
-        steps += [self._registry.remove_all]
-        for step in steps:
-            try:
-                step()
-            except BaseException as error:
-                failure = failure or error
-        self._closed = True
-        self._dispatcher.stop()
-        self._reconnector.close()
-        self._schedule.clear()
-        self._timer.close()
+        steps += [self._registry.remove_all, self._dispatcher.stop, self._reconnector.close, self._schedule.clear]
+        steps += [self._timer.close]
         if self._poller is not None:
-            self._poller.close()
+            steps += [self._poller.close]
+        failure = _call_all(steps)
+        if failure is not None and not isinstance(failure, Exception):
+            _call_all(
+                steps
+            )  # KeyboardInterrupt may have ended a step too early; a second call of the others is harmless
+        self._closed = True
         if failure is not None:
             raise failure
 
@@ -524,9 +528,11 @@ class Runtime:
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self._pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            with contextlib.suppress(Exception):
-                self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:  # with "-W error" the warning is an exception
+                with contextlib.suppress(Exception):
+                    self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._interfaces)} interface(s)"
@@ -637,6 +643,17 @@ def _open_fds(*, internal: bool) -> tuple[EpollPoller | None, TimerFd]:
         if poller is not None:
             poller.close()
         raise os_error("cannot make a runtime", error) from error
+
+
+def _call_all(steps: list[Callable[[], object]]) -> BaseException | None:
+    """Call all steps, whatever one of them raises. Return the first exception."""
+    failure: BaseException | None = None
+    for step in steps:
+        try:
+            step()
+        except BaseException as error:
+            failure = failure or error
+    return failure
 
 
 def _check_seconds(what: str, seconds: float) -> float:

@@ -23,6 +23,7 @@ from memifrt.interface import Interface
 from memifrt.memory.region import ExternalRegion
 from memifrt.poll.acceptor import Acceptor
 from memifrt.system import original_functions
+from memifrt.system.not_copied import NotCopied
 from memifrt.system.received_fds import UNKNOWN_USER, close_channel
 from memifrt.types import Role
 
@@ -56,7 +57,7 @@ class SocketOwner(Protocol):
         """Forget a socket that is deleted."""
 
 
-class Socket:
+class Socket(NotCopied):
     """One control socket, created by :meth:`memifrt.Runtime.create_socket`, or by ``create_interface`` if needed."""
 
     def __init__(

@@ -31,12 +31,16 @@ from memifrt import (
     Socket,
     State,
 )
+from memifrt.connection.reconnect import Reconnector
 from memifrt.options import RoleName
+from memifrt.poll.epoll import EpollPoller
+from memifrt.poll.hook import FdRegistry
+from memifrt.poll.schedule import Schedule
 from memifrt.system import original_functions
 from memifrt.system.original_functions import close
 from tests.lib.forked import in_child
 from tests.lib.peer import ScriptedSlave, assert_packets_pass, memory_file, native
-from tests.lib.support import DEADLINE, Pair, Recorder, connect, wait_until
+from tests.lib.support import DEADLINE, Pair, Recorder, connect, interrupted_once, wait_until
 
 ROLES: tuple[RoleName, ...] = ("master", "slave")
 
@@ -670,6 +674,43 @@ def test_a_failed_close_still_closes_everything(runtime: Runtime, socket_name: s
         ending.close()
     assert ending.closed
     assert ending.interfaces == ()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (FdRegistry, "remove_all"),
+        (FdRegistry, "remove"),
+        (Reconnector, "close"),
+        (Schedule, "cancel"),
+        (Schedule, "clear"),
+        (EpollPoller, "close"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_an_interrupt_does_not_keep_a_close_from_closing(
+    runtime: Runtime, socket_name: str, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    ending = Runtime("ending")
+    ending.create_interface(socket=f"{socket_name}-listens", role="master")
+    monkeypatch.setattr(owner, name, interrupted_once(getattr(owner, name)))
+    with pytest.raises(KeyboardInterrupt):
+        ending.close()
+    assert ending.closed
+    assert ending.interfaces == ()
+    assert not len(ending._registry)
+
+
+def test_a_close_that_is_interrupted_between_its_steps_can_be_repeated(
+    runtime: Runtime, socket_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = Runtime("ending")
+    connect(runtime, ending, socket_name)
+    monkeypatch.setattr(Runtime, "_close_everything", interrupted_once(Runtime._close_everything))
+    with pytest.raises(KeyboardInterrupt):
+        ending.close()
+    ending.close()
+    assert ending.closed
 
 
 def test_an_application_name_has_31_bytes(runtime: Runtime, socket_name: str) -> None:

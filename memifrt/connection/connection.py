@@ -427,7 +427,8 @@ class Connection(ABC):
         for region in tuple(self.regions):
             if region.lost:
                 return RingViolation(
-                    f"region {region.index} is gone: its file was truncated while it was in use", ErrorCode.NO_SHMFD
+                    f"region {region.index} is gone: its file was truncated while in use, or its file system is full",
+                    ErrorCode.NO_SHMFD,
                 )
         return None
 
@@ -444,25 +445,23 @@ class Connection(ABC):
             return
         with self._ending:
             self.closed = True
-        self._context.schedule.cancel(self._deadline)
         announced = self.established and self.owner is not None and self.owner.announced
         reason = Disconnected(error.message, error.code, established=announced)
         reason.__cause__ = error.__cause__ if isinstance(error, Disconnected) else error
         if isinstance(error, ProtocolError):  # the interface keeps the error, and its frames hold the peer's memory
             error.__traceback__ = None
-        self._disconnect_queues(reason)
-        if tell_peer:
-            self._say_goodbye(reason)
         steps: list[Callable[[], object]] = [self._unregister, lambda: self._report(reason)]
         if self.owner is not None and self.owner.reports_before_unregister:
             steps.reverse()
-        try:
-            try:
-                steps[0]()
-            finally:
-                steps[1]()
-        finally:
-            self._release()
+        with contextlib.ExitStack() as stack:  # every step runs, whatever another one raises, also KeyboardInterrupt
+            stack.callback(self._release)
+            stack.callback(self._end_what_is_left, reason)
+            stack.callback(steps[1])
+            stack.callback(steps[0])
+            self._context.schedule.cancel(self._deadline)
+            self._disconnect_queues(reason)
+            if tell_peer:
+                self._say_goodbye(reason)
 
     def abandon(self) -> None:
         """End the connection in a forked child, and leave alone what the child shares with its parent.
@@ -500,6 +499,17 @@ class Connection(ABC):
     def _report(self, reason: Disconnected) -> None:
         if self.owner is not None:
             self.owner.connection_ended(self, reason)
+
+    def _end_what_is_left(self, reason: Disconnected) -> None:
+        """Do what :meth:`_unregister` and :meth:`_report` have not done because of a KeyboardInterrupt.
+
+        Otherwise the registry would keep the number of a closed fd, and the interface a connection that never ends.
+        """
+        try:
+            self._unregister()
+        finally:
+            if self.owner is not None and self.owner.connection is self:
+                self._report(reason)
 
     def _release(self) -> None:
         self._conversation.close()

@@ -19,6 +19,7 @@ from memifrt.control import farewell
 from memifrt.control.wire import MESSAGE_SIZE, Disconnect, Message, decode, encode
 from memifrt.errors import ErrorCode, MemifError, ProtocolError, os_error
 from memifrt.system.fds import own_socket
+from memifrt.system.not_copied import NotCopied
 from memifrt.system.received_fds import ReceivedFd, close_channel, closes_too_slowly
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class ChannelClosed(Exception):
     """The peer has closed its end."""
 
 
-class Channel:
+class Channel(NotCopied):
     """A connected, non-blocking SEQPACKET socket that carries memif messages. It owns the socket.
 
     It sends a DISCONNECT before every close, also when it is garbage-collected and when the interpreter exits. A

@@ -138,15 +138,22 @@ class Region:
         """Create a region of ``size`` bytes for a slave.
 
         :raises MemifOSError: the allocator or the mapping failed.
-        :raises ConfigError: the allocator returned a file that is too small.
+        :raises ConfigError: the allocator returned a file that is too small, or no fd.
         """
+        failure = f"cannot allocate region {index} of {size} bytes"
         try:
             number = allocator(size)
-            held = os.fstat(number).st_size
         except OSError as error:
-            raise os_error(f"cannot allocate region {index} of {size} bytes", error) from error
-        fd = OwnedFd(number, f"memory of region {index}")
+            raise os_error(failure, error) from error
+        if not isinstance(number, int):
+            raise ConfigError(f"the region allocator returned {number!r}; it must return the number of an fd")
+        fd = OwnedFd(number, f"memory of region {index}")  # at once: a KeyboardInterrupt can come in any call below
         try:
+            try:
+                held = os.fstat(number).st_size
+            except OSError as error:
+                fd.detach()  # it is not open
+                raise os_error(failure, error) from error
             if held < size:
                 raise ConfigError(f"the region allocator returned a file of {held} bytes where {size} were asked for")
             _seal_own(fd)

@@ -13,8 +13,8 @@ from libc.stdint cimport int64_t, uint32_t
 
 import sys
 
-from memifrt.errors import PollCancelled
-from memifrt.poll.dispatch import report_failure
+from memifrt.errors import ConfigError, PollCancelled
+from memifrt.poll.dispatch import CALLBACK_RUNS, report_failure
 from memifrt.poll.epoll import EVENTS, LONGEST_WAIT, MAX_EVENTS
 
 cdef extern from "Python.h":
@@ -84,6 +84,8 @@ cdef class NativeDispatcher:
         if seconds and "gevent.monkey" in modules:
             return self.poll_slowly(timeout)
         count = self.wait(ready, seconds)
+        if self.busy:  # another thread polls, too, and a handler runs there
+            raise ConfigError(CALLBACK_RUNS)
         for index in range(count):
             if self.stopped:
                 return handled
@@ -115,6 +117,8 @@ cdef class NativeDispatcher:
             if self.stopped:  # a signal handler closed the poller during the wait
                 return 0
             raise
+        if self.busy:  # another greenlet or thread polls, too, and a handler runs there
+            raise ConfigError(CALLBACK_RUNS)
         for fd, events in ready:
             if self.stopped:
                 return handled

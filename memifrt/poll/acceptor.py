@@ -83,11 +83,12 @@ class Acceptor:
         if self.closed:
             return
         self.closed = True
-        self._schedule.cancel(self._pause)
-        try:
-            self._registry.remove(self._listener.fileno())
-        finally:
-            self._listener.close()
+        fd = self._listener.fileno()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._listener.close)
+            stack.callback(self._registry.remove, fd)  # if a KeyboardInterrupt ended the first removal
+            self._schedule.cancel(self._pause)
+            self._registry.remove(fd)
 
     def take_waiting(self, take: Callable[[original_functions.socket], object], limit: int) -> None:
         """Accept the waiting connections, at most ``limit``, and pass them to ``take``. Stop if ``accept`` fails."""

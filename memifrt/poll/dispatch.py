@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from memifrt.errors import PollCancelled
+from memifrt.errors import ConfigError, PollCancelled
 from memifrt.poll.hook import Handler
 from memifrt.types import FdEvent
 
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from memifrt.poll.epoll import EpollPoller
 
 logger = logging.getLogger("memifrt")
+
+#: The error of a call that would run a handler inside another one.
+CALLBACK_RUNS = (
+    "a callback must not poll, nor may another greenlet or thread poll while a callback runs: "
+    "it would be called again while it runs"
+)
 
 #: Called with an exception that a handler raised.
 OnError = Callable[[Exception], object]
@@ -39,6 +45,7 @@ class Dispatcher(Protocol):
 
         :returns: the number of events handled.
         :raises PollCancelled: the wait was cancelled, and every event is handled.
+        :raises ConfigError: another greenlet or thread runs a handler. No event is lost: they come again.
         :raises BaseException: a handler raised it, and there is no ``on_error``. The other events come again.
         """
 
@@ -85,6 +92,8 @@ class PythonDispatcher:
             if self._stopped:  # a signal handler closed the poller during the wait
                 return 0
             raise
+        if self.busy:  # another greenlet or thread polls, too, and a handler runs there
+            raise ConfigError(CALLBACK_RUNS)
         handled = 0
         for fd, events in ready:
             if self._stopped:

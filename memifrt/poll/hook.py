@@ -119,8 +119,8 @@ class FdRegistry:
         self._check_caller = _allow_any_caller
 
     def _forget(self, fd: int) -> None:
-        del self.handlers[fd]
-        del self._events[fd]
+        self.handlers.pop(fd, None)
+        self._events.pop(fd, None)  # a KeyboardInterrupt in add() may have come before it was set
 
     def _call_hook(self, fd: int, events: FdEvent) -> None:
         try:

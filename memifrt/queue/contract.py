@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from memifrt.system.not_copied import NotCopied
 from memifrt.types import DEFAULT_BURST
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from memifrt.types import QueueCounters, ReadableBuffer, RxMode
 
 
-class Queue(ABC):
+class Queue(NotCopied, ABC):
     """A ring and its eventfd. After a disconnect every operation raises :class:`~memifrt.Disconnected`.
 
     Only one thread may use a queue at a time. Different threads may use different queues.

@@ -34,10 +34,11 @@ def load(name: str) -> RingImplementation:
     try:
         return cast(RingImplementation, importlib.import_module(_MODULES[name]))
     except ImportError as error:
-        raise ImportError(
-            f"the {name} ring implementation cannot be imported ({error}): install a C compiler and Python's "
-            "headers, then reinstall memifrt, which compiles it"
-        ) from error
+        if "interpreter" in str(error):  # the words of Cython and of CPython 3.12
+            advice = "use memifrt in the main interpreter, or in another process"
+        else:
+            advice = "install a C compiler and Python's headers, then reinstall memifrt, which compiles it"
+        raise ImportError(f"the {name} ring implementation cannot be imported ({error}): {advice}") from error
 
 
 def _choose() -> tuple[RingImplementation, str, str]:

@@ -41,6 +41,7 @@ from memifrt.options import parse_budget, parse_rx_mode, parse_stop
 from memifrt.renamed import warn_renamed
 from memifrt.ring.protocol import BATCH, Glance
 from memifrt.system.forks import call_after_fork
+from memifrt.system.not_copied import refuse_to_copy
 from memifrt.types import DEFAULT_BURST, MAX_LOG2_RING_SIZE, BufferFlag, QueueCounters, RxMode
 
 cdef extern from "Python.h":

@@ -43,6 +43,9 @@ cdef class RingBurst:
             free(self.entries)
         free(self.posted_lengths)
 
+    def __reduce_ex__(self, protocol):
+        refuse_to_copy(self)
+
     def __len__(self):
         return self.count - self.sent
 

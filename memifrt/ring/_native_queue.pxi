@@ -80,6 +80,9 @@ cdef class Queue:
         call_after_fork(self, functools.partial(abandon, pid=pid))
         call_after_fork(ring, functools.partial(abandon, pid=pid))
 
+    def __reduce_ex__(self, protocol):
+        refuse_to_copy(self)
+
     @property
     def connected(self):
         return self.ring is not None or self.running is not None

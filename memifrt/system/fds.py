@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from memifrt.errors import os_error
 from memifrt.system.eventfd import calls_for
+from memifrt.system.not_copied import NotCopied
 from memifrt.system.original_functions import Lock, close, poll, socket
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def _forget_sockets() -> None:
 os.register_at_fork(after_in_child=_forget_sockets)
 
 
-class OwnedFd:
+class OwnedFd(NotCopied):
     """An fd that only this object closes.
 
     A second close does nothing. An object that is never closed warns with :class:`ResourceWarning`. In a forked child,
@@ -86,8 +87,10 @@ class OwnedFd:
     def __del__(self) -> None:
         # After an __init__ that failed there is no _fd.
         if getattr(self, "_fd", -1) >= 0 and self._pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:  # with "-W error" the warning is an exception
+                self.close()
 
     def __repr__(self) -> str:
         return f"<{self._what} fd={self._fd}>"

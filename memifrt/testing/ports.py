@@ -22,6 +22,7 @@ from memifrt.options import parse_rx_mode
 from memifrt.queue import RxQueue, TxQueue
 from memifrt.renamed import renamed_arguments, warn_renamed
 from memifrt.runtime import InterfaceArguments
+from memifrt.system.not_copied import NotCopied
 from memifrt.threaded.inbox import Inbox
 from memifrt.types import Counters, Mode, RxMode, peer_names
 
@@ -61,7 +62,7 @@ class PortOptions(InterfaceArguments, total=False):
 # --- ports and what is made of them ---------------------------------------------------------------------------------
 
 
-class MemifPort:
+class MemifPort(NotCopied):
     """One interface of a test, connected or not. :class:`Memif` makes it.
 
     A call that waits takes a ``timeout`` in seconds; None means the ini option ``memif_timeout``. It raises

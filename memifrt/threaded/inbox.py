@@ -18,12 +18,13 @@ from itertools import islice
 from memifrt.errors import Disconnected, ForkedError, os_error
 from memifrt.system.fds import OwnedFd
 from memifrt.system.forks import abandon_after_fork
+from memifrt.system.not_copied import NotCopied
 
 #: Seconds of the longest poll(), which takes no more than 24 days.
 _LONGEST_POLL = 3600.0
 
 
-class Inbox:
+class Inbox(NotCopied):
     """Packets in the order in which they came, each with the time at which it was put in.
 
     One thread puts packets in and reports the peer. Any thread may read and wait. In a forked child the packets are

@@ -24,6 +24,7 @@ from memifrt.errors import ErrorCode, ForkedError, MemifError, PollCancelled, os
 from memifrt.runtime import Runtime
 from memifrt.system.fds import OwnedFd
 from memifrt.system.forks import abandon_after_fork
+from memifrt.system.not_copied import NotCopied
 from memifrt.system.original_functions import poll, threads_are_patched
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ logger = logging.getLogger("memifrt")
 _T = TypeVar("_T")
 
 
-class Background:
+class Background(NotCopied):
     """A daemon thread that handles the events of a runtime in internal mode.
 
     Use :meth:`call` for everything that belongs to the control thread of the runtime: to create, delete or disconnect

@@ -8,6 +8,7 @@ from memifrt.errors import ConfigError, MemifError
 from memifrt.interface import Details, Interface
 from memifrt.options import DEFAULT_APP_NAME, RuntimeOptions
 from memifrt.queue import RxQueue, TxQueue
+from memifrt.system.not_copied import NotCopied
 from memifrt.types import Counters, Mode, Role, State
 from memifrt.waiting.kept import BURST
 from memifrt.waiting.steps import Receiving, Waiting
@@ -22,7 +23,7 @@ S = TypeVar("S", bound=Signal)
 _RUNTIME_OPTIONS = tuple(RuntimeOptions.__annotations__)
 
 
-class BurstHolder(Generic[S]):
+class BurstHolder(NotCopied, Generic[S]):
     """The iteration over the bursts of one queue. It holds at most one burst.
 
     The next step and ``close`` give the present burst back. If a loop is left (by ``break``, an exception or a
@@ -98,7 +99,7 @@ class BurstHolder(Generic[S]):
         self._close()
 
 
-class BaseInterface(Generic[S]):
+class BaseInterface(NotCopied, Generic[S]):
     """An interface of a loop, without the calls that wait. :attr:`interface` is the interface itself."""
 
     def __init__(self, waiting: Waiting[S]) -> None:

@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 
 from memifrt import Disconnected, ErrorCode, Interface, MemifError, RingViolation, Runtime, State
+from memifrt.connection.connection import Connection
+from memifrt.control.channel import Channel
 from memifrt.options import RoleName
+from memifrt.poll.hook import FdRegistry
+from memifrt.poll.schedule import Schedule
 from tests.lib.peer import ScriptedMaster, ScriptedSlave, assert_packets_pass, scripted_peer
-from tests.lib.support import Pair, Recorder, connect, wait_until
+from tests.lib.support import Pair, Recorder, connect, interrupted_once, wait_until
 
 ROLES: tuple[RoleName, ...] = ("master", "slave")
 CALLBACKS = ("on_connect", "on_disconnect", "on_interrupt")
@@ -478,3 +482,33 @@ def test_the_broken_ring_stays_the_reason_whatever_else_the_peer_sent(
             master.rx_queues[0].recv()
         wait_until(lambda: record.reasons, runtime)
         assert "rx ring 0" in str(record.reasons[0])
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (Schedule, "cancel"),
+        (Connection, "_disconnect_queues"),
+        (Connection, "_unregister"),
+        (Connection, "_report"),
+        (Channel, "say_goodbye"),
+        (FdRegistry, "remove"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_an_interrupt_does_not_keep_a_connection_from_ending(
+    runtime: Runtime, peer_runtime: Runtime, socket_name: str, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    pair = connect(runtime, peer_runtime, socket_name, master_on_interrupt=lambda interface, qid: None)
+    connection = pair.master.connection
+    assert connection is not None
+    fds = [connection._channel.fileno(), pair.master.rx_queues[0].fileno()]
+    monkeypatch.setattr(owner, name, interrupted_once(getattr(owner, name)))
+    with pytest.raises(KeyboardInterrupt):
+        pair.master.disconnect()
+    monkeypatch.undo()
+    assert connection._channel.fileno() == -1
+    assert not [fd for fd in fds if fd in runtime._registry]
+    assert pair.master.connection is None
+    pair.wait(lambda: pair.master.connected and pair.slave.connected)
+    assert_packets_pass(pair)

@@ -119,3 +119,16 @@ def running_in_thread(runtime: Runtime) -> Iterator[None]:
         thread.join(DEADLINE)
     assert not thread.is_alive()
     assert not failures, failures
+
+
+def interrupted_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function: its first call raises KeyboardInterrupt before it does anything, as Ctrl+C can."""
+    left = [1]
+
+    def call(*args: Any, **options: Any) -> Any:
+        if left:
+            left.pop()
+            raise KeyboardInterrupt
+        return function(*args, **options)
+
+    return call

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -31,6 +32,8 @@ from memifrt.memory.layout import (
 from memifrt.memory.region import ExternalRegion, Region, allocate_memfd
 from memifrt.system.fds import OwnedFd
 from memifrt.types import Direction
+from tests.lib.patched import open_fds
+from tests.lib.support import interrupted_once
 
 SIZE = 8192
 
@@ -540,3 +543,25 @@ def test_an_application_that_fails_to_let_go_leaves_no_fd_behind() -> None:
     assert not is_open(fd)
     assert len(region.memory) == 0
     owner.close()
+
+
+def test_an_interrupted_creation_of_a_region_leaves_no_fd(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = open_fds()
+    monkeypatch.setattr(os, "fstat", interrupted_once(os.fstat))
+    with pytest.raises(KeyboardInterrupt):
+        Region.create(0, 4096)
+    assert open_fds() == before
+
+
+@pytest.mark.parametrize("returned", [None, "/dev/zero", 1.0])
+def test_an_allocator_that_returns_no_fd_is_told_so(returned: Any) -> None:
+    with pytest.raises(ConfigError, match="it must return the number of an fd"):
+        Region.create(0, 4096, lambda size: returned)
+
+
+def test_an_allocator_that_returns_a_closed_fd_is_told_so() -> None:
+    number = os.dup(0)
+    os.close(number)
+    with pytest.raises(MemifError, match="cannot allocate region 0 of 4096 bytes") as caught:
+        Region.create(0, 4096, lambda size: number)
+    assert caught.value.code is ErrorCode.BAD_FD

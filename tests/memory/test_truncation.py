@@ -34,7 +34,7 @@ from tests.lib.support import DEADLINE, Recorder, wait_until
 from tests.lib.threads import Thread
 
 SIZE = 4 * mmap.PAGESIZE
-GONE = "region 0 is gone: its file was truncated while it was in use"
+GONE = "region 0 is gone: its file was truncated while in use, or its file system is full"
 
 Receive = Callable[[RxQueue], object]
 Transmit = Callable[[TxQueue], object]

@@ -17,6 +17,7 @@ from memifrt.poll.dispatchers import make_dispatcher
 from memifrt.poll.epoll import EpollPoller
 from memifrt.poll.hook import Handler
 from tests.lib.support import DEADLINE
+from tests.lib.threads import Thread
 
 
 class Bench:
@@ -115,6 +116,29 @@ def test_busy_only_while_a_handler_runs(bench: Bench) -> None:
     assert seen == [(True, True)]
     assert not bench.dispatcher.busy
     assert not bench.dispatcher.refuses
+
+
+@pytest.mark.parametrize("timeout", [0, DEADLINE, 10**400])
+def test_a_wait_that_ends_while_a_handler_runs_calls_none(bench: Bench, timeout: float) -> None:
+    refused: list[ConfigError] = []
+
+    def poll() -> None:
+        try:
+            bench.dispatcher.poll(timeout)
+        except ConfigError as error:
+            refused.append(error)
+
+    def poll_beside(fd: int, events: FdEvent) -> None:
+        other = Thread(target=poll)
+        other.start()
+        other.join(DEADLINE)
+        assert not other.is_alive()
+
+    fd = bench.ready(poll_beside)
+    assert bench.dispatcher.poll(0) == 1
+    assert [str(error).partition(",")[0] for error in refused] == ["a callback must not poll"]
+    assert bench.called == [(fd, FdEvent.READ)]
+    assert not bench.dispatcher.busy
 
 
 def fail(fd: int, events: FdEvent) -> None:

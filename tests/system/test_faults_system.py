@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,6 +197,54 @@ def _refuse_second_mapping(number: int) -> Callable[[int, int], mmap.mmap]:
         return mapping(fd, size)
 
     return map_or_refuse
+
+
+FILL_A_FILE_SYSTEM = """
+import os, select, sys, uuid, memifrt
+
+def allocate(size):
+    path = os.path.join(sys.argv[1], "region")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.unlink(path)
+    os.ftruncate(fd, size)
+    return fd
+
+name, ended = f"@{uuid.uuid4().hex}", []
+with memifrt.Runtime(region_allocator=allocate, reconnect_interval=0) as runtime:
+    master = runtime.create_interface(socket=name, role="master")
+    slave = runtime.create_interface(socket=name, role="slave", on_disconnect=lambda _, reason: ended.append(reason))
+    while not ended:
+        runtime.poll_event(1)
+        try:
+            if slave.connected:
+                slave.tx_queues[0].send([bytes(2000)] * 64)
+        except memifrt.Disconnected:
+            pass
+    print(ended[0])
+"""
+
+
+def can_mount() -> bool:
+    """Whether a program can have a mount namespace of its own here."""
+    if os.geteuid() or PATCHED:
+        return False
+    probe = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"]
+    return not subprocess.run(probe, capture_output=True, check=False).returncode
+
+
+@pytest.mark.skipif(not can_mount(), reason="needs root and unshare --mount")
+def test_memory_in_a_file_system_that_is_full_ends_the_connection_and_says_so(tmp_path: Path) -> None:
+    script = f'mount -t tmpfs -o size=64k none {tmp_path} && exec {sys.executable} -c "$0" {tmp_path}'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, FILL_A_FILE_SYSTEM],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "region 0 is gone" in done.stdout
+    assert "its file system is full" in done.stdout
 
 
 # --- a socket without room ------------------------------------------------------------------------------------------

@@ -85,6 +85,16 @@ def test_a_forgotten_fd_is_missed_and_closed(kind: Kind) -> None:
 
 
 @each_class
+@pytest.mark.filterwarnings("error::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_forgotten_fd_is_closed_also_where_warnings_are_errors(kind: Kind) -> None:
+    number = new_eventfd()
+    owned = kind(number, "thing")
+    del owned
+    assert not is_open(number)
+
+
+@each_class
 def test_a_detached_fd_is_the_caller_s(kind: Kind) -> None:
     number = new_eventfd()
     owned = kind(number, "thing")

@@ -120,6 +120,26 @@ def test_missing_compiled_rings_are_told_once() -> None:
     assert "C compiler" in line
 
 
+IN_SUBINTERPRETER = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+import memifrt
+print("main interpreter", flush=True)
+interpreters.run_string(interpreters.create(), {code!r})
+"""
+
+
+def test_a_subinterpreter_is_told_why_its_rings_are_slow() -> None:
+    done = python(IN_SUBINTERPRETER.format(code=USE_TWICE + WHICH))
+    assert succeeded(done).split() == ["main", "interpreter", "python"]
+    (line,) = done.stderr.splitlines()
+    assert SLOW in line
+    assert "use memifrt in the main interpreter" in line
+    assert "C compiler" not in line
+
+
 @pytest.mark.parametrize("name", ["native", "python"])
 def test_implementation_that_was_asked_for_is_not_commented(name: str) -> None:
     done = python(USE_TWICE, MEMIFRT_RING=name)

@@ -16,6 +16,7 @@ from memifrt.errors import ConfigError
 from memifrt.renamed import warn_renamed
 from memifrt.ring.protocol import SlaveBuffers
 from memifrt.ring.reference.descriptor import DROPPED, NEXT, Entry, Regions, clean
+from memifrt.system.not_copied import NotCopied
 from memifrt.types import BufferFlag
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class BurstRing(Protocol):
         raise NotImplementedError
 
 
-class RingBurst:
+class RingBurst(NotCopied):
     """A run of buffers of one ring, as copied descriptors. A view is made when it is first asked for."""
 
     __slots__ = (
