@@ -172,7 +172,7 @@ def run_in_shell(block: Block, socket: str, folder: Path) -> None:
 
 def parse_commands(block: Block, socket: str, folder: Path) -> None:
     """Each line is a ``memifrt`` command whose arguments are right; running them needs what a test has not."""
-    for line in block.code.splitlines():
+    for line in block.code.replace("\\\n", "").splitlines():
         for command in line.partition(" # ")[0].split(" & "):
             words = shlex.split(command.rstrip("& "), comments=True)
             words = words[1:] if words and words[0].endswith("$") else words
