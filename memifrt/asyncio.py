@@ -43,6 +43,7 @@ async def open_runtime(
 
     Exceptions of the callbacks of its interfaces go to the loop's exception handler.
 
+    :param app_name: the name that peers see, at most 31 bytes.
     :param batch: the most events of fds to handle in one round of the loop. The others wait for the next round.
     :param options: as for :class:`memifrt.Runtime`.
     :raises ConfigError: an argument is wrong.

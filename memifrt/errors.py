@@ -302,5 +302,6 @@ def did_you_mean(word: str, choices: Sequence[str]) -> str:
     """Return ``; did you mean CHOICE?`` for the choice that is most like a word, or nothing if none is."""
     import difflib  # only for the message of an error
 
-    close = difflib.get_close_matches(word, choices, 1)
-    return f"; did you mean {close[0]}?" if close else ""
+    names = {choice.lstrip("-"): choice for choice in choices}  # two dashes would make every two options alike
+    close = difflib.get_close_matches(word.lstrip("-"), names, 1)
+    return f"; did you mean {names[close[0]]}?" if close else ""

@@ -72,6 +72,7 @@ def open_runtime(
     A greenlet of the runtime calls the callbacks of its interfaces, one at a time. They may sleep, lock and do I/O:
     every other greenlet runs meanwhile, and the runtime's next event waits.
 
+    :param app_name: the name that peers see, at most 31 bytes.
     :param batch: the most events to handle before other greenlets get a turn.
     :param on_error: called with the exception of a callback; by default the hub's ``handle_error``, which prints it.
     :param options: as for :class:`memifrt.Runtime`.
@@ -113,6 +114,7 @@ class GeventInterface(BaseInterface["_Signal"]):
         Packets that a peer sent before it left are returned before ``Disconnected`` is raised.
 
         :param timeout: in seconds; None waits without a limit, 0 does not wait.
+        :param qid: the number of the receive queue.
         :raises TimeoutError: no packet came.
         :raises ConfigError: there is no such queue; or this is a callback, which must not wait.
         :raises Disconnected: there is no peer and ``reconnect`` is off; or the interface is closed.
@@ -128,6 +130,8 @@ class GeventInterface(BaseInterface["_Signal"]):
         Each burst is given back to the peer, and its views end, when the body of the loop is done with it. The same
         happens when the loop is left by ``break``, an exception, a ``Timeout`` or a kill. If the iterator outlives the
         loop, end it with ``close()``, or use it as a context manager. Raises as :meth:`recv` does.
+
+        :param qid: the number of the receive queue.
         """
         return Bursts(self, qid, limit)
 
@@ -141,6 +145,7 @@ class GeventInterface(BaseInterface["_Signal"]):
 
         If the greenlet is killed here, or its ``gevent.Timeout`` ends, it may have sent only the first packets.
 
+        :param qid: the number of the transmit queue.
         :raises ConfigError: a packet is empty or too long, or there is no such queue; packets before a wrong one may
             have been sent. Or this is a callback, which must not wait.
         :raises Disconnected: there is no peer and ``reconnect`` is off; or the interface is closed.

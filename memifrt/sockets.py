@@ -127,6 +127,7 @@ class Socket(NotCopied):
     def register_external_region(self, region: ExternalRegion) -> None:
         """Place the buffers of this socket's interfaces in the application's own shared memory.
 
+        :param region: the functions that make, map and delete the memory.
         :raises ConfigError: an interface on this socket has a connection.
         """
         self.owner.check_not_forked()

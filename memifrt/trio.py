@@ -48,6 +48,7 @@ async def open_runtime(
     Its tasks run in their own nursery. An exception of a callback cancels the block and is raised from it, in a group
     of exceptions as from any nursery. An exception of the block itself is raised without a group.
 
+    :param app_name: the name that peers see, at most 31 bytes.
     :param batch: the most events of fds to handle in one round of the scheduler. The others wait for the next round.
     :param options: as for :class:`memifrt.Runtime`.
     :raises ConfigError: an argument is wrong.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.util
+import inspect
 import os
 import re
 import shlex
@@ -23,6 +24,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import memifrt
 from memifrt.cli import command_line
 from tests.lib import programs
 from tests.lib.loops import MISSING
@@ -172,7 +174,7 @@ def run_in_shell(block: Block, socket: str, folder: Path) -> None:
 
 def parse_commands(block: Block, socket: str, folder: Path) -> None:
     """Each line is a ``memifrt`` command whose arguments are right; running them needs what a test has not."""
-    for line in block.code.splitlines():
+    for line in block.code.replace("\\\n", "").splitlines():
         for command in line.partition(" # ")[0].split(" & "):
             words = shlex.split(command.rstrip("& "), comments=True)
             words = words[1:] if words and words[0].endswith("$") else words
@@ -251,6 +253,23 @@ def test_the_installation_page_lists_every_extra_for_users() -> None:
     extras = set(re.findall(r"^([\w-]+) = \[", section[1], re.MULTILINE))
     listed = set(re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE))
     assert listed == extras - {"docs", "fuzz", "bench", "dev"}
+
+
+@pytest.mark.parametrize(
+    "documented", [memifrt.Runtime, memifrt.Socket, memifrt.Interface, memifrt.RxQueue, memifrt.TxQueue]
+)
+def test_the_api_page_leaves_out_what_only_memifrt_calls(documented: type) -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    directive = re.search(rf"^\.\. autoclass:: memifrt\.{documented.__name__}\n((?: +.*\n)+)", page, re.MULTILINE)
+    assert directive
+    left_out = re.search(r":exclude-members: ((?:[\w, ]|\n {5})+)", directive[1])
+    assert left_out
+    names = set(re.findall(r"\w+", left_out[1]))
+    members = {name: inspect.getdoc(member) or "" for name, member in inspect.getmembers(documented) if name[0] != "_"}
+    source = "".join(inspect.getsource(base) for base in documented.__mro__ if base is not object)
+    assert [name for name in names if not re.search(rf"(self\.|def ){name}\b", source)] == []  # no name is misspelt
+    internal = {name for name, text in members.items() if re.search(r"(Called|Read) by the \w+", text)}
+    assert internal <= names
 
 
 def test_manifests_for_containers_are_yaml() -> None:

@@ -100,7 +100,8 @@ def serve(interface: GeventInterface, ip: bytes, address: str, queues: int) -> N
     server = WSGIServer(address, Application(interface, ip), log=None)
     server.start()
     answering = [gevent.spawn(answer_pings, interface, qid, ip) for qid in range(queues)]
-    print(f"{interface} answers for {format_ip(ip)}; http://{server.server_host}:{server.server_port}/ shows it")
+    page = f"http://{server.server_host}:{server.server_port}/"
+    print(f"{interface} answers for {format_ip(ip)}; {page} shows it; Ctrl+C ends it")
     try:
         ending.wait()
     finally:

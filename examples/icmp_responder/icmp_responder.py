@@ -79,7 +79,7 @@ def main() -> int:
                 on_disconnect=responder.on_disconnect,
                 on_interrupt=responder.on_interrupt,
             )
-            print(f"{interface} answers for {args.ip}; {interface.last_error or 'Ctrl+C ends it'}")
+            print(f"{interface} answers for {args.ip}; Ctrl+C ends it")
             runtime.run()  # until a signal cancels it
     except MemifError as error:
         print(f"icmp_responder: {error}", file=sys.stderr)

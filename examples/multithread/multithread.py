@@ -135,7 +135,7 @@ def main() -> int:
                 on_disconnect=application.on_disconnect,
             )
             what = "sends packets back" if args.forward else f"answers for {args.ip}"
-            print(f"{interface} {what}; {interface.last_error or 'Ctrl+C ends it'}")
+            print(f"{interface} {what}; Ctrl+C ends it")
             runtime.run()  # until a signal; then the interface is deleted, which ends the workers
     except MemifError as error:
         print(f"multithread: {error}", file=sys.stderr)

@@ -247,7 +247,7 @@ def main() -> int:
                 on_disconnect=responder.on_disconnect,
                 on_interrupt=responder.on_interrupt,
             )
-            print(f"{interface} answers for {args.ip}; {interface.last_error or 'Ctrl+C ends it'}")
+            print(f"{interface} answers for {args.ip}; Ctrl+C ends it")
             if args.rx_mode == "polling":
                 with contextlib.suppress(PollCancelled):
                     responder.poll(runtime, interface)

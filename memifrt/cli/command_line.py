@@ -81,12 +81,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _flush_or_discard() -> None:
-    """Leave nothing in the buffer of standard output: Python writes it at exit, with a traceback if it cannot."""
-    try:
-        sys.stdout.flush()
-    except OSError:  # the command has said so
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    """Leave nothing in the buffers of the standard streams.
+
+    Python writes them at exit. If it cannot, it prints a traceback and changes the exit status to 120.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # the command has said so, if it could
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _run(arguments: list[str]) -> int:

@@ -36,6 +36,7 @@ def reply_in_place(
         field is read once, because the peer may change it meanwhile.
     :param ip: 4 bytes (IPv4) or 16 bytes (IPv6). For several addresses, call this once for each.
     :param mac: 6 bytes; not used in :attr:`Mode.IP`.
+    :param mode: the mode of the interface: in :attr:`Mode.IP` a packet begins with its IP header.
     :param icmp: False to answer questions for the MAC address only.
     :returns: whether the packet was such a request, and is a reply now.
     :raises ConfigError: an address has another length.

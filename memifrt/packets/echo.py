@@ -28,9 +28,11 @@ def echo_request(
 ) -> bytes:
     """Build an ICMP echo request, or an ICMPv6 echo request if the addresses have 16 bytes.
 
+    :param source_mac: 6 bytes; so has ``target_mac``.
+    :param source_ip: 4 bytes (IPv4) or 16 bytes (IPv6); ``target_ip`` has as many.
+    :param identifier: 0 to 65535; so is the sequence.
     :param mode: in :attr:`Mode.IP` the packet has no Ethernet header, and the MAC addresses are not used.
     :param ttl: the time to live, or the hop limit of IPv6: 0 to 255.
-    :param identifier: 0 to 65535; so is the sequence.
     :raises ConfigError: the payload is longer than :data:`MAX_PAYLOAD` (IPv6: :data:`MAX_PAYLOAD_IPV6`), the addresses
         are not of one protocol, an address has a wrong length, or a number is out of its range.
     """
@@ -60,6 +62,7 @@ def parse_echo_reply(
 ) -> EchoReply | None:
     """Parse an ICMP or ICMPv6 echo reply; return None if the packet is not one or has a wrong checksum.
 
+    :param mode: in :attr:`Mode.IP` the packet begins with its IP header.
     :param any_checksum: also accept a wrong ICMP checksum; ``checksum_is_right`` is then False.
     """
     data = bytes(packet)

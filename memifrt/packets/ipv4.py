@@ -123,7 +123,9 @@ def answer_arp(packet: memoryview, start: int, ip: bytes, mac: bytes) -> bool:
 def arp_request(mac: bytes, ip: bytes, target_ip: bytes) -> bytes:
     """Build the broadcast frame that asks for the MAC address of ``target_ip``.
 
+    :param mac: our own MAC address, 6 bytes.
     :param ip: our own address, 4 bytes.
+    :param target_ip: the address to ask for, 4 bytes.
     :raises ConfigError: an IP address does not have 4 bytes, or the MAC address not 6.
     """
     check_mac(mac)

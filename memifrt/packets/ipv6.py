@@ -127,7 +127,9 @@ def answer_solicitation(packet: memoryview, start: int, ip: bytes, mac: bytes, a
 def neighbour_solicitation(mac: bytes, ip: bytes, target_ip: bytes) -> bytes:
     """Build the multicast frame that asks for the MAC address of ``target_ip`` (RFC 4861).
 
+    :param mac: our own MAC address, 6 bytes.
     :param ip: our own address, 16 bytes.
+    :param target_ip: the address to ask for, 16 bytes.
     :raises ConfigError: an IP address does not have 16 bytes, or the MAC address not 6.
     """
     check_mac(mac)

@@ -102,9 +102,10 @@ class Burst(Protocol):
     """Buffers of one ring, in order: those that are left, which means not sent yet.
 
     ``burst[i]`` and iteration give a writable memoryview of each buffer. ``len``, indices, iteration and ``packets``
-    all refer to the buffers that are left. Each call that sends some (``forward``, ``transmit``) or gives some back
-    (``refill``) removes them from the front: ``burst[0]`` is then the next buffer to send. A view that you took before
-    stays the view of its own buffer; the view of a buffer that is sent ends.
+    all refer to the buffers that are left. An index that none of them has raises ``IndexError``. Each call that sends
+    some (``forward``, ``transmit``) or gives some back (``refill``) removes them from the front: ``burst[0]`` is then
+    the next buffer to send. A view that you took before stays the view of its own buffer; the view of a buffer that is
+    sent ends.
 
     The views end with the burst: ``close``, or the end of its ``with`` block, releases them. Drop everything that you
     make of a view (a slice, a cast, a NumPy array) before the burst ends. If something is left, the call that ends the

@@ -122,6 +122,7 @@ class MemifPort(NotCopied):
     def wait_connected(self, timeout: float | None = None) -> MemifPort:
         """Wait until a peer is connected, and return the port.
 
+        :param timeout: in seconds; None: the deadline of the fixture, ``memif_timeout``.
         :raises MemifTimeout: no peer connected in time. The message says why the last attempt failed.
         """
         __tracebackhide__ = True
@@ -133,6 +134,7 @@ class MemifPort(NotCopied):
     def wait_disconnected(self, timeout: float | None = None) -> Disconnected:
         """Wait until no peer is connected, and return the reason.
 
+        :param timeout: in seconds; None: the deadline of the fixture, ``memif_timeout``.
         :raises MemifTimeout: the peer is still connected.
         """
         __tracebackhide__ = True
@@ -164,6 +166,7 @@ class MemifPort(NotCopied):
         :param packets: bytes-like objects or scapy packets. To pass one packet, or each packet as an argument
             (``more``), is deprecated and warns.
         :param qid: the number of the transmit queue.
+        :param timeout: in seconds; None: the deadline of the fixture, ``memif_timeout``.
         :returns: the number of packets.
         :raises MemifTimeout: the peer did not make room for all packets. The message says how many were sent.
         :raises ConfigError: a packet is empty or too long, or there is no such queue.
@@ -194,6 +197,7 @@ class MemifPort(NotCopied):
     def recv(self, count: int = 1, timeout: float | None = None) -> list[bytes]:
         """Wait for exactly ``count`` packets from all queues. Further packets stay for the next call.
 
+        :param timeout: in seconds; None: the deadline of the fixture, ``memif_timeout``.
         :raises MemifTimeout: fewer packets came. The message says how many; they stay for the next call.
         """
         __tracebackhide__ = True

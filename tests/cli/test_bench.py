@@ -26,7 +26,7 @@ from memifrt.cli.bench.options import APIS, Interval, Options, Result
 from memifrt.cli.bench.turns import mix
 from memifrt.cli.command_line import main
 from memifrt.options import RxModeName
-from tests.lib.programs import Program, command, end, finish, read_until, run, running
+from tests.lib.programs import Program, command, end, finish, read_until, responder, run, running
 from tests.lib.support import DEADLINE, Pair, wait_until
 
 SHORT = "--seconds=0.1"
@@ -406,6 +406,20 @@ def test_peer_that_gives_nothing_back_is_given_up(
     assert found["packets"] == found["pps"] == found["seconds"] == 0
     assert found["dropped"] == found["sent"] > 0
     assert found["rtt_us"] == {}
+
+
+@pytest.mark.parametrize("mode", ["gen", "rr"])
+def test_command_fails_if_nothing_comes_back(
+    mode: str, socket_name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(limits, "PATIENCE", 0.1)
+    monkeypatch.setattr(limits, "LINGER", 0.1)
+    with responder("--role", "master", "--socket", socket_name):  # it answers ARP and ping alone
+        assert main(["bench", mode, "--socket", socket_name, "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert read_report(out)["packets"] == 0
+    *_, last = err.splitlines()
+    assert last == "memifrt bench: no packet came back: the peer must send packets back, as memifrt bench echo does"
 
 
 # --- how it ends ----------------------------------------------------------------------------------------------------

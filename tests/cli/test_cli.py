@@ -76,6 +76,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "misspelt command": (["pign"], ["'pign'", "did you mean ping?"]),
     "misspelt option of all": (["--versoin"], ["--versoin", "did you mean --version?"]),
     "unknown argument": (["demo", "--fast"], ["--fast", "see memifrt demo --help"]),
+    "option like another in its dashes alone": (["dump", "--nonsense"], ["argument --nonsense (see"]),
     "misspelt option": (["ping", "--scoket", "x", TARGET], ["--scoket", "did you mean --socket?"]),
     "no file with a secret": (["ping", "--secret-file", "/nowhere", TARGET], ["--secret-file", "/nowhere", "No such"]),
     "empty file with a secret": (["ping", "--secret-file", "/dev/null", TARGET], ["/dev/null", "the secret"]),
@@ -655,6 +656,23 @@ def test_a_full_standard_output_is_named(arguments: list[str], tmp_path: Path) -
     *_, last = done.stderr.splitlines()
     assert last.startswith(f"memifrt {arguments[0]}: cannot write ")
     assert last.endswith("standard output: No space left on device [ENOSPC]")
+
+
+@pytest.mark.parametrize("arguments", [["demo", "-c", "1"], ["dump", "-r", "{capture}"]], ids=["demo", "dump"])
+def test_a_full_standard_error_leaves_the_exit_status(arguments: list[str], tmp_path: Path) -> None:
+    capture = str(tmp_path / "x.pcap")
+    with create_capture(capture, [("x", LinkType.ETHERNET)]) as writer:
+        writer.write([bytes(60)], 0)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "memifrt", *(argument.format(capture=capture) for argument in arguments)],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            timeout=DEADLINE,
+            check=False,
+        )
+    assert done.returncode == 0
+    assert done.stdout
 
 
 @pytest.mark.parametrize("text", ["1_0", "1_000.5", "_1"])

@@ -32,7 +32,7 @@ from memifrt.cli.bench.options import (
     Options,
 )
 from memifrt.cli.plots import SUFFIXES, plot_bench, plot_path
-from memifrt.cli.program import ended_by_signal, status_of_signal
+from memifrt.cli.program import complain, ended_by_signal, status_of_signal
 from memifrt.drawing import check_matplotlib
 from memifrt.types import MAX_LOG2_RING_SIZE
 
@@ -131,7 +131,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if options.plot:
         title = f"memifrt bench {result.mode} ({result.impl} rings), {arguments.size} bytes"
         plot_bench(options.plot, title, result.intervals, bench.trips)
-    return status_of_signal() if options.seconds and ended_by_signal() else 0
+    if not options.seconds:
+        return 0
+    if ended_by_signal():
+        return status_of_signal()
+    if result.mode in ("gen", "rr") and not result.packets and not result.corrupted:
+        complain("memifrt bench: no packet came back: the peer must send packets back, as memifrt bench echo does")
+        return 1
+    return 0
 
 
 COMMAND = Command(
@@ -147,8 +154,11 @@ rr sends one packet at a time and waits for it: p50, p99, p99.9
 
 Both ends may have the same options: what is for another WHAT has no effect.
 
-exit status: 0; 130 if Ctrl+C came before --seconds were over (with the
-figures so far); 3 without a peer in time; 2 on errors""",
+gen and rr end if no packet comes back within 10 s.
+
+exit status: 0; 1 if no packet came back to gen or rr; 130 if Ctrl+C came
+before --seconds were over (with the figures so far); 3 without a peer in
+time; 2 on errors""",
     _add_arguments,
     _run,
 )
