@@ -501,9 +501,8 @@ class Runtime(NotCopied):
             steps += [self._poller.close]
         failure = _call_all(steps)
         if failure is not None and not isinstance(failure, Exception):
-            _call_all(
-                steps
-            )  # KeyboardInterrupt may have ended a step too early; a second call of the others is harmless
+            # KeyboardInterrupt may have ended a step too early. For the others a second call does nothing.
+            _call_all(steps)
         self._closed = True
         if failure is not None:
             raise failure
