@@ -44,9 +44,7 @@ def require() -> None:
         import numpy  # noqa: F401
         import scapy  # noqa: F401
     except ImportError as error:
-        raise ConfigError(
-            f"memifrt throughput needs {error.name}, which is not installed: pip install 'memifrt[throughput]'"
-        ) from error
+        raise ConfigError(f"{error.name} is not installed: pip install 'memifrt[throughput]'") from error
 
 
 class Pauses:

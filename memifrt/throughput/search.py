@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from MLRsearch import GoalResult, MeasurementResult
 
 #: The error for a missing library; see :func:`require`.
-_EXTRA = "memifrt throughput needs {name}, which is not installed: pip install 'memifrt[throughput]'"
+_EXTRA = "{name} is not installed: pip install 'memifrt[throughput]'"
 #: The smallest ratio of the highest load to the lowest: the library cannot search in less.
 _LEAST_SPAN = 1.1
 #: How often a trial is made in which the generator, not the device, may have caused the loss. The last one counts.

@@ -132,7 +132,7 @@ def _traffic(module: str, name: str) -> Any:
 
 
 def _missing(error: ModuleNotFoundError) -> ConfigError:
-    return ConfigError(f"generate needs {error.name}, which is not installed: pip install 'memifrt[traffic]'")
+    return ConfigError(f"{error.name} is not installed: pip install 'memifrt[traffic]'")
 
 
 def _parsed(module: str, name: str) -> Callable[[str], Any]:
