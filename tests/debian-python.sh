@@ -74,7 +74,7 @@ mount_all() {
 }
 
 # What the tests call besides Python, and the libraries that PySide6's wheel expects.
-tools="gcc libc6-dev iproute2 iputils-ping tcpdump tshark iperf3 libpcap0.8t64 procps libglib2.0-0t64 libegl1 libgl1 libxkbcommon0
+tools="gcc libc6-dev make iproute2 iputils-ping tcpdump tshark iperf3 libpcap0.8t64 procps libglib2.0-0t64 libegl1 libgl1 libxkbcommon0
     libdbus-1-3 libfontconfig1"
 
 install_python() {

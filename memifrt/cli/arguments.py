@@ -129,13 +129,13 @@ class Parser(argparse.ArgumentParser):
         try:
             if action.nargs in (argparse.ZERO_OR_MORE, argparse.ONE_OR_MORE):
                 setattr(parsed, action.dest, [*before, *cast("list[object]", self._get_values(action, unknown))])
-            elif action.nargs == argparse.OPTIONAL and before is action.default and len(unknown) == 1:
-                setattr(parsed, action.dest, self._get_values(action, unknown))
-            else:
-                return unknown
+                return []
+            if action.nargs == argparse.OPTIONAL and before is action.default:
+                setattr(parsed, action.dest, self._get_values(action, unknown[:1]))
+                return unknown[1:]
         except argparse.ArgumentError as error:
             self.error(str(error))
-        return []
+        return unknown
 
     def options_given(self) -> list[str]:
         """Return the long names of the options that were given, also of those with their default values."""

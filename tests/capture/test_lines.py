@@ -151,12 +151,20 @@ def capture(path: Path, packets: Sequence[bytes], link_type: int = 1, cut: int =
     return path
 
 
+def need_tcpdump_of_debian() -> None:
+    """Other releases have other words for some packets."""
+    if not shutil.which("tcpdump"):
+        pytest.skip("tcpdump is not installed")
+    shown = subprocess.run(["tcpdump", "--version"], capture_output=True, text=True, check=False, timeout=DEADLINE)
+    if "tcpdump version 4.99.3" not in shown.stdout + shown.stderr:
+        pytest.skip("the lines are compared with those of tcpdump 4.99.3, Debian 12's")
+
+
 @pytest.mark.parametrize(
     ("options", "style"), STYLES, ids=lambda value: "".join(value) if isinstance(value, list) else ""
 )
 def test_lines_are_tcpdump_s(options: list[str], style: dict[str, Any], tmp_path: Path) -> None:
-    if not shutil.which("tcpdump"):
-        pytest.skip("tcpdump is not installed")
+    need_tcpdump_of_debian()
     kinds = {1: ETHERNET, 101: [packet[14:] for packet in ETHERNET[4:9]], 113: [COOKED] if "-qe" not in options else []}
     for link_type, some in kinds.items():
         path = capture(tmp_path / f"{link_type}.pcap", some, link_type)
@@ -234,15 +242,6 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def need_tcpdump_of_debian() -> None:
-    """Other releases have other words for some broken packets."""
-    if not shutil.which("tcpdump"):
-        pytest.skip("tcpdump is not installed")
-    shown = subprocess.run(["tcpdump", "--version"], capture_output=True, text=True, check=False, timeout=DEADLINE)
-    if "tcpdump version 4.99.3" not in shown.stdout + shown.stderr:
-        pytest.skip("the words for broken packets are compared with those of tcpdump 4.99.3, Debian 12's")
-
-
 @pytest.mark.parametrize("options", ["", "-v", "-vv", "-e", "-ev"])
 def test_lines_of_hostile_packets_are_tcpdump_s(options: str, tmp_path: Path) -> None:
     need_tcpdump_of_debian()
@@ -268,8 +267,7 @@ def test_packets_inside_each_other_are_printed_to_a_depth() -> None:
 
 
 def test_every_code_of_an_icmp_error_has_tcpdump_s_words(tmp_path: Path) -> None:
-    if not shutil.which("tcpdump"):
-        pytest.skip("tcpdump is not installed")
+    need_tcpdump_of_debian()
     errors = [(3, code) for code in range(17)] + [(5, code) for code in range(5)]
     whole = [(kind, 0) for kind in (4, 10, 15, 16, 17)]
     path = capture(

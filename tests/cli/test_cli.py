@@ -54,7 +54,7 @@ def test_arguments_may_stand_behind_options(line: str, name: str, values: str) -
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        ("throughput memif:@a --sizes 64 memif:@b memif:@c", "unknown argument memif:@b"),
+        ("throughput memif:@a --sizes 64 memif:@b memif:@c", "unknown argument memif:@c"),
         ("throughput memif:@a memif:@b --sizes 64 memif:@c", "unknown argument memif:@c"),
         ("throughput memif:@a --sizes 64 tap:x", "argument B: 'tap:x'"),
         ("switch memif:@a --ageing 5 memif", "argument PORT: 'memif'"),

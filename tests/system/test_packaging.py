@@ -127,7 +127,9 @@ except ImportError:
     import _xxsubinterpreters as interpreters
 import memifrt
 print("main interpreter", flush=True)
-interpreters.run_string(interpreters.create(), {code!r})
+interpreter = interpreters.create()
+interpreters.run_string(interpreter, {code!r})
+interpreters.destroy(interpreter)
 """
 
 
