@@ -135,9 +135,14 @@ interpreters.destroy(interpreter)
 
 def test_a_subinterpreter_is_told_why_its_rings_are_slow() -> None:
     done = python(IN_SUBINTERPRETER.format(code=USE_TWICE + WHICH))
-    assert succeeded(done).split() == ["main", "interpreter", "python"]
-    (line,) = done.stderr.splitlines()
-    assert SLOW in line
+    if sys.version_info[:2] == (3, 12):  # has no ctypes in subinterpreters, and the rings in Python need it
+        assert done.returncode == 1
+        line = done.stderr.splitlines()[-1]
+        assert "the python ring implementation cannot be imported" in line
+    else:
+        assert succeeded(done).split() == ["main", "interpreter", "python"]
+        (line,) = done.stderr.splitlines()
+        assert SLOW in line
     assert "use memifrt in the main interpreter" in line
     assert "C compiler" not in line
 
