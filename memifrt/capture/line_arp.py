@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 
 from memifrt.capture.line_parts import ETHERTYPES, hex_dump, ipv4
+from memifrt.packets.common import ETHERTYPE_IPV4
 
-_IPV4 = 0x0800
 _HARDWARE = {1: "Ethernet", 6: "TokenRing", 7: "ArcNet", 15: "FrameRelay", 17: "Strip", 24: "IEEE 1394"}
 _OPERATIONS = {
     1: "Request",
@@ -32,7 +32,7 @@ def arp_text(data: bytes, length: int, link: bool, verbose: int) -> str:
     if len(data) < end:
         return " [|arp]"
     text = "" if link else "ARP, "
-    known = protocol == _IPV4 and ip_size == 4 and mac_size
+    known = protocol == ETHERTYPE_IPV4 and ip_size == 4 and mac_size
     if not known or verbose:
         kind = _HARDWARE.get(hardware, f"Unknown Hardware ({hardware})")
         over = ETHERTYPES.get(protocol, f"Unknown Protocol (0x{protocol:04x})")

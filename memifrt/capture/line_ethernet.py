@@ -8,12 +8,12 @@ from memifrt.capture.line_arp import arp_text
 from memifrt.capture.line_llc import llc_text
 from memifrt.capture.line_lldp import lldp_pieces
 from memifrt.capture.line_mpls import mpls_pieces
-from memifrt.capture.line_parts import ETHERTYPES, INVALID, Layers, joined
+from memifrt.capture.line_parts import ETHERTYPES, ETHERTYPES_MPLS, INVALID, Layers, joined
 from memifrt.capture.line_pppoe import pppoe_pieces
+from memifrt.packets.common import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6
 
-_IPV4, _ARP, _RARP, _IPV6 = 0x0800, 0x0806, 0x8035, 0x86DD
-_MPLS, _PPPOE, _LLDP = (0x8847, 0x8848), (0x8863, 0x8864), 0x88CC
-_KNOWN = (_IPV4, _ARP, _RARP, _IPV6, *_MPLS, *_PPPOE, _LLDP)
+_RARP, _PPPOE, _LLDP = 0x8035, (0x8863, 0x8864), 0x88CC
+_KNOWN = (ETHERTYPE_IPV4, ETHERTYPE_ARP, _RARP, ETHERTYPE_IPV6, *ETHERTYPES_MPLS, *_PPPOE, _LLDP)
 _VLANS = (0x8100, 0x88A8, 0x9100, 0x9200)
 #: The greatest length of an 802.3 frame. A greater number is an EtherType.
 _MOST_LENGTH = 1500
@@ -63,8 +63,8 @@ def frame_text(layers: Layers, data: bytes, length: int) -> str:
     if len(data) < 14:
         return " [|ether]"
     (kind,) = struct.unpack_from("!H", data, 12)
-    if not layers.link and kind in (_IPV4, _IPV6):  # most frames
-        return layers.ip(data[14:], length - 14, 4 if kind == _IPV4 else 6)
+    if not layers.link and kind in (ETHERTYPE_IPV4, ETHERTYPE_IPV6):  # most frames
+        return layers.ip(data[14:], length - 14, 4 if kind == ETHERTYPE_IPV4 else 6)
     source, target = data[6:12].hex(":"), data[:6].hex(":")
     final, header = ethernet_header(data)
     if final in _VLANS:  # the tag is cut off
@@ -96,11 +96,11 @@ def payload_text(layers: Layers, kind: int, data: bytes, length: int) -> str | N
 
     :param length: its length before it was cut.
     """
-    if kind in (_ARP, _RARP):
+    if kind in (ETHERTYPE_ARP, _RARP):
         return arp_text(data, length, layers.link, layers.verbose)
-    if kind in (_IPV4, _IPV6):
-        return layers.ip(data, length, 4 if kind == _IPV4 else 6)
-    if kind in _MPLS:
+    if kind in (ETHERTYPE_IPV4, ETHERTYPE_IPV6):
+        return layers.ip(data, length, 4 if kind == ETHERTYPE_IPV4 else 6)
+    if kind in ETHERTYPES_MPLS:
         return joined(mpls_pieces(layers, data, length), "mpls")
     if kind in _PPPOE:
         return joined(pppoe_pieces(layers, data, length), "pppoe")

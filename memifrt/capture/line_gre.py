@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
-from memifrt.capture.line_mpls import mpls_pieces
-from memifrt.capture.line_parts import ETHERTYPES, Datagram, Layers, flag_names, ipv4, joined, unpack
+from memifrt.capture.line_parts import (
+    ETHERTYPE_PPP,
+    ETHERTYPES,
+    ETHERTYPES_MPLS,
+    Datagram,
+    Layers,
+    carried_text,
+    flag_names,
+    ipv4,
+    joined,
+    unpack,
+)
 from memifrt.capture.line_ppp import ppp_pieces
+from memifrt.packets.common import ETHERTYPE_IPV4, ETHERTYPE_IPV6
 
-_IPV4, _IPV6, _FRAME, _PPP, _MPLS = 0x0800, 0x86DD, 0x6558, 0x880B, (0x8847, 0x8848)
+_CARRIED = (ETHERTYPE_IPV4, ETHERTYPE_IPV6, *ETHERTYPES_MPLS)
 _CHECKSUM, _ROUTING, _KEY, _SEQUENCE, _STRICT, _ACK = 0x8000, 0x4000, 0x2000, 0x1000, 0x0800, 0x0080
 _FLAGS = (
     (_CHECKSUM, "checksum present"),
@@ -68,7 +79,7 @@ def _routes(data: bytes, at: int) -> Generator[str, None, int]:
         if not size:
             break
         unpack(f"!{size}x", data, at)
-        if family == _IPV4 and not (offset % 4 or size % 4 or offset > size):
+        if family == ETHERTYPE_IPV4 and not (offset % 4 or size % 4 or offset > size):
             hops = [(" *" if place == offset else " ") + ipv4(data, at + place) for place in range(0, size, 4)]
             yield f", (rtaf=ip{''.join(hops)})"
         else:
@@ -104,15 +115,9 @@ def _kind(layers: Layers, kind: int) -> str:
 def _payload(ip: Datagram, layers: Layers, kind: int, at: int) -> Iterator[str]:
     yield f"{_kind(layers, kind)}, length {ip.length}" + ("\n\t" if layers.verbose else ": ")
     data, length, is_enhanced = ip.data[at:], ip.length - at, bool(ip.data[1] & 7)
-    if is_enhanced and kind == _PPP:
-        yield joined(ppp_pieces(layers.inside, data, length), "ppp")
-    elif is_enhanced:
-        yield f"gre-proto-0x{kind:x}"
-    elif kind in (_IPV4, _IPV6):
-        yield layers.inside.ip(data, length, 4 if kind == _IPV4 else 6)
-    elif kind == _FRAME:
-        yield layers.inside.frame(data, length)
-    elif kind in _MPLS:
-        yield joined(mpls_pieces(layers.inside, data, length), "mpls")
-    else:
-        yield f"gre-proto-0x{kind:x}"
+    text: str | None = None
+    if not is_enhanced:
+        text = carried_text(layers.inside, kind, data, length, _CARRIED)
+    elif kind == ETHERTYPE_PPP:
+        text = joined(ppp_pieces(layers.inside, data, length), "ppp")
+    yield f"gre-proto-0x{kind:x}" if text is None else text

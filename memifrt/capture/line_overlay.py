@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from memifrt.capture.line_mpls import mpls_pieces
-from memifrt.capture.line_parts import ETHERTYPES, INVALID, Cut, Layers, flag_names, joined, unpack
+from memifrt.capture.line_parts import (
+    ETHERTYPES,
+    ETHERTYPES_MPLS,
+    INVALID,
+    Cut,
+    Layers,
+    carried_text,
+    flag_names,
+    unpack,
+)
+from memifrt.packets.common import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6
 
 _HEADER = 8
 _INSTANCE = 0x08
 _GPE_FLAGS = ((_INSTANCE, "I"), (0x04, "P"), (0x02, "B"), (0x01, "O"))
 _GPE_IP, _GPE_IP6, _GPE_FRAME, _GPE_NSH = 1, 2, 3, 4
-_FRAME, _IPV4, _IPV6, _ARP, _MPLS = 0x6558, 0x0800, 0x86DD, 0x0806, (0x8847, 0x8848)
+_CARRIED = (ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_ARP, *ETHERTYPES_MPLS)
 _GENEVE_FLAGS = ((0x80, "O"), (0x40, "C"))
 #: The names of classes of Geneve's options, and the first class for experiments.
 _GENEVE_CLASSES = {
@@ -116,7 +125,8 @@ def geneve_pieces(layers: Layers, data: bytes, length: int) -> Iterator[str]:
         options = ", ".join(_geneve_options(data[:size], layers.verbose)) if layers.verbose else f"{size} bytes"
         yield f", options [{options}]"
     yield "\n\t" if layers.verbose else ": "
-    yield _geneve_payload(layers.inside, kind, data[size:], length - size)
+    text = carried_text(layers.inside, kind, data[size:], length - size, _CARRIED)
+    yield f"geneve-proto-0x{kind:x}" if text is None else text
 
 
 def _geneve_options(data: bytes, verbose: int) -> Iterator[str]:
@@ -133,14 +143,3 @@ def _geneve_options(data: bytes, verbose: int) -> Iterator[str]:
         words = "".join(f" {value[place : place + 4].hex()}" for place in range(0, len(value), 4))
         yield f"{text} data{words}" if words and verbose > 1 else text
         at += size
-
-
-def _geneve_payload(layers: Layers, kind: int, data: bytes, length: int) -> str:
-    if kind == _FRAME:
-        return layers.frame(data, length)
-    if kind in (_IPV4, _IPV6):
-        return layers.ip(data, length, 4 if kind == _IPV4 else 6)
-    if kind in _MPLS:
-        return joined(mpls_pieces(layers, data, length), "mpls")
-    text = layers.payload(kind, data, length) if kind == _ARP else None
-    return f"geneve-proto-0x{kind:x}" if text is None else text

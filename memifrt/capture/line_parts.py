@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 from memifrt.packets import checksum
+from memifrt.packets.common import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6
 
 #: Replaces the bytes that are not printable, and blanks.
 _PRINTABLE = bytes(byte if 0x21 <= byte < 0x7F else 0x2E for byte in range(256))
 
+#: More EtherTypes: a whole Ethernet frame, PPP, and both of MPLS.
+ETHERTYPE_FRAME, ETHERTYPE_PPP, ETHERTYPES_MPLS = 0x6558, 0x880B, (0x8847, 0x8848)
 #: The names of EtherTypes.
 ETHERTYPES = {
     0x00FE: "GRE-OSI",
-    0x0800: "IPv4",
-    0x0806: "ARP",
-    0x6558: "TEB",
+    ETHERTYPE_IPV4: "IPv4",
+    ETHERTYPE_ARP: "ARP",
+    ETHERTYPE_FRAME: "TEB",
     0x8035: "Reverse ARP",
     0x8100: "802.1Q",
-    0x86DD: "IPv6",
-    0x880B: "PPP",
-    0x8847: "MPLS unicast",
-    0x8848: "MPLS multicast",
+    ETHERTYPE_IPV6: "IPv6",
+    ETHERTYPE_PPP: "PPP",
+    ETHERTYPES_MPLS[0]: "MPLS unicast",
+    ETHERTYPES_MPLS[1]: "MPLS multicast",
     0x8863: "PPPoE D",
     0x8864: "PPPoE S",
     0x88A8: "802.1Q-QinQ",
@@ -161,6 +164,17 @@ class Layers(Protocol):
 
     def dump(self, data: bytes) -> str:
         """Return the dump of an unknown payload; nothing if the whole packet is dumped anyway."""
+
+
+def carried_text(layers: Layers, kind: int, data: bytes, length: int, kinds: Container[int]) -> str | None:
+    """Return the text of what a tunnel carries, by its EtherType; None if the EtherType is unknown.
+
+    :param length: its length before it was cut.
+    :param kinds: the EtherTypes that the tunnel carries besides whole frames.
+    """
+    if kind == ETHERTYPE_FRAME:
+        return layers.frame(data, length)
+    return layers.payload(kind, data, length) if kind in kinds else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,3 @@ def refuse_to_copy(thing: object) -> NoReturn:
         f"{thing!r} cannot be copied or pickled: it uses fds and memory of this process. Share the object itself "
         "between threads; another process makes one of its own"
     )
-
-
-__all__ = ["NotCopied", "refuse_to_copy"]

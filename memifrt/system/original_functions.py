@@ -3,7 +3,8 @@
 Owns the list of originals, and finds them whether ``monkey.patch_all()`` or ``eventlet.monkey_patch()`` ran before this
 import or runs after it. The core imports every function and class that they replace from here. It never waits on a
 lock or a socket, so it needs no cooperative versions: a queue must work in any thread, and an fd must be closed when
-``close()`` returns. This module never imports gevent or eventlet.
+``close()`` returns. Also says whether a process is patched, and gives other greenlets a turn in one that is. This
+module never imports gevent or eventlet.
 """
 
 from __future__ import annotations

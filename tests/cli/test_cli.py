@@ -638,20 +638,25 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("arguments", FULL.values(), ids=FULL)
-def test_a_full_standard_output_is_named(arguments: list[str], tmp_path: Path) -> None:
-    capture = str(tmp_path / "x.pcap")
+def run_with_capture(arguments: list[str], folder: Path, *, full: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that may name ``{capture}``, with standard output or standard error on a full disk."""
+    capture = str(folder / "x.pcap")
     with create_capture(capture, [("x", LinkType.ETHERNET)]) as writer:
         writer.write([bytes(60)], 0)
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
+    with open("/dev/full", "w") as disk:
+        return subprocess.run(
             [sys.executable, "-m", "memifrt", *(argument.format(capture=capture) for argument in arguments)],
-            stdout=full,
-            stderr=subprocess.PIPE,
+            stdout=disk if full == "stdout" else subprocess.PIPE,
+            stderr=disk if full == "stderr" else subprocess.PIPE,
             text=True,
             timeout=DEADLINE,
             check=False,
         )
+
+
+@pytest.mark.parametrize("arguments", FULL.values(), ids=FULL)
+def test_a_full_standard_output_is_named(arguments: list[str], tmp_path: Path) -> None:
+    done = run_with_capture(arguments, tmp_path, full="stdout")
     assert done.returncode == 2
     *_, last = done.stderr.splitlines()
     assert last.startswith(f"memifrt {arguments[0]}: cannot write ")
@@ -660,17 +665,7 @@ def test_a_full_standard_output_is_named(arguments: list[str], tmp_path: Path) -
 
 @pytest.mark.parametrize("arguments", [["demo", "-c", "1"], ["dump", "-r", "{capture}"]], ids=["demo", "dump"])
 def test_a_full_standard_error_leaves_the_exit_status(arguments: list[str], tmp_path: Path) -> None:
-    capture = str(tmp_path / "x.pcap")
-    with create_capture(capture, [("x", LinkType.ETHERNET)]) as writer:
-        writer.write([bytes(60)], 0)
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "memifrt", *(argument.format(capture=capture) for argument in arguments)],
-            stdout=subprocess.PIPE,
-            stderr=full,
-            timeout=DEADLINE,
-            check=False,
-        )
+    done = run_with_capture(arguments, tmp_path, full="stderr")
     assert done.returncode == 0
     assert done.stdout
 
