@@ -48,6 +48,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("rings", ["native", "python"], indirect=True)
 
 
+def pytest_collection_finish() -> None:
+    """Keep the tests themselves out of every later collection of garbage: there are thousands of them."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def rings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ring implementation under a test that asks for one, in this process and in those that it starts."""

@@ -126,9 +126,13 @@ def blocks() -> Iterator[Block]:
 
 
 def run_to_its_end(block: Block, socket: str, folder: Path) -> None:
-    done = _program(block, socket, folder)
-    out, err = done.communicate(timeout=DEADLINE)
-    assert done.returncode == 0, err or out
+    with _program(block, socket, folder) as program:
+        try:
+            out, err = program.communicate(timeout=3 * DEADLINE)
+        except BaseException:
+            program.kill()
+            raise
+    assert program.returncode == 0, err or out
 
 
 def answer_ping(block: Block, socket: str, folder: Path) -> None:

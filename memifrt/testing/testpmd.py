@@ -27,6 +27,9 @@ _PROMPT = "testpmd> "
 _CONNECTED = "memif_connect(): Connected."
 #: Seconds that testpmd may take to start: it reserves and clears its memory.
 _START = 60.0
+#: The memory of testpmd: MiB without packets, and bytes of a packet's buffer with what is kept about it. It clears all
+#: of it when it starts.
+_MEMORY, _PACKET = 64, 4096
 _STATISTICS = re.compile(
     r"Forward statistics for port (\d+) .*?RX-packets: (\d+) +RX-dropped: (\d+).*?TX-packets: (\d+) +TX-dropped: (\d+)",
     re.DOTALL,
@@ -100,8 +103,9 @@ class Testpmd:
             rx, tx = tx, rx
         # With zero copy its packets fill the rings, and what has been sent is freed only when the next is sent.
         packets = self._number * ((rx + tx << config.log2_ring_size) + 4096)
+        memory = _MEMORY + packets * _PACKET // (1 << 20)
         command = ["stdbuf", "-oL"] if shutil.which("stdbuf") else []  # or what it prints comes when it ends
-        command += [program, "--lcores=0@0,1@0", "--no-huge", "-m", str(256 * self._number), "--no-pci"]
+        command += [program, "--lcores=0@0,1@0", "--no-huge", "-m", str(memory), "--no-pci"]
         command += ["--no-telemetry", f"--file-prefix={prefix}", "--log-level=pmd.net.memif:debug"]
         command += ["--single-file-segments"] if zero_copy else []
         for number, path in enumerate(self._sockets):

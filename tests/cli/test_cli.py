@@ -157,11 +157,12 @@ def options_with_a_value() -> list[tuple[str, str]]:
 def test_whatever_an_option_is_given_it_is_taken_or_one_line(
     name: str, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    parser = make_parser()
     refused = 0
     for value in NEVER_RIGHT:
         status: object = 0
         try:
-            make_parser().parse_known_args([name, f"{option}={value}"])
+            parser.parse_known_args([name, f"{option}={value}"])
         except SystemExit as error:
             status = error.code
         out, err = capsys.readouterr()

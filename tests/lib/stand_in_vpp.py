@@ -123,12 +123,18 @@ class StandIn:
 
     def _forward(self, name: str, interface: Interface, qid: int) -> None:
         packets = interface.rx_queues[qid].recv()
-        self.trace += [f"memif-input: {name} queue {qid} {len(packet)} bytes" for packet in packets]
-        target = self.memifs.get(self.memifs[name].target)
-        if target is None or target.made is None or not target.up:
+        number = [*self.memifs].index(name) + 1
+        target_name = self.memifs[name].target
+        target = self.memifs.get(target_name)
+        made = target.made if target is not None and target.up else None
+        for _ in packets:
+            self.trace.append(f"memif-input\n  memif: hw_if_index {number} next-index 4\n    slot: ring {qid}")
+            if made is not None:
+                self.trace.append(f"{target_name}-output\n  {target_name} flags 0x00180001")
+        if made is None:
             return
         try:
-            target.made.tx_queues[min(qid, len(target.made.tx_queues) - 1)].send(packets)
+            made.tx_queues[min(qid, len(made.tx_queues) - 1)].send(packets)
         except Disconnected:
             return
 

@@ -86,6 +86,7 @@ class DpdkTestpmd:
         # With zero copy its packets fill the rings of both directions, and what has been sent is freed only when the
         # next is sent: with fewer packets than slots it would wait for ever.
         packets = (2 * queues << log2_ring_size) + 4096
+        memory = 64 + packets * 4096 // (1 << 20)  # MiB; it takes time to clear more
         prefix = f"memifrt-{uuid.uuid4().hex[:12]}"
         device = {
             "role": role,
@@ -101,7 +102,8 @@ class DpdkTestpmd:
         self._files = _RUN / prefix
         self._command = [
             *("stdbuf", "-oL", PROGRAM),  # or what it prints comes when it ends
-            *(f"--lcores={lcores}", "--no-huge", "-m", "256", "--no-pci", "--no-telemetry", f"--file-prefix={prefix}"),
+            *(f"--lcores={lcores}", "--no-huge", "-m", str(memory)),
+            *("--no-pci", "--no-telemetry", f"--file-prefix={prefix}"),
             "--vdev=net_memif0," + ",".join(f"{key}={value}" for key, value in device.items()),
             *(["--single-file-segments"] if zero_copy else []),
             "--log-level=pmd.net.memif:debug",

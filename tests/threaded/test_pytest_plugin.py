@@ -395,6 +395,12 @@ def test_example_with_vpp_passes_with_a_stand_in_for_it(tmp_path: Path) -> None:
     assert "6 passed" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("example", [EXAMPLE, VPP_EXAMPLE], ids=lambda path: path.name)
+def test_examples_run_from_the_repository_as_their_page_says(example: Path, tmp_path: Path) -> None:
+    done = run_pytest(ROOT, "-q", str(example.relative_to(ROOT)), MEMIFRT_VPP="", MEMIFRT_TESTPMD="")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_example_with_vpp_takes_testpmd_or_is_skipped_with_the_reason(tmp_path: Path) -> None:
     done = run_pytest(VPP_EXAMPLE, *PLUGIN, "-q", "-rs", "-W", "error", MEMIFRT_VPP="")
     assert done.returncode == 0, done.stdout + done.stderr
