@@ -6,6 +6,7 @@
 # make test-asan  the rings' tests under AddressSanitizer and UBSan
 # make test-freethreaded  the rings' tests on a Python without the GIL, which it builds once
 # make test-aarch64  the rings' tests on code that is compiled for aarch64, under QEMU
+# make test-vpp   memifrt and a real VPP: the one on PATH, or MEMIFRT_VPP=PATH
 # make test-debian PYTHON=3.15  the tests on a Python of Debian testing, in a chroot (root, debootstrap)
 # make docs  builds the documentation into build/docs  make man   the man page, into build/man
 # make screenshots  the site's pictures of terminals and of Wireshark, into docs/pictures (Wireshark, Xvfb)
@@ -24,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # What the installed package is made of; the rest of it is used where it lies.
 BUILT  := pyproject.toml setup.py $(wildcard memifrt/*.pyx memifrt/*/*.pyx memifrt/*/*.pxd memifrt/*/*.pxi memifrt/*/*.h)
 
-.PHONY: run test test-patched test-asan test-freethreaded test-aarch64 test-debian clean-debian lint wheel bench fuzz soak docs screenshots man clean \
+.PHONY: run test test-patched test-asan test-freethreaded test-aarch64 test-vpp test-debian clean-debian lint wheel bench fuzz soak docs screenshots man clean \
 	help
 .DELETE_ON_ERROR:
 
@@ -58,6 +59,9 @@ test-freethreaded:
 # Tests of rings and memory on native modules that are compiled for aarch64, under QEMU.
 test-aarch64: $(VENV)/.dev
 	PYTHON=$(abspath $(BIN)/python) tests/aarch64.sh $(ARGS)
+
+test-vpp: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS) tests/system/real_vpp.py $(ARGS)
 
 # The tests on a Python that this system need not have, in a chroot of Debian's testing, or of another SUITE. PYTHON=3.15.
 test-debian:

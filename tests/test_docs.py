@@ -13,6 +13,7 @@ import inspect
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ import yaml
 
 import memifrt
 from memifrt.cli import command_line
-from tests.lib import programs
+from tests.lib import programs, stand_in_vpp
 from tests.lib.loops import MISSING
 from tests.lib.support import DEADLINE
 
@@ -188,7 +189,8 @@ def parse_commands(block: Block, socket: str, folder: Path) -> None:
 
 
 def run_tests(block: Block, socket: str, folder: Path) -> None:
-    """It is a file of tests: pytest runs it, with memifrt's plugin."""
+    """It is a file of tests: pytest runs it, with memifrt's plugin, and a stand-in for VPP unless there is one."""
+    vpp = os.environ.get("MEMIFRT_VPP") or shutil.which("vpp") or str(stand_in_vpp.program(folder))
     (folder / "test_block.py").write_text(block.source(socket))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)],
@@ -197,7 +199,7 @@ def run_tests(block: Block, socket: str, folder: Path) -> None:
         timeout=3 * DEADLINE,
         check=False,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MEMIFRT_VPP": vpp},
     )
     assert done.returncode == 0, done.stdout
 

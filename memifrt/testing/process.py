@@ -154,7 +154,7 @@ class Peer:
         self._signal_group(process, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE)
-        self._reader.join(_GRACE)
+            self._reader.join(_GRACE)
         self._signal_group(process, signal.SIGKILL)
         process.wait()
         self._reader.join()

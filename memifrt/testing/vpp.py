@@ -86,7 +86,7 @@ class Vpp:
         #: The sockets of its command line and of its API.
         self.cli_socket, self.api_socket = str(self.directory / "cli.sock"), str(self.directory / "api.sock")
         self._program = program
-        self._api: Any = None
+        self._client: Any = None
         configuration = self.directory / "startup.conf"
         configuration.write_text(startup_conf(self.directory, **options))
         self._peer = Peer("vpp", [program, "-c", str(configuration)])
@@ -143,21 +143,21 @@ class Vpp:
 
     @property
     def api(self) -> Any:
-        """Its binary API: a connected ``vpp_papi.VPPApiClient``. The first use connects it.
+        """The calls of its binary API, by ``vpp_papi``: ``vpp.api.show_version()``. The first use connects.
 
         Skips the test if vpp_papi is not installed.
         """
-        if self._api is None:
-            client = pytest.importorskip(
+        if self._client is None:
+            make_client = pytest.importorskip(
                 "vpp_papi", reason="vpp_papi is not installed: pip install vpp_papi"
             ).VPPApiClient
             described = Path(self._program).resolve().parent.parent / "share" / "vpp" / "api"
             if described.is_dir():  # a VPP that is not installed in /usr brings the description of its API
-                client.apidir = str(described)
-            api = client(server_address=self.api_socket)
-            api.connect("memifrt pytest")
-            self._api = api
-        return self._api
+                make_client.apidir = str(described)
+            client = make_client(server_address=self.api_socket)
+            client.connect("memifrt pytest")
+            self._client = client
+        return self._client.api
 
     def memif(
         self, *, vpp_rx_mode: str | None = None, up: bool = True, wait: bool = True, **options: Unpack[PortOptions]
@@ -225,9 +225,9 @@ class Vpp:
 
     def close(self) -> None:
         """End VPP. A second call is harmless."""
-        if self._api is not None:
-            self._api.disconnect()
-            self._api = None
+        if self._client is not None:
+            self._client.disconnect()
+            self._client = None
         self._peer.close()
         shutil.rmtree(self.directory, ignore_errors=True)
         Path("/tmp", self.capture_name).unlink(missing_ok=True)

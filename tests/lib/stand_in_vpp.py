@@ -24,6 +24,15 @@ _QUESTIONS = bytes.fromhex("fffb01 fffe22 fffb03 fffd18 fffd1f fffa1801fff0")
 _OUR_TYPE = b"\xff\xfa\x18\0vppctl\xff\xf0"
 
 
+def program(folder: Path) -> Path:
+    """Write a program for MEMIFRT_VPP into a folder."""
+    path = folder / "vpp"
+    root = Path(__file__).parents[2]
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -m {__name__} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
 @dataclass
 class Memif:
     """One interface, and what is to be made once it is up."""
@@ -126,7 +135,8 @@ class StandIn:
         number = [*self.memifs].index(name) + 1
         target_name = self.memifs[name].target
         target = self.memifs.get(target_name)
-        made = target.made if target is not None and target.up else None
+        # VPP drops what goes to an interface that is in no cross-connect itself.
+        made = target.made if target is not None and target.up and target.target else None
         for _ in packets:
             self.trace.append(f"memif-input\n  memif: hw_if_index {number} next-index 4\n    slot: ring {qid}")
             if made is not None:

@@ -17,7 +17,7 @@ from memifrt.options import RoleName
 from memifrt.pytest_plugin import Memif, MemifTimeout
 from memifrt.testing.process import Peer, PeerError
 from memifrt.testing.vpp import Vpp, startup_conf
-from tests.lib import testpmd
+from tests.lib import stand_in_vpp, testpmd
 from tests.lib.support import DEADLINE
 
 ROOT = Path(__file__).parents[2]
@@ -35,9 +35,7 @@ def memif() -> Iterator[Memif]:
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program that MEMIFRT_VPP names."""
-    program = tmp_path / "vpp"
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.lib.stand_in_vpp "$@"\n')
-    program.chmod(0o755)
+    program = stand_in_vpp.program(tmp_path)
     monkeypatch.setenv("MEMIFRT_VPP", str(program))
     return program
 
@@ -208,6 +206,8 @@ def test_api_is_that_of_vpp_papi(vpp: Vpp, monkeypatch: pytest.MonkeyPatch) -> N
     calls: list[tuple[str, ...]] = []
 
     class Client:
+        api = types.SimpleNamespace(show_version=lambda: "a version")
+
         def __init__(self, server_address: str) -> None:
             calls.append(("new", server_address))
 
@@ -220,8 +220,8 @@ def test_api_is_that_of_vpp_papi(vpp: Vpp, monkeypatch: pytest.MonkeyPatch) -> N
     module = types.ModuleType("vpp_papi")
     module.VPPApiClient = Client  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vpp_papi", module)
-    assert isinstance(vpp.api, Client)
-    assert vpp.api is vpp.api
+    assert vpp.api.show_version() == "a version"
+    assert vpp.api is Client.api
     vpp.close()
     assert calls == [("new", vpp.api_socket), ("connect", "memifrt pytest"), ("disconnect",)]
 

@@ -21,7 +21,7 @@ from memifrt.capture.pcap import open_capture
 from memifrt.control.address import Address
 from memifrt.packets import arp_request, echo_request, parse_arp_reply, parse_echo_reply, parse_ip, parse_mac
 from memifrt.pytest_plugin import Memif, MemifTimeout, PortOptions
-from tests.lib import testpmd
+from tests.lib import stand_in_vpp, testpmd
 from tests.lib.support import DEADLINE
 
 ROOT = Path(__file__).parents[2]
@@ -388,9 +388,7 @@ def test_example_passes() -> None:
 
 
 def test_example_with_vpp_passes_with_a_stand_in_for_it(tmp_path: Path) -> None:
-    program = tmp_path / "vpp"
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.lib.stand_in_vpp "$@"\n')
-    program.chmod(0o755)
+    program = stand_in_vpp.program(tmp_path)
     done = run_pytest(VPP_EXAMPLE, *PLUGIN, "-q", "-W", "error", MEMIFRT_VPP=str(program))
     assert "6 passed" in done.stdout, done.stdout + done.stderr
 
