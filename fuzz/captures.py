@@ -18,7 +18,6 @@ from memifrt.capture.lines import LinePrinter, LineStyle
 from memifrt.capture.link_layer import LinkLayer
 from memifrt.capture.pcap import CaptureFileError, Packet, read_capture
 from memifrt.capture.rewrite import Rewriting, parse_maps
-from memifrt.capture.summary import ethernet_summary, ip_summary
 from memifrt.cli.replay.pace import Pace
 from memifrt.types import Mode
 
@@ -105,8 +104,6 @@ class CaptureTarget:
 
 
 def _look_into(packet: Packet) -> None:
-    ethernet_summary(packet.data)
-    ip_summary(packet.data)
     for layer in _LAYERS:
         conversion = layer.conversion(packet.link_type)
         if conversion is not None:

@@ -13,7 +13,6 @@ from memifrt.capture.flows import flow_key
 from memifrt.capture.lines import LinePrinter, LineStyle
 from memifrt.capture.link_layer import LinkLayer, ethernet_to_ip
 from memifrt.capture.rewrite import Rewriting, parse_maps
-from memifrt.capture.summary import ethernet_summary, ip_summary
 from memifrt.packets import checksum, parse_arp_reply, parse_echo_reply, parse_neighbour_advertisement, reply_in_place
 from memifrt.packets.answering import reply
 from memifrt.ports.offload import NotPossible, Offload, finished
@@ -33,14 +32,12 @@ def ip_checksum(packet: bytes) -> int:
 
 
 @given(st.one_of(hostile, protocols()))
-def test_lines_and_summaries_are_printable(made: tuple[bytes, int]) -> None:
+def test_lines_are_printable(made: tuple[bytes, int]) -> None:
     data, start = made
     for style in STYLES:
         for link_type, packet in ((1, data), (101, data[start:]), (113, data), (276, data)):
             text = LinePrinter(LineStyle(**style)).text(packet, 0, len(packet), link_type)  # type: ignore[arg-type]
             assert all(sign.isprintable() or sign in "\n\t" for sign in text)
-    assert ethernet_summary(data).isprintable()
-    assert ip_summary(data[start:]).isprintable()
 
 
 @given(hostile)
@@ -72,13 +69,6 @@ def test_a_packet_that_is_not_what_its_frame_says_is_no_packet() -> None:
     for kind, packet in ((0x86DD, ip4(17, udp(A4 + B4))), (0x0800, ip6(17, udp(A6 + B6)))):
         assert ethernet_to_ip(frame(kind, packet)) is None
         assert flow_key(frame(kind, packet), Mode.ETHERNET) is None
-
-
-def test_a_summary_names_a_wrong_length_of_a_tcp_header() -> None:
-    packet = ip4(6, tcp(A4 + B4))
-    for offset, header in ((0x40, 16), (0xF0, 60)):
-        wrong = packet[:32] + bytes((offset,)) + packet[33:]
-        assert f"[bad header length {header}]" in ip_summary(wrong)
 
 
 def lengths(packet: bytes) -> bool:

@@ -64,12 +64,13 @@ class LineStyle:
 class LinePrinter:
     """Makes the text of one packet after the other; it remembers the times for ``-ttt`` and ``-ttttt``.
 
-    :param describe: makes the line from a packet that a memif in this mode carries; None prints tcpdump's line.
+    :param describe: makes the line from a packet that a memif in this mode carries; if there is none, or it returns
+        None, the line is tcpdump's.
     :param mode: the mode of packets that ``describe`` takes.
     """
 
     def __init__(
-        self, style: LineStyle, describe: Callable[[bytes], str] | None = None, mode: Mode | None = None
+        self, style: LineStyle, describe: Callable[[bytes], str | None] | None = None, mode: Mode | None = None
     ) -> None:
         self._style = style
         self._describe = describe
@@ -90,9 +91,10 @@ class LinePrinter:
         if time != self._latest[0] or self._style.time in (3, 5):
             when = self._when(time)
             self._latest = (time, when)
+        line = None
         if self._describe is not None and LinkType.mode_of(link_type) is self._mode:
             line = self._describe(data)
-        else:
+        if line is None:
             line = self._decoder.packet(link_type, data, length)
         dump = self._style.dump
         if dump:

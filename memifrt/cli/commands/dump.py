@@ -49,7 +49,7 @@ from memifrt.ports.port import MemifPort
 from memifrt.types import RxMode
 
 #: ``auto`` is scapy's if it is installed, else ``short``; ``tcpdump`` if an option of tcpdump's asks for it.
-_STYLES = ("auto", "scapy", "short", "tcpdump")
+_STYLES = ("tcpdump", "scapy")
 _MEGABYTE = 1_000_000
 _DAY = 86400
 
@@ -185,8 +185,8 @@ def _add_arguments(parser: Parser) -> None:
     add(
         "--style",
         choices=_STYLES,
-        help="the lines: scapy's summaries, short ones, or tcpdump's; default: tcpdump with -n, -e, -v or -q, else "
-        "auto: scapy's if it is installed, else short",
+        default=_STYLES[0],
+        help="the lines: tcpdump's, or scapy's summaries; default %(default)s",
     )
     add(
         "--between",
@@ -201,7 +201,7 @@ def _add_arguments(parser: Parser) -> None:
 
 def _add_line_arguments(parser: Parser) -> None:
     add = parser.add_argument_group("lines, as by tcpdump; without effect with -w").add_argument
-    add("-n", action="store_true", help="numbers instead of names, which memifrt never looks up anyway")
+    add("-n", action="store_true", help="numbers instead of names; memifrt never looks names up")
     add("-e", action="store_true", help="print the link-level header: MAC addresses, EtherType, VLAN tags")
     add("-v", action="count", default=0, help="print more: the fields of the IP header, checksums; -vv: also of UDP")
     add("-q", action="store_true", help="print less about protocols")
@@ -249,7 +249,7 @@ def _run(arguments: argparse.Namespace) -> int:
         rotation=Rotation(arguments.seconds, arguments.megabytes * _MEGABYTE, arguments.files),
         snaplen=arguments.snaplen or MAX_SNAPLEN,
         filter=" ".join(arguments.filter),
-        style=arguments.style or ("tcpdump" if arguments.n else "auto"),
+        style=arguments.style,
         lines=_line_style(arguments),
         command=arguments.postrotate,
     )

@@ -38,7 +38,7 @@ class DumpOptions:
     :ivar path: the capture file; ``-`` is standard output; None prints lines.
     :ivar count: the number of packets after which to stop; None does not stop.
     :ivar snaplen: the most bytes of a packet to keep in a file.
-    :ivar style: the style of lines: ``auto``, ``scapy``, ``short`` or ``tcpdump``.
+    :ivar style: the lines: ``tcpdump``, or ``scapy`` for its summaries.
     :ivar lines: tcpdump's options for times, headers and hex dumps.
     :ivar command: the program, with its arguments, to run on each finished file of several.
     """
@@ -48,7 +48,7 @@ class DumpOptions:
     rotation: Rotation = Rotation()
     snaplen: int = MAX_SNAPLEN
     filter: str = ""
-    style: str = "auto"
+    style: str = "tcpdump"
     lines: LineStyle = DEFAULT_LINE_STYLE
     command: tuple[str, ...] = ()
 
@@ -62,7 +62,7 @@ class DumpOptions:
         if self.command and not self.rotation:
             raise ConfigError("-z runs a command on each file that -C or -G ends: it needs one of them")
         lines = self.lines
-        if self.style not in ("auto", "tcpdump") and (lines.link or lines.verbose or lines.quiet):
+        if self.style != "tcpdump" and (lines.link or lines.verbose or lines.quiet):
             raise ConfigError(f"-e, -v and -q print tcpdump's lines: they need --style tcpdump, not {self.style}")
         if lines.time > _MOST_TIMES:
             raise ConfigError(f"-t is given {lines.time} times; it has a meaning for up to {_MOST_TIMES}")

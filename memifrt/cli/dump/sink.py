@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from memifrt.capture.lines import LinePrinter, LineStyle
 from memifrt.capture.pcap import MAX_SNAPLEN, LinkType, Packet
-from memifrt.capture.summary import Summary, summary
+from memifrt.capture.summary import Summary, scapy_summary
 from memifrt.cli.dump.options import DEFAULT_LINE_STYLE, DumpOptions
 from memifrt.types import Mode
 
@@ -78,7 +78,8 @@ class Lines(Sink):
 
 
 def describe(options: DumpOptions, mode: Mode) -> Summary | None:
-    """Return what makes the lines; None for tcpdump's lines."""
-    lines = options.lines
-    tcpdump = options.style == "tcpdump" or lines.link or lines.verbose or lines.quiet
-    return None if tcpdump else summary(mode, options.style)
+    """Return what makes the lines; None for tcpdump's lines.
+
+    :raises MemifError: the lines shall be scapy's, and it is not installed.
+    """
+    return scapy_summary(mode) if options.style == "scapy" else None
