@@ -186,6 +186,8 @@ class Parser(argparse.ArgumentParser):
             (sys.stderr if file is None else file).write(message)
 
     def error(self, message: str) -> NoReturn:
+        if found := re.match(r"argument (\S+): ", message):
+            message = f"argument {with_name(found[1], message[found.end() :])}"
         secrets = set(_secrets(self.given))
         if len(secrets) > _MANY_SECRETS:  # each one needs a search of the message, which may be as long as all
             message = f"more than {_MANY_SECRETS} secrets are given"
@@ -268,7 +270,7 @@ def add_secret_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--secret-file",
         dest="secret",
-        type=lambda path: parse(_first_line(path)),
+        type=lambda path: parse(_first_line(file_name(path))),
         default=argparse.SUPPRESS,
         metavar="PATH",
         help="a file with the secret in its first line; other users of the machine can see --secret",
@@ -394,6 +396,20 @@ def program_interface(arguments: argparse.Namespace) -> ProgramInterface:
 
 
 # --- one argument ---------------------------------------------------------------------------------------------------
+
+
+def with_name(name: str, text: str) -> str:
+    """Return the text of an error behind the name of an argument, and not behind two names.
+
+    :param name: as it is typed: ``--ring-size``, or ``ring-size`` in an endpoint.
+    :param text: such as ``ring_size is 'x'; it must be …``, or ``the rate 'x' must be …``.
+    """
+    word = name.lstrip("-").replace("-", "_")
+    if found := re.match(rf"((the )?{re.escape(word)}|the endpoint (of|for) [\w ]+) is ", text):
+        return f"{name} is {text[found.end() :]}"
+    if (found := re.match(r"(?:the )?(\w+)(?: path)? (?=')", text)) and found[1] in word.split("_"):
+        return f"{name}: {text[found.end() :]}"
+    return f"{name}: {text}"
 
 
 def checked(parse: Callable[[str], _T]) -> Callable[[str], _T]:

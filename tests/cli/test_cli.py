@@ -167,8 +167,27 @@ def test_whatever_an_option_is_given_it_is_taken_or_one_line(
         out, err = capsys.readouterr()
         assert (out, err[:-1].isprintable(), err.count("\n")) == ("", True, 1 if status else 0), value
         assert status in (0, 2), value
+        assert not re.search(rf"{option}: (the )?{option.lstrip('-').replace('-', '[-_]')}\b", err), err
         refused += option in err
     assert refused, "it takes anything"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["responder", "--role", "boss"], "argument --role is 'boss'; it must be one of master"),
+        (["responder", "--rx-mode", "x"], "argument --rx-mode is 'x'; it must be one of interrupt"),
+        (["responder", "--web", "x"], "argument --web is 'x'; it must be ADDRESS:PORT"),
+        (["responder", "--prometheus", "x"], "argument --prometheus is 'x'; it must be ADDRESS:PORT"),
+        (["generate", "--rate", "x", "--pcap", "x"], "argument --rate: 'x' must be like 1.5Mpps"),
+        (["bridge", "memif:@a,rx-mode=x", "tap:b"], "argument A: rx-mode is 'x'; it must be one of"),
+        (["dump", "--between", "memif:@", "@b"], "argument --between: socket is '@'; it must be a path"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_an_error_names_the_argument_once(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_secret_comes_from_an_option_a_file_or_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
