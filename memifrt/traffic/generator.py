@@ -99,7 +99,8 @@ class Generator:
 
     ::
 
-        stream = Stream("Ether()/IP()/UDP()", size=64, fields=["ipv4.src=10.0.0.1..10.0.0.254"])
+        fields = ["ipv4.src=10.0.0.1..10.0.0.254"]
+        stream = Stream("Ether()/IP()/UDP()", size=64, fields=fields)
         generator = Generator(interface, stream)
         report = generator.run(duration=1, rate="100kpps")
         assert report.total.lost == 0
