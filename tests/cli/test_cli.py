@@ -54,11 +54,17 @@ def test_arguments_may_stand_behind_options(line: str, name: str, values: str) -
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        ("throughput memif:@a --sizes 64 memif:@b memif:@c", "unknown argument memif:@c"),
-        ("throughput memif:@a memif:@b --sizes 64 memif:@c", "unknown argument memif:@c"),
+        (
+            "throughput memif:@a --sizes 64 memif:@b memif:@c",
+            "unexpected argument memif:@c; throughput takes A [B], and options",
+        ),
+        (
+            "throughput memif:@a memif:@b --sizes 64 memif:@c",
+            "unexpected argument memif:@c; throughput takes A [B], and options",
+        ),
         ("throughput memif:@a --sizes 64 tap:x", "argument B: 'tap:x'"),
         ("switch memif:@a --ageing 5 memif", "argument PORT: 'memif'"),
-        ("ping 10.0.0.1 -c 1 10.0.0.2", "unknown argument 10.0.0.2"),
+        ("ping 10.0.0.1 -c 1 10.0.0.2", "unexpected argument 10.0.0.2; ping takes TARGET, and options"),
         ("dump udp -c 3 port -j", "unknown argument -j"),
     ],
 )
@@ -71,7 +77,12 @@ def test_wrong_arguments_behind_options_are_named(line: str, error: str, capsys:
 
 #: The arguments, and what the error must name: the thing, the value, what would be right.
 WRONG: dict[str, tuple[list[str], list[str]]] = {
-    "no command": ([], ["COMMAND"]),
+    "no command": ([], ["name a command: demo, responder, ping"]),
+    "argument of a command without": (["responder", "x"], ["unexpected argument x; responder takes only options"]),
+    "two options for one value": (
+        ["responder", "--ring-size=64", "--log2-ring-size=6"],
+        ["--ring-size is 64 and --log2-ring-size is 6; an interface takes one of the two"],
+    ),
     "unknown command": (["frobnicate"], ["'frobnicate'", "ping", "responder", "demo"]),
     "misspelt command": (["pign"], ["'pign'", "did you mean ping?"]),
     "misspelt option of all": (["--versoin"], ["--versoin", "did you mean --version?"]),

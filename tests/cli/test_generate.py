@@ -207,7 +207,7 @@ def test_a_peer_that_leaves_ends_it_with_a_report(runtime: Runtime, socket_name:
         ),
         ((*PACKET, "--size", ",".join(["9000"] * 500), "--queues", "250"), "streams and queues need 1072 MiB, more"),
         ((*PACKET, "--queues", "255", "--ring-size", "16384"), "a region holds at most"),
-        ((*PACKET, "--burst", "4"), "stream stream: a burst of 4 has no effect as fast as it goes; it needs a rate"),
+        ((*PACKET, "--burst", "4"), "stream: a burst of 4 has no effect as fast as it goes; it needs a rate"),
         ((*PACKET, "--link-speed", "1Gbps", "--rate", "5"), "--link-speed has no effect"),
         (("--packet", "Ether()/IP()/TCP()", "--field", "udp.src=1..2"), "the packet has no such bytes"),
     ],
