@@ -8,6 +8,7 @@
 # make test-aarch64  the rings' tests on code that is compiled for aarch64, under QEMU
 # make test-vpp   memifrt and a real VPP: the one on PATH, or MEMIFRT_VPP=PATH
 # make test-debian PYTHON=3.15  the tests on a Python of Debian testing, in a chroot (root, debootstrap)
+# make test-containers  memifrt in containers of podman's (root, podman, debootstrap)
 # make docs  builds the documentation into build/docs  make man   the man page, into build/man
 # make screenshots  the site's pictures of terminals and of Wireshark, into docs/pictures (Wireshark, Xvfb)
 # make help  this list
@@ -25,8 +26,8 @@ unexport PYTHONDONTWRITEBYTECODE
 # What the installed package is made of; the rest of it is used where it lies.
 BUILT  := pyproject.toml setup.py $(wildcard memifrt/*.pyx memifrt/*/*.pyx memifrt/*/*.pxd memifrt/*/*.pxi memifrt/*/*.h)
 
-.PHONY: run test test-patched test-asan test-freethreaded test-aarch64 test-vpp test-debian clean-debian lint wheel bench fuzz soak docs screenshots man clean \
-	help
+.PHONY: run test test-patched test-asan test-freethreaded test-aarch64 test-vpp test-debian clean-debian test-containers \
+	lint wheel bench fuzz soak docs screenshots man clean help
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -70,6 +71,12 @@ test-debian:
 # The chroots, which make clean leaves, as it leaves whatever is outside of the checkout.
 clean-debian:
 	rm -rf --one-file-system "$${XDG_CACHE_HOME:-$$HOME/.cache}"/memifrt/debian-*
+
+# What docs/guides/containers.md says, with podman. Its mounts end with the tests. crun starts nothing where control groups
+# of version 1 and 2 are mixed, so those of version 2 are hidden from it there.
+test-containers: $(VENV)/.dev
+	unshare --mount sh -c '! mountpoint -q /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unified; exec "$$@"' sh \
+		$(BIN)/python -m pytest -q -n 0 tests/containers.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

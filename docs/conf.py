@@ -2,6 +2,9 @@
 
 import importlib.util
 
+from docutils import nodes
+from sphinx.application import Sphinx
+
 import memifrt
 
 project = "memifrt"
@@ -28,3 +31,17 @@ html_title = f"memifrt {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {"source_edit_link": ""}
+
+#: The longest word of code, in characters, that has room in each place on a phone.
+LONGEST_WORD = 30
+
+
+def mark_short_words(app: Sphinx, doctree: nodes.document) -> None:
+    """Give code without long words the class ``words``: site.css keeps its words whole."""
+    for code in doctree.findall(nodes.literal):
+        if all(len(word) <= LONGEST_WORD for word in code.astext().split()):
+            code["classes"].append("words")
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("doctree-read", mark_short_words)

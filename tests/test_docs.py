@@ -6,6 +6,7 @@ that runs to its end. See :data:`WAYS`. ``needs MODULE`` skips it where there is
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
 import importlib.util
@@ -283,6 +284,37 @@ def test_manifests_for_containers_are_yaml() -> None:
     manifests = re.findall(r"^```{code-block} yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert len(manifests) == 3
     assert all(isinstance(yaml.safe_load(manifest), dict) for manifest in manifests)
+
+
+def options_listed() -> dict[str, set[str]]:
+    """The options below "All options" of docs/command-line.md: those of each group, and those of each command."""
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    terms = re.findall(r"^[`*](\w+)[`*]\n: ((?:.+\n)+)", page.partition("\n## All options\n")[2], re.MULTILINE)
+    listed: dict[str, set[str]] = {}
+    for name, text in terms:
+        listed[name] = set(re.findall(r"`(-[\w-]+)`", text))
+        for group in re.findall(r"\*(\w+)\*", text.partition("Explained")[0]):
+            listed[name] |= listed[group]
+    return listed
+
+
+@pytest.mark.parametrize("name", command_line.COMMANDS)
+def test_the_page_of_the_command_line_lists_all_options_of_a_command(name: str) -> None:
+    actions = [
+        action for action in command_line.make_parsers([name])[1][name]._actions if action.help != argparse.SUPPRESS
+    ]
+    assert options_listed()[name] == {option for action in actions for option in action.option_strings} - {
+        "-h",
+        "--help",
+    }
+
+
+def test_each_option_is_explained_somewhere() -> None:
+    pages = [(ROOT / "docs" / "command-line.md").read_text().partition("\nThe commands have:\n")[0]]
+    pages += [path.read_text() for path in (ROOT / "docs").rglob("*.md") if path.name != "command-line.md"]
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", "\n".join(pages)))
+    every = {option for options in options_listed().values() for option in options if option.startswith("--")}
+    assert every - named == set()
 
 
 def test_troubleshooting_quotes_messages_that_exist() -> None:

@@ -45,6 +45,8 @@ SECRET_VARIABLE = "MEMIFRT_SECRET"
 #: The options of :func:`add_peer_arguments`, and those of :func:`add_session_arguments`.
 PEER_OPTIONS = ("--socket", "--secret-file", *(f"--{option.key}" for option in TEXT_OPTIONS.values()))
 SESSION_OPTIONS = ("--connect-timeout", "--stats", "--prometheus", "--web")
+#: The options by the names of Python's arguments.
+_TYPED = {option.name: f"--{option.key}" for option in TEXT_OPTIONS.values()}
 #: Characters of a line that are read at most: more than the longest secret has.
 _LONGEST_LINE = 256
 #: The most secrets to search for in an error message; and the length from which a secret needs no word boundaries.
@@ -137,6 +139,15 @@ class Parser(argparse.ArgumentParser):
             self.error(str(error))
         return unknown
 
+    def refuse(self, argument: str) -> NoReturn:
+        """End with an error for an argument that nothing takes. It does not show a value, which may be a secret."""
+        argument = argument.partition("=")[0]
+        if argument.startswith("-"):
+            self.error(f"unknown argument {argument}")
+        taken = " ".join(map(_usage, self._get_positional_actions()))
+        takes = f"takes {taken}, and options" if taken else "takes only options"
+        self.error(f"unexpected argument {argument}; {self.prog.split()[-1]} {takes}")
+
     def options_given(self) -> list[str]:
         """Return the long names of the options that were given, also of those with their default values."""
         actions = [action for action in self._actions if action.option_strings]
@@ -186,6 +197,8 @@ class Parser(argparse.ArgumentParser):
             (sys.stderr if file is None else file).write(message)
 
     def error(self, message: str) -> NoReturn:
+        if found := re.match(r"argument (\S+): ", message):
+            message = f"argument {with_name(found[1], message[found.end() :])}"
         secrets = set(_secrets(self.given))
         if len(secrets) > _MANY_SECRETS:  # each one needs a search of the message, which may be as long as all
             message = f"more than {_MANY_SECRETS} secrets are given"
@@ -197,6 +210,13 @@ class Parser(argparse.ArgumentParser):
                 else:
                     message = re.sub(rf"(?<!\w){re.escape(shown)}(?!\w)", "***", message)
         self.exit(2, one_line(f"{self.prog}: {message} (see {self.prog} --help)") + "\n")
+
+
+def _usage(action: argparse.Action) -> str:
+    """Return a positional argument as the usage line of a command has it."""
+    name = str(action.metavar or action.dest)
+    shown = {argparse.OPTIONAL: f"[{name}]", argparse.ZERO_OR_MORE: f"[{name} ...]"}
+    return shown.get(str(action.nargs), name)
 
 
 def _secrets(arguments: Sequence[str]) -> list[str]:
@@ -268,7 +288,7 @@ def add_secret_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--secret-file",
         dest="secret",
-        type=lambda path: parse(_first_line(path)),
+        type=lambda path: parse(_first_line(file_name(path))),
         default=argparse.SUPPRESS,
         metavar="PATH",
         help="a file with the secret in its first line; other users of the machine can see --secret",
@@ -334,7 +354,12 @@ def _add_option(group: argparse._ArgumentGroup, name: str, default: str | None, 
 def interface_config(arguments: argparse.Namespace) -> InterfaceConfig:
     """Return the options of the interface that the arguments describe."""
     given = {name: value for name in TEXT_OPTIONS if (value := getattr(arguments, name, None)) is not None}
-    return InterfaceConfig.of(**cast("InterfaceOptions", {"name": f"memif{arguments.id}", **given}))
+    try:
+        return InterfaceConfig.of(**cast("InterfaceOptions", {"name": f"memif{arguments.id}", **given}))
+    except ConfigError as error:
+        # The names of options, not those of Python's arguments.
+        typed = re.sub(r"\b\w+(?= is )", lambda found: _TYPED.get(found[0], found[0]), error.message)
+        raise ConfigError(typed, error.code) from error
 
 
 def add_loop_argument(parser: Parser) -> None:
@@ -394,6 +419,20 @@ def program_interface(arguments: argparse.Namespace) -> ProgramInterface:
 
 
 # --- one argument ---------------------------------------------------------------------------------------------------
+
+
+def with_name(name: str, text: str) -> str:
+    """Return the text of an error behind the name of an argument, and not behind two names.
+
+    :param name: as it is typed: ``--ring-size``, or ``ring-size`` in an endpoint.
+    :param text: such as ``ring_size is 'x'; it must be …``, or ``the rate 'x' must be …``.
+    """
+    word = name.lstrip("-").replace("-", "_")
+    if found := re.match(rf"((the )?{re.escape(word)}|the endpoint (of|for) [\w ]+) is ", text):
+        return f"{name} is {text[found.end() :]}"
+    if (found := re.match(r"(?:the )?(\w+)(?: path)? (?=')", text)) and found[1] in word.split("_"):
+        return f"{name}: {text[found.end() :]}"
+    return f"{name}: {text}"
 
 
 def checked(parse: Callable[[str], _T]) -> Callable[[str], _T]:

@@ -115,7 +115,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         options = [argument for argument in unknown if argument.startswith("-")]
         unknown = options or command.take_late(parsed, unknown)
         if unknown:
-            command.error(f"unknown argument {unknown[0].partition('=')[0]}")
+            command.refuse(unknown[0])
     return parsed
 
 
@@ -172,7 +172,7 @@ def _print_anything() -> None:
 def _refuse_unknown_names(parser: Parser, commands: dict[str, Parser], arguments: Sequence[str]) -> None:
     """End with an error if the command or one of its options does not exist, and name what was probably meant."""
     if not arguments:
-        return
+        parser.error(f"name a command: {', '.join(commands)}")
     name, *rest = arguments
     if name.startswith("-"):
         parser.refuse_unknown_options([name])

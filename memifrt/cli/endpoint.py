@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from memifrt.cli.arguments import interface_config, own_mac, socket_path, whole
+from memifrt.cli.arguments import interface_config, own_mac, socket_path, whole, with_name
 from memifrt.errors import ConfigError
 from memifrt.options import DEFAULT_SOCKET, TEXT_OPTIONS, InterfaceOptions
 from memifrt.ports.endpoint import DEFAULTS, Endpoint, MemifEndpoint, PacketEndpoint, TapEndpoint
@@ -76,7 +76,7 @@ def parse_endpoint(text: str) -> Endpoint:
         try:
             fields[into] = parse(value)
         except (ConfigError, argparse.ArgumentTypeError) as error:
-            raise ConfigError(f"{key}: {error}") from error
+            raise ConfigError(with_name(key, str(error))) from error
     if name != "memif" and not fields.get("name"):
         raise ConfigError(f"{name}: needs a name, like {name}:{'tap0' if name == 'tap' else 'eth1'}")
     return kind.make(**fields)

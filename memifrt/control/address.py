@@ -262,15 +262,15 @@ def _remove_stale(address: Address, kind: socket.SocketKind) -> None:
     EPROTOTYPE.
 
     :raises MemifOSError: ``FILE_NOT_SOCK``: the file is not a socket, or is a socket of another kind than ``kind``;
-        EADDRINUSE: a symbolic link to a missing file or to a stale socket; otherwise the error of ``stat`` or
-        ``connect``.
+        EADDRINUSE: a symbolic link to a missing file or to a stale socket; ``ACCES``, EPERM: another user's socket;
+        otherwise the error of ``stat`` or ``connect``.
     """
     try:
-        mode = os.stat(address.path).st_mode
+        there = os.stat(address.path)
     except FileNotFoundError:
         _refuse_link(address)
         return
-    if not stat.S_ISSOCK(mode):
+    if not stat.S_ISSOCK(there.st_mode):
         error = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         raise not_a_socket(f"cannot listen on {address}", error, address.path)
     for other in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
@@ -280,10 +280,15 @@ def _remove_stale(address: Address, kind: socket.SocketKind) -> None:
             if error.code is ErrorCode.CONNREFUSED:
                 if other is socket.SOCK_DGRAM:
                     _refuse_link(address)
-                    os.unlink(address.path)
+                    try:
+                        os.unlink(address.path)
+                    except PermissionError as refused:
+                        raise _in_the_way(address, there, "this user may not remove it", refused) from refused
                     return
             elif error.code is ErrorCode.FILE_NOT_SOCK:
                 continue  # the listener is of another kind
+            elif error.code is ErrorCode.ACCES:
+                raise _in_the_way(address, there, "this user may not connect to it", error) from error
             elif error.code is not ErrorCode.AGAIN:  # AGAIN: the listener is alive, but its backlog is full
                 raise
         found = other
@@ -295,6 +300,11 @@ def _remove_stale(address: Address, kind: socket.SocketKind) -> None:
         what = f"cannot listen on {address}: a socket that is not {kind.name} is there"
         raise os_error(what, wrong, path=address.path, code=ErrorCode.FILE_NOT_SOCK)
     # bind will report that the address is in use
+
+
+def _in_the_way(address: Address, there: os.stat_result, why: str, error: OSError) -> MemifOSError:
+    what = f"cannot listen on {address}: a socket of uid {there.st_uid} is there, and {why}"
+    return os_error(f"{what}; remove it, or choose another path", error, path=address.path)
 
 
 def _refuse_link(address: Address) -> None:

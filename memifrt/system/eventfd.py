@@ -12,11 +12,15 @@ from typing import Protocol
 
 from memifrt.system.original_functions import Lock, poll, read
 
+#: Errors of a preadv2 that is missing (ENOSYS), is refused by a seccomp profile (EPERM, EACCES), or does not read an
+#: eventfd without waiting (EOPNOTSUPP).
+_LACKS_PREADV2 = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
+
 
 class EventFdCalls(Protocol):
     """The calls of one eventfd. None of them waits, whatever the peer has done to the file.
-    There is one exception: on a kernel without ``preadv2`` for an eventfd, a drain may wait if the peer clears
-    ``O_NONBLOCK`` and reads the eventfd meanwhile.
+    There is one exception: where ``preadv2`` does not read an eventfd (an old kernel, a seccomp profile), a drain may
+    wait if the peer clears ``O_NONBLOCK`` and reads the eventfd meanwhile.
 
     One thread may call them while another calls :meth:`forget`: the kernel reuses the number of a closed fd, and no
     call reaches the next file with that number.
@@ -69,7 +73,7 @@ class PythonCalls:
             except BlockingIOError:
                 return False
             except OSError as error:
-                if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
+                if error.errno not in _LACKS_PREADV2:
                     raise
                 return self._drain_by_read()
 

@@ -1,5 +1,5 @@
 /* The system calls of an eventfd that is shared with a peer: none of them waits, whatever the peer has done to the file,
- * except on a kernel without preadv2 for an eventfd (eventfd.py).
+ * except where preadv2 does not read an eventfd (eventfd.py).
  * The twin of kick.py and of SharedCalls in eventfd.py, which say why each call is the one that it is. */
 
 #ifndef MEMIF_EVENTFD_CALLS_H
@@ -67,8 +67,13 @@ static inline int64_t memif_now(void) {
     return (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* Read the counter where preadv2 is missing, or does not read an eventfd without waiting: under QEMU, for one. A peer that
- * clears O_NONBLOCK and reads in between can make this wait. */
+/* Return whether preadv2 is missing (ENOSYS), refused by a seccomp profile (EPERM, EACCES), or does not read an eventfd
+ * without waiting (EOPNOTSUPP): under QEMU, for one. */
+static inline int memif_lacks_preadv2(int failed) {
+    return failed == ENOSYS || failed == EOPNOTSUPP || failed == EPERM || failed == EACCES;
+}
+
+/* Read the counter without preadv2. A peer that clears O_NONBLOCK and reads in between can make this wait. */
 static inline int memif_drain_by_read(int fd) {
     struct pollfd one = {fd, POLLIN, 0};
     uint64_t count;
@@ -85,7 +90,7 @@ static inline int memif_drain(int fd) {
     uint64_t count;
     struct iovec into = {&count, sizeof count};
     if (syscall(SYS_preadv2, fd, &into, 1L, -1L, -1L, RWF_NOWAIT) > 0) return 1;
-    if (errno == ENOSYS || errno == EOPNOTSUPP) return memif_drain_by_read(fd);
+    if (memif_lacks_preadv2(errno)) return memif_drain_by_read(fd);
     return errno == EAGAIN || errno == EINTR ? 0 : -errno;
 }
 

@@ -22,6 +22,7 @@ import array
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import resource
 import select
@@ -52,6 +53,8 @@ _CREDENTIALS = socket.CMSG_SPACE(12)
 _BLOCK = 512  # the unit of st_blocks in bytes
 #: The uid of fds from an unknown user.
 UNKNOWN_USER = -1
+#: The map of the first user namespace, in which every user is.
+_ALL_USERS = ["0", "0", "4294967295"]
 
 #: ``os.closerange``, which ignores errors and which no monkey patching replaces.
 _close_range = os.closerange
@@ -65,7 +68,30 @@ _never.acquire()
 
 def is_trusted(uid: int) -> bool:
     """Return whether this is our own user or root; either could kill this process anyway."""
-    return uid in (0, os.geteuid())
+    return uid == 0 or (uid == os.geteuid() and not _may_be_any_user(uid))
+
+
+def _may_be_any_user(uid: int) -> bool:
+    """Return whether the kernel shows this process users without a mapping in its user namespace under this uid.
+
+    A program in a container often runs as that uid, ``nobody``: a user of another container then looks like its own.
+    """
+    if uid != _overflow_uid():
+        return False
+    try:
+        with open("/proc/self/uid_map") as file:
+            return file.read().split() != _ALL_USERS
+    except OSError:  # there is no /proc
+        return True
+
+
+@functools.cache
+def _overflow_uid() -> int:
+    try:
+        with open("/proc/sys/kernel/overflowuid") as file:
+            return int(file.read())
+    except OSError:
+        return 65534  # the kernel's default
 
 
 def closes_too_slowly(uid: int) -> bool:

@@ -22,7 +22,7 @@ from memifrt.traffic.rate import MAX_SPEED, Rate
 from memifrt.traffic.receiver import LaneCheck, Receiver, make_receiver
 from memifrt.traffic.report import Ending, Report, Sample, StreamReport
 from memifrt.traffic.sender import Flow, Sender
-from memifrt.traffic.stream import Stream, back_name, check_names, check_streams, prepare_streams
+from memifrt.traffic.stream import Stream, back_name, check_names, check_streams, prepare_streams, title_of
 from memifrt.traffic.template import Sizes, parse_sizes
 from memifrt.types import Mode
 
@@ -99,7 +99,8 @@ class Generator:
 
     ::
 
-        stream = Stream("Ether()/IP()/UDP()", size=64, fields=["ipv4.src=10.0.0.1..10.0.0.254"])
+        fields = ["ipv4.src=10.0.0.1..10.0.0.254"]
+        stream = Stream("Ether()/IP()/UDP()", size=64, fields=fields)
         generator = Generator(interface, stream)
         report = generator.run(duration=1, rate="100kpps")
         assert report.total.lost == 0
@@ -200,7 +201,7 @@ class Generator:
                         stride=count,
                     )
                 except ConfigError as error:
-                    raise ConfigError(f"stream {stream.name}: {error}") from error
+                    raise ConfigError(f"{title_of(stream.name)}: {error}") from error
                 lanes.append(lane)
                 if self._check:
                     checks[-1 - made.index][number] = LaneCheck(made.templates, made.varied)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -78,7 +79,7 @@ class Stream:
             raise ConfigError(f"the name of a stream is {self.name!r}; it must be 1 to 64 printable characters")
         if (self.packet is None) == (self.pcap is None):
             what = "neither packet nor pcap" if self.packet is None else "both packet and pcap"
-            raise ConfigError(f"stream {self.name}: it has {what}; it needs one of them")
+            raise ConfigError(f"{title_of(self.name)}: it has {what}; it needs one of them")
         if self.pcap is not None and (not isinstance(self.pcap, str) or "\0" in self.pcap):
             raise self._wrong("pcap", self.pcap, "the path of a capture file")
         if not isinstance(self.fcs, bool):
@@ -94,7 +95,7 @@ class Stream:
             object.__setattr__(self, "varied", self._fields())
             object.__setattr__(self, "own_rate", None if self.rate is None else Rate.of(self.rate))
         except ConfigError as error:
-            raise ConfigError(f"stream {self.name}: {error}") from error
+            raise ConfigError(f"{title_of(self.name)}: {error}") from error
 
     def _fields(self) -> tuple[Field, ...]:
         given = self.fields
@@ -105,7 +106,7 @@ class Stream:
         return tuple(Field.of(each) for each in given)
 
     def _wrong(self, key: str, value: object, right: str) -> ConfigError:
-        return ConfigError(f"stream {self.name}: {key} is {value!r}; it must be {right}")
+        return ConfigError(f"{title_of(self.name)}: {key} is {value!r}; it must be {right}")
 
     def _check_number(self, key: str, value: object, low: float, high: float) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -126,7 +127,7 @@ class Stream:
         for key in given:
             if key not in KEYS:
                 raise ConfigError(
-                    f"stream {shown}: {key!r} is not a key; it must be one of {', '.join(KEYS)}"
+                    f"{title_of(shown)}: {key!r} is not a key; it must be one of {', '.join(KEYS)}"
                     f"{did_you_mean(str(key), KEYS)}"
                 )
         return cls(**{"name": name, **given})
@@ -173,7 +174,7 @@ class Stream:
             places_of(made, self.varied, mark=mark)
             return made
         except ConfigError as error:
-            raise ConfigError(f"stream {self.name}: {error}") from error
+            raise ConfigError(f"{title_of(self.name)}: {error}") from error
 
 
 def check_names(streams: Sequence[Stream]) -> None:
@@ -200,7 +201,7 @@ def directions_of(stream: Stream, interfaces: int) -> list[int]:
     """
     direction = stream.direction or ("both" if interfaces == 2 else "forward")
     if direction != "forward" and interfaces == 1:
-        raise ConfigError(f"stream {stream.name}: direction is {direction!r}, which needs a second interface")
+        raise ConfigError(f"{title_of(stream.name)}: direction is {direction!r}, which needs a second interface")
     return {"forward": [0], "backward": [1], "both": [0, 1]}[direction]
 
 
@@ -257,6 +258,11 @@ def check_lanes(count: int) -> None:
     """
     if count > MAX_LANES:
         raise ConfigError(f"the streams have {count} lanes (directions and queues); they may have {MAX_LANES}")
+
+
+def title_of(name: object) -> str:
+    """Return how an error names a stream: ``stream dns``, but ``stream`` or ``stream 2`` if it has no name."""
+    return str(name) if re.fullmatch(r"stream( \d+)?", str(name)) else f"stream {name}"
 
 
 def back_name(name: str) -> str:

@@ -54,11 +54,17 @@ def test_arguments_may_stand_behind_options(line: str, name: str, values: str) -
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        ("throughput memif:@a --sizes 64 memif:@b memif:@c", "unknown argument memif:@c"),
-        ("throughput memif:@a memif:@b --sizes 64 memif:@c", "unknown argument memif:@c"),
+        (
+            "throughput memif:@a --sizes 64 memif:@b memif:@c",
+            "unexpected argument memif:@c; throughput takes A [B], and options",
+        ),
+        (
+            "throughput memif:@a memif:@b --sizes 64 memif:@c",
+            "unexpected argument memif:@c; throughput takes A [B], and options",
+        ),
         ("throughput memif:@a --sizes 64 tap:x", "argument B: 'tap:x'"),
         ("switch memif:@a --ageing 5 memif", "argument PORT: 'memif'"),
-        ("ping 10.0.0.1 -c 1 10.0.0.2", "unknown argument 10.0.0.2"),
+        ("ping 10.0.0.1 -c 1 10.0.0.2", "unexpected argument 10.0.0.2; ping takes TARGET, and options"),
         ("dump udp -c 3 port -j", "unknown argument -j"),
     ],
 )
@@ -71,7 +77,12 @@ def test_wrong_arguments_behind_options_are_named(line: str, error: str, capsys:
 
 #: The arguments, and what the error must name: the thing, the value, what would be right.
 WRONG: dict[str, tuple[list[str], list[str]]] = {
-    "no command": ([], ["COMMAND"]),
+    "no command": ([], ["name a command: demo, responder, ping"]),
+    "argument of a command without": (["responder", "x"], ["unexpected argument x; responder takes only options"]),
+    "two options for one value": (
+        ["responder", "--ring-size=64", "--log2-ring-size=6"],
+        ["--ring-size is 64 and --log2-ring-size is 6; an interface takes one of the two"],
+    ),
     "unknown command": (["frobnicate"], ["'frobnicate'", "ping", "responder", "demo"]),
     "misspelt command": (["pign"], ["'pign'", "did you mean ping?"]),
     "misspelt option of all": (["--versoin"], ["--versoin", "did you mean --version?"]),
@@ -168,8 +179,27 @@ def test_whatever_an_option_is_given_it_is_taken_or_one_line(
         out, err = capsys.readouterr()
         assert (out, err[:-1].isprintable(), err.count("\n")) == ("", True, 1 if status else 0), value
         assert status in (0, 2), value
+        assert not re.search(rf"{option}: (the )?{option.lstrip('-').replace('-', '[-_]')}\b", err), err
         refused += option in err
     assert refused, "it takes anything"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["responder", "--role", "boss"], "argument --role is 'boss'; it must be one of master"),
+        (["responder", "--rx-mode", "x"], "argument --rx-mode is 'x'; it must be one of interrupt"),
+        (["responder", "--web", "x"], "argument --web is 'x'; it must be ADDRESS:PORT"),
+        (["responder", "--prometheus", "x"], "argument --prometheus is 'x'; it must be ADDRESS:PORT"),
+        (["generate", "--rate", "x", "--pcap", "x"], "argument --rate: 'x' must be like 1.5Mpps"),
+        (["bridge", "memif:@a,rx-mode=x", "tap:b"], "argument A: rx-mode is 'x'; it must be one of"),
+        (["dump", "--between", "memif:@", "@b"], "argument --between: socket is '@'; it must be a path"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_an_error_names_the_argument_once(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_secret_comes_from_an_option_a_file_or_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,8 @@ def test_fix_hints_are_the_commands_for_this_user_and_path(
     assert any(hint.startswith(f"$ sudo setfacl -m u:nobody:{letters} '{target}'") for hint in hints)
     assert any(hint.startswith(f"$ sudo memifrt doctor '{path}'") for hint in hints)
     gid = grp.getgrnam("daemon").gr_gid if closed == "group" else 0
-    assert any(hint.startswith(f"$ docker run --user 0:{gid} -v '{inner}:{inner}' IMAGE") for hint in hints)
+    options = f"--group-add {gid}" if closed == "group" else "--user 0:0"
+    assert any(hint.startswith(f"$ docker run {options} -v '{inner}:{inner}' IMAGE") for hint in hints)
     assert any(hint.startswith("$ sudo usermod -aG daemon nobody") for hint in hints) is (closed == "group")
 
 

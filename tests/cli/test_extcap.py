@@ -84,7 +84,7 @@ WRONG_FILES = {
     "[interfaces]\nlab = 3": "lab: it must be a memif",
     '[interfaces]\nlab = ["@a", "@b", "@c"]': "or a list of two",
     '[interfaces]\n"a b" = "@a"': "'a b' is not a name",
-    '[interfaces]\nlab = "@a,secret=hunter2,id=x"': "lab: id: id is 'x'",
+    '[interfaces]\nlab = "@a,secret=hunter2,id=x"': "lab: id is 'x'",
     '[interfaces]\nlab = ["@a", "@a"]': "lab: both ends are memif0 on @a",
 }
 

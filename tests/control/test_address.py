@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,27 @@ def test_a_stale_file_is_replaced(stale: Address) -> None:
     connect(stale).close()
     listener.close()
     assert not os.path.exists(stale.path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights")
+@pytest.mark.parametrize("mode", [0o755, 0o777])
+def test_a_stale_file_of_another_user_is_named(mode: int) -> None:
+    """In a directory such as /tmp, after a run of root's that was killed."""
+    may_connect = mode == 0o777
+    why = "remove it" if may_connect else "connect to it"
+    number, code = (errno.EPERM, ErrorCode.SYSCALL) if may_connect else (errno.EACCES, ErrorCode.ACCES)
+
+    def check() -> None:
+        words = f"cannot listen on {path}: a socket of uid 0 is there, and this user may not {why}; remove it"
+        fails(lambda: Listener.bind(Address.parse(path)), number, code, words)
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        os.chmod(directory, 0o1777)
+        path = f"{directory}/memif.sock"
+        with new_socket() as sock:
+            sock.bind(path)
+        os.chmod(path, mode)
+        in_child(check, uid=NOBODY)
 
 
 def test_a_live_file_is_in_use_and_stays(address: Address) -> None:

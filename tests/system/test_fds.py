@@ -178,7 +178,7 @@ def test_a_full_counter_still_says_that_there_is_something(event: EventFd) -> No
     assert not event.drain()
 
 
-@pytest.mark.parametrize("refusal", [errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("refusal", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES])
 def test_draining_works_where_preadv2_does_not(event: EventFd, monkeypatch: pytest.MonkeyPatch, refusal: int) -> None:
     def refuse(*arguments: Any) -> int:
         raise OSError(refusal, os.strerror(refusal))

@@ -27,11 +27,41 @@ from memifrt.memory.region import allocate_memfd
 from memifrt.system import received_fds as received
 from memifrt.system.original_functions import start_new_thread
 from memifrt.system.received_fds import ReceivedFd, SharedEventFd
-from tests.lib.forked import beside, in_child
+from tests.lib.forked import NOBODY, beside, in_child
 from tests.lib.patched import open_fds
 from tests.lib.peer import ScriptedSlave
 from tests.lib.support import DEADLINE, Recorder, wait_for_closes, wait_until
 from tests.lib.threads import Event
+
+# --- who is trusted ---------------------------------------------------------------------------------------------------
+
+
+def test_our_own_user_and_root_are_trusted() -> None:
+    assert received.is_trusted(os.geteuid())
+    assert received.is_trusted(0)
+    assert not received.is_trusted(os.geteuid() + 1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights")
+def test_a_user_without_a_mapping_is_not_our_own_user_where_we_run_as_nobody() -> None:
+    """In a user namespace the kernel shows both as 65534."""
+    if subprocess.run(["unshare", "--user", "true"], user=NOBODY, check=False, capture_output=True).returncode:
+        pytest.skip("a user may make no user namespace here, as in a chroot")
+
+    def in_first_namespace() -> None:
+        everybody_is_mapped = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+        assert received.is_trusted(NOBODY) is everybody_is_mapped
+
+    def in_namespace_of_its_own() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.unshare(0x10000000) == 0, os.strerror(ctypes.get_errno())  # CLONE_NEWUSER
+        assert os.geteuid() == NOBODY  # as nothing is mapped yet
+        assert not received.is_trusted(NOBODY)
+        assert received.is_trusted(0)
+
+    in_child(in_first_namespace, uid=NOBODY)
+    in_child(in_namespace_of_its_own, uid=NOBODY)
+
 
 # --- a file system of our own, as far as open (linux/fuse.h) ----------------------------------------------------------
 

@@ -406,13 +406,13 @@ def test_samples_grow_and_reports_come_meanwhile(runtime: Runtime, socket_name: 
     [
         ((), {}, "there is no stream"),
         ((STREAM, STREAM), {}, "2 streams have the name 'stream'"),
-        (STREAM.with_(direction="both"), {}, "stream stream: direction is 'both', which needs a second interface"),
+        (STREAM.with_(direction="both"), {}, "stream: direction is 'both', which needs a second interface"),
         (STREAM, {"queues": 5}, "queues is 5"),
         (STREAM, {"queues": 0}, "queues is 0"),
         (STREAM, {"link_speed": 0}, "link_speed is 0"),
         (STREAM, {"link_speed": float("nan")}, "link_speed is nan"),
-        (STREAM.with_(fields=["tcp.src=1..2"]), {}, "stream stream: field tcp.src: the packet has no such bytes"),
-        (STREAM.with_(size=60), {}, "stream stream: a packet of 56 bytes has 14 behind the headers"),
+        (STREAM.with_(fields=["tcp.src=1..2"]), {}, "stream: field tcp.src: the packet has no such bytes"),
+        (STREAM.with_(size=60), {}, "stream: a packet of 56 bytes has 14 behind the headers"),
     ],
 )
 def test_a_wrong_argument_is_refused(runtime: Runtime, socket_name: str, streams: Any, options: Any, part: str) -> None:
@@ -432,7 +432,7 @@ def test_a_wrong_argument_is_refused(runtime: Runtime, socket_name: str, streams
         ({"settle": -1, "count": 1}, "settle is -1"),
         ({"rate": "50%", "count": 1}, "needs the speed of a link"),
         ({"rate": "fast", "count": 1}, "the rate 'fast' must be"),
-        ({"size": 20, "count": 1}, "stream stream: the size 20 is too small"),
+        ({"size": 20, "count": 1}, "stream: the size 20 is too small"),
     ],
 )
 def test_a_wrong_argument_of_a_run_is_refused(runtime: Runtime, socket_name: str, options: Any, part: str) -> None:

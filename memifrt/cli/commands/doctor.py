@@ -243,7 +243,10 @@ def _permission_fixes(path: str, socket: str, status: os.stat_result, needed: st
         fixes.append(f"{change}  # the group {_group(gid)}, {until}")
     owner = "" if status.st_uid == 0 else f"-u {_user(status.st_uid)} "
     fixes.append(f"sudo {owner}memifrt doctor {shlex.quote(socket)}  # or your program, as the owner")
-    fixes.append(_docker(os.path.dirname(os.path.abspath(socket)), f"--user {status.st_uid}:{status.st_gid} "))
+    # In its group, if that is enough: --user would change the owner of the files that the container makes.
+    in_group = status.st_gid and status.st_mode & bit
+    options = f"--group-add {status.st_gid} " if in_group else f"--user {status.st_uid}:{status.st_gid} "
+    fixes.append(_docker(os.path.dirname(os.path.abspath(socket)), options))
     return tuple(fixes)
 
 

@@ -268,10 +268,12 @@ def _refuse_without_effect(arguments: argparse.Namespace, streams: Sequence[Stre
         raise ConfigError(f"--rate {rate} has no effect: each stream of {arguments.file} has a rate of its own")
     if arguments.link_speed is not None and not any(each is not None and each.unit == "percent" for each in rates):
         raise ConfigError("--link-speed has no effect: no rate is in per cent of it, like --rate 50%")
+    from memifrt.traffic.stream import title_of
+
     for stream, each in zip(streams, rates, strict=True):
         if stream.burst > 1 and (each is None or each.unit == "max"):
             raise ConfigError(
-                f"stream {stream.name}: a burst of {stream.burst} has no effect as fast as it goes; it needs a rate"
+                f"{title_of(stream.name)}: a burst of {stream.burst} has no effect as fast as it goes; it needs a rate"
             )
 
 
@@ -310,8 +312,10 @@ def _directed(stream: Stream, direction: str | None) -> Stream:
     if direction is None:
         return stream
     if stream.direction not in (None, direction):
+        from memifrt.traffic.stream import title_of
+
         raise ConfigError(
-            f"stream {stream.name}: the file says direction {stream.direction}, and --direction says {direction}; "
+            f"{title_of(stream.name)}: the file says direction {stream.direction}, and --direction says {direction}; "
             "leave one of them out"
         )
     return stream.with_(direction=direction)
