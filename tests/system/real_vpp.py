@@ -126,6 +126,33 @@ def test_every_packet_crosses_in_order(role: RoleName, queues: int, vpp_rx_mode:
 
 
 @every_mode
+def test_a_worker_forwards_as_the_main_thread_does(vpp_rx_mode: str, memif: Memif) -> None:
+    vpp = memif.vpp(workers=1)
+    west, west_name = vpp.memif(role="master", queues=2, vpp_rx_mode=vpp_rx_mode)
+    east, east_name = vpp.memif(role="slave", queues=2, vpp_rx_mode=vpp_rx_mode)
+    cross_connect(vpp, west_name, east_name)
+    for qid in range(2):
+        for sender, receiver in ((west, east), (east, west)):
+            sent = frames(300, qid)
+            sender.send(sent, qid=qid)
+            assert sorted(receiver.recv(len(sent))) == sorted(sent)
+
+
+@every_role
+def test_every_option_of_a_memif_is_obeyed(role: RoleName, vpp: Vpp) -> None:
+    port, name = vpp.memif(
+        socket=f"@{uuid.uuid4().hex}", role=role, id=7, mode="ip", secret="abc", num_s2m_rings=3, num_m2s_rings=2,
+        ring_size=64, buffer_size=512, vpp_rx_mode="adaptive",
+    )  # fmt: skip
+    queues = (len(port.interface.tx_queues), len(port.interface.rx_queues))
+    assert queues == ((3, 2) if role == "slave" else (2, 3))
+    assert {queue.ring_size for queue in (*port.interface.tx_queues, *port.interface.rx_queues)} == {64}
+    said = vpp.cli(f"show memif {name}")
+    assert "id 7 mode ip" in said
+    assert "num-s2m-rings 3 num-m2s-rings 2" in said
+
+
+@every_mode
 @every_role
 def test_a_replay_leaves_nothing_in_the_ring(role: RoleName, vpp_rx_mode: str, vpp: Vpp, tmp_path: Path) -> None:
     capture = tmp_path / "packets.pcapng"
