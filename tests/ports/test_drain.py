@@ -104,7 +104,7 @@ def test_replay_says_what_a_peer_has_not_taken(role: str, count: int, socket_pat
     assert f", {count} not taken by the peer in " in out
 
 
-@pytest.mark.parametrize("command", [("bridge",), ("dump", "--between")])
+@pytest.mark.parametrize("command", [("bridge",), ("dump", "-w", "/dev/null", "--between")])
 @pytest.mark.parametrize("takes", [True, False])
 def test_what_goes_between_two_memifs_is_taken_or_reported(
     command: tuple[str, ...], takes: bool, runtime: Runtime, socket_path: str, socket_name: str
