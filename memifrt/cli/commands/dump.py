@@ -48,7 +48,6 @@ from memifrt.ports.nowhere import Nowhere
 from memifrt.ports.port import MemifPort
 from memifrt.types import RxMode
 
-#: ``auto`` is scapy's if it is installed, else ``short``; ``tcpdump`` if an option of tcpdump's asks for it.
 _STYLES = ("tcpdump", "scapy")
 _MEGABYTE = 1_000_000
 _DAY = 86400
