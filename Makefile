@@ -16,8 +16,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# One more than there are cores: many tests wait for programs that they start.
-JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
+# Two more than there are cores: many tests wait for programs that they start.
+JOBS   ?= $(shell echo $$(($$(nproc) + 2)))
 
 # Bytecode is kept even where the environment says otherwise: the tests start many programs, and each would compile
 # all of memifrt first.

@@ -38,7 +38,7 @@ def tests(session: nox.Session) -> None:
     session.install("--editable", ".[dev]")
     if (pygobject := _pygobject()) is not None:
         session.install(pygobject, success_codes=(0, 1))  # without it, the tests of GLib's loop are skipped
-    jobs = str((os.cpu_count() or 1) + 1)
+    jobs = str((os.cpu_count() or 1) + 2)  # as in the Makefile
     session.run("python", "-m", "pytest", "-n", jobs, "--dist", "worksteal", *session.posargs)
 
 
