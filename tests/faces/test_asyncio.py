@@ -24,7 +24,7 @@ from memifrt.options import RoleName
 from memifrt.poll.asyncio import AsyncioPoller
 from tests.lib.flooder import BURST, flooding
 from tests.lib.support import DEADLINE
-from tests.lib.ticker import ATTEMPTS, BEAT, LATE, Beats
+from tests.lib.ticker import ATTEMPTS, BEAT, LATE, Beats, hold_up
 
 T = TypeVar("T")
 Main = Callable[[], Coroutine[Any, Any, T]]
@@ -683,7 +683,7 @@ def test_a_loop_that_is_held_up_is_noticed(run: Runner) -> None:
         beats = Beats()
         task = asyncio.create_task(tick(beats))
         await until(lambda: beats.count > 3)
-        time.sleep(3 * LATE)
+        hold_up()
         await until(lambda: beats.count > 6)
         await cancelled(task)
         return beats

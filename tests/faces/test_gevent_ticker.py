@@ -11,27 +11,17 @@ from collections.abc import Callable, Iterator
 
 import gevent
 import pytest
-from gevent import monkey, sleep
+from gevent import sleep
 
 from memifrt import Interface
 from memifrt.gevent import GeventInterface, open_interface, open_runtime
 from tests.lib import programs
 from tests.lib.support import DEADLINE
+from tests.lib.ticker import ATTEMPTS, BEAT, LATE, hold_up, waited_for_cpu
 
 gevent.get_hub()  # its fds are there before any test
 
-#: Seconds: the beat, and by how much one may be missed.
-BEAT, LATE = 0.005, 0.05
 BEATS = 80
-#: A neighbour on the same host can hold us up in ways that our kernel does not see. So a worse one may be luck, and all
-#: of so many may not.
-ATTEMPTS = 3
-
-
-def waited_for_cpu() -> float:
-    """Seconds that this thread was ready to run and did not."""
-    with open("/proc/thread-self/schedstat") as file:
-        return int(file.read().split()[1]) / 1e9
 
 
 def latest_beat(until: Callable[[], object] = lambda: True) -> float:
@@ -74,7 +64,7 @@ def ends(socket_name: str) -> Iterator[tuple[GeventInterface, GeventInterface]]:
 
 
 def test_a_hub_that_is_held_up_is_noticed() -> None:
-    greenlet = gevent.spawn_later(0.01, monkey.get_original("time", "sleep"), 3 * LATE)
+    greenlet = gevent.spawn_later(0.01, hold_up)
     assert latest_beat(greenlet.ready) > LATE
 
 
