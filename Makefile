@@ -8,7 +8,7 @@
 # make test-aarch64  the rings' tests on code that is compiled for aarch64, under QEMU
 # make test-vpp   memifrt and a real VPP: the one on PATH, or MEMIFRT_VPP=PATH
 # make test-debian PYTHON=3.15  the tests on a Python of Debian testing, in a chroot (root, debootstrap)
-# make test-containers  memifrt in containers of podman's (root, podman, debootstrap)
+# make test-containers  memifrt in podman's containers (root, podman, debootstrap)
 # make docs  builds the documentation into build/docs  make man   the man page, into build/man
 # make screenshots  the site's pictures of terminals and of Wireshark, into docs/pictures (Wireshark, Xvfb)
 # make help  this list
@@ -27,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BUILT  := pyproject.toml setup.py $(wildcard memifrt/*.pyx memifrt/*/*.pyx memifrt/*/*.pxd memifrt/*/*.pxi memifrt/*/*.h)
 
 .PHONY: run test test-patched test-asan test-freethreaded test-aarch64 test-vpp test-debian clean-debian test-containers \
-	lint wheel bench fuzz soak docs screenshots man clean help
+	lint wheel bench fuzz soak docs screenshots man pygobject clean help
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -62,7 +62,7 @@ test-aarch64: $(VENV)/.dev
 	PYTHON=$(abspath $(BIN)/python) tests/aarch64.sh $(ARGS)
 
 test-vpp: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS) tests/system/real_vpp.py $(ARGS)
+	$(BIN)/python -m pytest -p memifrt.pytest_plugin -n $(JOBS) tests/system/real_vpp.py $(ARGS)
 
 # The tests on a Python that this system need not have, in a chroot of Debian's testing, or of another SUITE. PYTHON=3.15.
 test-debian:
@@ -134,6 +134,10 @@ $(VENV)/.run: $(BUILT) | $(BIN)/python
 # PyGObject has no wheel. It is built where the headers of GLib's introspection and of cairo are: before 3.52 for 1.0.
 PYGOBJECT := $(shell pkg-config --exists cairo 2>/dev/null && { pkg-config --exists girepository-2.0 && echo PyGObject || \
 	{ pkg-config --exists gobject-introspection-1.0 && echo 'PyGObject<3.52'; }; })
+
+# What pip is to build, for the noxfile.
+pygobject:
+	@echo '$(PYGOBJECT)'
 
 $(VENV)/.dev: $(BUILT) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(EDITABLE) '.[dev]'

@@ -1,4 +1,4 @@
-"""memifrt in containers of podman's: the main points of docs/guides/containers.md.
+"""memifrt in podman's containers: the main points of docs/guides/containers.md.
 
 ``make test-containers`` runs this; ``make test`` does not collect it. It needs root, podman, debootstrap and a network,
 for Debian's mirror and PyPI. A root with Debian's Python stays in ``~/.cache/memifrt/containers``; the images and

@@ -411,12 +411,14 @@ def test_the_interrupt_names_the_queue(make_pair: MakePair, role: RoleName) -> N
 def test_an_application_without_on_interrupt_watches_the_queue_itself(make_pair: MakePair, role: RoleName) -> None:
     pair = make_pair()
     queue = pair.side(role).rx_queues[0]
-    sender = pair.side("slave" if role == "master" else "master").tx_queues[0]
+    peer = pair.side("slave" if role == "master" else "master")
+    sender = peer.tx_queues[0]
     assert queue.fileno() not in runtime_of(pair.side(role))._registry
     assert not readable(queue)
     sender.send([b"one", b"two"])
     assert readable(queue)
     assert runtime_of(pair.side(role)).poll_event(0) == 0
+    assert runtime_of(peer).poll_event(0) <= 1  # its timer, on a busy machine: are the packets still there?
     assert queue.recv(1) == [b"one"]
     assert readable(queue)  # one stayed behind
     assert queue.recv(1) == [b"two"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from memifrt.errors import ErrorCode, MemifError
 from memifrt.types import Mode, printable
 
-Summary = Callable[[bytes], "str | None"]
+Summary = Callable[[bytes], str | None]
 
 
 def scapy_summary(mode: Mode) -> Summary:

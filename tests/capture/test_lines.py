@@ -301,6 +301,16 @@ def test_a_summary_can_make_the_line_and_a_dump_follows() -> None:
     assert printer.text(INNER, 0, len(INNER), 101).startswith("IP 192.168.1.1.5000 > ")
 
 
+@pytest.mark.parametrize(
+    ("offset", "words"), [(0x40, "[bad hdr length 16 - too short, < 20]"), (0xF0, "[bad hdr length 60 - too long, > ")]
+)
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_wrong_length_of_a_tcp_header_is_named(offset: int, words: str, quiet: bool) -> None:
+    packet = ip4(6, tcp(2))
+    wrong = packet[:46] + bytes((offset,)) + packet[47:]
+    assert words in LinePrinter(LineStyle(quiet=quiet)).text(wrong, 0, len(wrong), 1)
+
+
 @pytest.mark.parametrize("when", [-1, -(1 << 70), 1 << 63, 1 << 90])
 @pytest.mark.parametrize("kind", range(6))
 def test_any_time_can_be_printed(kind: int, when: int) -> None:

@@ -17,11 +17,14 @@ from memifrt import Interface
 from memifrt.gevent import GeventInterface, open_interface, open_runtime
 from tests.lib import programs
 from tests.lib.support import DEADLINE
-from tests.lib.ticker import ATTEMPTS, BEAT, LATE, hold_up, waited_for_cpu
+from tests.lib.ticker import BEAT, LATE, hold_up, waited_for_cpu
 
 gevent.get_hub()  # its fds are there before any test
 
 BEATS = 80
+#: A neighbour on the same host can hold us up in ways that our kernel does not see. So a worse one may be luck, and all
+#: of so many may not.
+ATTEMPTS = 3
 
 
 def latest_beat(until: Callable[[], object] = lambda: True) -> float:

@@ -1,6 +1,7 @@
 """memifrt and a VPP that is no stand-in. ``make test-vpp`` runs this; ``make test`` does not, for Debian has no VPP.
 
-VPP is the ``vpp`` on PATH, or the one that MEMIFRT_VPP names.
+VPP is the ``vpp`` on PATH, or the one that MEMIFRT_VPP names. ``memif`` is the plugin's own fixture, so that the report
+of a failed test has what VPP traced and counted.
 """
 
 from __future__ import annotations
@@ -42,14 +43,6 @@ every_mode = pytest.mark.parametrize("vpp_rx_mode", ["interrupt", "adaptive", "p
 
 
 @pytest.fixture
-def memif() -> Iterator[Memif]:
-    """What the fixture of this name gives to others."""
-    memif = Memif(DEADLINE, keep=100)
-    yield memif
-    memif.close()
-
-
-@pytest.fixture
 def vpp(memif: Memif) -> Iterator[Vpp]:
     vpp = memif.vpp()
     yield vpp
@@ -70,13 +63,14 @@ def do(vpp: Vpp, *commands: str) -> None:
         assert re.fullmatch(r"(memif\d+/\d+)?", said), said
 
 
-def create_master(vpp: Vpp, socket: str, number: int = 1, *, address: str = "192.168.1.1/24") -> None:
+def create_master(vpp: Vpp, socket: str) -> None:
+    """VPP listens, and has the address 192.168.1.1."""
     do(
         vpp,
-        f"create memif socket id {number} filename {socket}",
-        f"create interface memif id 0 socket-id {number} master",
-        f"set interface state memif{number}/0 up",
-        f"set interface ip address memif{number}/0 {address}",
+        f"create memif socket id 1 filename {socket}",
+        "create interface memif id 0 socket-id 1 master",
+        "set interface state memif1/0 up",
+        "set interface ip address memif1/0 192.168.1.1/24",
     )
 
 

@@ -394,7 +394,7 @@ def test_example_with_vpp_passes_with_a_stand_in_for_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("example", [EXAMPLE, VPP_EXAMPLE], ids=lambda path: path.name)
-def test_examples_run_from_the_repository_as_their_page_says(example: Path, tmp_path: Path) -> None:
+def test_examples_run_from_the_repository_as_their_page_says(example: Path) -> None:
     done = run_pytest(ROOT, "-q", str(example.relative_to(ROOT)), MEMIFRT_VPP="", MEMIFRT_TESTPMD="")
     assert done.returncode == 0, done.stdout + done.stderr
 
